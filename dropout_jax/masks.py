@@ -1,0 +1,206 @@
+"""The mask, version 1: the only place where random bits are made.
+
+Specification. A mask is a function of a key, a rate and a shape. All integers are unsigned and
+32 bits wide, and arithmetic on them is modulo 2^32.
+
+1. Threshold. T = rint((1 - rate) * 2^16), an integer from 0 to 2^16, where rate is first rounded to
+   float32, the subtraction is rounded to float32, and rint rounds halves to even. An element is
+   kept with probability T / 2^16, and a kept element is multiplied by 2^16 / T, so that the
+   expectation is exact. A rate below 1 whose T is 0 is an error if the rate is known, and takes
+   T = 1 if it is traced. A traced rate outside [0, 1] gives NaN.
+2. Seed. The key is folded: key' = jax.random.fold_in(key, 0x64726F70) ("drop"), so that no word of a
+   mask equals a word of a child key. A threefry2x32 key' is two words, K0 and K1. A key' of another
+   implementation is reduced to two: jax.random.bits(key', (2,), uint32).
+   (For threefry2x32, fold_in(key, n) is the block Threefry(key, counter = (0, n)).)
+3. Shape. Axes in broadcast_dims count as length 1. If there is no axis, or the last one is then
+   shorter than 32, the array is taken flat: one row of all its elements in C order. Otherwise the
+   rows run along the last axis, and `row` is the linear index, in C order, over the other axes.
+4. Words. A row of D elements has ceil(D / 32) words; bit i (of value 2^i) of word w belongs to
+   element 32 w + i. Bits beyond D are not used.
+5. Planes. There are 16 planes of words. For p from 0 to 7, planes 2p and 2p + 1 of the word w of a
+   row are the two output words of Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror and Shaw,
+   "Parallel random numbers: as easy as 1, 2, 3", 2011), key (K0, K1), counter (row, 8 w + p).
+6. Combination. The mask word M starts as 0, or as 2^32 - 1 if T = 2^16. For j from 0 to 15:
+   M = M | plane_j if bit j of T is 1, else M = M & plane_j. An element is kept if its bit of M is 1.
+   (Planes below the lowest set bit of T leave M at 0 and need not be made. Equivalently: with u the
+   16-bit number whose bit j is the element's bit of plane j, the element is kept if u + T >= 2^16.)
+
+Plain facts that follow: row and word are global indices, so a mask does not depend on how an array
+is laid out or sharded, and any tile of it can be made alone; a key and a shape give nested masks,
+what is kept at one rate is kept at every lower one; nothing wraps below 2^32 rows of 2^34 elements.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dropout_jax import _checks
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, UInt32
+
+FOLD = 0x64726F70  # "drop" in ASCII
+WORD = 32  # elements to a word
+PLANES = 16
+ONE = 1 << PLANES  # the threshold that keeps everything
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_PARITY = 0x1BD11BDA
+
+
+def keep_mask(key, rate, shape, *, broadcast_dims=()) -> Bool[Array, "..."]:
+    """Draw the mask that `dropout` with the same key, rate and shape applies: True is kept.
+
+    Formula: each element is kept with probability T / 2^16, T = rint((1 - rate) * 2^16), by the
+    specification at the head of this module. Elements along `broadcast_dims` share one decision.
+
+    Args:
+      key: one PRNG key, typed or raw. (There is no mask at evaluation: None is an error.)
+      rate: the probability of dropping, in [0, 1]; a number or a scalar array, traced or not. A
+        traced rate outside [0, 1] keeps everything (the ops return NaN for it).
+      shape: the shape of the array the mask is for.
+      broadcast_dims: axes along which the mask is the same; negative numbers count from the last.
+
+    Returns:
+      A bool array of `shape`, with size 1 on the axes in `broadcast_dims`.
+
+    Raises:
+      TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
+
+    Source: docstring of `dropout_jax.masks`; Threefry is Salmon et al., SC 2011.
+
+    Example:
+      >>> import jax
+      >>> from dropout_jax import keep_mask
+      >>> keep_mask(jax.random.key(0), 0.5, (2, 4)).astype(int)
+      Array([[1, 1, 0, 0],
+             [1, 1, 1, 0]], dtype=int32)
+    """
+    key = _checks.key(key)
+    if key is None:
+        raise TypeError(
+            "key=None is not allowed: key must be one PRNG key. There is no mask at evaluation; "
+            "make a key with jax.random.key(seed)."
+        )
+    rate = _checks.rate(rate)
+    shape = mask_shape(_checks.shape(shape), broadcast_dims)
+    return _keep_mask(key, jnp.float32(rate), shape)
+
+
+def mask_shape(shape: tuple[int, ...], broadcast_dims) -> tuple[int, ...]:
+    """The shape with size 1 on the axes along which the mask is shared."""
+    shared = _checks.axes(broadcast_dims, len(shape))
+    return tuple(1 if axis in shared else size for axis, size in enumerate(shape))
+
+
+@jax.jit(static_argnames="shape")
+def _keep_mask(key, rate, shape):
+    return unpack(packed_mask(key, rate, shape), shape)
+
+
+def threshold(rate: Float[Array, ""]) -> UInt32[Array, ""]:
+    """T of the specification; a traced rate outside [0, 1] keeps everything (and is scaled by NaN)."""
+    rounded = jnp.rint((1 - rate) * ONE)
+    at_least_one = jnp.where(rate < 1, jnp.maximum(rounded, 1), rounded)
+    in_range = (rate >= 0) & (rate <= 1)
+    return jnp.where(in_range, at_least_one, ONE).astype(jnp.uint32)
+
+
+def packed_mask(key, rate: Float[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, "..."]:
+    """The mask as words, 32 elements to each: the last axis of the result counts words."""
+    lead, width = _rows(shape)
+    words = (*lead, _word_count(width))
+    key_words = _seed(key)
+    # The barrier hides a constant T, so the loop stays a loop: the words are then materialised once
+    # instead of being made again in each of the 32 elements that XLA would fuse them into.
+    keep = lax.optimization_barrier(threshold(rate))
+    lowest_bit = lax.population_count(~keep & (keep - 1)).astype(jnp.int32)
+    first = jnp.where(keep >= ONE, PLANES, lowest_bit) // 2
+
+    def two_planes(pair, mask):
+        row, word = _counters(words)  # inside the loop, or XLA would keep them in memory
+        pair = pair.astype(jnp.uint32)
+        even, odd = threefry2x32(key_words, (row, word * (PLANES // 2) + pair))
+        mask = _combine(mask, even, keep >> (2 * pair))
+        return _combine(mask, odd, keep >> (2 * pair + 1))
+
+    # "& 0" lends the start the key's type: under shard_map it may vary from device to device.
+    start = jnp.broadcast_to(_spread(keep >> PLANES) | (key_words[0] & 0), words)
+    return lax.fori_loop(first, PLANES // 2, two_planes, start)
+
+
+def unpack(words: UInt32[Array, "..."], shape: tuple[int, ...]) -> Bool[Array, "..."]:
+    """The bits of the words as a bool array of the mask's shape."""
+    lead, width = _rows(shape)
+    bit = lax.broadcasted_iota(jnp.uint32, (*words.shape, WORD), words.ndim)
+    bits = (words[..., None] >> bit) & 1
+    flat = bits.reshape(*lead, words.shape[-1] * WORD)[..., :width]
+    return flat.reshape(shape) != 0
+
+
+def threefry2x32(key, counter):
+    """Threefry-2x32 with 20 rounds, unrolled so that XLA makes one loop of it."""
+    (key0, key1), (x0, x1) = key, counter
+    schedule = (key0, key1, key0 ^ key1 ^ jnp.uint32(_PARITY))
+    x0, x1 = x0 + schedule[0], x1 + schedule[1]
+    for group in range(5):
+        for distance in _ROTATIONS[group % 2]:
+            x0 = x0 + x1
+            x1 = (x1 << distance) | (x1 >> (32 - distance))
+            x1 = x1 ^ x0
+        x0 = x0 + schedule[(group + 1) % 3]
+        x1 = x1 + schedule[(group + 2) % 3] + jnp.uint32(group + 1)
+    return x0, x1
+
+
+def _rows(shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+    """The leading axes and the row length: short last axes are taken flat."""
+    if not shape or shape[-1] < WORD:
+        return (), math.prod(shape)
+    return shape[:-1], shape[-1]
+
+
+def _word_count(width: int) -> int:
+    return -(-width // WORD)
+
+
+def _counters(shape: tuple[int, ...]):
+    """The global row and word index of every word, as iotas: they shard without communication."""
+    *lead, _ = shape
+    row, stride = jnp.zeros(shape, jnp.uint32), 1
+    for axis in reversed(range(len(lead))):
+        row = row + lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
+        stride *= lead[axis]
+    return row, lax.broadcasted_iota(jnp.uint32, shape, len(lead))
+
+
+def _spread(bit):
+    """All ones if the bit is 1, else all zeros."""
+    return -(bit & 1)
+
+
+def _combine(mask, plane, bit):
+    """mask | plane where the bit is 1, mask & plane where it is 0: a majority vote of three."""
+    return (mask & plane) | (_spread(bit) & (mask | plane))
+
+
+def _seed(key):
+    """The two words K0 and K1 of the specification."""
+    # Draws nothing; tells jax.debug_key_reuse that the key is used up, which fold_in does not.
+    jax.random.bits(key, (0,), jnp.uint32)
+    if jax.random.key_impl(key) == "threefry2x32":
+        words = jax.random.key_data(jax.random.fold_in(key, FOLD))
+    else:
+        words = _two_words(key)
+    return words[0], words[1]
+
+
+@jax.custom_batching.sequential_vmap
+def _two_words(key):
+    # JAX's own vmap of rbg keys draws other bits than a loop does; this loops.
+    return jax.random.bits(jax.random.fold_in(key, FOLD), (2,), jnp.uint32)

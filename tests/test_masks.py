@@ -1,0 +1,148 @@
+"""The specification of the mask, line by line, against the oracle; and where it may be made."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dropout_jax import keep_mask, masks, reference
+
+last_axes = st.sampled_from([1, 31, 32, 33, 100]) | st.integers(0, 3000)
+shapes = st.just(()) | st.builds(
+    lambda lead, last: (*lead, last), st.lists(st.integers(0, 5), max_size=3), last_axes
+)
+rates = st.sampled_from([0.0, 0.5, 0.25, 0.1, 1.0, 2**-16, 1 - 2**-16]) | st.floats(0, 0.99)
+
+
+def expected(key, rate, shape, broadcast_dims=()):
+    """The oracle's mask for a key of any implementation."""
+    folded = jax.random.fold_in(key, masks.FOLD)
+    if jax.random.key_impl(key) == "threefry2x32":
+        return reference.keep_mask(
+            jax.random.key_data(key), rate, shape, broadcast_dims=broadcast_dims
+        )
+    seed = jax.random.bits(folded, (2,), jnp.uint32)
+    return reference.mask_of_seed(seed, rate, shape, broadcast_dims=broadcast_dims)
+
+
+@given(
+    shape=shapes,
+    rate=rates,
+    seed=st.integers(0, 2**31 - 1),
+    impl=st.sampled_from(["threefry2x32", "philox4x32", "rbg"]),
+    data=st.data(),
+)
+def test_mask_is_the_oracles_bit_for_bit(shape, rate, seed, impl, data):
+    dims = data.draw(st.sets(st.integers(0, len(shape) - 1)) if shape else st.just(set()))
+    key = jax.random.key(seed, impl=impl)
+    mask = keep_mask(key, rate, shape, broadcast_dims=tuple(dims))
+    assert mask.dtype == bool
+    assert mask.shape == tuple(1 if i in dims else n for i, n in enumerate(shape))
+    np.testing.assert_array_equal(mask, expected(key, rate, shape, tuple(dims)))
+
+
+def test_known_answer(key):
+    """The first words of version 1, which no later version of this code may change."""
+    packed = masks.packed_mask(jax.random.key(0), jnp.float32(0.1), (2, 64))
+    assert [[f"{int(word):08x}" for word in row] for row in packed] == [
+        ["f7ffff7b", "fffeffff"],
+        ["fbbfffbf", "fffffffb"],
+    ]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.75, 1.0])
+def test_eager_jit_traced_rate_and_vmap_agree(key, rate):
+    shape = (5, 70)
+    eager = keep_mask(key, rate, shape)
+    np.testing.assert_array_equal(jax.jit(lambda k: keep_mask(k, rate, shape))(key), eager)
+    np.testing.assert_array_equal(jax.jit(lambda k, r: keep_mask(k, r, shape))(key, rate), eager)
+    keys = jax.random.split(key, 3)
+    loop = jnp.stack([keep_mask(k, rate, shape) for k in keys])
+    np.testing.assert_array_equal(jax.vmap(lambda k: keep_mask(k, rate, shape))(keys), loop)
+    several = jnp.float32([rate, 0.3])
+    by_rate = jax.vmap(lambda r: keep_mask(key, r, shape))(several)
+    np.testing.assert_array_equal(by_rate[0], eager)
+
+
+@pytest.mark.parametrize("impl", ["philox4x32", "rbg", "unsafe_rbg"])
+def test_vmap_over_keys_of_any_implementation_equals_a_loop(impl):
+    keys = jax.random.split(jax.random.key(1, impl=impl), 4)
+    loop = jnp.stack([keep_mask(k, 0.3, (3, 40)) for k in keys])
+    np.testing.assert_array_equal(jax.vmap(lambda k: keep_mask(k, 0.3, (3, 40)))(keys), loop)
+
+
+def test_raw_and_typed_keys_agree(key):
+    raw = jax.random.key_data(key)
+    np.testing.assert_array_equal(keep_mask(raw, 0.3, (50,)), keep_mask(key, 0.3, (50,)))
+
+
+def test_masks_are_nested_in_the_rate(key):
+    kept = [np.asarray(keep_mask(key, rate, (4, 500))) for rate in (0.1, 0.35, 0.36, 0.8)]
+    for low, high in zip(kept, kept[1:], strict=False):
+        assert (low | ~high).all()
+        assert (low & ~high).any()
+
+
+def test_short_last_axis_is_taken_flat(key):
+    flat = keep_mask(key, 0.3, (6 * 31,))
+    np.testing.assert_array_equal(keep_mask(key, 0.3, (6, 31)).ravel(), flat)
+    assert (keep_mask(key, 0.3, (6, 32)).ravel() != keep_mask(key, 0.3, (6 * 32,))).any()
+
+
+def test_a_row_can_be_made_alone_and_a_longer_row_begins_alike(key):
+    whole = keep_mask(key, 0.3, (7, 256))
+    np.testing.assert_array_equal(whole[:3], keep_mask(key, 0.3, (3, 256)))
+    np.testing.assert_array_equal(whole[:, :100], keep_mask(key, 0.3, (7, 100)))
+
+
+def test_traced_rates_at_the_edges(key):
+    traced = jax.jit(lambda r: keep_mask(key, r, (64, 1024)).sum())
+    assert traced(1.0) == 0
+    assert traced(0.0) == 64 * 1024
+    assert traced(2**-18) == 64 * 1024
+    assert 0 <= traced(1 - 2**-20) < 20  # T = 1: one in 65536
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_mask_is_the_same_with_x64(key, x64):
+    code = """
+import jax, numpy as np
+from dropout_jax import keep_mask
+key = jax.random.key(20141)
+make = [keep_mask(key, r, (9, 77)) for r in (0.1, np.float64(0.1), np.float32(0.1))]
+make.append(jax.jit(lambda r: keep_mask(key, r, (9, 77)))(0.1))
+print(*(np.packbits(m).tobytes().hex() for m in make))
+"""
+    env = os.environ | {"JAX_ENABLE_X64": str(int(x64))}
+    out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True)
+    hexes = set(out.stdout.decode().split())
+    assert hexes == {np.packbits(keep_mask(key, 0.1, (9, 77))).tobytes().hex()}
+
+
+def test_a_rate_that_changes_does_not_retrace(key):
+    traces = []
+
+    @jax.jit
+    def step(rate):
+        traces.append(rate)
+        return keep_mask(key, rate, (40,))
+
+    for rate in (0.1, 0.2, 0.5, 0.0, 1.0):
+        step(rate)
+    assert len(traces) == 1
+
+
+def test_random_bits_are_made_in_masks_only():
+    import pathlib
+
+    makers = ("random.bits", "random.uniform", "random.bernoulli", "random.normal", "threefry")
+    for path in pathlib.Path(masks.__file__).parent.glob("*.py"):
+        if path.stem not in ("masks", "reference"):
+            text = path.read_text()
+            assert not any(maker in text for maker in makers), path.name

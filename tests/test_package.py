@@ -1,0 +1,79 @@
+"""What importing costs and brings, and that imports point down."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import dropout_jax
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# Each module may import these modules of its own package, and no others.
+ALLOWED = {
+    "dropout_jax": {
+        "_checks": set(),
+        "reference": set(),
+        "keys": {"_checks"},
+        "masks": {"_checks"},
+        "_apply": {"_checks", "masks"},
+        "elementwise": {"_apply", "_checks", "masks"},
+        "nn": {"elementwise"},
+        "__init__": {"_apply", "elementwise", "keys", "masks"},
+    },
+}
+
+
+def run(code):
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_importing_needs_jax_and_numpy_only():
+    code = """
+import sys
+import jax, jax.numpy
+before = set(sys.modules)
+import dropout_jax
+print(*sorted({name.split(".")[0] for name in set(sys.modules) - before}))
+"""
+    assert set(run(code).split()) <= {"dropout_jax", "hashlib", "_hashlib", "_blake2"}
+
+
+def test_importing_runs_nothing_on_a_device():
+    code = "import jax, dropout_jax; print(len(jax.live_arrays()))"
+    assert run(code).strip() == "0"
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_imports_point_down(package):
+    for path in sorted((ROOT / package).glob("*.py")):
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(package):
+                inner = node.module.split(".")[1:]
+                found |= {inner[0]} if inner else {alias.name for alias in node.names}
+        assert found <= ALLOWED[package][path.stem], path.name
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*/*.py")), ids=lambda path: path.name)
+def test_first_line_says_the_purpose_and_no_private_jax(path):
+    if ".venv" in path.parts:
+        return
+    text = path.read_text()
+    assert (ast.get_docstring(ast.parse(text)) or "").strip(), (
+        "a file's first line says its purpose"
+    )
+    assert "jax._src" not in text or path.name == "test_package.py"
+
+
+def test_everything_public_has_a_docstring_with_an_example():
+    names = [name for name in vars(dropout_jax) if name in dropout_jax.__all__]
+    assert names
+    for name in names:
+        doc = getattr(dropout_jax, name).__doc__
+        for part in ("Formula", "Args:", "Returns:", "Raises:", "Example:", ">>>"):
+            assert part in doc, f"{name}: {part}"

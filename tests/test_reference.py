@@ -1,0 +1,56 @@
+"""The oracle against published answers and against JAX, and its independence."""
+
+import ast
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dropout_jax import reference
+
+ONES = 0xFFFFFFFF
+
+
+# Random123 1.14, tests/kat_vectors: rounds, counter, key, result.
+@pytest.mark.parametrize(
+    ("rounds", "counter", "key", "result"),
+    [
+        (20, (0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
+        (20, (ONES, ONES), (ONES, ONES), (0x1CB996FC, 0xBB002BE7)),
+        (20, (0x243F6A88, 0x85A308D3), (0x13198A2E, 0x03707344), (0xC4923A9C, 0x483DF7A0)),
+        (13, (0, 0), (0, 0), (0x9D1C5EC6, 0x8BD50731)),
+        (13, (ONES, ONES), (ONES, ONES), (0xFD36D048, 0x2D17272C)),
+        (13, (0x243F6A88, 0x85A308D3), (0x13198A2E, 0x03707344), (0xBA3E4725, 0xF27D669E)),
+    ],
+)
+def test_threefry_gives_the_random123_known_answers(rounds, counter, key, result):
+    assert tuple(int(word) for word in reference.threefry2x32(key, counter, rounds)) == result
+
+
+@given(seed=st.integers(0, 2**31 - 1), data=st.integers(0, 2**32 - 1))
+def test_fold_in_is_jaxs(seed, data):
+    key = jax.random.key(seed)
+    ours = reference.fold_in(jax.random.key_data(key), data)
+    np.testing.assert_array_equal(ours, jax.random.key_data(jax.random.fold_in(key, data)))
+
+
+@pytest.mark.parametrize(
+    ("rate", "threshold"),
+    [(0.0, 65536), (0.5, 32768), (0.1, 58982), (0.25, 49152), (1.0, 0), (2**-17, 65536)],
+)
+def test_threshold_by_hand(rate, threshold):
+    assert reference.threshold(rate) == threshold
+
+
+def test_oracle_imports_numpy_and_the_standard_library_only():
+    tree = ast.parse(pathlib.Path(reference.__file__).read_text())
+    imported = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    } | {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert imported == {"math", "numpy"}
