@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Inexact
 
 
-def apply_mask(x, keep, rate) -> Inexact[Array, "..."]:
+def apply_mask(x, keep, rate) -> Inexact[Array, ...]:
     """Zero what a mask drops and scale what it keeps: a mask from anywhere can be used.
 
     Formula: y = x * 2^16 / T where keep, else 0, with T = rint((1 - rate) * 2^16) (and 0 everywhere
@@ -49,7 +49,7 @@ def apply_mask(x, keep, rate) -> Inexact[Array, "..."]:
     return _in_sharding_of(x, select)(x, keep, rate)
 
 
-def drop(x, rate, key, mask_shape: tuple[int, ...]) -> Inexact[Array, "..."]:
+def drop(x, rate, key, mask_shape: tuple[int, ...]) -> Inexact[Array, ...]:
     """Draw the mask of `mask_shape` (which broadcasts to x) and apply it; arguments are checked."""
     if not isinstance(rate, jax.Array) and rate < 2.0**-17:
         return x  # T = 2^16: everything is kept and nothing is scaled

@@ -31,7 +31,7 @@ def rate(value: Any, name: str = "rate") -> float | jax.Array:
     A concrete value is checked here; a traced one cannot be, and gives NaN in the op.
     """
     allowed = "a probability of dropping, a real number in [0, 1]"
-    if isinstance(value, bool | np.bool_) or getattr(value, "dtype", None) == bool:
+    if isinstance(value, bool | np.bool_) or getattr(value, "dtype", None) == np.bool_:
         _fail(TypeError, name, value, allowed, "Write 0.0 or 1.0 if that is what is meant.")
     is_array = isinstance(value, np.ndarray | jax.Array)
     if is_array and value.ndim:

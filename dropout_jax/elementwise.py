@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Inexact
 
 
-def dropout(x, rate, *, key, broadcast_dims=()) -> Inexact[Array, "..."]:
+def dropout(x, rate, *, key, broadcast_dims=()) -> Inexact[Array, ...]:
     """Drop elements of `x` with probability `rate` and scale the rest, so the expectation is `x`.
 
     Formula: y = x * 2^16 / T with probability T / 2^16, else 0; T = rint((1 - rate) * 2^16).

@@ -1,6 +1,8 @@
 """The specification of the mask, line by line, against the oracle; and where it may be made."""
 
+import itertools
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -84,7 +86,7 @@ def test_raw_and_typed_keys_agree(key):
 
 def test_masks_are_nested_in_the_rate(key):
     kept = [np.asarray(keep_mask(key, rate, (4, 500))) for rate in (0.1, 0.35, 0.36, 0.8)]
-    for low, high in zip(kept, kept[1:], strict=False):
+    for low, high in itertools.pairwise(kept):
         assert (low | ~high).all()
         assert (low & ~high).any()
 
@@ -139,8 +141,6 @@ def test_a_rate_that_changes_does_not_retrace(key):
 
 
 def test_random_bits_are_made_in_masks_only():
-    import pathlib
-
     makers = ("random.bits", "random.uniform", "random.bernoulli", "random.normal", "threefry")
     for path in pathlib.Path(masks.__file__).parent.glob("*.py"):
         if path.stem not in ("masks", "reference"):

@@ -75,7 +75,7 @@ def test_gradient_is_the_same_mask_on_the_cotangent(op, rate, traced, key):
         x, g = jnp.asarray(sample(shape)), jnp.asarray(sample(shape, seed=1))
 
         def pullback(x, g, rate):
-            return jax.vjp(lambda x: op.fn(x, rate, key=key), x)[1](g)[0]  # noqa: B023
+            return jax.vjp(lambda x: op.fn(x, rate, key=key), x)[1](g)[0]
 
         got = jax.jit(pullback)(x, g, rate) if traced else pullback(x, g, rate)
         np.testing.assert_array_equal(got, op.oracle(np.asarray(g), rate, key=words(key)))

@@ -1,0 +1,5 @@
+"""`python -m minigpt`: the command line."""
+
+from minigpt.cli import main
+
+main()

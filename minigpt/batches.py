@@ -1,0 +1,41 @@
+"""Which tokens a step sees: batch(seed, step), a pure function."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Batch(NamedTuple):
+    """Rows of tokens, and for each the token that comes next."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+
+
+def batch(tokens: np.ndarray, seed: int, step: int, batch_size: int, block_size: int) -> Batch:
+    """Take `batch_size` windows at places that depend on (seed, step) alone.
+
+    The places are raw words of Philox, whose stream NumPy promises never to change (that of
+    Generator.integers may). The remainder's bias is below 2^-30.
+    """
+    require_length(tokens, block_size)
+    words = np.random.Philox(key=seed, counter=[0, step, 0, 0]).random_raw(batch_size)
+    return windows(tokens, words % np.uint64(len(tokens) - block_size), block_size)
+
+
+def windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> Batch:
+    """The windows of block_size tokens at `starts`, and the same one token later."""
+    index = starts.astype(np.int64)[:, None] + np.arange(block_size + 1)
+    rows = tokens[index].astype(np.int32)
+    return Batch(rows[:, :-1], rows[:, 1:])
+
+
+def require_length(tokens: np.ndarray, block_size: int) -> None:
+    """A text must hold one window and the token after it."""
+    if len(tokens) <= block_size:
+        raise ValueError(
+            f"a text of {len(tokens)} tokens is not allowed: it must be longer than "
+            f"block_size={block_size}. Give more text, or a smaller --model.block-size."
+        )

@@ -1,0 +1,177 @@
+"""The command `minigpt`: train, sample, eval."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from minigpt.config import PRESETS, Config, DropoutConfig, PresetName
+
+DEFAULT_PRESET: PresetName = "shakespeare-char-cpu"
+_TYRO: Any = (tyro.conf.FlagConversionOff,)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a GPT. Later wins: --preset, --config, --dropout, then single options."""
+
+    preset: PresetName = DEFAULT_PRESET
+    """where the defaults come from"""
+    config: Path | None = None
+    """a TOML file with any of the options below, such as a run's config.toml"""
+    dropout: float | None = None
+    """one rate for the four sites nanoGPT drops at: embed, attn-weights, attn-out, mlp-out"""
+    settings: Annotated[Config, tyro.conf.OmitArgPrefixes] = dataclasses.field(
+        default_factory=Config
+    )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Write text with a trained model."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """the directory that `minigpt train` wrote"""
+    prompt: str = "\n"
+    """the text to go on from"""
+    tokens: int = 500
+    temperature: float = 1.0
+    """0 takes the likeliest token"""
+    top_k: int | None = None
+    """draw from the k likeliest tokens only"""
+    top_p: float | None = None
+    """draw from the fewest tokens that hold this probability"""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Measure a trained model on the whole validation text."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """the directory that `minigpt train` wrote"""
+    json: bool = False
+    """print one JSON object"""
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line; a bad value is one line and exit code 2."""
+    args = sys.argv[1:] if args is None else args
+    try:
+        if args[:1] == ["train"]:
+            _train(_parse_train(args[1:]))
+            return
+        commands: Any = Annotated[Train, tyro.conf.subcommand("train")] | Sample | Eval
+        command = tyro.cli(
+            commands, args=args, prog="minigpt", config=(tyro.conf.FlagConversionOff,)
+        )
+        _sample(command) if isinstance(command, Sample) else _eval(command)
+    except ValueError as error:
+        print(f"minigpt: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parse_train(args: list[str]) -> Train:
+    """Parse twice: what chooses the defaults, then everything on top of them."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", choices=PRESETS, default=DEFAULT_PRESET)
+    first.add_argument("--config", type=Path)
+    first.add_argument("--dropout", type=float)
+    chosen, _ = first.parse_known_args(args)
+    settings = PRESETS[chosen.preset]
+    if chosen.config is not None:
+        settings = _read_toml(chosen.config, settings)
+    if chosen.dropout is not None:
+        model = dataclasses.replace(settings.model, dropout=DropoutConfig.uniform(chosen.dropout))
+        settings = dataclasses.replace(settings, model=model)
+    default = Train(chosen.preset, chosen.config, chosen.dropout, settings)
+    return tyro.cli(Train, args=args, default=default, prog="minigpt train", config=_TYRO)
+
+
+def _read_toml(path: Path, default: Config) -> Config:
+    """A file's settings on top of the defaults, checked as if given as options."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"config={str(path)!r} cannot be read: {error}.") from None
+    options = [word for name, value in _flat(tables) for word in (f"--{name}", str(value))]
+    return tyro.cli(Config, args=options, default=default, prog=f"minigpt: {path}", config=_TYRO)
+
+
+def _flat(tables: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs = []
+    for name, value in tables.items():
+        is_table = isinstance(value, dict)
+        pairs += _flat(value, f"{prefix}{name}.") if is_table else [(prefix + name, value)]
+    return pairs
+
+
+def _train(command: Train) -> None:
+    from minigpt.loop import train
+    from minigpt.rundir import first_free
+
+    settings = command.settings
+    run_dir = settings.run_dir or first_free(Path("runs"), command.preset)
+    train(dataclasses.replace(settings, run_dir=run_dir), run_dir, Console())
+
+
+def _load(run_dir: Path):
+    """A run and its trained model, ready for evaluation."""
+    from minigpt import checkpoint
+    from minigpt.rundir import Run
+    from minigpt.train_step import start
+
+    run = Run.load(run_dir)
+    training = start(run.config, run.vocab_size)
+    return run, training._replace(state=checkpoint.restore(run_dir, training.state))
+
+
+def _sample(command: Sample) -> None:
+    from minigpt.sample import generate
+
+    run, training = _load(command.run_dir)
+    ids = generate(
+        training.logits,
+        training.state.params,
+        run.tokenizer.encode(command.prompt),
+        tokens=command.tokens,
+        block_size=run.config.model.block_size,
+        vocab_size=run.tokenizer.vocab_size,
+        temperature=command.temperature,
+        top_k=command.top_k,
+        top_p=command.top_p,
+        seed=command.seed,
+    )
+    print(command.prompt + run.tokenizer.decode(list(ids)))
+
+
+def _eval(command: Eval) -> None:
+    from minigpt import corpus
+    from minigpt.evaluate import evaluate
+
+    run, training = _load(command.run_dir)
+    text = corpus.load(run.config.data).validation
+    result = evaluate(
+        training.eval_step,
+        training.state.params,
+        run.tokenizer.encode(text),
+        len(text),
+        batch_size=run.config.batch_size,
+        block_size=run.config.model.block_size,
+    )
+    if command.json:
+        print(json.dumps(result._asdict()))
+        return
+    print(
+        f"validation loss {result.loss:.4f} nats a token, perplexity {result.perplexity:.3f}, "
+        f"{result.bits_per_character:.4f} bits a character, over {result.tokens:,} tokens"
+    )

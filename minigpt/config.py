@@ -1,0 +1,151 @@
+"""Every setting of a run and its default: frozen dataclasses and the presets; no JAX."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+
+def _require(holds: bool, name: str, value: Any, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f"{name}={value!r} is not allowed: it must be {allowed}.")
+
+
+def _require_counts(config: Any, *names: str) -> None:
+    for name in names:
+        _require(getattr(config, name) >= 1, name, getattr(config, name), "at least 1")
+
+
+@dataclass(frozen=True)
+class DropoutConfig:
+    """The rate of each dropout site: the probability of dropping, in [0, 1)."""
+
+    embed: float = 0.0
+    """the sum of token and position embeddings"""
+    attn_weights: float = 0.0
+    """the attention weights after the softmax"""
+    attn_out: float = 0.0
+    """the output of the attention's projection"""
+    mlp_hidden: float = 0.0
+    """the hidden layer of the MLP, after GELU"""
+    mlp_out: float = 0.0
+    """the output of the MLP"""
+    drop_path: float = 0.0
+    """whole residual branches, row by row of the batch"""
+
+    def __post_init__(self):
+        for name, rate in dataclasses.asdict(self).items():
+            _require(0 <= rate < 1, f"dropout.{name}", rate, "a probability of dropping in [0, 1)")
+
+    @classmethod
+    def uniform(cls, rate: float) -> DropoutConfig:
+        """The four sites that nanoGPT drops at, at one rate: what `--dropout RATE` sets."""
+        return cls(embed=rate, attn_weights=rate, attn_out=rate, mlp_out=rate)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of the GPT."""
+
+    n_layer: int = 4
+    """transformer blocks"""
+    n_head: int = 4
+    """attention heads to a block"""
+    n_embd: int = 128
+    """width, a multiple of n_head"""
+    block_size: int = 64
+    """tokens of context"""
+    bias: bool = False
+    """biases in dense layers and layer norms"""
+    vocab_size: int | None = None
+    """rows of the token table; unset takes the tokenizer's, more leaves rows unused"""
+    dropout: DropoutConfig = field(default_factory=DropoutConfig)
+
+    def __post_init__(self):
+        _require_counts(self, "n_layer", "n_head", "n_embd", "block_size")
+        heads = f"a multiple of n_head={self.n_head}"
+        _require(self.n_embd % self.n_head == 0, "n_embd", self.n_embd, heads)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW, with a linear warm-up and a cosine to min_learning_rate at the last step."""
+
+    learning_rate: float = 1e-3
+    """the highest, at the end of the warm-up"""
+    min_learning_rate: float = 1e-4
+    """the last"""
+    warmup_steps: int = 100
+    beta1: float = 0.9
+    beta2: float = 0.99
+    weight_decay: float = 0.1
+    """of matrices and embeddings; vectors are not decayed"""
+    grad_clip: float = 1.0
+    """largest global norm of the gradient"""
+
+    def __post_init__(self):
+        _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
+        in_range = 0 <= self.min_learning_rate <= self.learning_rate
+        _require(in_range, "min_learning_rate", self.min_learning_rate, "in [0, learning_rate]")
+        _require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "at least 0")
+        for name in ("beta1", "beta2"):
+            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
+        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
+        _require(self.grad_clip > 0, "grad_clip", self.grad_clip, "positive")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run."""
+
+    data: Path | None = None
+    """a UTF-8 text, its last tenth for validation; unset takes Shakespeare's plays"""
+    run_dir: Path | None = None
+    """where the run is written; unset takes the first free runs/PRESET[-N]"""
+    seed: int = 1337
+    """of the weights, the batches and every dropout mask"""
+    steps: int = 2000
+    batch_size: int = 12
+    """rows of block_size tokens in a step"""
+    tokenizer: Literal["char", "byte"] = "char"
+    log_every: int = 10
+    """steps between lines of metrics.jsonl"""
+    eval_every: int = 250
+    """steps between validations; the last step is always validated"""
+    eval_batches: int = 20
+    """batches, evenly spread over a text, in the validations on the way"""
+    sample_tokens: int = 500
+    """tokens of the sample at the end"""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self):
+        _require_counts(self, "steps", "batch_size", "log_every", "eval_every", "eval_batches")
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2^32 - 1")
+        _require(self.sample_tokens >= 0, "sample_tokens", self.sample_tokens, "at least 0")
+
+
+def _shakespeare_char() -> Config:
+    model = ModelConfig(6, 6, 384, 256, dropout=DropoutConfig.uniform(0.2))
+    return Config(steps=5000, batch_size=64, eval_batches=4, model=model)
+
+
+def _gpt2() -> Config:
+    dropout = DropoutConfig.uniform(0.1)
+    model = ModelConfig(12, 12, 768, 1024, bias=True, vocab_size=50257, dropout=dropout)
+    optim = OptimConfig(6e-4, 6e-5, warmup_steps=2000, beta2=0.95)
+    return Config(steps=600_000, batch_size=12, tokenizer="byte", model=model, optim=optim)
+
+
+PresetName = Literal["shakespeare-char-cpu", "shakespeare-char", "gpt2"]
+
+# The first two are nanoGPT's published configurations (README and config/train_shakespeare_char.py
+# there), number for number; the third is GPT-2's 124M architecture and dropout (Radford et al.,
+# 2019) with the optimizer of nanoGPT's config/train_gpt2.py.
+PRESETS: dict[PresetName, Config] = {
+    "shakespeare-char-cpu": Config(),
+    "shakespeare-char": _shakespeare_char(),
+    "gpt2": _gpt2(),
+}

@@ -1,0 +1,128 @@
+"""The GPT: GPT-2's architecture in flax.nnx, with dropout at every site.
+
+model(tokens, key=key) trains, model(tokens, key=None) evaluates; the modules hold no random state.
+Pre-norm blocks, learned positions, GELU in its tanh form, the head tied to the token table.
+
+Each site folds its own name into the key, so that masks differ by site and layer, and adding a site
+changes no other: "embed"; ("block", i, site) for attn_weights, attn_out, mlp_hidden, mlp_out; and
+("block", i, "drop_path", branch) for the branches "attn" and "mlp".
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dropout_jax import dropout, fold
+from minigpt.config import ModelConfig
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
+
+_INIT_STD = 0.02
+
+
+class GPT(nnx.Module):
+    """Tokens to logits."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int, *, rngs: nnx.Rngs):
+        self.config = config
+        init = nnx.initializers.normal(_INIT_STD)
+        self.tokens = nnx.Embed(vocab_size, config.n_embd, embedding_init=init, rngs=rngs)
+        self.positions = nnx.Embed(config.block_size, config.n_embd, embedding_init=init, rngs=rngs)
+        self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.n_layer)])
+        self.norm = _layer_norm(config, rngs)
+
+    def __call__(
+        self, tokens: Int[Array, "batch time"], *, key: jax.Array | None
+    ) -> Float[Array, "batch time vocab"]:
+        """Logits of the next token at every position; `key=None` turns dropout off."""
+        x = self.tokens(tokens) + self.positions(jnp.arange(tokens.shape[1]))
+        x = dropout(x, self.config.dropout.embed, key=fold(key, "embed"))
+        for i, block in enumerate(self.blocks):
+            x = block(x, key=fold(key, "block", i))
+        return _flat(self.tokens.attend, self.norm(x))
+
+
+class Block(nnx.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); drop_path drops a branch for a whole row."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.rate = config.dropout.drop_path
+        self.attn_norm = _layer_norm(config, rngs)
+        self.attn = Attention(config, rngs=rngs)
+        self.mlp_norm = _layer_norm(config, rngs)
+        self.mlp = MLP(config, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch time dim"], *, key: jax.Array | None
+    ) -> Float[Array, "batch time dim"]:
+        x = x + self._drop_path(
+            self.attn(self.attn_norm(x), key=key), fold(key, "drop_path", "attn")
+        )
+        return x + self._drop_path(
+            self.mlp(self.mlp_norm(x), key=key), fold(key, "drop_path", "mlp")
+        )
+
+    def _drop_path(self, branch, key):
+        return dropout(branch, self.rate, key=key, broadcast_dims=(1, 2))
+
+
+class Attention(nnx.Module):
+    """Causal self-attention with dropout on the weights and on the output."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.qkv = _dense(config, config.n_embd, 3 * config.n_embd, rngs)
+        self.out = _dense(config, config.n_embd, config.n_embd, rngs, residual=True)
+
+    def __call__(
+        self, x: Float[Array, "batch time dim"], *, key: jax.Array | None
+    ) -> Float[Array, "batch time dim"]:
+        batch, time, dim = x.shape
+        heads = self.config.n_head
+        qkv = _flat(self.qkv, x).reshape(batch, time, 3, heads, dim // heads)
+        query, keys, values = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        scores = jnp.einsum("bthd,bshd->bhts", query, keys) / math.sqrt(dim // heads)
+        visible = jnp.tril(jnp.ones((time, time), bool))
+        weights = nnx.softmax(jnp.where(visible, scores, -jnp.inf))
+        rates = self.config.dropout
+        weights = dropout(weights, rates.attn_weights, key=fold(key, "attn_weights"))
+        context = jnp.einsum("bhts,bshd->bthd", weights, values).reshape(x.shape)
+        return dropout(_flat(self.out, context), rates.attn_out, key=fold(key, "attn_out"))
+
+
+class MLP(nnx.Module):
+    """Four times wider and back, with dropout on the hidden layer and on the output."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.rates = config.dropout
+        self.wide = _dense(config, config.n_embd, 4 * config.n_embd, rngs)
+        self.out = _dense(config, 4 * config.n_embd, config.n_embd, rngs, residual=True)
+
+    def __call__(
+        self, x: Float[Array, "batch time dim"], *, key: jax.Array | None
+    ) -> Float[Array, "batch time dim"]:
+        hidden = nnx.gelu(_flat(self.wide, x), approximate=True)
+        hidden = dropout(hidden, self.rates.mlp_hidden, key=fold(key, "mlp_hidden"))
+        return dropout(_flat(self.out, hidden), self.rates.mlp_out, key=fold(key, "mlp_out"))
+
+
+def _dense(config: ModelConfig, inputs: int, outputs: int, rngs: nnx.Rngs, residual=False):
+    """A dense layer with GPT-2's initial weights: residual ones smaller, by depth."""
+    std = _INIT_STD / math.sqrt(2 * config.n_layer) if residual else _INIT_STD
+    init = nnx.initializers.normal(std)
+    return nnx.Linear(inputs, outputs, use_bias=config.bias, kernel_init=init, rngs=rngs)
+
+
+def _layer_norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    return nnx.LayerNorm(config.n_embd, epsilon=1e-5, use_bias=config.bias, rngs=rngs)
+
+
+def _flat(layer, x):
+    """Apply a dense layer to (batch * time, dim): a plain matrix product is faster on a CPU."""
+    return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)

@@ -1,0 +1,70 @@
+"""Text from a model, a token at a time, dropout off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dropout_jax import fold
+
+
+def generate(
+    logits: Callable[[Any, jax.Array], jax.Array],
+    params: Any,
+    prompt: np.ndarray,
+    *,
+    tokens: int,
+    block_size: int,
+    vocab_size: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+) -> Iterator[int]:
+    """Yield `tokens` ids that follow the prompt, whose last block_size ids are read.
+
+    Each is drawn from softmax(logits / temperature) over the `top_k` likeliest ids and over the
+    fewest ids whose probabilities sum to at least `top_p`; temperature 0 takes the likeliest.
+    The same seed gives the same text.
+    """
+    _check(len(prompt), temperature, top_k, top_p)
+    key = fold(jax.random.key(seed), "sample")
+    window = np.zeros((1, block_size), np.int32)
+    ids = list(map(int, prompt[-block_size:]))
+    for place in range(tokens):
+        window[0, : len(ids)] = ids  # what lies to the right is not seen: attention is causal
+        scores = logits(params, jnp.asarray(window))[0, len(ids) - 1, :vocab_size]
+        ids.append(int(_draw(scores, fold(key, place), temperature, top_k, top_p)))
+        yield ids[-1]
+        ids = ids[-block_size:]
+
+
+@jax.jit(static_argnames=("temperature", "top_k", "top_p"))
+def _draw(scores, key, temperature, top_k, top_p):
+    if temperature == 0:
+        return jnp.argmax(scores)
+    scores = scores / temperature
+    if top_k is not None and top_k < scores.shape[0]:
+        scores = jnp.where(scores < lax.top_k(scores, top_k)[0][-1], -jnp.inf, scores)
+    if top_p is not None:
+        ranked = jnp.sort(scores, descending=True)
+        before = jnp.cumsum(jax.nn.softmax(ranked)) - jax.nn.softmax(ranked)
+        least = jnp.min(jnp.where(before < top_p, ranked, jnp.inf))
+        scores = jnp.where(scores < least, -jnp.inf, scores)
+    return jax.random.categorical(key, scores)
+
+
+def _check(prompt: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+    for holds, name, value, allowed in (
+        (prompt > 0, "prompt", "", "at least one character"),
+        (temperature >= 0, "temperature", temperature, "at least 0 (0 takes the likeliest)"),
+        (top_k is None or top_k >= 1, "top_k", top_k, "at least 1"),
+        (top_p is None or 0 < top_p <= 1, "top_p", top_p, "in (0, 1]"),
+    ):
+        if not holds:
+            raise ValueError(f"{name}={value!r} is not allowed: it must be {allowed}.")

@@ -1,0 +1,104 @@
+"""Masks on many devices: the same for any mesh and axis, and no communication to make them."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import sample
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from dropout_jax import apply_mask, dropout, fold, keep_mask
+
+COLLECTIVE = re.compile(
+    r"all-gather|all-reduce|all-to-all|collective-permute|collective-broadcast|reduce-scatter"
+)
+KINDS = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+
+
+def on_mesh(x, axis, devices, kind):
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(kind,))
+    spec = [None] * x.ndim
+    spec[axis] = "data"
+    return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+def grad_too(x, key, dims=()):
+    """The op's value and its pullback of x."""
+    y, pullback = jax.vjp(lambda x: dropout(x, 0.3, key=key, broadcast_dims=dims), x)
+    return y, pullback(x)[0]
+
+
+@KINDS
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("dims", [(), (0,), (1,), (2,)], ids=str)
+def test_same_values_on_any_mesh_and_axis_without_collectives(kind, devices, axis, dims, key):
+    x = sample((8, 16, 256))
+    expected = dropout(x, 0.3, key=key, broadcast_dims=dims)
+    sharded = on_mesh(x, axis, devices, kind)
+    with jax.set_mesh(sharded.sharding.mesh):
+        fn = jax.jit(lambda x, k: grad_too(x, k, dims))
+        y, pulled = fn(sharded, key)
+        text = fn.lower(sharded, key).compile().as_text()
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_array_equal(pulled, expected)
+    assert y.sharding.is_equivalent_to(sharded.sharding, x.ndim)
+    assert not COLLECTIVE.findall(text)
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((8, 96), 1), ((8, 104), 1), ((16, 8, 16), 1), ((8, 16), 1), ((8,), 0)]
+)
+def test_right_whatever_the_shards(kind, shape, axis, key):
+    """Shards that are no multiples of 32, or a short last axis: right, perhaps with communication."""
+    x = sample(shape)
+    sharded = on_mesh(x, axis, 8, kind)
+    with jax.set_mesh(sharded.sharding.mesh):
+        y = jax.jit(lambda x, k: dropout(x, 0.3, key=k))(sharded, key)
+    np.testing.assert_array_equal(y, dropout(x, 0.3, key=key))
+
+
+@KINDS
+def test_two_axis_mesh(kind, key):
+    x = sample((8, 6, 128))
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
+    spec = PartitionSpec("data", None, "model")
+    sharded = jax.device_put(x, NamedSharding(mesh, spec))
+    with jax.set_mesh(mesh):
+        y = jax.jit(lambda x, k: dropout(x, 0.3, key=k))(sharded, key)
+    np.testing.assert_array_equal(y, dropout(x, 0.3, key=key))
+
+
+@KINDS
+def test_eager_calls_without_a_mesh_in_context(kind, key):
+    x = sample((16, 64))
+    sharded = on_mesh(x, 0, 8, kind)
+    y = dropout(sharded, 0.3, key=key)
+    np.testing.assert_array_equal(y, dropout(x, 0.3, key=key))
+    assert y.sharding.is_equivalent_to(sharded.sharding, x.ndim)
+
+
+def test_apply_mask_takes_a_replicated_mask_on_an_explicit_mesh(key):
+    x = sample((16, 64))
+    keep = keep_mask(key, 0.3, x.shape)
+    sharded = on_mesh(x, 0, 8, AxisType.Explicit)
+    with jax.set_mesh(sharded.sharding.mesh):
+        y = apply_mask(sharded, np.asarray(keep), 0.3)
+    np.testing.assert_array_equal(y, apply_mask(x, keep, 0.3))
+
+
+def test_under_shard_map_each_device_may_fold_its_own_key(key):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    spec = PartitionSpec("data")
+    x = jnp.ones((8, 64))
+
+    def local(x, rate):
+        return dropout(x, rate[0], key=fold(key, jax.lax.axis_index("data")))
+
+    mapped = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(spec, spec), out_specs=spec))
+    rates = jnp.linspace(0, 0.7, 8)
+    loop = [dropout(x[i : i + 1], rates[i], key=fold(key, i)) for i in range(8)]
+    np.testing.assert_array_equal(mapped(x, rates), jnp.concatenate(loop))

@@ -1,0 +1,105 @@
+"""The mask as dice: counts against the exact binomial, correlations, and controls that must fail.
+
+Bounds: |z| < 4.9 for each check, which a right mask misses about once in a million.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from dropout_jax import fold, keep_mask, masks
+
+LIMIT = 4.9
+P_LIMIT = 2 * stats.norm.sf(LIMIT)
+
+
+@jax.jit(static_argnums=2)
+def kept(key, rate, shape):
+    """How many elements are kept, counted in the packed words (for a last axis of whole words)."""
+    words = masks.packed_mask(key, jnp.float32(rate), shape)
+    return jax.lax.population_count(words).astype(jnp.int32).sum(-1)
+
+
+def z_of_count(count, draws, probability):
+    return (count - draws * probability) / np.sqrt(draws * probability * (1 - probability))
+
+
+def z_of_correlation(a, b, rate):
+    """z of the mean product of two centred masks: mean 0, standard deviation pq / sqrt(n)."""
+    p = 1 - rate
+    a, b = np.ravel(a) - p, np.ravel(b) - p
+    return (a * b).mean() * np.sqrt(a.size) / (p * (1 - p))
+
+
+@pytest.mark.parametrize("rate", [1 / 65536, 0.01, 0.1, 0.2, 0.3, 0.5, 0.9, 65535 / 65536])
+def test_counts_follow_the_exact_binomial(key, rate):
+    draws = 1 << 24
+    probability = (65536 - round(65536 * rate)) / 65536
+    count = int(kept(fold(key, "count"), rate, (1 << 12, 1 << 12)).sum())
+    assert stats.binomtest(count, draws, probability).pvalue > P_LIMIT
+
+
+def test_counts_of_small_masks_have_the_binomials_spread(key):
+    """2000 masks of 640: chi-square of their counts against the binomial in ten equal classes."""
+    keys = jax.random.split(key, 2000)
+    counts = np.asarray(jax.vmap(lambda k: kept(k, 0.3, (10, 64)).sum())(keys))
+    law = stats.binom(640, (65536 - 19661) / 65536)
+    edges = law.ppf(np.linspace(0, 1, 11)[1:-1])
+    observed = np.bincount(np.searchsorted(edges, counts), minlength=10)
+    shares = np.diff(np.concatenate([[0], law.cdf(edges), [1]]))
+    assert stats.chisquare(observed, shares * 2000).pvalue > P_LIMIT
+
+
+def test_a_rate_off_by_a_thousandth_is_noticed(key):
+    """Control: 2^30 draws at 0.1001 are far from 0.1 (expected z is -10.9), and at 0.1 are not."""
+    shape, draws = (1 << 15, 1 << 15), 1 << 30
+    probability = 58982 / 65536
+    right = np.asarray(kept(key, 0.1, shape), np.int64).sum()
+    wrong = np.asarray(kept(key, 0.1001, shape), np.int64).sum()
+    assert abs(z_of_count(right, draws, probability)) < LIMIT
+    assert abs(z_of_count(wrong, draws, probability)) > LIMIT
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_no_correlation_along_rows_columns_words_and_planes(key, rate):
+    mask = np.asarray(keep_mask(key, rate, (1000, 1024)))
+    for lag in (1, 2, 3, 7, 31, 32, 33, 64, 256, 512):
+        assert abs(z_of_correlation(mask[:, lag:], mask[:, :-lag], rate)) < LIMIT, lag
+        assert abs(z_of_correlation(mask[lag:], mask[:-lag], rate)) < LIMIT, lag
+    assert abs(z_of_correlation(mask.reshape(-1)[1:], mask.reshape(-1)[:-1], rate)) < LIMIT
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_no_correlation_between_keys(key, rate):
+    shape = (200, 1024)
+    paths = [("a",), ("b",), ("block", 0), ("block", 1), ("block", 0, "x"), (0,), (1,), (2,)]
+    made = [np.asarray(keep_mask(fold(key, *path), rate, shape)) for path in paths]
+    made += [np.asarray(keep_mask(jax.random.key(seed), rate, shape)) for seed in range(4)]
+    for i, first in enumerate(made):
+        for second in made[:i]:
+            assert abs(z_of_correlation(first, second, rate)) < LIMIT
+
+
+def test_a_reused_key_is_noticed(key):
+    """Control: the same key gives the same mask, and so does a longer row where they overlap."""
+    first = np.asarray(keep_mask(key, 0.1, (200, 512)))
+    again = np.asarray(keep_mask(key, 0.1, (200, 1024)))[:, :512]
+    assert z_of_correlation(first, again, 0.1) > LIMIT
+
+
+def test_each_bit_of_a_word_and_each_column_has_the_rate(key):
+    mask = np.asarray(keep_mask(key, 0.1, (20000, 256)))
+    worst = np.abs(z_of_count(mask.sum(0), 20000, 58982 / 65536)).max()
+    assert worst < LIMIT
+
+
+def test_pairs_of_neighbours_are_independent(key):
+    """Chi-square of the 16 patterns of four neighbours."""
+    mask = np.asarray(keep_mask(key, 0.3, (4000, 1024))).reshape(-1, 4)
+    observed = np.bincount(mask @ (1, 2, 4, 8), minlength=16)
+    p = (65536 - 19661) / 65536
+    ones = np.array([bin(i).count("1") for i in range(16)])
+    expected = p**ones * (1 - p) ** (4 - ones) * len(mask)
+    assert stats.chisquare(observed, expected).pvalue > P_LIMIT
