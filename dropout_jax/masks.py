@@ -8,9 +8,9 @@ Specification. A mask is a function of a key, a rate and a shape. All integers a
    kept with probability T / 2^16, and a kept element is multiplied by 2^16 / T, so that the
    expectation is exact. A rate below 1 whose T is 0 is an error if the rate is known, and takes
    T = 1 if it is traced. A traced rate outside [0, 1] gives NaN.
-2. Seed. The key is folded: key' = jax.random.fold_in(key, 0x64726F70) ("drop"), so that no word of a
-   mask equals a word of a child key. A threefry2x32 key' is two words, K0 and K1. A key' of another
-   implementation is reduced to two: jax.random.bits(key', (2,), uint32).
+2. Seed. The key is folded: key' = jax.random.fold_in(key, 0x64726F70) ("drop"), so that no word of
+   a mask equals a word of a child key. A threefry2x32 key' is two words, K0 and K1. A key' of
+   another implementation is reduced to two: jax.random.bits(key', (2,), uint32).
    (For threefry2x32, fold_in(key, n) is the block Threefry(key, counter = (0, n)).)
 3. Shape. Axes in broadcast_dims count as length 1. If there is no axis, or the last one is then
    shorter than 32, the array is taken flat: one row of all its elements in C order. Otherwise the
@@ -21,9 +21,10 @@ Specification. A mask is a function of a key, a rate and a shape. All integers a
    row are the two output words of Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror and Shaw,
    "Parallel random numbers: as easy as 1, 2, 3", 2011), key (K0, K1), counter (row, 8 w + p).
 6. Combination. The mask word M starts as 0, or as 2^32 - 1 if T = 2^16. For j from 0 to 15:
-   M = M | plane_j if bit j of T is 1, else M = M & plane_j. An element is kept if its bit of M is 1.
-   (Planes below the lowest set bit of T leave M at 0 and need not be made. Equivalently: with u the
-   16-bit number whose bit j is the element's bit of plane j, the element is kept if u + T >= 2^16.)
+   M = M | plane_j if bit j of T is 1, else M = M & plane_j. An element is kept if its bit of M
+   is 1. (Planes below the lowest set bit of T leave M at 0 and need not be made. Equivalently:
+   with u the 16-bit number whose bit j is the element's bit of plane j, it is kept if
+   u + T >= 2^16.)
 
 Plain facts that follow: row and word are global indices, so a mask does not depend on how an array
 is laid out or sharded, and any tile of it can be made alone; a key and a shape give nested masks,
@@ -104,7 +105,7 @@ def _keep_mask(key, rate, shape):
 
 
 def threshold(rate: Float[Array, ""]) -> UInt32[Array, ""]:
-    """T of the specification; a traced rate outside [0, 1] keeps everything (and is scaled by NaN)."""
+    """T of the specification; a traced rate outside [0, 1] keeps all (the scale is then NaN)."""
     rounded = jnp.rint((1 - rate) * ONE)
     at_least_one = jnp.where(rate < 1, jnp.maximum(rounded, 1), rounded)
     in_range = (rate >= 0) & (rate <= 1)

@@ -15,10 +15,8 @@ FILE = "checkpoint.safetensors"
 
 
 def save(run_dir: Path, tree: Any) -> Path:
-    """Write every array of the tree under its path's name; a reader sees the old file or the new."""
-    arrays = {
-        name: np.ascontiguousarray(jax.device_get(leaf)) for name, leaf in _named_leaves(tree)
-    }
+    """Write every array under its path's name; a reader sees the old file or the new."""
+    arrays = {name: np.asarray(leaf, order="C") for name, leaf in _named_leaves(tree)}
     path = run_dir / FILE
     partial = path.with_suffix(".partial")
     save_file(arrays, partial)

@@ -30,9 +30,7 @@ class Train:
     """a TOML file with any of the options below, such as a run's config.toml"""
     dropout: float | None = None
     """one rate for the four sites nanoGPT drops at: embed, attn-weights, attn-out, mlp-out"""
-    settings: Annotated[Config, tyro.conf.OmitArgPrefixes] = dataclasses.field(
-        default_factory=Config
-    )
+    settings: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
 
 
 @dataclass(frozen=True)
@@ -71,9 +69,7 @@ def main(args: list[str] | None = None) -> None:
             _train(_parse_train(args[1:]))
             return
         commands: Any = Annotated[Train, tyro.conf.subcommand("train")] | Sample | Eval
-        command = tyro.cli(
-            commands, args=args, prog="minigpt", config=(tyro.conf.FlagConversionOff,)
-        )
+        command = tyro.cli(commands, args=args, prog="minigpt")
         _sample(command) if isinstance(command, Sample) else _eval(command)
     except ValueError as error:
         print(f"minigpt: {error}", file=sys.stderr)

@@ -54,7 +54,7 @@ def _speeches(markdown: str) -> str:
     spoken: list[list[str]] = []
     for paragraph in markdown.split("\n\n"):
         lines = [line.strip() for line in _without_directions(paragraph).splitlines()]
-        lines = [line for line in lines if line]
+        lines = [line for line in lines if line and not re.match(r"(ACT|SCENE) [IVX]+\b", line)]
         if not lines or re.match(r"#|\d+\.", lines[0]):  # a heading, or a procession's order
             continue
         speaker = re.fullmatch(r"\*\*(.+)\*\*", lines[0])

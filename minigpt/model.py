@@ -61,6 +61,7 @@ class Block(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch time dim"], *, key: jax.Array | None
     ) -> Float[Array, "batch time dim"]:
+        """Both branches, each added to what came in."""
         x = x + self._drop_path(
             self.attn(self.attn_norm(x), key=key), fold(key, "drop_path", "attn")
         )
@@ -83,16 +84,17 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch time dim"], *, key: jax.Array | None
     ) -> Float[Array, "batch time dim"]:
+        """Mix each position with those before it."""
         batch, time, dim = x.shape
         heads = self.config.n_head
         qkv = _flat(self.qkv, x).reshape(batch, time, 3, heads, dim // heads)
-        query, keys, values = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        scores = jnp.einsum("bthd,bshd->bhts", query, keys) / math.sqrt(dim // heads)
+        query, keys, values = qkv.transpose(2, 0, 3, 1, 4)
+        scores = jnp.einsum("bhtd,bhsd->bhts", query, keys) / math.sqrt(dim // heads)
         visible = jnp.tril(jnp.ones((time, time), bool))
         weights = nnx.softmax(jnp.where(visible, scores, -jnp.inf))
         rates = self.config.dropout
         weights = dropout(weights, rates.attn_weights, key=fold(key, "attn_weights"))
-        context = jnp.einsum("bhts,bshd->bthd", weights, values).reshape(x.shape)
+        context = jnp.einsum("bhts,bhsd->bthd", weights, values).reshape(x.shape)
         return dropout(_flat(self.out, context), rates.attn_out, key=fold(key, "attn_out"))
 
 
@@ -107,6 +109,7 @@ class MLP(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch time dim"], *, key: jax.Array | None
     ) -> Float[Array, "batch time dim"]:
+        """Transform each position by itself."""
         hidden = nnx.gelu(_flat(self.wide, x), approximate=True)
         hidden = dropout(hidden, self.rates.mlp_hidden, key=fold(key, "mlp_hidden"))
         return dropout(_flat(self.out, hidden), self.rates.mlp_out, key=fold(key, "mlp_out"))

@@ -10,11 +10,20 @@ import jax
 import pytest
 from hypothesis import settings
 
-jax.config.update("jax_numpy_dtype_promotion", "strict")
-
 # Every example compiles a program of its own shape, so time says nothing and examples are few.
 settings.register_profile("default", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("default")
+
+
+OPTAX = {"test_train_step", "test_checkpoint", "test_config", "test_cli"}
+
+
+@pytest.fixture(autouse=True)
+def strict_promotion(request):
+    """No implicit dtype promotion, but where optax runs, which relies on it."""
+    mode = "standard" if request.module.__name__ in OPTAX else "strict"
+    with jax.numpy_dtype_promotion(mode):
+        yield
 
 
 @pytest.fixture

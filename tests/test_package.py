@@ -23,6 +23,30 @@ ALLOWED = {
         "nn": {"elementwise"},
         "__init__": {"_apply", "elementwise", "keys", "masks"},
     },
+    "minigpt": {
+        "__init__": set(),
+        "__main__": {"cli"},
+        "config": set(),
+        "corpus": set(),
+        "tokenizer": set(),
+        "plots": set(),
+        "checkpoint": set(),
+        "sample": set(),
+        "batches": set(),
+        "evaluate": {"batches"},
+        "model": {"config"},
+        "optim": {"config"},
+        "train_step": {"batches", "config", "model", "optim"},
+        "rundir": {"config", "tokenizer"},
+        "loop": {
+            *("batches", "checkpoint", "config", "corpus", "evaluate", "plots", "rundir"),
+            *("sample", "tokenizer", "train_step"),
+        },
+        "cli": {
+            *("checkpoint", "config", "corpus", "evaluate", "loop", "rundir", "sample"),
+            "train_step",
+        },
+    },
 }
 
 
@@ -68,6 +92,14 @@ def test_first_line_says_the_purpose_and_no_private_jax(path):
         "a file's first line says its purpose"
     )
     assert "jax._src" not in text or path.name == "test_package.py"
+
+
+def test_minigpt_uses_the_public_names_only():
+    for path in (ROOT / "minigpt").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dropout_jax"):
+                assert node.module == "dropout_jax"
+                assert {alias.name for alias in node.names} <= set(dropout_jax.__all__)
 
 
 def test_everything_public_has_a_docstring_with_an_example():

@@ -53,7 +53,7 @@ def test_same_values_on_any_mesh_and_axis_without_collectives(kind, devices, axi
     ("shape", "axis"), [((8, 96), 1), ((8, 104), 1), ((16, 8, 16), 1), ((8, 16), 1), ((8,), 0)]
 )
 def test_right_whatever_the_shards(kind, shape, axis, key):
-    """Shards that are no multiples of 32, or a short last axis: right, perhaps with communication."""
+    """Shards of no multiple of 32, or a short last axis: right, perhaps with communication."""
     x = sample(shape)
     sharded = on_mesh(x, axis, 8, kind)
     with jax.set_mesh(sharded.sharding.mesh):

@@ -1,0 +1,166 @@
+"""The command, as people type it."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from tiny import TEXT
+
+from minigpt import cli
+from minigpt.config import PRESETS, DropoutConfig
+from minigpt.rundir import Run
+
+TINY = [
+    *("--steps", "4", "--batch-size", "3", "--log-every", "1", "--sample-tokens", "20"),
+    *("--eval-every", "2", "--eval-batches", "2", "--dropout", "0.1"),
+    *("--model.n-layer", "1", "--model.n-embd", "8", "--model.block-size", "16"),
+]
+
+
+def minigpt(*args, cwd):
+    """Run the installed command with warnings as errors."""
+    command = [sys.executable, "-W", "error", "-m", "minigpt", *map(str, args)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "text.txt").write_text(TEXT)
+    result = minigpt("train", "--data", "text.txt", "--run-dir", "out", *TINY, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    return folder, result.stdout
+
+
+def test_train_shows_what_it_does_and_leaves_a_run(trained):
+    folder, shown = trained
+    for part in ("parameters", "gap", "sample", "tokens/s", "4/4", "run directory: out"):
+        assert part in shown
+    names = {path.name for path in (folder / "out").iterdir()}
+    assert names == {
+        "config.toml",
+        "tokenizer.json",
+        "metrics.jsonl",
+        "loss.png",
+        "checkpoint.safetensors",
+    }
+    assert (folder / "out" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    records = [
+        json.loads(line) for line in (folder / "out" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [record["step"] for record in records] == [1, 2, 3, 4]
+    assert [record["step"] for record in records if "val_loss" in record] == [2, 4]
+    assert {"train_loss", "tokens_per_s", "elapsed_s"} <= set(records[0])
+
+
+def test_config_toml_holds_everything_and_starts_the_same_run(trained):
+    folder, _ = trained
+    config = Run.load(folder / "out").config
+    assert config.model.dropout == DropoutConfig.uniform(0.1)
+    tables = tomllib.loads((folder / "out" / "config.toml").read_text())
+    names = {field.name for field in dataclasses.fields(config)}
+    assert set(tables) == names
+    result = minigpt("train", "--config", "out/config.toml", "--run-dir", "again", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    one, other = (
+        (folder / name / "checkpoint.safetensors").read_bytes() for name in ("out", "again")
+    )
+    assert one == other
+
+
+def test_sample_goes_on_from_the_prompt_and_follows_the_seed(trained):
+    folder, _ = trained
+    args = ("sample", "out", "--prompt", "To be", "--tokens", 30, "--temperature", 0.9)
+    one = minigpt(*args, "--top-k", 5, "--top-p", 0.95, cwd=folder)
+    assert one.returncode == 0, one.stderr
+    assert one.stdout.startswith("To be")
+    assert len(one.stdout.rstrip("\n")) >= 30
+    assert minigpt(*args, "--top-k", 5, "--top-p", 0.95, cwd=folder).stdout == one.stdout
+    assert minigpt(*args, "--seed", 3, cwd=folder).stdout != one.stdout
+
+
+def test_eval_prints_a_line_or_json(trained):
+    folder, _ = trained
+    assert "perplexity" in minigpt("eval", "out", cwd=folder).stdout
+    result = json.loads(minigpt("eval", "out", "--json", cwd=folder).stdout)
+    assert set(result) == {"loss", "perplexity", "bits_per_character", "tokens"}
+    assert result["tokens"] == len(TEXT) - int(len(TEXT) * 0.9) - 1
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("train", "--run-dir", "out", "--data", "text.txt", *TINY), "new or empty"),
+        (("train", "--data", "missing.txt"), "No such file"),
+        (("train", "--dropout", "1.5"), "dropout.embed=1.5"),
+        (("train", "--config", "missing.toml"), "cannot be read"),
+        (("train", "--data", "text.txt", "--model.vocab-size", "3"), "vocab_size=3"),
+        (("train", "--data", "text.txt", "--model.block-size", "9999"), "block_size=9999"),
+        (("sample", "out", "--prompt", "Zürich"), "trained on"),
+        (("sample", "out", "--top-p", "2"), "top_p=2.0"),
+        (("sample", "nowhere"), "no run directory"),
+        (("eval", "nowhere"), "no run directory"),
+    ],
+    ids=lambda value: " ".join(value[:3]) if isinstance(value, tuple) else None,
+)
+def test_mistakes_are_one_line_and_exit_code_two(trained, args, message):
+    result = minigpt(*args, cwd=trained[0])
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("train", "--model.n-layers", "3"),
+        ("train", "--preset", "gpt5"),
+        ("train", "--steps", "many"),
+        ("train", "--config", "bad.toml"),
+        ("fly",),
+    ],
+    ids=" ".join,
+)
+def test_unknown_options_are_refused(args, tmp_path):
+    (tmp_path / "bad.toml").write_text("[model]\nn_layers = 3\n")
+    result = minigpt(*args, cwd=tmp_path)
+    assert result.returncode == 2
+    assert not list(tmp_path.glob("runs*"))
+
+
+def test_later_settings_win(tmp_path):
+    """Preset, then file, then --dropout, then single options."""
+    file = tmp_path / "some.toml"
+    file.write_text("steps = 7\n[model]\nn_layer = 3\nbias = true\n")
+    args = ["--preset", "shakespeare-char", "--config", str(file)]
+    args += ["--dropout", "0.3", "--model.dropout.embed", "0.4", "--model.n-layer", "5"]
+    settings = cli._parse_train(args).settings
+    assert (settings.batch_size, settings.steps, settings.model.n_layer) == (64, 7, 5)
+    assert settings.model.bias is True
+    assert settings.model.dropout == DropoutConfig(0.4, 0.3, 0.3, 0.0, 0.3, 0.0)
+
+
+def test_presets_are_what_the_command_starts_from():
+    for name, config in PRESETS.items():
+        assert cli._parse_train(["--preset", name]).settings == config
+
+
+def test_the_default_run_directory_is_the_first_free_one(tmp_path):
+    from minigpt.rundir import first_free
+
+    assert first_free(tmp_path, "a").name == "a"
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a-2").mkdir()
+    assert first_free(tmp_path, "a").name == "a-3"
+
+
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    shown = capsys.readouterr().out
+    for option in ("--preset", "--config", "--dropout", "--model.dropout.drop-path", "--seed"):
+        assert option in shown

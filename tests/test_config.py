@@ -1,0 +1,139 @@
+"""One frozen config: nanoGPT's numbers, refused values, and no knob that nothing reads."""
+
+import dataclasses
+import json
+
+import pytest
+from rich.console import Console
+from tiny import CONFIG, TEXT
+
+from minigpt import loop
+from minigpt.config import PRESETS, Config, DropoutConfig, ModelConfig, OptimConfig
+
+
+def flat(config, prefix=""):
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from flat(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, value
+
+
+def replaced(config, name, value):
+    head, _, rest = name.partition(".")
+    return dataclasses.replace(
+        config, **{head: replaced(getattr(config, head), rest, value) if rest else value}
+    )
+
+
+def test_the_small_preset_is_nanogpts_cpu_configuration():
+    config = PRESETS["shakespeare-char-cpu"]
+    model = config.model
+    assert (model.n_layer, model.n_head, model.n_embd, model.block_size) == (4, 4, 128, 64)
+    assert (config.batch_size, config.steps, model.bias) == (12, 2000, False)
+    assert set(dataclasses.asdict(model.dropout).values()) == {0.0}
+
+
+def test_the_other_preset_is_nanogpts_gpu_configuration():
+    config = PRESETS["shakespeare-char"]
+    model = config.model
+    assert (model.n_layer, model.n_head, model.n_embd, model.block_size) == (6, 6, 384, 256)
+    assert (config.batch_size, config.steps, model.bias) == (64, 5000, False)
+    assert model.dropout == DropoutConfig.uniform(0.2)
+
+
+@pytest.mark.parametrize("name", ["shakespeare-char-cpu", "shakespeare-char"])
+def test_nanogpts_optimizer(name):
+    assert PRESETS[name].optim == OptimConfig(1e-3, 1e-4, 100, 0.9, 0.99, 0.1, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: DropoutConfig(embed=1.0), "dropout.embed=1.0"),
+        (lambda: DropoutConfig(mlp_out=float("nan")), "dropout.mlp_out=nan"),
+        (lambda: DropoutConfig.uniform(-0.1), "dropout.embed=-0.1"),
+        (lambda: ModelConfig(n_embd=10, n_head=4), "n_embd=10"),
+        (lambda: ModelConfig(n_layer=0), "n_layer=0"),
+        (lambda: OptimConfig(learning_rate=0.0), "learning_rate=0.0"),
+        (lambda: OptimConfig(min_learning_rate=1.0), "min_learning_rate=1.0"),
+        (lambda: OptimConfig(beta2=1.0), "beta2=1.0"),
+        (lambda: OptimConfig(grad_clip=0.0), "grad_clip=0.0"),
+        (lambda: Config(steps=0), "steps=0"),
+        (lambda: Config(seed=-1), "seed=-1"),
+    ],
+)
+def test_bad_values_are_named(make, name):
+    with pytest.raises(ValueError, match=f"{name} is not allowed"):
+        make()
+
+
+CHANGES = {
+    "seed": 1,
+    "steps": 6,
+    "batch_size": 4,
+    "tokenizer": "byte",
+    "log_every": 1,
+    "eval_every": 3,
+    "eval_batches": 3,
+    "sample_tokens": 5,
+    "model.n_layer": 1,
+    "model.n_head": 4,
+    "model.n_embd": 16,
+    "model.block_size": 16,
+    "model.bias": True,
+    "model.vocab_size": 300,
+    "model.dropout.embed": 0.5,
+    "model.dropout.attn_weights": 0.5,
+    "model.dropout.attn_out": 0.5,
+    "model.dropout.mlp_hidden": 0.5,
+    "model.dropout.mlp_out": 0.5,
+    "model.dropout.drop_path": 0.5,
+    "optim.learning_rate": 1e-2,
+    "optim.min_learning_rate": 1e-5,
+    "optim.warmup_steps": 1,
+    "optim.beta1": 0.5,
+    "optim.beta2": 0.5,
+    "optim.weight_decay": 5.0,
+    "optim.grad_clip": 1e-3,
+}
+
+
+def outcome(config, folder):
+    """All that a run shows and leaves, but for times and places."""
+    folder.mkdir()
+    text = folder / "text.txt"
+    text.write_text(TEXT)
+    console = Console(record=True, width=120, file=(folder / "screen").open("w"))
+    loop.train(dataclasses.replace(config, data=config.data or text), folder / "run", console)
+    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    timed = ("tokens_per_s", "elapsed_s")
+    records = [{k: v for k, v in json.loads(li).items() if k not in timed} for li in lines]
+    shown = console.export_text()
+    sample = shown[shown.index(" sample ") :].replace(str(folder), "")
+    return records, sample, (folder / "run" / "checkpoint.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return outcome(CONFIG, tmp_path_factory.mktemp("base") / "x")
+
+
+def test_every_field_is_tried():
+    assert set(CHANGES) | {"data", "run_dir"} == {name for name, _ in flat(Config())}
+
+
+def test_the_same_config_gives_the_same_run(base, tmp_path):
+    assert outcome(CONFIG, tmp_path / "x") == base
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_field_changes_what_happens(name, base, tmp_path):
+    assert outcome(replaced(CONFIG, name, CHANGES[name]), tmp_path / "x") != base
+
+
+def test_the_text_changes_what_happens(base, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text(TEXT.swapcase())
+    assert outcome(dataclasses.replace(CONFIG, data=other), tmp_path / "x") != base

