@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ def drop(x, rate, key, mask_shape: tuple[int, ...]) -> Inexact[Array, ...]:
     return _in_sharding_of(x, fn)(x, jnp.float32(rate), key)
 
 
-@jax.jit(static_argnames="mask_shape")
+@functools.partial(jax.jit, static_argnames="mask_shape")
 def _drop(x, rate, key, *, mask_shape):
     words = masks.packed_mask(key, rate, mask_shape)
 
@@ -89,7 +90,7 @@ def _scaled(x, scale):
     return (x.astype(scale.dtype) * scale).astype(x.dtype)
 
 
-def _in_sharding_of(x, fn):
+def _in_sharding_of(x, fn: Callable[..., Any]) -> Callable[..., Any]:
     """Let the compiler lay out what `fn` makes on the way, and give its result the sharding of x.
 
     Only explicit-sharding meshes need it: there every intermediate has a sharding in its type, and

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 # The smallest keep probability is one step of 2^-16; half a step rounds to nothing.
 _LARGEST_RATE_BELOW_ONE = 1 - 2.0**-17
@@ -22,7 +23,7 @@ def _fail(kind: type[Exception], name: str, value: Any, allowed: str, remedy: st
 
 
 def _is_traced(value: Any) -> bool:
-    return isinstance(value, jax.core.Tracer)
+    return isinstance(value, Tracer)
 
 
 def rate(value: Any, name: str = "rate") -> float | jax.Array:
@@ -47,7 +48,7 @@ def rate(value: Any, name: str = "rate") -> float | jax.Array:
     if not is_array and not isinstance(value, int | float | np.integer | np.floating):
         _fail(TypeError, name, value, allowed, "Pass a float such as 0.1.")
     if _is_traced(value):
-        return value.astype(jnp.float32)
+        return jnp.asarray(value, jnp.float32)
     number = float(value)
     if not 0 <= number <= 1:  # also refuses NaN
         remedy = "A rate is the share that is dropped: 0.1 drops a tenth."
@@ -63,7 +64,7 @@ def rate(value: Any, name: str = "rate") -> float | jax.Array:
             "The mask resolves probabilities to 2^-16, so this rate would drop everything: "
             "pass 1.0 to drop everything.",
         )
-    return value.astype(jnp.float32) if isinstance(value, jax.Array) else number
+    return jnp.asarray(value, jnp.float32) if isinstance(value, jax.Array) else number
 
 
 def array(value: Any, name: str = "x") -> jax.Array:
@@ -113,7 +114,7 @@ def key(value: Any, name: str = "key") -> jax.Array | None:
         _fail(TypeError, name, value, allowed, f"Make a key of the seed: jax.random.key({value}).")
     if not isinstance(value, np.ndarray | jax.Array):
         _fail(TypeError, name, value, allowed, "Make one with jax.random.key(seed).")
-    if not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+    if not isinstance(value, jax.Array) or not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         value = _wrap(value, name, allowed)
     if value.ndim:
         _fail(

@@ -33,6 +33,7 @@ what is kept at one rate is kept at every lower one; nothing wraps below 2^32 ro
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING
 
@@ -99,7 +100,7 @@ def mask_shape(shape: tuple[int, ...], broadcast_dims) -> tuple[int, ...]:
     return tuple(1 if axis in shared else size for axis, size in enumerate(shape))
 
 
-@jax.jit(static_argnames="shape")
+@functools.partial(jax.jit, static_argnames="shape")
 def _keep_mask(key, rate, shape):
     return unpack(packed_mask(key, rate, shape), shape)
 

@@ -98,7 +98,7 @@ def apply_mask(x, keep, rate):
     with np.errstate(over="ignore", invalid="ignore"):
         if np.iscomplexobj(x):
             scaled = np.zeros_like(x)
-            scaled.real, scaled.imag = x.real * scale, x.imag * scale
+            scaled.real, scaled.imag = np.real(x) * scale, np.imag(x) * scale
         else:
             scaled = (x.astype(type(scale)) * scale).astype(x.dtype)
     return np.where(keep, scaled, np.zeros_like(x))

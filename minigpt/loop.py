@@ -13,7 +13,6 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dropout_jax import fold
 from minigpt import checkpoint, corpus, plots
 from minigpt.batches import batch
 from minigpt.config import Config
@@ -41,7 +40,7 @@ def train(config: Config, run_dir: Path, console: Console) -> None:
 
 def _steps(run: Run, training: Training, train_tokens, val_tokens, metrics, run_dir, console):
     config, state = run.config, training.state
-    root = fold(jax.random.key(config.seed), "train")
+    root = jax.random.key(config.seed)
     shape = (config.batch_size, config.model.block_size)
     clock = _Clock(config.batch_size * config.model.block_size)
     records = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -44,7 +45,7 @@ def generate(
         ids = ids[-block_size:]
 
 
-@jax.jit(static_argnames=("temperature", "top_k", "top_p"))
+@functools.partial(jax.jit, static_argnames=("temperature", "top_k", "top_p"))
 def _draw(scores, key, temperature, top_k, top_p):
     if temperature == 0:
         return jnp.argmax(scores)
