@@ -1,10 +1,69 @@
 """Every kind of dropout as a pure function of an explicit key."""
 
-from dropout_jax._apply import apply_mask as apply_mask
-from dropout_jax.elementwise import dropout as dropout
-from dropout_jax.keys import fold as fold
-from dropout_jax.masks import keep_mask as keep_mask
+from dropout_jax._apply import apply_mask
+from dropout_jax.attention import dropkey_bias
+from dropout_jax.elementwise import (
+    alpha_dropout,
+    dropout,
+    dropout_unscaled,
+    gaussian_dropout,
+    masked_dropout,
+)
+from dropout_jax.keys import fold
+from dropout_jax.learned import (
+    concrete_dropout,
+    concrete_dropout_penalty,
+    variational_dropout,
+    variational_dropout_kl,
+)
+from dropout_jax.masks import keep_mask
+from dropout_jax.passes import multi_sample_dropout, r_drop_divergence
+from dropout_jax.paths import drop_connect, drop_path, layer_drop, zoneout
+from dropout_jax.schedules import (
+    curriculum_dropout,
+    early_dropout,
+    late_dropout,
+    linear_over_depth,
+)
+from dropout_jax.structured import (
+    drop_block,
+    embedding_dropout,
+    head_dropout,
+    locked_dropout,
+    spatial_dropout,
+    token_dropout,
+)
 
-__all__ = ["apply_mask", "dropout", "fold", "keep_mask"]
+__all__ = [
+    "alpha_dropout",
+    "apply_mask",
+    "concrete_dropout",
+    "concrete_dropout_penalty",
+    "curriculum_dropout",
+    "drop_block",
+    "drop_connect",
+    "drop_path",
+    "dropkey_bias",
+    "dropout",
+    "dropout_unscaled",
+    "early_dropout",
+    "embedding_dropout",
+    "fold",
+    "gaussian_dropout",
+    "head_dropout",
+    "keep_mask",
+    "late_dropout",
+    "layer_drop",
+    "linear_over_depth",
+    "locked_dropout",
+    "masked_dropout",
+    "multi_sample_dropout",
+    "r_drop_divergence",
+    "spatial_dropout",
+    "token_dropout",
+    "variational_dropout",
+    "variational_dropout_kl",
+    "zoneout",
+]
 
 __version__ = "0.1.0"

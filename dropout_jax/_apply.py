@@ -1,4 +1,4 @@
-"""Select and scale: what every dropping op does with a mask."""
+"""Select and scale: what the ops do with a mask, its gradients and its place on a mesh."""
 
 from __future__ import annotations
 
@@ -47,50 +47,88 @@ def apply_mask(x, keep, rate) -> Inexact[Array, ...]:
     x = _checks.array(x)
     keep = _checks.mask(keep, x.shape)
     rate = jnp.float32(_checks.rate(rate))
-    return _in_sharding_of(x, select)(x, keep, rate)
+    return in_sharding_of(x, select_and_scale)(x, keep, rate)
 
 
 def drop(x, rate, key, mask_shape: tuple[int, ...]) -> Inexact[Array, ...]:
-    """Draw the mask of `mask_shape` (which broadcasts to x) and apply it; arguments are checked."""
-    if not isinstance(rate, jax.Array) and rate < 2.0**-17:
-        return x  # T = 2^16: everything is kept and nothing is scaled
-    fn = functools.partial(_drop, mask_shape=mask_shape)
-    return _in_sharding_of(x, fn)(x, jnp.float32(rate), key)
+    """Inverted dropout with a mask of `mask_shape`, which broadcasts to x; x at evaluation."""
+    if key is None or keeps_everything(rate):
+        return x
+    return with_mask(select_and_scale, (x,), rate, key, mask_shape)
 
 
-@functools.partial(jax.jit, static_argnames="mask_shape")
-def _drop(x, rate, key, *, mask_shape):
+def keeps_everything(rate) -> bool:
+    """Whether the rate is known and T = 2^16: nothing is dropped and nothing is scaled."""
+    return not isinstance(rate, jax.Array) and rate <= 2.0**-17
+
+
+def with_mask(fn: Callable, operands: tuple, rate, key, mask_shape: tuple[int, ...]) -> Any:
+    """fn(*operands, keep, rate) with a fresh mask of `mask_shape`; the first operand leads.
+
+    `fn` is a module-level function (it is the key of a compilation cache) and may close over
+    nothing but static values given by functools.partial.
+    """
+    call = functools.partial(_with_mask, fn=fn, mask_shape=mask_shape)
+    return in_sharding_of(operands[0], call)(operands, jnp.float32(rate), key)
+
+
+@functools.partial(jax.jit, static_argnames=("fn", "mask_shape"))
+def _with_mask(operands, rate, key, *, fn, mask_shape):
     words = masks.packed_mask(key, rate, mask_shape)
 
-    # The checkpoint makes the words, one bit an element, the only residual of the backward pass:
-    # they are unpacked again there instead of keeping the bool mask, a byte an element.
+    # The checkpoint makes the words, one bit an element, the only residual of the backward pass
+    # that the mask needs: they are unpacked again there instead of keeping a byte an element.
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def unpack_and_select(x, words, rate):
-        return select(x, masks.unpack(words, mask_shape), rate)
+    def unpack_and_apply(operands, words, rate):
+        return fn(*operands, masks.unpack(words, mask_shape), rate)
 
-    return unpack_and_select(x, words, rate)
+    return unpack_and_apply(operands, words, lax.stop_gradient(rate))
 
 
 @jax.jit
-def select(x, keep, rate):
+def select_and_scale(x, keep, rate):
     """x * 2^16 / T where keep, else 0; computed in float32 or float64 and rounded once."""
-    rate = lax.stop_gradient(rate)
-    dtype = jnp.float64 if x.dtype in (jnp.float64, jnp.complex128) else jnp.float32
     threshold = masks.threshold(rate)
     # T = 0 drops everything; dividing by 1 instead keeps its gradients zero and not NaN.
-    scale = masks.ONE / jnp.maximum(threshold, 1).astype(dtype)
-    scale = jnp.where((rate >= 0) & (rate <= 1), scale, jnp.nan)
-    keep = jnp.broadcast_to(keep & (threshold > 0), x.shape)
-    return jnp.where(keep, _scaled(x, scale), jnp.zeros_like(x))
+    scale = masks.ONE / jnp.maximum(threshold, 1).astype(compute_dtype(x))
+    keep = (keep & (threshold > 0)) | ~masks.in_range(rate)  # all NaN, not some quiet zeros
+    return select(keep, scaled(x, nan_outside(lax.stop_gradient(rate), scale)))
 
 
-def _scaled(x, scale):
+def select_unscaled(x, keep, rate):
+    """x where keep, else 0."""
+    one = nan_outside(rate, jnp.ones((), compute_dtype(x)))
+    return select(keep, scaled(x, one))
+
+
+def select(keep, x):
+    """x where the mask, broadcast to its shape, keeps it, else 0."""
+    return jnp.where(jnp.broadcast_to(keep, x.shape), x, jnp.zeros_like(x))
+
+
+def scaled(x, scale):
+    """x * scale in the scale's precision, rounded to the dtype of x."""
     if jnp.iscomplexobj(x):  # by parts: a complex product would turn inf into NaN
         return lax.complex(x.real * scale, x.imag * scale)
     return (x.astype(scale.dtype) * scale).astype(x.dtype)
 
 
-def _in_sharding_of(x, fn: Callable[..., Any]) -> Callable[..., Any]:
+def compute_dtype(x):
+    """float64 for float64 and complex128, else float32."""
+    return jnp.float64 if x.dtype in (jnp.float64, jnp.complex128) else jnp.float32
+
+
+def kept_share(rate, dtype):
+    """The probability really used, T / 2^16, in a floating dtype."""
+    return masks.threshold(rate).astype(dtype) / masks.ONE
+
+
+def nan_outside(rate, value):
+    """The value, or NaN where a traced rate is outside [0, 1]."""
+    return jnp.where(masks.in_range(rate), value, jnp.nan)
+
+
+def in_sharding_of(x, fn: Callable[..., Any]) -> Callable[..., Any]:
     """Let the compiler lay out what `fn` makes on the way, and give its result the sharding of x.
 
     Only explicit-sharding meshes need it: there every intermediate has a sharding in its type, and

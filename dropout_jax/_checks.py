@@ -15,7 +15,7 @@ from jax.core import Tracer
 _LARGEST_RATE_BELOW_ONE = 1 - 2.0**-17
 
 
-def _fail(kind: type[Exception], name: str, value: Any, allowed: str, remedy: str) -> NoReturn:
+def fail(kind: type[Exception], name: str, value: Any, allowed: str, remedy: str) -> NoReturn:
     shown = repr(value)
     if len(shown) > 200:
         shown = shown[:200] + "..."
@@ -33,10 +33,10 @@ def rate(value: Any, name: str = "rate") -> float | jax.Array:
     """
     allowed = "a probability of dropping, a real number in [0, 1]"
     if isinstance(value, bool | np.bool_) or getattr(value, "dtype", None) == np.bool_:
-        _fail(TypeError, name, value, allowed, "Write 0.0 or 1.0 if that is what is meant.")
+        fail(TypeError, name, value, allowed, "Write 0.0 or 1.0 if that is what is meant.")
     is_array = isinstance(value, np.ndarray | jax.Array)
     if is_array and value.ndim:
-        _fail(
+        fail(
             ValueError,
             name,
             value,
@@ -44,9 +44,9 @@ def rate(value: Any, name: str = "rate") -> float | jax.Array:
             "For a tensor of rates map over it: jax.vmap(lambda x, rate, key: ...).",
         )
     if is_array and not jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.kind not in "iu":
-        _fail(TypeError, name, value, allowed, "Pass a float.")
+        fail(TypeError, name, value, allowed, "Pass a float.")
     if not is_array and not isinstance(value, int | float | np.integer | np.floating):
-        _fail(TypeError, name, value, allowed, "Pass a float such as 0.1.")
+        fail(TypeError, name, value, allowed, "Pass a float such as 0.1.")
     if _is_traced(value):
         return jnp.asarray(value, jnp.float32)
     number = float(value)
@@ -54,9 +54,9 @@ def rate(value: Any, name: str = "rate") -> float | jax.Array:
         remedy = "A rate is the share that is dropped: 0.1 drops a tenth."
         if 1 < number <= 100:
             remedy += f" For {number:g} per cent write {number / 100:g}."
-        _fail(ValueError, name, value, allowed, remedy)
+        fail(ValueError, name, value, allowed, remedy)
     if _LARGEST_RATE_BELOW_ONE <= number < 1:
-        _fail(
+        fail(
             ValueError,
             name,
             value,
@@ -71,11 +71,11 @@ def array(value: Any, name: str = "x") -> jax.Array:
     """Return a floating or complex JAX array of any shape."""
     allowed = "a floating-point or complex JAX or NumPy array"
     if value is None:
-        _fail(TypeError, name, value, allowed, "Pass the array to drop from.")
+        fail(TypeError, name, value, allowed, "Pass the array to drop from.")
     if not isinstance(value, np.ndarray | np.generic | jax.Array):
-        _fail(TypeError, name, value, allowed, f"Convert it first: jnp.asarray({name}).")
+        fail(TypeError, name, value, allowed, f"Convert it first: jnp.asarray({name}).")
     if not jnp.issubdtype(value.dtype, jnp.inexact):
-        _fail(
+        fail(
             TypeError,
             name,
             value,
@@ -85,17 +85,27 @@ def array(value: Any, name: str = "x") -> jax.Array:
     return jnp.asarray(value)
 
 
+def real_array(value: Any, name: str = "x") -> jax.Array:
+    """Return a floating JAX array of any shape."""
+    array_ = array(value, name)
+    if jnp.iscomplexobj(array_):
+        fail(
+            TypeError,
+            name,
+            value,
+            f"a floating-point array, not {array_.dtype}",
+            "Drop the real and the imaginary part by themselves.",
+        )
+    return array_
+
+
 def mask(value: Any, shape: tuple[int, ...], name: str = "keep") -> jax.Array:
     """Return a bool array that broadcasts to `shape` without changing it."""
     allowed = "a bool array (True is kept) that broadcasts to the shape of x"
     if not isinstance(value, np.ndarray | np.generic | jax.Array) or value.dtype != bool:
-        _fail(TypeError, name, value, allowed, f"Make it one: {name} != 0.")
-    try:
-        fits = np.broadcast_shapes(value.shape, shape) == tuple(shape)
-    except ValueError:
-        fits = False
-    if not fits:
-        _fail(
+        fail(TypeError, name, value, allowed, f"Make it one: {name} != 0.")
+    if not _broadcasts(value.shape, shape):
+        fail(
             ValueError,
             f"{name}.shape",
             tuple(value.shape),
@@ -111,13 +121,13 @@ def key(value: Any, name: str = "key") -> jax.Array | None:
     if value is None:
         return None
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
-        _fail(TypeError, name, value, allowed, f"Make a key of the seed: jax.random.key({value}).")
+        fail(TypeError, name, value, allowed, f"Make a key of the seed: jax.random.key({value}).")
     if not isinstance(value, np.ndarray | jax.Array):
-        _fail(TypeError, name, value, allowed, "Make one with jax.random.key(seed).")
+        fail(TypeError, name, value, allowed, "Make one with jax.random.key(seed).")
     if not isinstance(value, jax.Array) or not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         value = _wrap(value, name, allowed)
     if value.ndim:
-        _fail(
+        fail(
             ValueError,
             f"{name}.shape",
             tuple(value.shape),
@@ -130,10 +140,10 @@ def key(value: Any, name: str = "key") -> jax.Array | None:
 def _wrap(value: Any, name: str, allowed: str) -> jax.Array:
     """Turn the raw words of jax.random.PRNGKey into a typed key of the default implementation."""
     if value.dtype != jnp.uint32:
-        _fail(TypeError, name, value, allowed, "Make one with jax.random.key(seed).")
+        fail(TypeError, name, value, allowed, "Make one with jax.random.key(seed).")
     width = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape[0]
     if value.ndim == 0 or value.shape[-1] != width:
-        _fail(
+        fail(
             ValueError,
             f"{name}.shape",
             tuple(value.shape),
@@ -151,21 +161,19 @@ def axis(value: Any, ndim: int, name: str) -> int:
             raise TypeError
         number = operator.index(value)
     except TypeError:
-        _fail(TypeError, name, value, allowed, "Negative numbers count from the last axis.")
+        fail(TypeError, name, value, allowed, "Negative numbers count from the last axis.")
     if not -ndim <= number < ndim:
-        _fail(ValueError, name, value, allowed, "Negative numbers count from the last axis.")
+        fail(ValueError, name, value, allowed, "Negative numbers count from the last axis.")
     return number % ndim
 
 
 def axes(values: Any, ndim: int, name: str = "broadcast_dims") -> tuple[int, ...]:
     """Return the axes as sorted numbers from 0 to ndim - 1."""
     if not isinstance(values, tuple | list):
-        _fail(
-            TypeError, name, values, "a tuple or list of axes", f"For one axis write ({values},)."
-        )
+        fail(TypeError, name, values, "a tuple or list of axes", f"For one axis write ({values},).")
     numbers = sorted(axis(value, ndim, name) for value in values)
     if len(set(numbers)) != len(numbers):
-        _fail(ValueError, name, values, "without repeats", "Name each axis once.")
+        fail(ValueError, name, values, "without repeats", "Name each axis once.")
     return tuple(numbers)
 
 
@@ -177,11 +185,11 @@ def shape(value: Any, name: str = "shape") -> tuple[int, ...]:
             raise TypeError
         sizes = tuple(operator.index(size) for size in value)
     except TypeError:
-        _fail(TypeError, name, value, allowed, "Pass x.shape.")
+        fail(TypeError, name, value, allowed, "Pass x.shape.")
     if any(size < 0 for size in sizes):
-        _fail(ValueError, name, value, allowed, "Pass x.shape.")
+        fail(ValueError, name, value, allowed, "Pass x.shape.")
     if math.prod(sizes[:-1]) > 2**32 or sizes[-1:] > (2**34,):
-        _fail(
+        fail(
             ValueError,
             name,
             value,
@@ -189,6 +197,130 @@ def shape(value: Any, name: str = "shape") -> tuple[int, ...]:
             "Split the array and give each part its own key.",
         )
     return sizes
+
+
+def integer(value: Any, name: str, low: int, high: int | None = None) -> int:
+    """Return a Python integer from low to high."""
+    allowed = (
+        f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
+    )
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        fail(TypeError, name, value, allowed, f"Pass a plain integer such as {max(low, 1)}.")
+    if number < low or (high is not None and number > high):
+        fail(ValueError, name, value, allowed, f"The smallest that works is {low}.")
+    return number
+
+
+def at_least_axes(value: jax.Array, count: int, name: str) -> None:
+    """Refuse an array with fewer axes."""
+    if value.ndim < count:
+        fail(
+            ValueError,
+            f"{name}.shape",
+            tuple(value.shape),
+            f"of at least {count} axes",
+            f"Add an axis: {name}[None].",
+        )
+
+
+def between_axes(value: jax.Array, low: int, high: int, name: str, layout: str) -> None:
+    """Refuse an array with too few or too many axes."""
+    if not low <= value.ndim <= high:
+        fail(
+            ValueError,
+            f"{name}.shape",
+            tuple(value.shape),
+            f"of {low} to {high} axes, {layout}",
+            "Reshape or map over it with jax.vmap.",
+        )
+
+
+def choice(value: Any, name: str, allowed: tuple[str, ...]) -> str:
+    """Return one of a few words."""
+    if not isinstance(value, str) or value not in allowed:
+        kind = ValueError if isinstance(value, str) else TypeError
+        words = " or ".join(map(repr, allowed))
+        fail(kind, name, value, words, f"The default is {allowed[0]!r}.")
+    return value
+
+
+def positive(value: Any, name: str) -> float:
+    """Return a positive, finite number."""
+    allowed = "a positive, finite number"
+    if isinstance(value, bool | np.bool_) or not isinstance(
+        value, int | float | np.integer | np.floating
+    ):
+        fail(TypeError, name, value, allowed, "Pass a plain number.")
+    if not 0 < value < math.inf:
+        fail(ValueError, name, value, allowed, "Pass a plain number above 0.")
+    return float(value)
+
+
+def scalar(value: Any, name: str) -> jax.Array:
+    """Return a real scalar array, traced or not, in its own floating dtype."""
+    return _floats(value, name, "a real number or a scalar floating array", shape_=())
+
+
+def broadcastable(value: Any, shape_: tuple[int, ...] | None, name: str) -> jax.Array:
+    """Return a floating array that broadcasts to a shape without changing it (None: any shape)."""
+    allowed = "a real number or a floating array"
+    if shape_ is not None:
+        allowed += f" that broadcasts to {tuple(shape_)}"
+    return _floats(value, name, allowed, shape_)
+
+
+def _floats(value: Any, name: str, allowed: str, shape_: tuple[int, ...] | None) -> jax.Array:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_array = isinstance(value, np.ndarray | np.generic | jax.Array)
+    if not is_number and not (is_array and jnp.issubdtype(value.dtype, jnp.floating)):
+        fail(TypeError, name, value, allowed, f"Convert it: jnp.asarray({name}, jnp.float32).")
+    made = jnp.asarray(value, None if is_array else jnp.float32)
+    if shape_ is not None and not _broadcasts(made.shape, shape_):
+        fail(
+            ValueError,
+            f"{name}.shape",
+            tuple(made.shape),
+            allowed,
+            "Use size 1 where it is shared.",
+        )
+    return made
+
+
+def _broadcasts(small: tuple[int, ...], shape_: tuple[int, ...]) -> bool:
+    try:
+        return np.broadcast_shapes(small, shape_) == tuple(shape_)
+    except ValueError:
+        return False
+
+
+def floating(value: Any, name: str) -> np.dtype:
+    """Return a floating dtype."""
+    allowed = "a floating dtype such as jnp.float32"
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        fail(TypeError, name, value, allowed, "Pass logits.dtype.")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        fail(TypeError, name, value, allowed, "Pass logits.dtype.")
+    return dtype
+
+
+def same_form(value: Any, like: Any, name: str, like_name: str) -> None:
+    """Refuse an array of another shape or dtype."""
+    for part in ("shape", "dtype"):
+        found, wanted = getattr(value, part, None), getattr(like, part)
+        if found != wanted:
+            fail(
+                ValueError,
+                f"{name}.{part}",
+                found,
+                f"that of {like_name}, {wanted}",
+                "Reshape it." if part == "shape" else f"Convert it: {name}.astype({wanted}).",
+            )
 
 
 def path_part(value: Any, name: str = "path") -> Any:
@@ -201,7 +333,7 @@ def path_part(value: Any, name: str = "path") -> Any:
             return value
         value = int(value)
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
-        _fail(TypeError, name, value, allowed, "Name the site, fold(key, 'block', 3, 'attn').")
+        fail(TypeError, name, value, allowed, "Name the site, fold(key, 'block', 3, 'attn').")
     if not 0 <= value < 2**32:
-        _fail(ValueError, name, value, allowed, "Fold a large number in as two: n >> 32, n & mask.")
+        fail(ValueError, name, value, allowed, "Fold a large number in as two: n >> 32, n & mask.")
     return int(value)

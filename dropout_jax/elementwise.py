@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dropout_jax import _apply, _checks, masks
+import jax
+import jax.numpy as jnp
+
+from dropout_jax import _apply, _checks, masks, noise
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Inexact
+    from jaxtyping import Array, Float, Inexact
+
+# SELU's -lambda * alpha (Klambauer et al., 2017): what alpha dropout fills in.
+ALPHA_PRIME = -1.7580993408473766
 
 
 def dropout(x, rate, *, key, broadcast_dims=()) -> Inexact[Array, ...]:
@@ -47,5 +53,188 @@ def dropout(x, rate, *, key, broadcast_dims=()) -> Inexact[Array, ...]:
     x = _checks.array(x)
     rate = _checks.rate(rate)
     shape = masks.mask_shape(x.shape, broadcast_dims)
+    return _apply.drop(x, rate, _checks.key(key), shape)
+
+
+def dropout_unscaled(x, rate, *, key) -> Inexact[Array, ...]:
+    """Drop without scaling in training, and multiply by the kept share at evaluation.
+
+    Formula: y = x with probability T / 2^16, else 0; at evaluation y = x * T / 2^16. Mean
+    x (1 - rate) and variance x^2 rate (1 - rate), to the mask's resolution.
+
+    Args:
+      x: a floating or complex array of any shape.
+      rate: the probability of dropping, in [0, 1]; a number or a scalar array, traced or not.
+      key: one PRNG key: training. None: evaluation, which here is a multiplication.
+
+    Returns:
+      An array of the shape and dtype of `x`. Gradients, edges and precision as in `dropout`.
+
+    Raises:
+      TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
+
+    Source: Srivastava et al., JMLR 2014, the original form; `dropout` is the inverted one.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from dropout_jax import dropout_unscaled
+      >>> dropout_unscaled(jnp.ones(4), 0.5, key=jax.random.key(0))
+      Array([1., 1., 0., 0.], dtype=float32)
+      >>> dropout_unscaled(jnp.ones(4), 0.25, key=None)
+      Array([0.75, 0.75, 0.75, 0.75], dtype=float32)
+    """
+    x = _checks.array(x)
+    rate = _checks.rate(rate)
     key = _checks.key(key)
-    return x if key is None else _apply.drop(x, rate, key, shape)
+    if _apply.keeps_everything(rate):
+        return x
+    if key is None:
+        return _expected_share(x, jnp.float32(rate))
+    return _apply.with_mask(_apply.select_unscaled, (x,), rate, key, x.shape)
+
+
+@jax.jit
+def _expected_share(x, rate):
+    rate = jax.lax.stop_gradient(rate)
+    share = _apply.kept_share(rate, _apply.compute_dtype(x))
+    return _apply.scaled(x, _apply.nan_outside(rate, share))
+
+
+def alpha_dropout(x, rate, *, key, broadcast_dims=()) -> Float[Array, ...]:
+    """Drop to SELU's saturation value and correct, so that mean 0 and variance 1 stay.
+
+    Formula: y = a x + b with probability q, else a alpha' + b, where q = T / 2^16,
+    alpha' = -1.7580993408473766, a = (q + alpha'^2 q (1 - q))^(-1/2), b = -a alpha' (1 - q).
+    Mean a q x (since a alpha' (1 - q) + b = 0) and variance a^2 q (1 - q) (x - alpha')^2.
+
+    Args:
+      x: a floating array of any shape, with mean 0 and variance 1 if the output is to have them.
+      rate: the probability of dropping, in [0, 1]; a number or a scalar array, traced or not.
+      key: one PRNG key: training. None: evaluation, `x` comes back as it was.
+      broadcast_dims: axes along which one decision is shared; all but (batch, channel) give
+        PyTorch's feature_alpha_dropout.
+
+    Returns:
+      An array of the shape and dtype of `x`. Rate 1 gives zeros, as PyTorch does (a has no limit).
+      Gradients, edges and precision otherwise as in `dropout`.
+
+    Raises:
+      TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
+
+    Source: Klambauer et al., "Self-normalizing neural networks", NeurIPS 2017.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from dropout_jax import alpha_dropout
+      >>> alpha_dropout(jnp.zeros(3), 0.5, key=jax.random.key(0))
+      Array([ 0.7791939 ,  0.7791939 , -0.77919394], dtype=float32)
+    """
+    x = _checks.real_array(x)
+    rate = _checks.rate(rate)
+    shape = masks.mask_shape(x.shape, broadcast_dims)
+    key = _checks.key(key)
+    if key is None or _apply.keeps_everything(rate):
+        return x
+    return _apply.with_mask(_select_alpha, (x,), rate, key, shape)
+
+
+def _select_alpha(x, keep, rate):
+    kept = _apply.kept_share(rate, _apply.compute_dtype(x))
+    positive = jnp.where(kept > 0, kept, 1)
+    a = 1 / jnp.sqrt(positive * (1 + ALPHA_PRIME**2 * (1 - positive)))
+    b = -a * ALPHA_PRIME * (1 - positive)
+    filled = jnp.where(keep, x.astype(kept.dtype), ALPHA_PRIME)
+    corrected = jnp.where(kept > 0, a * filled + b, 0)
+    return _apply.nan_outside(rate, corrected).astype(x.dtype)
+
+
+def gaussian_dropout(x, rate, *, key) -> Float[Array, ...]:
+    """Multiply by Gaussian noise of mean 1 whose variance is that of `dropout`.
+
+    Formula: y = x (1 + sqrt(rate / (1 - rate)) e), e standard normal (`dropout_jax.noise`). Mean x,
+    variance x^2 rate / (1 - rate).
+
+    Args:
+      x: a floating array of any shape.
+      rate: the dropout rate of the same variance, in [0, 1]; a number or a scalar array, traced or
+        not. Rate 1, where the variance has no limit, gives zeros, as in every op.
+      key: one PRNG key: training. None: evaluation, `x` comes back as it was.
+
+    Returns:
+      An array of the shape and dtype of `x`, computed in float32 (float64 for float64). A traced
+      rate outside [0, 1] gives NaN. No gradient flows to `rate`. The backward pass keeps nothing:
+      the noise is made again from the key.
+
+    Raises:
+      TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
+
+    Source: Srivastava et al., JMLR 2014, section 10.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from dropout_jax import gaussian_dropout
+      >>> y = gaussian_dropout(jnp.ones(10_000), 0.2, key=jax.random.key(0))
+      >>> round(float(y.mean()), 1), round(float(y.var()), 2)
+      (1.0, 0.25)
+    """
+    x = _checks.real_array(x)
+    rate = _checks.rate(rate)
+    key = _checks.key(key)
+    if key is None:
+        return x
+    return _apply.in_sharding_of(x, _gaussian)(x, jnp.float32(rate), key)
+
+
+@jax.jit
+@jax.checkpoint
+def _gaussian(x, rate, key):
+    rate = jax.lax.stop_gradient(rate)
+    dtype = _apply.compute_dtype(x)
+    below_one = jnp.where(rate < 1, rate, 0)
+    deviation = jnp.where(rate < 1, jnp.sqrt(below_one / (1 - below_one)), 0).astype(dtype)
+    factor = (rate < 1) + deviation * noise.normal(key, x.shape).astype(dtype)
+    factor = _apply.nan_outside(rate, factor)
+    return jnp.where(factor == 0, jnp.zeros_like(x), _apply.scaled(x, factor))
+
+
+def masked_dropout(x, rate, where, *, key) -> Inexact[Array, ...]:
+    """Dropout that leaves padding alone: padded places neither drop nor scale.
+
+    Formula: y = dropout(x, rate, key=key) where `where`, else x, NaN included. The mask is that of
+    `dropout` on the whole array, so padding changes no other place.
+
+    Args:
+      x: a floating or complex array of any shape.
+      rate: the probability of dropping, in [0, 1]; a number or a scalar array, traced or not.
+      where: a bool array, False at padding, that broadcasts to the shape of `x`.
+      key: one PRNG key: training. None: evaluation, `x` comes back as it was.
+
+    Returns:
+      An array of the shape and dtype of `x`. Gradients pass padding unchanged; edges and precision
+      as in `dropout`.
+
+    Raises:
+      TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
+
+    Source: `dropout`, for sequences of unequal length in one batch.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from dropout_jax import masked_dropout
+      >>> x = jnp.array([1.0, 1.0, 1.0, jnp.nan])
+      >>> masked_dropout(x, 0.5, jnp.array([True, True, True, False]), key=jax.random.key(0))
+      Array([ 2.,  2.,  0., nan], dtype=float32)
+    """
+    x = _checks.array(x)
+    rate = _checks.rate(rate)
+    where = _checks.mask(where, x.shape, "where")
+    key = _checks.key(key)
+    if key is None or _apply.keeps_everything(rate):
+        return x
+    return _apply.with_mask(_select_where, (x, where), rate, key, x.shape)
+
+
+def _select_where(x, where, keep, rate):
+    # Padding is taken out before it is scaled: whatever it holds, no NaN enters the gradient.
+    inside = jnp.where(where, x, jnp.zeros_like(x))
+    return jnp.where(where, _apply.select_and_scale(inside, keep, rate), x)

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, UInt32
 
 FOLD = 0x64726F70  # "drop" in ASCII
+NOISE_FOLD = 0x6E6F6973  # "nois"
 WORD = 32  # elements to a word
 PLANES = 16
 ONE = 1 << PLANES  # the threshold that keeps everything
@@ -109,15 +110,19 @@ def threshold(rate: Float[Array, ""]) -> UInt32[Array, ""]:
     """T of the specification; a traced rate outside [0, 1] keeps all (the scale is then NaN)."""
     rounded = jnp.rint((1 - rate) * ONE)
     at_least_one = jnp.where(rate < 1, jnp.maximum(rounded, 1), rounded)
-    in_range = (rate >= 0) & (rate <= 1)
-    return jnp.where(in_range, at_least_one, ONE).astype(jnp.uint32)
+    return jnp.where(in_range(rate), at_least_one, ONE).astype(jnp.uint32)
+
+
+def in_range(rate: Float[Array, ""]) -> Bool[Array, ""]:
+    """Whether a traced rate is in [0, 1]; NaN is not."""
+    return (rate >= 0) & (rate <= 1)
 
 
 def packed_mask(key, rate: Float[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, ...]:
     """The mask as words, 32 elements to each: the last axis of the result counts words."""
     lead, width = _rows(shape)
     words = (*lead, _word_count(width))
-    key_words = _seed(key)
+    key_words = _seed(key, FOLD)
     # The barrier hides a constant T, so the loop stays a loop: the words are then materialised once
     # instead of being made again in each of the 32 elements that XLA would fuse them into.
     keep = lax.optimization_barrier(threshold(rate))
@@ -191,18 +196,26 @@ def _combine(mask, plane, bit):
     return (mask & plane) | (_spread(bit) & (mask | plane))
 
 
-def _seed(key):
-    """The two words K0 and K1 of the specification."""
+def _seed(key, fold: int):
+    """The two words K0 and K1 of the specification, for a fold of the key."""
     # Draws nothing; tells jax.debug_key_reuse that the key is used up, which fold_in does not.
     jax.random.bits(key, (0,), jnp.uint32)
     if jax.random.key_impl(key) == "threefry2x32":
-        words = jax.random.key_data(jax.random.fold_in(key, FOLD))
+        words = jax.random.key_data(jax.random.fold_in(key, fold))
     else:
-        words = _two_words(key)
+        words = _two_words(key, fold)
     return words[0], words[1]
 
 
-@jax.custom_batching.sequential_vmap
-def _two_words(key):
+def _two_words(key, fold: int):
     # JAX's own vmap of rbg keys draws other bits than a loop does; this loops.
-    return jax.random.bits(jax.random.fold_in(key, FOLD), (2,), jnp.uint32)
+    @jax.custom_batching.sequential_vmap
+    def fold_and_draw(key):
+        return jax.random.bits(jax.random.fold_in(key, fold), (2,), jnp.uint32)
+
+    return fold_and_draw(key)
+
+
+def noise_words(key, shape: tuple[int, ...]):
+    """Two words for each element, of the noise's specification (see `dropout_jax.noise`)."""
+    return threefry2x32(_seed(key, NOISE_FOLD), _counters(shape or (1,)))

@@ -1,29 +1,103 @@
-"""flax.nnx modules over the functional ops: they hold a rate and fetch a key; no arithmetic."""
+"""flax.nnx modules over the functional ops: they hold a rate and fetch a key; no arithmetic.
+
+All follow Flax's conventions: `deterministic` and `rngs` in the constructor or at the call; `train()`,
+`eval()` and `nnx.view` switch them; a stored stream is forked. A layer's own options come after its
+rate, by name, then those of `Stochastic`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
-from dropout_jax.elementwise import dropout
+from dropout_jax import elementwise, learned, paths, structured
+
+Rngs = nnx.Rngs | nnx.RngStream
 
 
-class Dropout(nnx.Module):
-    """`dropout` as a layer; a drop-in for `flax.nnx.Dropout`, argument for argument.
+class Stochastic(nnx.Module):
+    """What the layers share: when to draw, and where the key comes from.
 
     Args:
-      rate: the probability of dropping.
-      broadcast_dims: axes along which one decision is shared.
-      deterministic: True returns the input as it is; `model.train()`, `model.eval()` and
-        `nnx.view` set it.
+      deterministic: True evaluates; `model.train()`, `model.eval()` and `nnx.view` set it.
       rng_collection: which stream of an `nnx.Rngs` to take keys from.
       rngs: an `nnx.Rngs`, an `nnx.RngStream` (a fork of it is stored), or None.
 
     Raises:
       TypeError: `rngs` is of another type.
       ValueError: at a call, there is no `deterministic`, or no `rngs` and one is needed.
+    """
+
+    def __init__(
+        self,
+        *,
+        deterministic: bool | None = False,
+        rng_collection: str = "dropout",
+        rngs: Rngs | None = None,
+    ):
+        self.deterministic = deterministic
+        self.rng_collection = rng_collection
+        self.rngs = nnx.data(_stored(rngs, rng_collection))
+
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """Let `nnx.view(model, deterministic=...)` switch this layer.
+
+        Args:
+          deterministic: True evaluates, False trains, None leaves it.
+        """
+        if deterministic is not None:
+            self.deterministic = deterministic
+
+    def _key(self, deterministic: bool | None, rngs, rate: Any = None) -> jax.Array | None:
+        """A key for training, None for evaluation and where a known rate is 0."""
+        deterministic = _first(deterministic, self.deterministic, "deterministic", "True or False")
+        if deterministic or (isinstance(rate, int | float) and rate == 0):
+            return None
+        rngs = _first(rngs, self.rngs, "rngs", "nnx.Rngs(0)")
+        if isinstance(rngs, nnx.Rngs):
+            return rngs[self.rng_collection]()
+        return rngs() if isinstance(rngs, nnx.RngStream) else rngs
+
+
+class Layer(Stochastic):
+    """A layer of one input and one rate.
+
+    Args:
+      rate: the probability of dropping.
+      **stochastic: `deterministic`, `rng_collection` and `rngs`, as in `Stochastic`.
+    """
+
+    def __init__(self, rate: float, **stochastic):
+        super().__init__(**stochastic)
+        self.rate = rate
+
+    def __call__(
+        self,
+        inputs: jax.Array,
+        *,
+        deterministic: bool | None = None,
+        rngs: Rngs | jax.Array | None = None,
+    ) -> jax.Array:
+        """Apply the layer; arguments given here take precedence over the constructor's."""
+        return self._apply(inputs, self._key(deterministic, rngs, self.rate))
+
+    def _apply(self, inputs, key):
+        raise NotImplementedError
+
+
+class Dropout(Layer):
+    """`dropout` as a layer; a drop-in for `flax.nnx.Dropout`, argument for argument.
+
+    Args:
+      rate: the probability of dropping.
+      broadcast_dims: axes along which one decision is shared.
+      deterministic: True returns the input; `train()`, `eval()` and `nnx.view` set it.
+      rng_collection: which stream of an `nnx.Rngs` to take keys from.
+      rngs: an `nnx.Rngs`, an `nnx.RngStream` (a fork of it is stored), or None.
 
     Differs from Flax: the mask is `dropout_jax.keep_mask`'s (another one, at a fraction of the
     cost), a rate outside [0, 1] is an error, and rate 1 takes a key like any other rate.
@@ -46,35 +120,205 @@ class Dropout(nnx.Module):
         broadcast_dims: Sequence[int] = (),
         deterministic: bool | None = False,
         rng_collection: str = "dropout",
-        rngs: nnx.Rngs | nnx.RngStream | None = None,
+        rngs: Rngs | None = None,
     ):
-        self.rate = rate
+        super().__init__(
+            rate, deterministic=deterministic, rng_collection=rng_collection, rngs=rngs
+        )
         self.broadcast_dims = tuple(broadcast_dims)
-        self.deterministic = deterministic
-        self.rng_collection = rng_collection
-        self.rngs = nnx.data(_stored(rngs, rng_collection))
 
-    def __call__(
+    def _apply(self, inputs, key):
+        return elementwise.dropout(inputs, self.rate, key=key, broadcast_dims=self.broadcast_dims)
+
+
+class AlphaDropout(Dropout):
+    """`alpha_dropout`; with the spatial axes in `broadcast_dims`, PyTorch's FeatureAlphaDropout."""
+
+    def _apply(self, inputs, key):
+        return elementwise.alpha_dropout(
+            inputs, self.rate, key=key, broadcast_dims=self.broadcast_dims
+        )
+
+
+class DropoutUnscaled(Layer):
+    """`dropout_unscaled`: the input times 1 - rate at evaluation."""
+
+    def _apply(self, inputs, key):
+        return elementwise.dropout_unscaled(inputs, self.rate, key=key)
+
+
+class GaussianDropout(Layer):
+    """`gaussian_dropout`."""
+
+    def _apply(self, inputs, key):
+        return elementwise.gaussian_dropout(inputs, self.rate, key=key)
+
+
+class DropConnect(Layer):
+    """`drop_connect`: call it on the weights."""
+
+    def _apply(self, inputs, key):
+        return paths.drop_connect(inputs, self.rate, key=key)
+
+
+class EmbeddingDropout(Layer):
+    """`embedding_dropout`: call it on the table, and look words up in what it returns."""
+
+    def _apply(self, inputs, key):
+        return structured.embedding_dropout(inputs, self.rate, key=key)
+
+
+class SpatialDropout(Layer):
+    """`spatial_dropout`, with its `channel_axis` and `batch_axis`."""
+
+    def __init__(
+        self, rate: float, *, channel_axis: int = -1, batch_axis: int | None = 0, **stochastic
+    ):
+        super().__init__(rate, **stochastic)
+        self.channel_axis, self.batch_axis = channel_axis, batch_axis
+
+    def _apply(self, inputs, key):
+        return structured.spatial_dropout(
+            inputs, self.rate, key=key, channel_axis=self.channel_axis, batch_axis=self.batch_axis
+        )
+
+
+class LockedDropout(Layer):
+    """`locked_dropout`, with its `time_axis`."""
+
+    def __init__(self, rate: float, *, time_axis: int = -2, **stochastic):
+        super().__init__(rate, **stochastic)
+        self.time_axis = time_axis
+
+    def _apply(self, inputs, key):
+        return structured.locked_dropout(inputs, self.rate, key=key, time_axis=self.time_axis)
+
+
+class TokenDropout(Layer):
+    """`token_dropout`, with its `time_axis` and `fill`."""
+
+    def __init__(self, rate: float, *, time_axis: int = -2, fill: int | None = None, **stochastic):
+        super().__init__(rate, **stochastic)
+        self.time_axis, self.fill = time_axis, fill
+
+    def _apply(self, inputs, key):
+        return structured.token_dropout(
+            inputs, self.rate, key=key, time_axis=self.time_axis, fill=self.fill
+        )
+
+
+class HeadDropout(Layer):
+    """`head_dropout`, with its `head_axis`."""
+
+    def __init__(self, rate: float, *, head_axis: int, **stochastic):
+        super().__init__(rate, **stochastic)
+        self.head_axis = head_axis
+
+    def _apply(self, inputs, key):
+        return structured.head_dropout(inputs, self.rate, key=key, head_axis=self.head_axis)
+
+
+class DropBlock(Layer):
+    """`drop_block`, with its `block_size` and `scale_by_keep`."""
+
+    def __init__(
         self,
-        inputs: jax.Array,
+        rate: float,
         *,
-        deterministic: bool | None = None,
-        rngs: nnx.Rngs | nnx.RngStream | jax.Array | None = None,
-    ) -> jax.Array:
-        """Apply dropout; arguments given here take precedence over the constructor's."""
-        deterministic = _first(deterministic, self.deterministic, "deterministic", "True or False")
-        no_key_needed = deterministic or (isinstance(self.rate, int | float) and self.rate == 0)
-        key = None if no_key_needed else _key(_first(rngs, self.rngs, "rngs", "nnx.Rngs(0)"), self)
-        return dropout(inputs, self.rate, key=key, broadcast_dims=self.broadcast_dims)
+        block_size: int | tuple[int, ...],
+        scale_by_keep: bool = True,
+        **stochastic,
+    ):
+        super().__init__(rate, **stochastic)
+        self.block_size, self.scale_by_keep = block_size, scale_by_keep
 
-    def set_view(self, deterministic: bool | None = None) -> None:
-        """Let `nnx.view(model, deterministic=...)` switch this layer.
+    def _apply(self, inputs, key):
+        return structured.drop_block(
+            inputs, self.rate, self.block_size, key=key, scale_by_keep=self.scale_by_keep
+        )
 
-        Args:
-          deterministic: True turns dropout off, False on, None leaves it.
-        """
-        if deterministic is not None:
-            self.deterministic = deterministic
+
+class DropPath(Layer):
+    """`drop_path`, with its `mode` and `scale`: call it on a residual branch's output."""
+
+    def __init__(self, rate: float, *, mode: str = "row", scale: bool = True, **stochastic):
+        super().__init__(rate, **stochastic)
+        self.mode, self.scale = mode, scale
+
+    def _apply(self, inputs, key):
+        return paths.drop_path(inputs, self.rate, key=key, mode=self.mode, scale=self.scale)
+
+
+class MaskedDropout(Layer):
+    """`masked_dropout`: call it on (inputs, where)."""
+
+    def __call__(self, inputs, where, *, deterministic=None, rngs=None) -> jax.Array:
+        """Apply dropout where `where`; other arguments as in `Layer`."""
+        key = self._key(deterministic, rngs, self.rate)
+        return elementwise.masked_dropout(inputs, self.rate, where, key=key)
+
+
+class Zoneout(Layer):
+    """`zoneout`: call it on (new, old) states."""
+
+    def __call__(self, new, old, *, deterministic=None, rngs=None) -> jax.Array:
+        """Keep the old state unit by unit; other arguments as in `Layer`."""
+        key = self._key(deterministic, rngs, self.rate)
+        return paths.zoneout(new, old, self.rate, key=key)
+
+
+class ConcreteDropout(Stochastic):
+    """`concrete_dropout` with its rate as a parameter, `rate_logit`.
+
+    Args:
+      rate: the rate to start from, in (0, 1).
+      temperature: of the relaxation.
+      **stochastic: `deterministic`, `rng_collection` and `rngs`, as in `Stochastic`.
+    """
+
+    def __init__(self, rate: float = 0.1, *, temperature: float = 0.1, **stochastic):
+        super().__init__(**stochastic)
+        self.temperature = temperature
+        self.rate_logit = nnx.Param(jax.scipy.special.logit(jnp.float32(rate)))
+
+    def __call__(self, inputs, *, deterministic=None, rngs=None) -> jax.Array:
+        """Apply the layer; arguments as in `Layer`."""
+        key = self._key(deterministic, rngs)
+        logit = self.rate_logit[...]
+        return learned.concrete_dropout(inputs, logit, key=key, temperature=self.temperature)
+
+    def penalty(self, weights, *, weight_scale, dropout_scale, features=None) -> jax.Array:
+        """`concrete_dropout_penalty` at this layer's rate."""
+        return learned.concrete_dropout_penalty(
+            weights,
+            self.rate_logit[...],
+            weight_scale=weight_scale,
+            dropout_scale=dropout_scale,
+            features=features,
+        )
+
+
+class VariationalDropout(Stochastic):
+    """`variational_dropout` with `log_alpha` as a parameter.
+
+    Args:
+      shape: of log_alpha, which broadcasts to the inputs: () for one, (features,) for each.
+      log_alpha: the value to start from; -3 is a dropout rate of about 0.05.
+      **stochastic: `deterministic`, `rng_collection` and `rngs`, as in `Stochastic`.
+    """
+
+    def __init__(self, shape: tuple[int, ...] = (), *, log_alpha: float = -3.0, **stochastic):
+        super().__init__(**stochastic)
+        self.log_alpha = nnx.Param(jnp.full(shape, log_alpha, jnp.float32))
+
+    def __call__(self, inputs, *, deterministic=None, rngs=None) -> jax.Array:
+        """Apply the layer; arguments as in `Layer`."""
+        key = self._key(deterministic, rngs)
+        return learned.variational_dropout(inputs, self.log_alpha[...], key=key)
+
+    def kl(self) -> jax.Array:
+        """`variational_dropout_kl`, summed."""
+        return learned.variational_dropout_kl(self.log_alpha[...]).sum()
 
 
 def _stored(rngs, collection: str) -> nnx.RngStream | None:
@@ -95,15 +339,7 @@ def _first(given, stored, name: str, example: str):
     chosen = stored if given is None else given
     if chosen is None:
         raise ValueError(
-            f"{name}=None is not allowed: Dropout needs {name} from its constructor or its call. "
+            f"{name}=None is not allowed: the layer needs {name} from its constructor or its call. "
             f"Pass {name}={example} to one of them (nnx.view and model.eval() set deterministic)."
         )
     return chosen
-
-
-def _key(rngs, module: Dropout) -> jax.Array:
-    if isinstance(rngs, nnx.Rngs):
-        return rngs[module.rng_collection]()
-    if isinstance(rngs, nnx.RngStream):
-        return rngs()
-    return rngs

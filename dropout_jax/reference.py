@@ -110,3 +110,224 @@ def dropout(x, rate, *, key, broadcast_dims=()):
         return np.asarray(x)
     shape = np.shape(x)
     return apply_mask(x, keep_mask(key, rate, shape, broadcast_dims=broadcast_dims), rate)
+
+
+def dropout_unscaled(x, rate, *, key):
+    """Srivastava's form: kept or 0 in training, times T / 2^16 at evaluation."""
+    x = np.asarray(x)
+    if key is None:
+        return (x.astype(_wide(x)) * _wide(x)(threshold(rate) / 65536)).astype(x.dtype)
+    return np.where(keep_mask(key, rate, x.shape), x, np.zeros_like(x))
+
+
+def spatial_dropout(x, rate, *, key, channel_axis=-1, batch_axis=0):
+    """One decision for each (batch, channel)."""
+    own = [channel_axis] if batch_axis is None else [channel_axis, batch_axis]
+    return dropout(x, rate, key=key, broadcast_dims=_others(x, own))
+
+
+def locked_dropout(x, rate, *, key, time_axis=-2):
+    """One mask for all steps."""
+    return dropout(x, rate, key=key, broadcast_dims=(time_axis,))
+
+
+def token_dropout(x, rate, *, key, time_axis=-2, fill=None):
+    """One decision for each token; ids are replaced by `fill`."""
+    x = np.asarray(x)
+    if np.issubdtype(x.dtype, np.integer):
+        return x if key is None else np.where(keep_mask(key, rate, x.shape), x, x.dtype.type(fill))
+    return dropout(x, rate, key=key, broadcast_dims=range(time_axis % x.ndim + 1, x.ndim))
+
+
+def embedding_dropout(table, rate, *, key):
+    """One decision for each row."""
+    return dropout(table, rate, key=key, broadcast_dims=_others(table, [0]))
+
+
+def head_dropout(x, rate, *, key, head_axis):
+    """One decision for each (row of axis 0, head)."""
+    return dropout(x, rate, key=key, broadcast_dims=_others(x, [0, head_axis]))
+
+
+def drop_path(x, rate, *, key, mode="row", scale=True):
+    """One decision for each row, or one for all."""
+    shared = _others(x, [0] if mode == "row" else [])
+    if scale or key is None:
+        return dropout(x, rate, key=key, broadcast_dims=shared)
+    return np.where(keep_mask(key, rate, np.shape(x), broadcast_dims=shared), x, np.zeros_like(x))
+
+
+def drop_connect(weights, rate, *, key):
+    """Dropout of weights."""
+    return dropout(weights, rate, key=key)
+
+
+def _others(x, own):
+    """All axes but these."""
+    own = {axis % np.ndim(x) for axis in own}
+    return [axis for axis in range(np.ndim(x)) if axis not in own]
+
+
+def _wide(x):
+    """The type in which products are computed."""
+    return np.float64 if x.dtype == np.float64 else np.float32
+
+
+def alpha_dropout(x, rate, *, key, broadcast_dims=()):
+    """SELU's dropout, in float64."""
+    x = np.asarray(x)
+    if key is None:
+        return x
+    q = threshold(rate) / 65536
+    if q == 0:
+        return np.zeros_like(x)
+    keep = keep_mask(key, rate, x.shape, broadcast_dims=broadcast_dims)
+    saturation = -1.0507009873554805 * 1.6732632423543772
+    a = (q + saturation**2 * q * (1 - q)) ** -0.5
+    y = a * np.where(keep, x.astype(np.float64), saturation) - a * saturation * (1 - q)
+    return y.astype(x.dtype)
+
+
+def masked_dropout(x, rate, where, *, key):
+    """Dropout where `where`, else x."""
+    return np.where(where, dropout(x, rate, key=key), x)
+
+
+def zoneout(new, old, rate, *, key):
+    """The new state where kept, else the old one; at evaluation their expectation."""
+    new, old = np.asarray(new), np.asarray(old)
+    if key is not None:
+        return np.where(keep_mask(key, rate, new.shape), new, old)
+    q = threshold(rate) / 65536
+    return (q * new.astype(np.float64) + (1 - q) * old.astype(np.float64)).astype(new.dtype)
+
+
+def layer_drop(layer, x, rate, *, key):
+    """layer(x) if the mask of a scalar keeps it, else x."""
+    return layer(x) if key is None or keep_mask(key, rate, ()) else np.asarray(x)
+
+
+def dropkey_bias(shape, rate, *, key, dtype=np.float32):
+    """-inf where dropped, 0 elsewhere, row by row; a row never loses all its keys."""
+    bias = np.zeros(shape, dtype)
+    if key is None:
+        return bias
+    keep = keep_mask(key, rate, shape)
+    for row in np.ndindex(*shape[:-1]):
+        if keep[row].any():
+            bias[row] = [0.0 if kept else -np.inf for kept in keep[row]]
+    return bias
+
+
+def drop_block(x, rate, block_size, *, key, scale_by_keep=True):
+    """Blocks from seeds, block by block; kept places over their exact probability, in float64."""
+    x = np.asarray(x)
+    if key is None:
+        return x
+    spatial = x.shape[1:-1]
+    blocks = np.broadcast_to(block_size, len(spatial))
+    starts = [n - b + 1 for n, b in zip(spatial, blocks, strict=True)]
+    gamma = block_gamma(rate, spatial, blocks)
+    fired = ~keep_mask(key, gamma, (x.shape[0], *starts, x.shape[-1]))
+    keep, covers = np.ones(x.shape, bool), np.zeros((*spatial,))
+    for start in np.ndindex(*starts):
+        block = tuple(slice(s, s + b) for s, b in zip(start, blocks, strict=True))
+        keep[(slice(None), *block)] &= ~fired[(slice(None), *start)].reshape(
+            x.shape[0], *(1,) * len(spatial), x.shape[-1]
+        )
+        covers[block] += 1
+    probability = (threshold(gamma) / 65536) ** covers[None, ..., None]
+    scale = 1 / np.where(probability > 0, probability, 1) if scale_by_keep else 1.0
+    return np.where(keep, x.astype(np.float64) * scale, 0).astype(x.dtype)
+
+
+def block_gamma(rate, spatial, blocks):
+    """Ghiasi et al.'s gamma, in float32 as the threshold is; 1 at rate 1."""
+    starts = math.prod(n - b + 1 for n, b in zip(spatial, blocks, strict=True))
+    factor = math.prod(spatial) / math.prod(int(b) for b in blocks) / starts
+    return 1.0 if rate >= 1 else min(np.float32(rate) * np.float32(factor), np.float32(1))
+
+
+def uniform_noise(key, shape):
+    """The deviates in (0, 1) of `dropout_jax.noise`, in float64."""
+    return _units(key, shape)[0]
+
+
+def normal_noise(key, shape):
+    """The normal deviates of `dropout_jax.noise`, in float64."""
+    first, second = _units(key, shape)
+    return np.sqrt(-2 * np.log(first)) * np.cos(2 * np.pi * second)
+
+
+def _units(key, shape):
+    shape = tuple(shape)
+    rows, width = math.prod(shape[:-1]), shape[-1] if shape else 1
+    row = np.arange(rows, dtype=np.uint64)[:, None]
+    words = threefry2x32(fold_in(key, 0x6E6F6973), (row, np.arange(width, dtype=np.uint64)))
+    return [((word >> 9).astype(np.float64) + 0.5).reshape(shape) / 2**23 for word in words]
+
+
+def gaussian_dropout(x, rate, *, key):
+    """x (1 + sqrt(rate / (1 - rate)) e), in float64."""
+    x = np.asarray(x)
+    if key is None:
+        return x
+    if rate >= 1:
+        return np.zeros_like(x)
+    deviation = math.sqrt(np.float32(rate) / (1 - np.float64(np.float32(rate))))
+    return (x * (1 + deviation * normal_noise(key, x.shape))).astype(x.dtype)
+
+
+def concrete_dropout(x, rate_logit, *, key, temperature=0.1):
+    """The relaxed mask, in float64."""
+    x = np.asarray(x)
+    if key is None:
+        return x
+    u = uniform_noise(key, x.shape)
+    rate = 1 / (1 + math.exp(-rate_logit))
+    dropped = 1 / (1 + np.exp(-(rate_logit + np.log(u / (1 - u))) / np.float32(temperature)))
+    return (x * (1 - dropped) / (1 - rate)).astype(x.dtype)
+
+
+def concrete_dropout_penalty(weights, rate_logit, *, weight_scale, dropout_scale, features=None):
+    """The decay of the weights and the entropy of the rate."""
+    weights = np.asarray(weights, np.float64)
+    p = 1 / (1 + math.exp(-rate_logit))
+    entropy = -(p * math.log(p) + (1 - p) * math.log(1 - p))
+    count = len(weights) if features is None else features
+    return weight_scale * (weights**2).sum() / (1 - p) - dropout_scale * count * entropy
+
+
+def variational_dropout(x, log_alpha, *, key):
+    """x (1 + sqrt(alpha) e), in float64."""
+    x = np.asarray(x)
+    if key is None:
+        return x
+    return (x * (1 + np.sqrt(np.exp(log_alpha)) * normal_noise(key, x.shape))).astype(x.dtype)
+
+
+def variational_dropout_kl(log_alpha):
+    """Molchanov et al.'s fit."""
+    log_alpha = np.asarray(log_alpha, np.float64)
+    fit = 0.63576 / (1 + np.exp(-(1.87320 + 1.48695 * log_alpha)))
+    return -(fit - 0.5 * np.log1p(np.exp(-log_alpha)) - 0.63576)
+
+
+def multi_sample_dropout(head, x, rate, *, key, samples):
+    """The mean of a loop over masks, for a head that returns one array."""
+    if key is None:
+        return head(x)
+    return np.mean([head(dropout(x, rate, key=fold_in(key, i))) for i in range(samples)], axis=0)
+
+
+def r_drop_divergence(logits_a, logits_b):
+    """The mean of the two divergences, in float64."""
+    a, b = (_softmax(np.asarray(logits, np.float64)) for logits in (logits_a, logits_b))
+    forward = (a * (np.log(a) - np.log(b))).sum(-1)
+    backward = (b * (np.log(b) - np.log(a))).sum(-1)
+    return (forward + backward) / 2
+
+
+def _softmax(logits):
+    exponents = np.exp(logits - logits.max(-1, keepdims=True))
+    return exponents / exponents.sum(-1, keepdims=True)

@@ -1,6 +1,7 @@
 """One frozen config: nanoGPT's numbers, refused values, and no knob that nothing reads."""
 
 import dataclasses
+import io
 import json
 
 import pytest
@@ -105,7 +106,7 @@ def outcome(config, folder):
     folder.mkdir()
     text = folder / "text.txt"
     text.write_text(TEXT)
-    console = Console(record=True, width=120, file=(folder / "screen").open("w"))
+    console = Console(record=True, width=120, file=io.StringIO())
     loop.train(dataclasses.replace(config, data=config.data or text), folder / "run", console)
     lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
     timed = ("tokens_per_s", "elapsed_s")

@@ -1,0 +1,93 @@
+"""Several passes with several masks: multi-sample dropout and R-Drop's divergence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from dropout_jax import _checks
+from dropout_jax.elementwise import dropout
+from dropout_jax.keys import fold
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+
+def multi_sample_dropout(head: Callable, x, rate, *, key, samples) -> Any:
+    """Average one head over several masks of its input, which costs one pass of what is below.
+
+    Formula: y = mean over i of head(dropout(x, rate, key=fold(key, i))), i from 0 to samples - 1.
+    At evaluation y = head(x).
+
+    Args:
+      head: a function of `x`, such as a classifier with its loss; it may return any pytree.
+      x: a floating or complex array of any shape.
+      rate: the probability of dropping, in [0, 1]; a number or a scalar array, traced or not.
+      key: one PRNG key: training. None: evaluation.
+      samples: how many masks, an integer of at least 1. The passes run as one, under vmap.
+
+    Returns:
+      The mean of what `head` returns, leaf by leaf.
+
+    Raises:
+      TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
+
+    Source: Inoue, "Multi-sample dropout for accelerated training and better generalization", 2019.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from dropout_jax import multi_sample_dropout
+      >>> x = jnp.ones(4)
+      >>> multi_sample_dropout(jnp.sum, x, 0.5, samples=8, key=jax.random.key(0))
+      Array(4., dtype=float32)
+    """
+    if not callable(head):
+        _checks.fail(TypeError, "head", head, "a function of x", "Pass lambda x: ...")
+    x = _checks.array(x)
+    rate = _checks.rate(rate)
+    samples = _checks.integer(samples, "samples", 1)
+    key = _checks.key(key)
+    if key is None:
+        return head(x)
+    places = jnp.arange(samples, dtype=jnp.uint32)
+    outputs = jax.vmap(lambda i: head(dropout(x, rate, key=fold(key, i))))(places)
+    return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), outputs)
+
+
+def r_drop_divergence(logits_a, logits_b) -> Float[Array, ...]:
+    """The symmetric divergence of two passes with two masks, which R-Drop adds to the loss.
+
+    Formula: (KL(a || b) + KL(b || a)) / 2 over the last axis, a and b the softmaxes of the logits.
+
+    Args:
+      logits_a: the logits of one pass, a floating array (..., classes).
+      logits_b: the logits of the other, of the same shape and dtype.
+
+    Returns:
+      An array of the leading shape, in nats, at least 0, float32 (float64 for float64).
+
+    Raises:
+      TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
+
+    Source: Liang et al., "R-Drop: regularized dropout for neural networks", NeurIPS 2021.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from dropout_jax import r_drop_divergence
+      >>> round(float(r_drop_divergence(jnp.array([0.0, 1.0]), jnp.array([1.0, 0.0]))), 5)
+      0.46212
+    """
+    logits_a = _checks.real_array(logits_a, "logits_a")
+    logits_b = _checks.real_array(logits_b, "logits_b")
+    _checks.at_least_axes(logits_a, 1, "logits_a")
+    _checks.same_form(logits_b, logits_a, "logits_b", "logits_a")
+    dtype = jnp.promote_types(logits_a.dtype, jnp.float32)
+    log_a, log_b = (jax.nn.log_softmax(x.astype(dtype)) for x in (logits_a, logits_b))
+    # The two divergences added: (a - b)(log a - log b). Classes that both exclude (-inf) add 0.
+    excluded = (log_a == -jnp.inf) & (log_b == -jnp.inf)
+    difference = jnp.where(excluded, 0, log_a - jnp.where(excluded, 0, log_b))
+    difference = jnp.where(excluded, 0, difference)
+    return 0.5 * jnp.sum((jnp.exp(log_a) - jnp.exp(log_b)) * difference, axis=-1)

@@ -1,0 +1,197 @@
+"""Dropout of paths: residual branches, connections, state updates and whole layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dropout_jax import _apply, _checks, masks
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Inexact
+
+
+def drop_path(x, rate, *, key, mode="row", scale=True) -> Inexact[Array, ...]:
+    """Stochastic depth: drop a residual branch for a whole row of the batch, or for all of it.
+
+    Formula: `dropout` with one decision for each row (axis 0), or one for all. Within a row the
+    covariance of two elements is x_i x_j rate / (1 - rate).
+
+    Args:
+      x: the branch's output, a floating or complex array with the batch first.
+      rate: the probability of dropping, in [0, 1]; a number or a scalar array, traced or not.
+      key: one PRNG key: training. None: evaluation, `x` comes back as it was.
+      mode: "row", a decision for each row; or "batch", one for the whole array.
+      scale: whether kept rows are scaled, as in `dropout`. The original does not scale, and
+        multiplies by 1 - rate at evaluation: for that use `dropout_unscaled`'s convention yourself.
+
+    Returns:
+      An array of the shape and dtype of `x`; gradients, edges and precision as in `dropout`.
+
+    Raises:
+      TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
+
+    Source: Huang et al., "Deep networks with stochastic depth", ECCV 2016; Larsson et al.,
+      "FractalNet", ICLR 2017; timm's DropPath and torchvision's StochasticDepth.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from dropout_jax import drop_path
+      >>> drop_path(jnp.ones((3, 2)), 0.5, key=jax.random.key(0))
+      Array([[2., 2.],
+             [2., 2.],
+             [0., 0.]], dtype=float32)
+    """
+    x = _checks.array(x)
+    rate = _checks.rate(rate)
+    mode = _checks.choice(mode, "mode", ("row", "batch"))
+    if mode == "row":
+        _checks.at_least_axes(x, 1, "x")
+    key = _checks.key(key)
+    shape = tuple(size if axis == 0 and mode == "row" else 1 for axis, size in enumerate(x.shape))
+    if scale or key is None or _apply.keeps_everything(rate):
+        return _apply.drop(x, rate, key, shape)
+    return _apply.with_mask(_apply.select_unscaled, (x,), rate, key, shape)
+
+
+def drop_connect(weights, rate, *, key) -> Inexact[Array, ...]:
+    """Drop weights, not activations: each connection by itself.
+
+    Formula: `dropout` of the weights. The variance of (W v)_i is
+    rate / (1 - rate) sum_j W_ij^2 v_j^2.
+
+    Args:
+      weights: a floating or complex array of any shape.
+      rate: the probability of dropping, in [0, 1]; a number or a scalar array, traced or not.
+      key: one PRNG key: training. None: evaluation, `weights` come back as they were.
+
+    Returns:
+      An array of the shape and dtype of `weights`; gradients, edges and precision as in `dropout`.
+
+    Raises:
+      TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
+
+    Source: Wan et al., "Regularization of neural networks using DropConnect", ICML 2013. Differs
+      from it: one mask for the whole batch, inverted scaling, and evaluation by the mean weights.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from dropout_jax import drop_connect
+      >>> drop_connect(jnp.ones((2, 4)), 0.5, key=jax.random.key(0)) @ jnp.ones(4)
+      Array([4., 6.], dtype=float32)
+    """
+    weights = _checks.array(weights, "weights")
+    return _apply.drop(weights, _checks.rate(rate), _checks.key(key), weights.shape)
+
+
+def zoneout(new, old, rate, *, key) -> Inexact[Array, ...]:
+    """Keep the previous state instead of the new one, unit by unit.
+
+    Formula: y = old with probability rate, else new; at evaluation the expectation,
+    y = new T / 2^16 + old (2^16 - T) / 2^16. Variance rate (1 - rate) (new - old)^2.
+
+    Args:
+      new: the state after a step, a floating or complex array of any shape.
+      old: the state before it, of the same shape and dtype.
+      rate: the probability of keeping the old state, in [0, 1]; a number or a scalar array.
+      key: one PRNG key: training. None: evaluation, the expectation.
+
+    Returns:
+      An array of the shape and dtype of `new`. Nothing is scaled. Gradients flow to both states.
+      Rate 0 gives `new` and rate 1 `old`; a traced rate outside [0, 1] gives NaN.
+
+    Raises:
+      TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
+
+    Source: Krueger et al., "Zoneout: regularizing RNNs by randomly preserving hidden activations",
+      ICLR 2017.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from dropout_jax import zoneout
+      >>> zoneout(jnp.ones(4), jnp.zeros(4), 0.5, key=jax.random.key(0))
+      Array([1., 1., 0., 0.], dtype=float32)
+      >>> zoneout(jnp.ones(2), jnp.zeros(2), 0.25, key=None)
+      Array([0.75, 0.75], dtype=float32)
+    """
+    new, old = _checks.array(new, "new"), _checks.array(old, "old")
+    _checks.same_form(old, new, "old", "new")
+    rate = _checks.rate(rate)
+    key = _checks.key(key)
+    if _apply.keeps_everything(rate):
+        return new
+    if key is None:
+        return _apply.in_sharding_of(new, _expected_state)(new, old, jnp.float32(rate))
+    return _apply.with_mask(_select_state, (new, old), rate, key, new.shape)
+
+
+def _select_state(new, old, keep, rate):
+    return jnp.where(masks.in_range(rate), jnp.where(keep, new, old), jnp.nan).astype(new.dtype)
+
+
+@jax.jit
+def _expected_state(new, old, rate):
+    rate = lax.stop_gradient(rate)
+    share = _apply.nan_outside(rate, _apply.kept_share(rate, _apply.compute_dtype(new)))
+    wide_new, wide_old = new.astype(_wide(new)), old.astype(_wide(old))
+    # Terms of weight 0 are left out, so an infinite state that cannot be kept gives no NaN.
+    mean = _apply.scaled(wide_new, share) + _apply.scaled(wide_old, 1 - share)
+    mean = jnp.where(share == 0, wide_old, jnp.where(share == 1, wide_new, mean))
+    return mean.astype(new.dtype)
+
+
+def _wide(x):
+    return x.dtype if jnp.iscomplexobj(x) else _apply.compute_dtype(x)
+
+
+def layer_drop(layer: Callable, x, rate, *, key) -> Inexact[Array, ...]:
+    """Skip a layer whole, and do not compute it when it is skipped.
+
+    Formula: y = x with probability rate, else layer(x); one decision for the whole array. At
+    evaluation y = layer(x). Nothing is scaled.
+
+    Args:
+      layer: a function of `x` that keeps its shape and dtype.
+      x: a floating or complex array of any shape.
+      rate: the probability of skipping, in [0, 1]; a number or a scalar array, traced or not.
+      key: one PRNG key: training. None: evaluation.
+
+    Returns:
+      An array of the shape and dtype of `x`. The choice is a `lax.cond`: under jit only the chosen
+      branch runs (under vmap over keys both do). A traced rate outside [0, 1] gives NaN.
+
+    Raises:
+      TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
+
+    Source: Fan, Grave and Joulin, "Reducing transformer depth on demand with structured dropout",
+      ICLR 2020.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from dropout_jax import layer_drop
+      >>> [float(layer_drop(lambda x: 10 * x, jnp.ones(()), 0.5, key=jax.random.key(i)))
+      ...  for i in range(6)]
+      [10.0, 1.0, 10.0, 1.0, 1.0, 10.0]
+    """
+    if not callable(layer):
+        _checks.fail(TypeError, "layer", layer, "a function of x", "Pass lambda x: ...")
+    x = _checks.array(x)
+    rate = _checks.rate(rate)
+    key = _checks.key(key)
+    out = jax.eval_shape(layer, x)
+    _checks.same_form(out, x, "layer(x)", "x")
+    if key is None or _apply.keeps_everything(rate):
+        return layer(x)
+    keep, valid = _decide(key, jnp.float32(rate))
+    y = lax.cond(keep, layer, lambda x: x, x)
+    return y if not isinstance(rate, jax.Array) else jnp.where(valid, y, jnp.full_like(y, jnp.nan))
+
+
+@jax.jit
+def _decide(key, rate):
+    rate = lax.stop_gradient(rate)
+    return masks.unpack(masks.packed_mask(key, rate, ()), ()), masks.in_range(rate)

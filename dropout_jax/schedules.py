@@ -1,0 +1,133 @@
+"""Rates over depth and over steps. Every schedule over steps has optax's signature, step -> rate.
+
+Linear and cosine ones are optax's own: `optax.linear_schedule(0.1, 0.0, 1000)` is a rate that falls
+to 0. A schedule's rate is traced inside a jitted step, so it changes without a recompilation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+
+from dropout_jax import _checks
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+
+def linear_over_depth(rate, n_layer) -> tuple[float, ...]:
+    """Rates that grow from 0 at the first layer to `rate` at the last.
+
+    Formula: rate * i / (n_layer - 1) for i from 0; (rate,) for one layer.
+
+    Args:
+      rate: the last layer's rate, a number in [0, 1].
+      n_layer: how many layers, an integer of at least 1.
+
+    Returns:
+      A tuple of n_layer floats.
+
+    Raises:
+      TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
+
+    Source: Huang et al., ECCV 2016, "linear decay rule"; as in timm and Swin (torch.linspace).
+
+    Example:
+      >>> from dropout_jax import linear_over_depth
+      >>> linear_over_depth(0.5, 3)
+      (0.0, 0.25, 0.5)
+    """
+    rate = float(_checks.rate(rate))
+    n_layer = _checks.integer(n_layer, "n_layer", 1)
+    if n_layer == 1:
+        return (rate,)
+    return tuple(rate * i / (n_layer - 1) for i in range(n_layer))
+
+
+def early_dropout(rate, until) -> Callable[..., Float[Array, ""]]:
+    """Dropout on until a step, then off: against underfitting.
+
+    Formula: rate if step < until, else 0.
+
+    Args:
+      rate: a number in [0, 1].
+      until: the first step without dropout, an integer of at least 0.
+
+    Returns:
+      A function of a step, traced or not, that gives a float32 scalar.
+
+    Raises:
+      TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
+
+    Source: Liu et al., "Dropout reduces underfitting", ICML 2023.
+
+    Example:
+      >>> from dropout_jax import early_dropout
+      >>> schedule = early_dropout(0.1, until=100)
+      >>> round(float(schedule(99)), 6), float(schedule(100))
+      (0.1, 0.0)
+    """
+    rate, until = _rate_and_step(rate, until, "until")
+    return lambda step: jnp.where(step < until, rate, jnp.float32(0))
+
+
+def late_dropout(rate, start) -> Callable[..., Float[Array, ""]]:
+    """Dropout off until a step, then on: against overfitting.
+
+    Formula: 0 if step < start, else rate.
+
+    Args:
+      rate: a number in [0, 1].
+      start: the first step with dropout, an integer of at least 0.
+
+    Returns:
+      A function of a step, traced or not, that gives a float32 scalar.
+
+    Raises:
+      TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
+
+    Source: Liu et al., ICML 2023.
+
+    Example:
+      >>> from dropout_jax import late_dropout
+      >>> schedule = late_dropout(0.1, start=100)
+      >>> float(schedule(99)), round(float(schedule(100)), 6)
+      (0.0, 0.1)
+    """
+    rate, start = _rate_and_step(rate, start, "start")
+    return lambda step: jnp.where(step < start, jnp.float32(0), rate)
+
+
+def curriculum_dropout(rate, gamma) -> Callable[..., Float[Array, ""]]:
+    """Dropout that grows from 0 to its rate exponentially, as a curriculum.
+
+    Formula: rate * (1 - exp(-gamma * step)): with theta = 1 - rate, the kept share is
+    (1 - theta) exp(-gamma step) + theta.
+
+    Args:
+      rate: the limit, a number in [0, 1].
+      gamma: positive; the paper takes 10 / (steps of training).
+
+    Returns:
+      A function of a step, traced or not, that gives a float32 scalar.
+
+    Raises:
+      TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
+
+    Source: Morerio et al., "Curriculum dropout", ICCV 2017.
+
+    Example:
+      >>> from dropout_jax import curriculum_dropout
+      >>> schedule = curriculum_dropout(0.5, gamma=0.01)
+      >>> float(schedule(0)), round(float(schedule(100)), 3)
+      (0.0, 0.316)
+    """
+    rate = jnp.float32(_checks.rate(rate))
+    gamma = _checks.positive(gamma, "gamma")
+    return lambda step: rate * -jnp.expm1(-jnp.float32(gamma) * step)
+
+
+def _rate_and_step(rate, step, name: str):
+    return jnp.float32(_checks.rate(rate)), _checks.integer(step, name, 0)
