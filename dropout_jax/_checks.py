@@ -323,6 +323,19 @@ def same_form(value: Any, like: Any, name: str, like_name: str) -> None:
             )
 
 
+def labels(value: Any, shape_: tuple[int, ...], classes: int) -> jax.Array:
+    """Return an integer array of a shape, whose values (if known) are classes."""
+    allowed = f"integers from 0 to {classes - 1}, of shape {tuple(shape_)}"
+    is_array = isinstance(value, np.ndarray | np.generic | jax.Array)
+    if not is_array or not jnp.issubdtype(value.dtype, jnp.integer):
+        fail(TypeError, "labels", value, allowed, "Convert them: labels.astype(int).")
+    if value.shape != tuple(shape_):
+        fail(ValueError, "labels.shape", tuple(value.shape), allowed, "One label an example.")
+    if not _is_traced(value) and value.size and (value.min() < 0 or value.max() >= classes):
+        fail(ValueError, "labels", value, allowed, "Is a class missing from the last axis?")
+    return jnp.asarray(value)
+
+
 def path_part(value: Any, name: str = "path") -> Any:
     """Return a string as it is, and an integer as one word that fits 32 bits."""
     allowed = "made of strings and integers from 0 to 2^32 - 1"

@@ -192,7 +192,7 @@ def _gaussian(x, rate, key):
     dtype = _apply.compute_dtype(x)
     below_one = jnp.where(rate < 1, rate, 0)
     deviation = jnp.where(rate < 1, jnp.sqrt(below_one / (1 - below_one)), 0).astype(dtype)
-    factor = (rate < 1) + deviation * noise.normal(key, x.shape).astype(dtype)
+    factor = jnp.where(rate < 1, 1 + deviation * noise.normal(key, x.shape).astype(dtype), 0)
     factor = _apply.nan_outside(rate, factor)
     return jnp.where(factor == 0, jnp.zeros_like(x), _apply.scaled(x, factor))
 

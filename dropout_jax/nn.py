@@ -1,8 +1,8 @@
 """flax.nnx modules over the functional ops: they hold a rate and fetch a key; no arithmetic.
 
-All follow Flax's conventions: `deterministic` and `rngs` in the constructor or at the call; `train()`,
-`eval()` and `nnx.view` switch them; a stored stream is forked. A layer's own options come after its
-rate, by name, then those of `Stochastic`.
+All follow Flax's conventions: `deterministic` and `rngs` in the constructor or at the call;
+`train()`, `eval()` and `nnx.view` switch them; a stored stream is forked. A layer's own options
+come after its rate, by name, then those of `Stochastic`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float, Inexact, Shaped
 
 
-def spatial_dropout(x, rate, *, key, channel_axis=-1, batch_axis=0) -> Inexact[Array, ...]:
+def spatial_dropout(
+    x, rate, *, key, channel_axis=-1, batch_axis: int | None = 0
+) -> Inexact[Array, ...]:
     """Drop whole channels: one decision for each channel of each row of the batch.
 
     Formula: `dropout` with a mask over (batch, channel), the same at all other places. The sum of a

@@ -9,32 +9,44 @@ import pytest
 from cases import OPS, sample
 
 all_ops = pytest.mark.parametrize("op", OPS, ids=str)
-dtypes = pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 
 
 def words(key):
     return np.asarray(jax.random.key_data(key))
 
 
+def assert_same(op, got, expected):
+    """Bit for bit, or within the row's ulps of the largest finite output in its dtype."""
+    got, expected = np.asarray(got), np.asarray(expected)
+    assert (got.dtype, got.shape) == (expected.dtype, expected.shape)
+    if op.ulps == 0 or got.size == 0:
+        np.testing.assert_array_equal(got, expected)
+        return
+    step = float(jnp.finfo(got.dtype).eps) * max(1.0, float(np.abs(expected).max()))
+    got, expected = got.astype(np.float64), expected.astype(np.float64)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=op.ulps * step)
+    if op.zeroes:
+        np.testing.assert_array_equal(got == 0, expected == 0)
+
+
 @all_ops
-@dtypes
-def test_equals_the_oracle_bit_for_bit(op, dtype, key):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_equals_the_oracle(op, dtype, key):
     for shape in op.shapes:
         x = sample(shape, dtype)
         for rate in (0.0, 0.1, 0.5, 0.9, 1.0):
-            y = op.fn(x, rate, key=key)
-            assert (y.dtype, y.shape) == (x.dtype, x.shape)
-            np.testing.assert_array_equal(y, op.oracle(x, rate, key=words(key)))
+            assert_same(op, op.fn(x, rate, key=key), op.oracle(x, rate, key=words(key)))
 
 
 @all_ops
-def test_float64_equals_the_oracle_bit_for_bit(op, key):
+def test_float64_equals_the_oracle(op, key):
+    if op.name == "gaussian_dropout":
+        pytest.skip("its noise is float32 by specification; the float32 case covers it")
     with jax.enable_x64(True):
-        for shape in op.shapes:
-            x = sample(shape, "float64")
-            y = op.fn(x, 0.3, key=key)
-            assert (y.dtype, y.shape) == (x.dtype, x.shape)
-            np.testing.assert_array_equal(y, op.oracle(x, 0.3, key=words(key)))
+        x = sample(op.shapes[-1], "float64")
+        y = op.fn(x, 0.3, key=key)
+        assert (y.dtype, y.shape) == (x.dtype, x.shape)
+        np.testing.assert_allclose(y, op.oracle(x, 0.3, key=words(key)), rtol=1e-14 * op.ulps)
 
 
 @all_ops
@@ -43,20 +55,23 @@ def test_eager_jit_traced_remat_and_scan_agree(op, rate, key):
     x = jnp.asarray(sample(op.shapes[-1]))
     call = functools.partial(op.fn, key=key)
     eager = call(x, rate)
-    np.testing.assert_array_equal(jax.jit(lambda x: call(x, rate))(x), eager)
-    np.testing.assert_array_equal(jax.jit(call)(x, rate), eager)
-    np.testing.assert_array_equal(jax.checkpoint(lambda x: call(x, rate))(x), eager)
     _, scanned = jax.lax.scan(lambda _, k: (None, op.fn(x, rate, key=k)), None, key[None])
-    np.testing.assert_array_equal(scanned[0], eager)
+    for other in (
+        jax.jit(lambda x: call(x, rate))(x),
+        jax.jit(call)(x, rate),
+        jax.checkpoint(lambda x: call(x, rate))(x),
+        scanned[0],
+    ):
+        assert_same(op, other, eager)
 
 
 @all_ops
 def test_vmap_over_keys_equals_a_loop(op, key):
     x = jnp.asarray(sample(op.shapes[-1]))
-    keys = jax.random.split(key, 3)
+    keys = jax.random.split(key, 5)
     loop = jnp.stack([op.fn(x, 0.3, key=k) for k in keys])
-    np.testing.assert_array_equal(jax.vmap(lambda k: op.fn(x, 0.3, key=k))(keys), loop)
-    assert (loop[0] != loop[1]).any()
+    assert_same(op, jax.vmap(lambda k: op.fn(x, 0.3, key=k))(keys), loop)
+    assert any((loop[0] != other).any() for other in loop[1:])
 
 
 @all_ops
@@ -64,77 +79,113 @@ def test_vmap_over_rates_equals_a_loop(op, key):
     x = jnp.asarray(sample(op.shapes[-1]))
     rates = jnp.float32([0.0, 0.3, 1.0])
     loop = jnp.stack([op.fn(x, float(r), key=key) for r in rates])
-    np.testing.assert_array_equal(jax.vmap(lambda r: op.fn(x, r, key=key))(rates), loop)
+    assert_same(op, jax.vmap(lambda r: op.fn(x, r, key=key))(rates), loop)
 
 
 @all_ops
 @pytest.mark.parametrize("traced", [False, True])
-@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
-def test_gradient_is_the_same_mask_on_the_cotangent(op, rate, traced, key):
-    for shape in op.shapes:
-        x, g = jnp.asarray(sample(shape)), jnp.asarray(sample(shape, seed=1))
+def test_gradient_is_that_of_a_fixed_mask(op, traced, key):
+    """With its mask fixed every op is affine in x: <g, f(x + d) - f(x)> = <vjp(g), d>, exactly."""
+    with jax.enable_x64(True):
+        shape = op.shapes[-1]
+        x, d, g = (jnp.asarray(sample(shape, "float64", seed)) for seed in range(3))
+        for rate in (0.0, 0.3, 1.0):
 
-        def pullback(x, g, rate):
-            return jax.vjp(lambda x: op.fn(x, rate, key=key), x)[1](g)[0]
+            def run(x, rate):
+                return op.fn(x, rate, key=key)
 
-        got = jax.jit(pullback)(x, g, rate) if traced else pullback(x, g, rate)
-        np.testing.assert_array_equal(got, op.oracle(np.asarray(g), rate, key=words(key)))
+            pullback = jax.vjp(jax.jit(run) if traced else run, x, rate)[1]
+            change = (run(x + d, rate) - run(x, rate)) * g
+            gradient, _ = pullback(g)
+            np.testing.assert_allclose((gradient * d).sum(), change.sum(), rtol=1e-9, atol=1e-12)
+            if op.linear and op.ulps == 0 and "layer" not in op.name:
+                expected = op.oracle(np.asarray(g), rate, key=words(key))
+                np.testing.assert_array_equal(gradient, expected)
 
 
 @all_ops
 def test_forward_mode_and_second_derivatives_work(op, key):
-    x = jnp.asarray(sample(op.shapes[0]))
-    _, tangent = jax.jvp(lambda x: op.fn(x, 0.3, key=key), (x,), (x,))
-    np.testing.assert_array_equal(tangent, op.fn(x, 0.3, key=key))
+    x = jnp.asarray(sample(op.small))
+    zero, tangent = jax.jvp(lambda x: op.fn(x, 0.3, key=key), (x * 0,), (x,))
+    np.testing.assert_allclose(zero + tangent, op.fn(x, 0.3, key=key), rtol=1e-5, atol=1e-5)
     curvature = jax.grad(lambda x: jax.grad(lambda x: (op.fn(x, 0.3, key=key) ** 2).sum())(x).sum())
     assert jnp.isfinite(curvature(x)).all()
 
 
 @all_ops
-def test_no_gradient_flows_to_the_rate(op, key):
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+def test_no_gradient_flows_to_the_rate_and_those_of_x_are_finite(op, rate, key):
     x = jnp.asarray(sample(op.shapes[-1]))
-    for rate in (0.0, 0.3, 1.0):
-        assert jax.grad(lambda r: op.fn(x, r, key=key).sum())(rate) == 0
+    for k in (key, None):
+        gradient = jax.jit(jax.grad(lambda x, r: op.fn(x, r, key=k).sum(), (0, 1)))  # noqa: B023
+        of_x, of_rate = gradient(x, rate)
+        assert of_rate == 0
+        assert jnp.isfinite(of_x).all()
 
 
 @all_ops
 def test_no_key_is_evaluation(op):
     x = jnp.asarray(sample(op.shapes[-1]))
-    assert op.fn(x, 0.3, key=None) is x
+    if op.evaluation is None:
+        assert op.fn(x, 0.3, key=None) is x
+    else:
+        expected = op.evaluation(np.asarray(x), 0.3)
+        np.testing.assert_allclose(op.fn(x, 0.3, key=None), expected, rtol=1e-6)
+        traced = jax.jit(lambda x, rate: op.fn(x, rate, key=None))
+        np.testing.assert_allclose(traced(x, 0.3), expected, rtol=1e-6)
     with pytest.raises(TypeError, match="key"):
         op.fn(x, 0.3)
 
 
 @all_ops
-def test_rate_zero_is_the_identity_and_rate_one_zeros(op, key):
-    x = jnp.asarray(sample(op.shapes[-1])).at[0, 0].set(jnp.nan)
+def test_rate_zero_and_rate_one(op, key):
+    x = jnp.asarray(sample(op.shapes[-1]))
+    at_zero = op.evaluation(np.asarray(x), 0.0) if op.name == "layer_drop" else x
     for call in (op.fn, jax.jit(op.fn)):
-        np.testing.assert_array_equal(call(x, 0.0, key=key), x)
-        np.testing.assert_array_equal(call(x, 1.0, key=key), jnp.zeros_like(x))
-    np.testing.assert_array_equal(jax.jit(op.fn)(x, 2**-18, key=key), x)
+        np.testing.assert_array_equal(call(x, 0.0, key=key), at_zero)
+        np.testing.assert_array_equal(call(x, 1.0, key=key), op.at_one(np.asarray(x)))
 
 
 @all_ops
 def test_a_dropped_nan_or_infinity_is_zero(op, key):
-    kept = np.asarray(op.fn(jnp.ones(op.shapes[-1]), 0.5, key=key)) != 0
-    assert 0 < kept.mean() < 1
-    for bad in (np.nan, np.inf, -np.inf):
-        y = op.fn(jnp.full(op.shapes[-1], bad), 0.5, key=key)
-        np.testing.assert_array_equal(y, np.where(kept, bad, 0))
+    if not op.zeroes:
+        return
+    shape = op.shapes[-1]
+    for k in jax.random.split(key, 20):
+        kept = np.asarray(op.fn(jnp.ones(shape), 0.5, key=k)) != 0
+        for bad in (np.nan, np.inf, -np.inf):
+            y = op.fn(jnp.full(shape, bad), 0.5, key=k)
+            np.testing.assert_array_equal(y, np.where(kept, bad, 0))
+        if not kept.all():
+            return
+    pytest.fail("nothing was dropped in twenty tries")
 
 
 @all_ops
 @pytest.mark.parametrize("rate", [-0.1, 1.5, jnp.nan, jnp.inf])
 def test_a_traced_rate_out_of_range_gives_nan(op, rate, key):
     x = jnp.asarray(sample(op.shapes[-1]))
-    assert jnp.isnan(jax.jit(op.fn)(x, rate, key=key)).all()
+    y = np.asarray(jax.jit(op.fn)(x, rate, key=key))
+    if op.name == "masked_dropout":
+        from cases import where_of
+
+        y = y[where_of(x)]
+    assert np.isnan(y).all()
 
 
 @all_ops
-def test_same_key_same_mask_other_key_other_mask(op, key):
+def test_a_rate_that_changes_does_not_retrace(op, key):
+    traces = []
+
+    @jax.jit
+    def step(x, rate):
+        traces.append(rate)
+        return op.fn(x, rate, key=key)
+
     x = jnp.asarray(sample(op.shapes[-1]))
-    np.testing.assert_array_equal(op.fn(x, 0.3, key=key), op.fn(x, 0.3, key=key))
-    assert (op.fn(x, 0.3, key=key) != op.fn(x, 0.3, key=jax.random.key(1))).any()
+    for rate in (0.1, 0.2, 0.5, 0.0, 1.0):
+        step(x, rate)
+    assert len(traces) == 1
 
 
 @all_ops
@@ -143,6 +194,8 @@ def test_a_key_used_twice_is_caught(op):
     with jax.debug_key_reuse(True):
         key = jax.random.key(0)
         op.fn(x, 0.3, key=key)
+        if op.name == "multi_sample_dropout":
+            return  # it folds: its own key may be folded again under other names
         with pytest.raises(jax.errors.KeyReuseError):
             op.fn(x, 0.3, key=key)
         with pytest.raises(jax.errors.KeyReuseError):
@@ -152,5 +205,56 @@ def test_a_key_used_twice_is_caught(op):
 @all_ops
 def test_empty_and_single_element_arrays(op, key):
     rank = len(op.shapes[-1])
-    for shape in ((0,) * rank, (1,) * rank, (*(1,) * (rank - 1), 0)):
-        assert op.fn(jnp.zeros(shape), 0.3, key=key).shape == shape
+    sizes = [(2,) * rank] if op.name == "drop_block" else [(1,) * rank, (*(1,) * (rank - 1), 0)]
+    for shape in [*sizes, (0, *(2,) * (rank - 1))]:
+        x = jnp.zeros(shape)
+        assert op.fn(x, 0.3, key=key).shape == shape
+
+
+@all_ops
+def test_complex_arrays(op, key):
+    x = (sample(op.shapes[-1]) + 1j * sample(op.shapes[-1], seed=1)).astype(np.complex64)
+    if not op.complex_too:
+        with pytest.raises(TypeError, match="floating-point array, not complex64"):
+            op.fn(x, 0.3, key=key)
+        return
+    y = op.fn(x, 0.3, key=key)
+    assert y.dtype == jnp.complex64
+    if op.zeroes:
+        np.testing.assert_array_equal(y == 0, op.fn(x.real, 0.3, key=key) == 0)
+
+
+@all_ops
+def test_the_mask_needs_no_residual_but_bits(op, key):
+    """The backward pass keeps at most a bit an element, and what the arithmetic itself needs."""
+    if op.name in ("layer_drop", "multi_sample_dropout", "masked_dropout"):
+        return  # a layer's own residuals; several masks; the `where` that the caller holds
+    shape = (8, 32, 64)
+    _, pullback = jax.vjp(lambda x: op.fn(x, 0.3, key=key), jnp.asarray(sample(shape)))
+    kept = sum(leaf.nbytes for leaf in jax.tree.leaves(pullback))
+    assert kept <= np.prod(shape) / 8 + 16
+
+
+@all_ops
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_means_and_covariances_are_the_closed_forms(op, rate, key):
+    """|z| < 4.9 for the mean and for every entry of the covariance, over 20,000 keys.
+
+    The deviation of a sample covariance's entry is estimated from the products themselves.
+    """
+    draws = 20_000
+    x = sample(op.small, seed=3) + 1.5
+    keys = jax.random.split(key, draws)
+    made = jax.jit(jax.vmap(lambda k: op.fn(jnp.asarray(x), rate, key=k)))(keys)
+    y = np.asarray(made, np.float64).reshape(draws, -1)
+    mean, covariance = op.moments(x.astype(np.float64), rate)
+    centred = y - mean
+    deviation = np.sqrt(np.diag(covariance) / draws)
+    assert (abs(centred.mean(0)) <= 4.9 * deviation + 1e-6).all()
+    second = centred.T @ centred / draws
+    fourth = (centred**2).T @ (centred**2) / draws
+    error = np.sqrt(np.maximum(fourth - second**2, 0) / draws)
+    bound = 4.9 * error + 1e-5 * (1 + abs(covariance))  # the second term is float32's rounding
+    assert (abs(second - covariance) <= bound).all()
+    wrong = op.moments(x.astype(np.float64), rate * 1.2)[1]
+    assert (abs(second - wrong) > bound).any()  # the bound can fail
