@@ -144,10 +144,24 @@ def packed_mask(key, rate: Float[Array, ""], shape: tuple[int, ...]) -> UInt32[A
 def unpack(words: UInt32[Array, ...], shape: tuple[int, ...]) -> Bool[Array, ...]:
     """The bits of the words as a bool array of the mask's shape."""
     lead, width = _rows(shape)
+    if _is_flat(shape) and width <= 1 << 32:
+        return _look_up(words, shape)
     bit = lax.broadcasted_iota(jnp.uint32, (*words.shape, WORD), words.ndim)
     bits = (words[..., None] >> bit) & 1
     flat = bits.reshape(*lead, words.shape[-1] * WORD)[..., :width]
     return flat.reshape(shape) != 0
+
+
+def _look_up(words, shape):
+    """The bits of a flat mask, element by element: its words are few and not cut up by sharding.
+
+    (A reshape from words to elements would send words between devices.)
+    """
+    lead, last = shape[:-1], math.prod(shape[-1:])
+    row, place = _counters((*lead, last))
+    element = row * jnp.uint32(last) + place
+    bits = words.at[element // WORD].get(mode="promise_in_bounds") >> (element % WORD)
+    return (bits & 1).reshape(shape) != 0
 
 
 def threefry2x32(key, counter):
@@ -167,9 +181,11 @@ def threefry2x32(key, counter):
 
 def _rows(shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
     """The leading axes and the row length: short last axes are taken flat."""
-    if not shape or shape[-1] < WORD:
-        return (), math.prod(shape)
-    return shape[:-1], shape[-1]
+    return ((), math.prod(shape)) if _is_flat(shape) else (shape[:-1], shape[-1])
+
+
+def _is_flat(shape: tuple[int, ...]) -> bool:
+    return not shape or shape[-1] < WORD
 
 
 def _word_count(width: int) -> int:

@@ -126,7 +126,7 @@ def curriculum_dropout(rate, gamma) -> Callable[..., Float[Array, ""]]:
     """
     rate = jnp.float32(_checks.rate(rate))
     gamma = _checks.positive(gamma, "gamma")
-    return lambda step: rate * -jnp.expm1(-jnp.float32(gamma) * step)
+    return lambda step: rate * -jnp.expm1(-jnp.float32(gamma) * jnp.float32(step))
 
 
 def _rate_and_step(rate, step, name: str):

@@ -353,7 +353,8 @@ def fit_temperature(logits, labels) -> Float[Array, ""]:
       labels: integers (...), from 0 to classes - 1.
 
     Returns:
-      A scalar, above 1 for an overconfident model; an end of the range where the best is beyond.
+      A scalar, above 1 for an overconfident model. Data that the logits separate have no minimum:
+      then one at which the loss is 0 to rounding.
 
     Raises:
       TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.

@@ -6,11 +6,20 @@ import numpy as np
 import pytest
 from cases import OPS
 
+import dropout_jax as dj
 from dropout_jax import apply_mask, dropout, fold, keep_mask
 
 KEY = jax.random.key(0)
 X = np.ones((4, 6), np.float32)
 ops = pytest.mark.parametrize("op", OPS, ids=str)
+# Rows whose lambda computes something of x before the op sees it.
+plain_ops = pytest.mark.parametrize(
+    "op", [op for op in OPS if op.name not in ("zoneout", "masked_dropout")], ids=str
+)
+
+
+def ones(op):
+    return np.ones(op.small, np.float32)
 
 
 def refused(error, name, value, call, *args, **kwargs):
@@ -55,7 +64,7 @@ BAD_RATES = [
 @pytest.mark.parametrize(("rate", "error"), BAD_RATES, ids=str)
 @pytest.mark.parametrize("key", [KEY, None], ids=["training", "evaluation"])
 def test_bad_rate(op, rate, error, key):
-    refused(error, "rate", rate, op.fn, X, rate, key=key)
+    refused(error, "rate", rate, op.fn, ones(op), rate, key=key)
 
 
 @pytest.mark.parametrize(("rate", "error"), BAD_RATES, ids=str)
@@ -84,11 +93,14 @@ BAD_X = [
 ]
 
 
-@ops
+@plain_ops
 @pytest.mark.parametrize(("x", "error"), BAD_X, ids=repr)
 @pytest.mark.parametrize("key", [KEY, None], ids=["training", "evaluation"])
 def test_bad_x(op, x, error, key):
-    refused(error, "x", x, op.fn, x, 0.1, key=key)
+    if op.name == "token_dropout" and getattr(x, "dtype", None) == np.int32:
+        return  # ids: test_bad_arguments_of_each_op
+    name = {"drop_connect": "weights", "embedding_dropout": "table"}.get(op.name, "x")
+    refused(error, name, x, op.fn, x, 0.1, key=key)
 
 
 BAD_KEYS = [
@@ -110,14 +122,14 @@ def test_bad_key(op, key, error, name):
     shown = key.shape if name == "key.shape" else key
     if key is BAD_KEYS[-1][0]:
         shown = (2,)  # two raw keys are a batch of two
-    refused(error, name, shown, op.fn, X, 0.1, key=key)
+    refused(error, name, shown, op.fn, ones(op), 0.1, key=key)
 
 
 @ops
 def test_batched_and_missing_keys(op):
-    refused(ValueError, "key.shape", (3,), op.fn, X, 0.1, key=jax.random.split(KEY, 3))
+    refused(ValueError, "key.shape", (3,), op.fn, ones(op), 0.1, key=jax.random.split(KEY, 3))
     with pytest.raises(TypeError, match="key"):
-        op.fn(X, 0.1)
+        op.fn(ones(op), 0.1)
 
 
 @pytest.mark.parametrize(
@@ -216,3 +228,149 @@ def test_raw_keys_follow_the_default_implementation():
 def test_fold_refuses_what_is_no_key():
     refused(TypeError, "key", 42, fold, 42, "block")
     refused(ValueError, "key.shape", (2,), fold, jax.random.split(KEY), "block")
+
+
+IDS = np.arange(6)
+IMAGE = np.ones((2, 5, 5, 3), np.float32)
+LOGITS = np.ones((4, 3), np.float32)
+P3 = np.full((4, 3), 1 / 3, np.float32)
+LABELS = np.array([0, 1, 2, 0])
+
+
+@pytest.mark.parametrize(
+    ("error", "name", "shown", "call"),
+    [
+        (
+            ValueError,
+            "channel_axis",
+            4,
+            lambda k: dj.spatial_dropout(X, 0.1, channel_axis=4, key=k),
+        ),
+        (
+            TypeError,
+            "channel_axis",
+            None,
+            lambda k: dj.spatial_dropout(X, 0.1, channel_axis=None, key=k),
+        ),
+        (ValueError, "batch_axis", -3, lambda k: dj.spatial_dropout(X, 0.1, batch_axis=-3, key=k)),
+        (ValueError, "batch_axis", 1, lambda k: dj.spatial_dropout(X, 0.1, batch_axis=1, key=k)),
+        (ValueError, "time_axis", 2, lambda k: dj.locked_dropout(X, 0.1, time_axis=2, key=k)),
+        (ValueError, "time_axis", -2, lambda k: dj.locked_dropout(X[0], 0.1, key=k)),
+        (ValueError, "time_axis", 5, lambda k: dj.token_dropout(X, 0.1, time_axis=5, key=k)),
+        (TypeError, "fill", 0, lambda k: dj.token_dropout(X, 0.1, fill=0, key=k)),
+        (TypeError, "fill", None, lambda k: dj.token_dropout(IDS, 0.1, key=k)),
+        (TypeError, "fill", 0.5, lambda k: dj.token_dropout(IDS, 0.1, fill=0.5, key=k)),
+        (
+            ValueError,
+            "fill",
+            300,
+            lambda k: dj.token_dropout(IDS.astype(np.uint8), 0.1, fill=300, key=k),
+        ),
+        (ValueError, "rate", 1.5, lambda k: dj.token_dropout(IDS, 1.5, fill=0, key=k)),
+        (ValueError, "head_axis", 2, lambda k: dj.head_dropout(X, 0.1, head_axis=2, key=k)),
+        (ValueError, "table.shape", (), lambda k: dj.embedding_dropout(np.float32(1), 0.1, key=k)),
+        (ValueError, "x.shape", (), lambda k: dj.drop_path(np.float32(1), 0.1, key=k)),
+        (ValueError, "mode", "rows", lambda k: dj.drop_path(X, 0.1, mode="rows", key=k)),
+        (TypeError, "mode", 0, lambda k: dj.drop_path(X, 0.1, mode=0, key=k)),
+        (ValueError, "block_size", 0, lambda k: dj.drop_block(IMAGE, 0.1, 0, key=k)),
+        (ValueError, "block_size", 6, lambda k: dj.drop_block(IMAGE, 0.1, 6, key=k)),
+        (TypeError, "block_size", 2.0, lambda k: dj.drop_block(IMAGE, 0.1, 2.0, key=k)),
+        (ValueError, "block_size", (2,), lambda k: dj.drop_block(IMAGE, 0.1, (2,), key=k)),
+        (ValueError, "x.shape", (4, 6), lambda k: dj.drop_block(X, 0.1, 2, key=k)),
+        (
+            ValueError,
+            "where.shape",
+            (5,),
+            lambda k: dj.masked_dropout(X, 0.1, np.ones(5, bool), key=k),
+        ),
+        (TypeError, "where", None, lambda k: dj.masked_dropout(X, 0.1, None, key=k)),
+        (TypeError, "new", 1, lambda k: dj.zoneout(1, X, 0.1, key=k)),
+        (TypeError, "old", 1, lambda k: dj.zoneout(X, 1, 0.1, key=k)),
+        (ValueError, "old.shape", (6,), lambda k: dj.zoneout(X, X[0], 0.1, key=k)),
+        (
+            ValueError,
+            "old.dtype",
+            jnp.float16,
+            lambda k: dj.zoneout(X, X.astype(np.float16), 0.1, key=k),
+        ),
+        (TypeError, "layer", 3, lambda k: dj.layer_drop(3, X, 0.1, key=k)),
+        (TypeError, "head", 3, lambda k: dj.multi_sample_dropout(3, X, 0.1, samples=2, key=k)),
+        (
+            ValueError,
+            "samples",
+            0,
+            lambda k: dj.multi_sample_dropout(np.sum, X, 0.1, samples=0, key=k),
+        ),
+        (
+            TypeError,
+            "samples",
+            2.5,
+            lambda k: dj.multi_sample_dropout(np.sum, X, 0.1, samples=2.5, key=k),
+        ),
+        (ValueError, "shape", (), lambda k: dj.dropkey_bias((), 0.1, key=k)),
+        (
+            TypeError,
+            "dtype",
+            jnp.int32,
+            lambda k: dj.dropkey_bias((2,), 0.1, dtype=jnp.int32, key=k),
+        ),
+        (TypeError, "rate_logit", "x", lambda k: dj.concrete_dropout(X, "x", key=k)),
+        (ValueError, "rate_logit.shape", (2,), lambda k: dj.concrete_dropout(X, np.ones(2), key=k)),
+        (
+            ValueError,
+            "temperature",
+            0.0,
+            lambda k: dj.concrete_dropout(X, 0.0, temperature=0.0, key=k),
+        ),
+        (
+            TypeError,
+            "temperature",
+            "hot",
+            lambda k: dj.concrete_dropout(X, 0.0, temperature="hot", key=k),
+        ),
+        (
+            ValueError,
+            "log_alpha.shape",
+            (5,),
+            lambda k: dj.variational_dropout(X, np.ones(5), key=k),
+        ),
+        (TypeError, "log_alpha", None, lambda k: dj.variational_dropout(X, None, key=k)),
+        (TypeError, "log_alpha", True, lambda k: dj.variational_dropout_kl(True)),
+        (ValueError, "logits_b.shape", (3,), lambda k: dj.r_drop_divergence(LOGITS, LOGITS[0])),
+        (TypeError, "predict", 3, lambda k: dj.mc_dropout(3, KEY, 2)),
+        (TypeError, "key", None, lambda k: dj.mc_dropout(lambda k: 1, None, 2)),
+        (ValueError, "samples", 0, lambda k: dj.mc_dropout(lambda k: 1, KEY, 0)),
+        (ValueError, "batch_size", 0, lambda k: dj.mc_dropout(lambda k: 1, KEY, 2, batch_size=0)),
+        (ValueError, "predictions.shape", (3,), lambda k: dj.predictive_entropy(P3[0])),
+        (TypeError, "labels", None, lambda k: dj.brier_score(P3, None)),
+        (ValueError, "labels.shape", (3,), lambda k: dj.brier_score(P3, LABELS[:3])),
+        (ValueError, "labels", LABELS + 1, lambda k: dj.brier_score(P3, LABELS + 1)),
+        (ValueError, "bins", 0, lambda k: dj.expected_calibration_error(P3, LABELS, bins=0)),
+        (
+            ValueError,
+            "binning",
+            "size",
+            lambda k: dj.expected_calibration_error(P3, LABELS, binning="size"),
+        ),
+        (ValueError, "positive.shape", (1,), lambda k: dj.auroc(P3[:, 0], np.ones(1, bool))),
+        (TypeError, "positive", LABELS, lambda k: dj.auroc(P3[:, 0], LABELS)),
+        (ValueError, "n_layer", 0, lambda k: dj.linear_over_depth(0.1, 0)),
+        (ValueError, "rate", 2.0, lambda k: dj.linear_over_depth(2.0, 3)),
+        (ValueError, "until", -1, lambda k: dj.early_dropout(0.1, -1)),
+        (TypeError, "start", 1.5, lambda k: dj.late_dropout(0.1, 1.5)),
+        (ValueError, "gamma", -1, lambda k: dj.curriculum_dropout(0.1, -1)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+@pytest.mark.parametrize("key", [KEY, None], ids=["training", "evaluation"])
+def test_bad_arguments_of_each_op(error, name, shown, call, key):
+    """At evaluation too: a mistake shows before the first training step."""
+    with pytest.raises(error) as caught:
+        call(key)
+    message = str(caught.value)
+    if name.endswith(("shape", "dtype")) or not isinstance(shown, np.ndarray | type):
+        shown = repr(np.dtype(shown)) if name.endswith(".dtype") else repr(shown)
+        assert message.startswith(f"{name}={shown} is not allowed: {name} must be "), message
+    else:
+        assert message.startswith(f"{name}="), message
+    assert ". " in message.split(" must be ", 1)[1], f"no remedy in: {message}"

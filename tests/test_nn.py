@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 import dropout_jax
+from dropout_jax import nn as layers
 from dropout_jax.nn import Dropout
 
 X = jnp.ones((4, 50))
@@ -101,3 +102,136 @@ def test_split_merge_and_jit_advance_the_stream():
     first, second = step(layer, X), step(layer, X)
     assert (first != second).any()
     np.testing.assert_array_equal(twin(X), first)
+
+
+LAYERS = {
+    "Dropout": (Dropout, {}, "dropout"),
+    "DropoutUnscaled": (layers.DropoutUnscaled, {}, "dropout_unscaled"),
+    "AlphaDropout": (layers.AlphaDropout, {"broadcast_dims": (1,)}, "alpha_dropout"),
+    "GaussianDropout": (layers.GaussianDropout, {}, "gaussian_dropout"),
+    "DropConnect": (layers.DropConnect, {}, "drop_connect"),
+    "EmbeddingDropout": (layers.EmbeddingDropout, {}, "embedding_dropout"),
+    "SpatialDropout": (layers.SpatialDropout, {"channel_axis": 1}, "spatial_dropout"),
+    "LockedDropout": (layers.LockedDropout, {"time_axis": 1}, "locked_dropout"),
+    "TokenDropout": (layers.TokenDropout, {"time_axis": 1}, "token_dropout"),
+    "HeadDropout": (layers.HeadDropout, {"head_axis": 1}, "head_dropout"),
+    "DropBlock": (
+        layers.DropBlock,
+        {"block_size": 3, "scale_by_keep": False},
+        "drop_block",
+    ),
+    "DropPath": (layers.DropPath, {"mode": "batch", "scale": False}, "drop_path"),
+}
+OPTIONS_IN_ORDER = {"drop_block": ("block_size",)}
+IMAGE = jnp.ones((8, 40, 4))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_each_layer_is_its_function(name):
+    make, options, function = LAYERS[name]
+    stream = nnx.Rngs(0).dropout.fork()
+    layer = make(0.3, **options, rngs=nnx.Rngs(0))
+    ordered = [options[word] for word in OPTIONS_IN_ORDER.get(function, ())]
+    named = {k: v for k, v in options.items() if k not in OPTIONS_IN_ORDER.get(function, ())}
+    op = getattr(dropout_jax, function)
+    outputs = []
+    for _ in range(4):
+        outputs.append(layer(IMAGE))
+        np.testing.assert_array_equal(outputs[-1], op(IMAGE, 0.3, *ordered, key=stream(), **named))
+    assert any((outputs[0] != other).any() for other in outputs[1:])
+    layer.eval()
+    np.testing.assert_array_equal(layer(IMAGE), op(IMAGE, 0.3, *ordered, key=None, **named))
+
+
+def test_layers_of_two_inputs():
+    new, old, where = X, X * 0, np.arange(50) < 25
+    np.testing.assert_array_equal(
+        layers.Zoneout(0.3, rngs=nnx.Rngs(0))(new, old),
+        dropout_jax.zoneout(new, old, 0.3, key=nnx.Rngs(0).dropout.fork()()),
+    )
+    np.testing.assert_array_equal(
+        layers.MaskedDropout(0.3, rngs=nnx.Rngs(0))(new, where),
+        dropout_jax.masked_dropout(new, 0.3, where, key=nnx.Rngs(0).dropout.fork()()),
+    )
+
+
+def test_token_layer_replaces_ids():
+    ids = jnp.arange(1, 100)
+    y = layers.TokenDropout(0.5, fill=0, rngs=nnx.Rngs(0))(ids)
+    assert set(np.unique(y == ids)) == {False, True}
+
+
+@pytest.mark.parametrize("make", [layers.ConcreteDropout, layers.VariationalDropout])
+def test_learned_layers_have_one_parameter_with_a_gradient(make):
+    layer = make(rngs=nnx.Rngs(0))
+    grads = nnx.grad(lambda layer: (layer(X) ** 2).sum())(layer)
+    (leaf,) = jax.tree.leaves(grads)
+    assert jnp.isfinite(leaf)
+    assert leaf != 0
+    layer.eval()
+    np.testing.assert_array_equal(layer(X), X)
+
+
+def test_learned_layers_penalties():
+    concrete = layers.ConcreteDropout(0.2, rngs=nnx.Rngs(0))
+    scales = {"weight_scale": 0.1, "dropout_scale": 0.3}
+    expected = dropout_jax.concrete_dropout_penalty(X, concrete.rate_logit[...], **scales)
+    np.testing.assert_array_equal(concrete.penalty(X, **scales), expected)
+    assert jax.nn.sigmoid(concrete.rate_logit[...]) == pytest.approx(0.2)
+    variational = layers.VariationalDropout((50,), log_alpha=-1.0, rngs=nnx.Rngs(0))
+    assert variational(X).shape == X.shape
+    assert variational.kl() == pytest.approx(50 * float(dropout_jax.variational_dropout_kl(-1.0)))
+
+
+class Net(nnx.Module):
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(50, 50, rngs=rngs)
+        self.dropout = Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dropout(self.linear(x))
+
+
+def test_vmap_over_split_streams_gives_each_its_mask():
+    """Flax's way of an ensemble: one stream a member."""
+    streams = nnx.Rngs(0).split(5)
+
+    @nnx.vmap(in_axes=(0, None))
+    def apply(rngs, x):
+        return Dropout(0.5)(x, rngs=rngs)
+
+    masks = np.asarray(apply(streams, X)) == 0
+    assert all((masks[0] != other).any() for other in masks[1:])
+
+
+def test_scan_draws_a_new_mask_each_step():
+    layer = Dropout(0.5, rngs=nnx.Rngs(0))
+
+    @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=(nnx.Carry, 0))
+    def step(layer, x):
+        return layer, layer(x)
+
+    _, outputs = step(layer, jnp.ones((6, 50)))
+    masks = np.asarray(outputs) == 0
+    assert all((masks[0] != other).any() for other in masks[1:])
+
+
+def test_remat_gives_the_same_output_and_gradient():
+    def loss(net, x, remat):
+        call = nnx.remat(lambda net, x: net(x)) if remat else lambda net, x: net(x)
+        return (call(net, x) ** 2).sum()
+
+    found = []
+    for remat in (False, True):
+        net = Net(nnx.Rngs(0))
+        value, grads = nnx.value_and_grad(loss)(net, X, remat)
+        found.append((value, *jax.tree.leaves(grads)))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_a_gradient_step_updates_parameters_and_advances_the_stream():
+    net = Net(nnx.Rngs(0))
+    first = net(X)
+    nnx.grad(lambda net: net(X).sum())(net)
+    assert (net(X) != first).any()

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import sample
+from cases import OPS, sample
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dropout_jax import apply_mask, dropout, fold, keep_mask
@@ -49,11 +49,38 @@ def test_same_values_on_any_mesh_and_axis_without_collectives(kind, devices, axi
 
 
 @KINDS
+@pytest.mark.parametrize("op", [op for op in OPS if op.name not in ("zoneout",)], ids=str)
+def test_every_op_is_the_same_with_its_batch_sharded(kind, op, key):
+    if op.name == "masked_dropout":
+        return  # its test lambda reads x on the host; the op itself is dropout and a select
+    x = sample((8, 6, 64))
+    expected = op.fn(x, 0.3, key=key)
+    sharded = on_mesh(x, 0, 8, kind)
+    with jax.set_mesh(sharded.sharding.mesh):
+        fn = jax.jit(lambda x, k: op.fn(x, 0.3, key=k))
+        y = fn(sharded, key)
+        text = fn.lower(sharded, key).compile().as_text()
+    np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-6 if op.ulps else 0)
+    assert not COLLECTIVE.findall(text)
+
+
+@KINDS
 @pytest.mark.parametrize(
-    ("shape", "axis"), [((8, 96), 1), ((8, 104), 1), ((16, 8, 16), 1), ((8, 16), 1), ((8,), 0)]
+    ("shape", "axis"), [((16, 8, 16), 0), ((16, 8, 16), 1), ((8, 16), 1), ((8,), 0), ((24, 5), 0)]
 )
+def test_short_last_axes_need_no_collective_either(kind, shape, axis, key):
+    sharded = on_mesh(sample(shape), axis, 8, kind)
+    with jax.set_mesh(sharded.sharding.mesh):
+        fn = jax.jit(lambda x, k: dropout(x, 0.3, key=k))
+        y, text = fn(sharded, key), fn.lower(sharded, key).compile().as_text()
+    np.testing.assert_array_equal(y, dropout(sample(shape), 0.3, key=key))
+    assert not COLLECTIVE.findall(text)
+
+
+@KINDS
+@pytest.mark.parametrize(("shape", "axis"), [((8, 96), 1), ((8, 104), 1), ((3, 40), 1)])
 def test_right_whatever_the_shards(kind, shape, axis, key):
-    """Shards of no multiple of 32, or a short last axis: right, perhaps with communication."""
+    """Shards of no multiple of 32: right, perhaps with communication."""
     x = sample(shape)
     sharded = on_mesh(x, axis, 8, kind)
     with jax.set_mesh(sharded.sharding.mesh):

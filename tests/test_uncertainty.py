@@ -1,0 +1,145 @@
+"""Monte Carlo dropout, and its measures against scikit-learn, SciPy and torchmetrics."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from cases import sample
+from scipy import optimize, special, stats
+from sklearn import metrics
+
+import dropout_jax as dj
+
+PROBABILITIES = special.softmax(2 * sample((200, 5)), axis=-1).astype(np.float32)
+LABELS = np.random.default_rng(1).integers(0, 5, 200)
+STACK = special.softmax(sample((20, 30, 5)), axis=-1).astype(np.float32)
+
+
+def test_samples_are_passes_with_folded_keys_and_one_compilation(key):
+    x, traces = jnp.ones((3, 4)), []
+
+    def predict(key):
+        traces.append(1)
+        return {"y": dj.dropout(x, 0.5, key=key), "n": x.sum()}
+
+    for batch_size in (None, 1, 4, 5, 100):
+        traces.clear()
+        got = dj.mc_dropout(predict, key, 10, batch_size=batch_size)
+        assert len(traces) <= 2  # lax.map traces a remainder of another size once more
+        loop = [dj.dropout(x, 0.5, key=dj.fold(key, i)) for i in range(10)]
+        np.testing.assert_array_equal(got["y"], jnp.stack(loop))
+        assert got["n"].shape == (10,)
+
+
+def test_chunks_bound_the_memory(key):
+    x = jnp.ones((64, 1024))
+
+    def predict(key):
+        return dj.dropout(x, 0.5, key=key).sum()
+
+    def temporaries(batch_size):
+        fn = jax.jit(lambda k: dj.mc_dropout(predict, k, 256, batch_size=batch_size))
+        return fn.lower(key).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(4) * 8 < temporaries(None)
+
+
+def test_mean_and_deviation():
+    mean, std = dj.predictive_mean_and_std(STACK)
+    np.testing.assert_allclose(mean, STACK.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(std, STACK.std(0), rtol=1e-4)
+
+
+def test_entropies_are_scipys():
+    total = stats.entropy(STACK.mean(0), axis=-1)
+    data = stats.entropy(STACK, axis=-1).mean(0)
+    np.testing.assert_allclose(dj.predictive_entropy(STACK), total, rtol=1e-5)
+    np.testing.assert_allclose(dj.expected_entropy(STACK), data, rtol=1e-5)
+    np.testing.assert_allclose(dj.mutual_information(STACK), total - data, atol=1e-6)
+    certain = np.eye(3, dtype=np.float32)[None, :1]
+    assert dj.predictive_entropy(certain) == 0
+    assert (dj.mutual_information(np.repeat(STACK[:1], 4, 0)) < 1e-6).all()
+
+
+def test_variation_ratio_counts_votes():
+    votes = STACK.argmax(-1)
+    expected = 1 - stats.mode(votes, axis=0).count / len(votes)
+    np.testing.assert_allclose(dj.variation_ratio(STACK), expected, atol=1e-6)
+
+
+def test_brier_and_likelihood_are_scikit_learns():
+    onehot = np.eye(5)[LABELS]
+    brier = sum(metrics.brier_score_loss(onehot[:, c], PROBABILITIES[:, c]) for c in range(5))
+    np.testing.assert_allclose(dj.brier_score(PROBABILITIES, LABELS), brier, rtol=1e-5)
+    wide = PROBABILITIES.astype(np.float64)
+    loss = metrics.log_loss(LABELS, wide / wide.sum(-1, keepdims=True), labels=range(5))
+    np.testing.assert_allclose(dj.negative_log_likelihood(PROBABILITIES, LABELS), loss, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bins", [1, 5, 15])
+def test_calibration_error_with_equal_widths_is_torchmetrics(bins):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what importing torchmetrics warns of is not ours
+        from torchmetrics.functional.classification import multiclass_calibration_error
+    theirs = multiclass_calibration_error(
+        torch.tensor(PROBABILITIES), torch.tensor(LABELS), num_classes=5, n_bins=bins, norm="l1"
+    )
+    got = dj.expected_calibration_error(PROBABILITIES, LABELS, bins=bins)
+    np.testing.assert_allclose(got, theirs.item(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("bins", [1, 7, 20])
+def test_calibration_error_with_equal_masses_by_hand(bins):
+    confidence = PROBABILITIES.max(-1)
+    correct = PROBABILITIES.argmax(-1) == LABELS
+    order = np.argsort(confidence)
+    place = np.arange(200) * bins // 200
+    expected = sum(
+        abs(correct[order[place == b]].mean() - confidence[order[place == b]].mean())
+        * (place == b).mean()
+        for b in range(bins)
+    )
+    got = dj.expected_calibration_error(PROBABILITIES, LABELS, bins=bins, binning="mass")
+    np.testing.assert_allclose(got, expected, rtol=1e-4)
+
+
+def test_auroc_is_scikit_learns_with_ties():
+    rng = np.random.default_rng(0)
+    for scores in (rng.standard_normal(300), rng.integers(0, 5, 300)):
+        positive = rng.random(300) < 0.3
+        scores = scores.astype(np.float32)
+        np.testing.assert_allclose(
+            dj.auroc(scores, positive), metrics.roc_auc_score(positive, scores), rtol=1e-5
+        )
+    assert jnp.isnan(dj.auroc(jnp.ones(3), jnp.ones(3, bool)))
+    infinite = np.array([np.inf, -np.inf, 0.0], np.float32)
+    assert dj.auroc(infinite, np.array([True, False, False])) == 1
+
+
+def test_temperature_is_the_minimum():
+    """An overconfident model: the labels follow softmax(logits / 3)."""
+    logits = 3 * sample((200, 5), seed=5)
+    draws = np.random.default_rng(2).gumbel(size=(200, 5))
+    labels = (logits / 3 + draws).argmax(-1)
+
+    def loss(log_t):
+        return -special.log_softmax(logits / np.exp(log_t), axis=-1)[range(200), labels].mean()
+
+    best = optimize.minimize_scalar(loss, bounds=(-7, 7), method="bounded", options={"xatol": 1e-9})
+    np.testing.assert_allclose(dj.fit_temperature(logits, labels), np.exp(best.x), rtol=1e-3)
+    separable = 10 * np.eye(5, dtype=np.float32)
+    sharp = dj.fit_temperature(separable, np.arange(5))
+    assert dj.negative_log_likelihood(jax.nn.softmax(separable / sharp), np.arange(5)) < 1e-6
+
+
+def test_everything_runs_under_jit():
+    measures = (dj.predictive_entropy, dj.mutual_information, dj.variation_ratio)
+    for measure in measures:
+        np.testing.assert_allclose(jax.jit(measure)(STACK), measure(STACK), rtol=1e-5, atol=1e-6)
+    for score in (dj.brier_score, dj.negative_log_likelihood, dj.expected_calibration_error):
+        np.testing.assert_allclose(
+            jax.jit(score)(PROBABILITIES, LABELS), score(PROBABILITIES, LABELS), rtol=1e-5
+        )
