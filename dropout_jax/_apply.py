@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Inexact
 
 
-def apply_mask(x, keep, rate) -> Inexact[Array, ...]:
+def apply_mask(x, keep, rate) -> Inexact[Array, "..."]:
     """Zero what a mask drops and scale what it keeps: a mask from anywhere can be used.
 
     Formula: y = x * 2^16 / T where keep, else 0, with T = rint((1 - rate) * 2^16) (and 0 everywhere
@@ -50,7 +50,7 @@ def apply_mask(x, keep, rate) -> Inexact[Array, ...]:
     return in_sharding_of(x, select_and_scale)(x, keep, rate)
 
 
-def drop(x, rate, key, mask_shape: tuple[int, ...]) -> Inexact[Array, ...]:
+def drop(x, rate, key, mask_shape: tuple[int, ...]) -> Inexact[Array, "..."]:
     """Inverted dropout with a mask of `mask_shape`, which broadcasts to x; x at evaluation."""
     if key is None or keeps_everything(rate):
         return x

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 ALPHA_PRIME = -1.7580993408473766
 
 
-def dropout(x, rate, *, key, broadcast_dims=()) -> Inexact[Array, ...]:
+def dropout(x, rate, *, key, broadcast_dims=()) -> Inexact[Array, "..."]:
     """Drop elements of `x` with probability `rate` and scale the rest, so the expectation is `x`.
 
     Formula: y = x * 2^16 / T with probability T / 2^16, else 0; T = rint((1 - rate) * 2^16).
@@ -56,7 +56,7 @@ def dropout(x, rate, *, key, broadcast_dims=()) -> Inexact[Array, ...]:
     return _apply.drop(x, rate, _checks.key(key), shape)
 
 
-def dropout_unscaled(x, rate, *, key) -> Inexact[Array, ...]:
+def dropout_unscaled(x, rate, *, key) -> Inexact[Array, "..."]:
     """Drop without scaling in training, and multiply by the kept share at evaluation.
 
     Formula: y = x with probability T / 2^16, else 0; at evaluation y = x * T / 2^16. Mean
@@ -100,7 +100,7 @@ def _expected_share(x, rate):
     return _apply.scaled(x, _apply.nan_outside(rate, share))
 
 
-def alpha_dropout(x, rate, *, key, broadcast_dims=()) -> Float[Array, ...]:
+def alpha_dropout(x, rate, *, key, broadcast_dims=()) -> Float[Array, "..."]:
     """Drop to SELU's saturation value and correct, so that mean 0 and variance 1 stay.
 
     Formula: y = a x + b with probability q, else a alpha' + b, where q = T / 2^16,
@@ -148,7 +148,7 @@ def _select_alpha(x, keep, rate):
     return _apply.nan_outside(rate, corrected).astype(x.dtype)
 
 
-def gaussian_dropout(x, rate, *, key) -> Float[Array, ...]:
+def gaussian_dropout(x, rate, *, key) -> Float[Array, "..."]:
     """Multiply by Gaussian noise of mean 1 whose variance is that of `dropout`.
 
     Formula: y = x (1 + sqrt(rate / (1 - rate)) e), e standard normal (`dropout_jax.noise`). Mean x,
@@ -197,7 +197,7 @@ def _gaussian(x, rate, key):
     return jnp.where(factor == 0, jnp.zeros_like(x), _apply.scaled(x, factor))
 
 
-def masked_dropout(x, rate, where, *, key) -> Inexact[Array, ...]:
+def masked_dropout(x, rate, where, *, key) -> Inexact[Array, "..."]:
     """Dropout that leaves padding alone: padded places neither drop nor scale.
 
     Formula: y = dropout(x, rate, key=key) where `where`, else x, NaN included. The mask is that of

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _K1, _K2, _K3 = 0.63576, 1.87320, 1.48695
 
 
-def concrete_dropout(x, rate_logit, *, key, temperature=0.1) -> Float[Array, ...]:
+def concrete_dropout(x, rate_logit, *, key, temperature=0.1) -> Float[Array, "..."]:
     """Dropout relaxed to a continuous mask, so that its rate can be learned by gradient.
 
     Formula: with p = sigmoid(rate_logit) and u uniform (`dropout_jax.noise`),
@@ -107,7 +107,7 @@ def concrete_dropout_penalty(
     return weight_scale * square / kept + dropout_scale * count * negative_entropy
 
 
-def variational_dropout(x, log_alpha, *, key) -> Float[Array, ...]:
+def variational_dropout(x, log_alpha, *, key) -> Float[Array, "..."]:
     """Multiply by Gaussian noise of mean 1 whose variance, alpha, is learned.
 
     Formula: y = x (1 + sqrt(alpha) e), e standard normal (`dropout_jax.noise`). Mean x, variance
@@ -152,7 +152,7 @@ def _variational(x, log_alpha, key):
     return _apply.scaled(x, 1 + deviation * noise.normal(key, x.shape).astype(dtype))
 
 
-def variational_dropout_kl(log_alpha) -> Float[Array, ...]:
+def variational_dropout_kl(log_alpha) -> Float[Array, "..."]:
     """The divergence of variational dropout from its log-uniform prior, element by element.
 
     Formula: KL ~ k1 - k1 sigmoid(k2 + k3 log_alpha) + log(1 + 1 / alpha) / 2, with k1 = 0.63576,

@@ -56,7 +56,7 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 
 
-def keep_mask(key, rate, shape, *, broadcast_dims=()) -> Bool[Array, ...]:
+def keep_mask(key, rate, shape, *, broadcast_dims=()) -> Bool[Array, "..."]:
     """Draw the mask that `dropout` with the same key, rate and shape applies: True is kept.
 
     Formula: each element is kept with probability T / 2^16, T = rint((1 - rate) * 2^16), by the
@@ -118,7 +118,7 @@ def in_range(rate: Float[Array, ""]) -> Bool[Array, ""]:
     return (rate >= 0) & (rate <= 1)
 
 
-def packed_mask(key, rate: Float[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, ...]:
+def packed_mask(key, rate: Float[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, "..."]:
     """The mask as words, 32 elements to each: the last axis of the result counts words."""
     lead, width = _rows(shape)
     words = (*lead, _word_count(width))
@@ -141,7 +141,7 @@ def packed_mask(key, rate: Float[Array, ""], shape: tuple[int, ...]) -> UInt32[A
     return lax.fori_loop(first, PLANES // 2, two_planes, start)
 
 
-def unpack(words: UInt32[Array, ...], shape: tuple[int, ...]) -> Bool[Array, ...]:
+def unpack(words: UInt32[Array, "..."], shape: tuple[int, ...]) -> Bool[Array, "..."]:
     """The bits of the words as a bool array of the mask's shape."""
     lead, width = _rows(shape)
     if _is_flat(shape) and width <= 1 << 32:

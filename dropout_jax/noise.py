@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float32
 
 
-def uniform(key, shape: tuple[int, ...]) -> Float32[Array, ...]:
+def uniform(key, shape: tuple[int, ...]) -> Float32[Array, "..."]:
     """Deviates in (0, 1), symmetric about 1/2."""
     first, _ = masks.noise_words(key, shape)
     return _unit(first).reshape(shape)
 
 
-def normal(key, shape: tuple[int, ...]) -> Float32[Array, ...]:
+def normal(key, shape: tuple[int, ...]) -> Float32[Array, "..."]:
     """Standard normal deviates, at most 5.8 from 0."""
     first, second = masks.noise_words(key, shape)
     radius = jnp.sqrt(-2 * jnp.log(_unit(first)))

@@ -57,7 +57,7 @@ def multi_sample_dropout(head: Callable, x, rate, *, key, samples) -> Any:
     return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), outputs)
 
 
-def r_drop_divergence(logits_a, logits_b) -> Float[Array, ...]:
+def r_drop_divergence(logits_a, logits_b) -> Float[Array, "..."]:
     """The symmetric divergence of two passes with two masks, which R-Drop adds to the loss.
 
     Formula: (KL(a || b) + KL(b || a)) / 2 over the last axis, a and b the softmaxes of the logits.

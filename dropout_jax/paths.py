@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Inexact
 
 
-def drop_path(x, rate, *, key, mode="row", scale=True) -> Inexact[Array, ...]:
+def drop_path(x, rate, *, key, mode="row", scale=True) -> Inexact[Array, "..."]:
     """Stochastic depth: drop a residual branch for a whole row of the batch, or for all of it.
 
     Formula: `dropout` with one decision for each row (axis 0), or one for all. Within a row the
@@ -58,7 +58,7 @@ def drop_path(x, rate, *, key, mode="row", scale=True) -> Inexact[Array, ...]:
     return _apply.with_mask(_apply.select_unscaled, (x,), rate, key, shape)
 
 
-def drop_connect(weights, rate, *, key) -> Inexact[Array, ...]:
+def drop_connect(weights, rate, *, key) -> Inexact[Array, "..."]:
     """Drop weights, not activations: each connection by itself.
 
     Formula: `dropout` of the weights. The variance of (W v)_i is
@@ -88,7 +88,7 @@ def drop_connect(weights, rate, *, key) -> Inexact[Array, ...]:
     return _apply.drop(weights, _checks.rate(rate), _checks.key(key), weights.shape)
 
 
-def zoneout(new, old, rate, *, key) -> Inexact[Array, ...]:
+def zoneout(new, old, rate, *, key) -> Inexact[Array, "..."]:
     """Keep the previous state instead of the new one, unit by unit.
 
     Formula: y = old with probability rate, else new; at evaluation the expectation,
@@ -148,7 +148,7 @@ def _wide(x):
     return x.dtype if jnp.iscomplexobj(x) else _apply.compute_dtype(x)
 
 
-def layer_drop(layer: Callable, x, rate, *, key) -> Inexact[Array, ...]:
+def layer_drop(layer: Callable, x, rate, *, key) -> Inexact[Array, "..."]:
     """Skip a layer whole, and do not compute it when it is skipped.
 
     Formula: y = x with probability rate, else layer(x); one decision for the whole array. At

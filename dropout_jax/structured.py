@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def spatial_dropout(
     x, rate, *, key, channel_axis=-1, batch_axis: int | None = 0
-) -> Inexact[Array, ...]:
+) -> Inexact[Array, "..."]:
     """Drop whole channels: one decision for each channel of each row of the batch.
 
     Formula: `dropout` with a mask over (batch, channel), the same at all other places. The sum of a
@@ -63,7 +63,7 @@ def spatial_dropout(
     return _own_axes(x, rate, key, own)
 
 
-def locked_dropout(x, rate, *, key, time_axis=-2) -> Inexact[Array, ...]:
+def locked_dropout(x, rate, *, key, time_axis=-2) -> Inexact[Array, "..."]:
     """Variational dropout for recurrent nets: one mask for all steps of a sequence.
 
     Formula: `dropout` with a mask shared along `time_axis`. The covariance of two steps is
@@ -97,7 +97,7 @@ def locked_dropout(x, rate, *, key, time_axis=-2) -> Inexact[Array, ...]:
     return _own_axes(x, rate, key, set(range(x.ndim)) - {time})
 
 
-def token_dropout(x, rate, *, key, time_axis=-2, fill=None) -> Shaped[Array, ...]:
+def token_dropout(x, rate, *, key, time_axis=-2, fill=None) -> Shaped[Array, "..."]:
     """Drop whole tokens: zero their vectors, or replace their ids.
 
     Formula: for a floating `x`, `dropout` with one decision for all axes after `time_axis`. For an
@@ -191,7 +191,7 @@ def embedding_dropout(table, rate, *, key) -> Inexact[Array, "words dim"]:
     return _own_axes(table, rate, key, {0})
 
 
-def head_dropout(x, rate, *, key, head_axis) -> Inexact[Array, ...]:
+def head_dropout(x, rate, *, key, head_axis) -> Inexact[Array, "..."]:
     """Drop whole attention heads: one decision for each head of each row of the batch.
 
     Formula: `dropout` with a mask over (axis 0, head_axis), the same at all other places.
@@ -229,7 +229,7 @@ def _own_axes(x, rate, key, own: set[int]):
     return _apply.drop(x, rate, _checks.key(key), shape)
 
 
-def drop_block(x, rate, block_size, *, key, scale_by_keep=True) -> Float[Array, ...]:
+def drop_block(x, rate, block_size, *, key, scale_by_keep=True) -> Float[Array, "..."]:
     """Drop contiguous blocks of a feature map, channel by channel.
 
     Formula: with probability gamma a block begins at each place where it fits whole, and all that

@@ -67,7 +67,7 @@ def mc_dropout(predict: Callable, key, samples, *, batch_size=None) -> Any:
     return jax.jit(lambda places: lax.map(predict_at, places, batch_size=batch_size))(places)
 
 
-def predictive_mean_and_std(predictions) -> tuple[Float[Array, ...], Float[Array, ...]]:
+def predictive_mean_and_std(predictions) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """The mean and the standard deviation over samples.
 
     Formula: mean_i y_i and sqrt(mean_i (y_i - mean)^2).
@@ -94,7 +94,7 @@ def predictive_mean_and_std(predictions) -> tuple[Float[Array, ...], Float[Array
     return predictions.mean(0), predictions.std(0)
 
 
-def predictive_entropy(predictions) -> Float[Array, ...]:
+def predictive_entropy(predictions) -> Float[Array, "..."]:
     """Total uncertainty: the entropy of the mean prediction.
 
     Formula: H[mean_i p_i], H[p] = -sum_c p_c log p_c.
@@ -119,7 +119,7 @@ def predictive_entropy(predictions) -> Float[Array, ...]:
     return _entropy(_samples_first(predictions, 2).mean(0))
 
 
-def expected_entropy(predictions) -> Float[Array, ...]:
+def expected_entropy(predictions) -> Float[Array, "..."]:
     """Uncertainty of the data: the mean of the predictions' entropies.
 
     Formula: mean_i H[p_i].
@@ -144,7 +144,7 @@ def expected_entropy(predictions) -> Float[Array, ...]:
     return _entropy(_samples_first(predictions, 2)).mean(0)
 
 
-def mutual_information(predictions) -> Float[Array, ...]:
+def mutual_information(predictions) -> Float[Array, "..."]:
     """Uncertainty of the model (BALD): how much the predictions disagree.
 
     Formula: predictive_entropy - expected_entropy.
@@ -170,7 +170,7 @@ def mutual_information(predictions) -> Float[Array, ...]:
     return jnp.maximum(predictive_entropy(predictions) - expected_entropy(predictions), 0)
 
 
-def variation_ratio(predictions) -> Float[Array, ...]:
+def variation_ratio(predictions) -> Float[Array, "..."]:
     """The share of samples that do not predict the commonest class.
 
     Formula: 1 - max_c (share of samples whose largest probability is c's).
@@ -399,7 +399,7 @@ def _samples_first(predictions, axes: int = 1) -> Float[Array, "samples ..."]:
     return predictions
 
 
-def _labelled(scores, labels, name: str) -> tuple[Float[Array, ...], Int[Array, ...]]:
+def _labelled(scores, labels, name: str) -> tuple[Float[Array, "..."], Int[Array, "..."]]:
     scores = _checks.real_array(scores, name)
     _checks.at_least_axes(scores, 1, name)
     return scores, _checks.labels(labels, scores.shape[:-1], scores.shape[-1])

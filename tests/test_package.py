@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -111,6 +112,14 @@ def test_minigpt_uses_the_public_names_only():
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dropout_jax"):
                 assert node.module == "dropout_jax"
                 assert {alias.name for alias in node.names} <= set(dropout_jax.__all__)
+
+
+def test_the_readmes_catalogue_points_at_each_function():
+    text = (ROOT / "README.md").read_text()
+    links = re.findall(r"\[`(\w+)`\]\((dropout_jax/\w+\.py)#L(\d+)\)", text)
+    assert len(links) == 20
+    for name, path, line in links:
+        assert (ROOT / path).read_text().splitlines()[int(line) - 1].startswith(f"def {name}(")
 
 
 def test_everything_public_has_a_docstring_with_an_example():

@@ -1,0 +1,142 @@
+"""A picture of every mask: which places are kept, which dropped, and which share a decision.
+
+    python examples/gallery.py [--out docs/gallery.png]
+
+Each op of the catalogue is applied to ones. Dropped places are dark, kept ones grey; places that
+share a decision have a colour of their own, so places of one colour live and die together.
+"""
+
+import argparse
+import colorsys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+import dropout_jax as dj
+
+DROPPED = (0.13, 0.13, 0.16)
+ALONE = (0.80, 0.82, 0.85)
+SHAPE = (4, 8, 8)  # (batch, time, dim), or (batch, height, width) with one channel
+
+
+def own(*axes):
+    """Decisions by place along these axes of SHAPE."""
+    sizes = [n if axis in axes else 1 for axis, n in enumerate(SHAPE)]
+    return np.broadcast_to(np.arange(np.prod(sizes)).reshape(sizes), SHAPE)
+
+
+def panels(key):
+    """Title, note, kept and decision of each place, for every op."""
+    x = jnp.ones(SHAPE)
+    rate = 0.4
+
+    def kept(fn, *args, **options):
+        return np.asarray(fn(x, rate, *args, key=dj.fold(key, fn.__name__), **options)) != 0
+
+    each = own(0, 1, 2)
+    yield "dropout", "each element", kept(dj.dropout), each
+    yield (
+        "dropout, broadcast_dims=(0,)",
+        "one mask for the batch",
+        kept(dj.dropout, broadcast_dims=(0,)),
+        own(1, 2),
+    )
+    yield "alpha_dropout", "dark: SELU's saturation", kept(_alpha), each
+    yield "drop_connect", "each weight", kept(dj.drop_connect), each
+    yield "spatial_dropout", "(batch, channel)", kept(dj.spatial_dropout), own(0, 2)
+    yield "locked_dropout", "one mask for all steps", kept(dj.locked_dropout), own(0, 2)
+    yield "token_dropout", "whole tokens", kept(dj.token_dropout), own(0, 1)
+    yield (
+        "head_dropout, head_axis=1",
+        "(batch, head)",
+        kept(dj.head_dropout, head_axis=1),
+        own(0, 1),
+    )
+    yield "drop_path", "a branch, row by row", kept(dj.drop_path), own(0)
+    skipped = kept(dj.drop_path, mode="batch")
+    yield "drop_path, mode='batch'; layer_drop", "all or nothing", skipped, own()
+    blocks = dj.drop_block(x[..., None], 0.3, 3, key=dj.fold(key, "block"))[..., 0] != 0
+    yield "drop_block, 3 by 3", "blocks in a map", np.asarray(blocks), each
+    table = dj.embedding_dropout(jnp.ones((8, 8)), rate, key=dj.fold(key, "table")) != 0
+    words = np.array([[0, 1, 2, 0, 3, 1, 4, 0], [5, 0, 6, 2, 1, 7, 0, 3]] * 2)
+    yield (
+        "embedding_dropout",
+        "a word, wherever it stands",
+        np.asarray(table)[words],
+        words[..., None] + 0 * each,
+    )
+    zone = dj.zoneout(x, 0 * x, rate, key=dj.fold(key, "zone")) != 0
+    yield "zoneout", "dark: the old state", np.asarray(zone), each
+    bias = dj.dropkey_bias(SHAPE, rate, key=dj.fold(key, "bias")) == 0
+    yield "dropkey_bias", "logits; no row is empty", np.asarray(bias), each
+    where = np.broadcast_to(np.arange(8)[:, None] < np.array([8, 6, 3, 5])[:, None, None], SHAPE)
+    padded = dj.masked_dropout(x, rate, where, key=dj.fold(key, "pad")) != 0
+    yield (
+        "masked_dropout",
+        "white: padding, untouched",
+        np.asarray(padded),
+        np.where(where, each, -1),
+    )
+
+
+def _alpha(x, rate, *, key):
+    """1 where kept, 0 where alpha dropout fills in."""
+    return dj.alpha_dropout(x, rate, key=key) > 0
+
+
+def colours(kept, decision):
+    """Dark where dropped, white for padding (-1), grey where alone, a colour where shared."""
+    hues = (np.arange(decision.max() + 1) * 0.61803398875) % 1
+    table = np.array([colorsys.hls_to_rgb(hue, 0.7, 0.6) for hue in hues])
+    shared = np.bincount(decision[decision >= 0].ravel()) > 1
+    table[~shared] = ALONE
+    image = np.where(kept[..., None], table[decision], DROPPED)
+    return np.where((decision == -1)[..., None], 1.0, image)
+
+
+def noise_panel(key):
+    """Gaussian dropout has no mask: shades of its factor."""
+    factor = np.asarray(dj.gaussian_dropout(jnp.ones(SHAPE), 0.4, key=key))
+    return np.clip(0.5 + (factor - 1) / 4, 0, 1)[..., None] * np.ones(3)
+
+
+def draw(path):
+    """Draw all panels, each a batch of four rows."""
+    key = jax.random.key(4)
+    made = [(title, note, colours(kept, by)) for title, note, kept, by in panels(key)]
+    made.append(("gaussian_dropout", "a factor, no mask", noise_panel(dj.fold(key, "noise"))))
+    figure = Figure(figsize=(14, 6.6), layout="constrained")
+    figure.suptitle(
+        "dark: dropped     grey: kept, decided alone     colour: kept, and decided together with "
+        "all of its colour in the panel",
+        fontsize=12,
+    )
+    grids = figure.subfigures(4, 4, wspace=0.04, hspace=0.03)
+    for grid, (title, note, image) in zip(grids.ravel(), made, strict=True):
+        grid.suptitle(f"{title}: {note}", fontsize=9.5)
+        for row, axes in enumerate(grid.subplots(1, len(image))):
+            axes.imshow(image[row])
+            axes.set_xticks(np.arange(-0.5, 8), labels=[])
+            axes.set_yticks(np.arange(-0.5, 8), labels=[])
+            axes.grid(color="white", lw=0.7)
+            axes.tick_params(length=0)
+            axes.set_xlabel(f"row {row}", fontsize=7, color="0.4", labelpad=2)
+            axes.spines[:].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+
+
+def main(args=None):
+    """Parse the command line and draw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("docs/gallery.png"))
+    out = parser.parse_args(args).out
+    draw(out)
+    print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    main()

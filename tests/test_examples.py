@@ -1,0 +1,34 @@
+"""Each example in its smallest form, and a property of it that could fail."""
+
+import pathlib
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture
+def gallery(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(ROOT / "examples"), *sys.path])
+    import gallery
+
+    return gallery
+
+
+def test_the_gallery_is_drawn(gallery, tmp_path, capsys):
+    gallery.main(["--out", str(tmp_path / "gallery.png")])
+    assert (tmp_path / "gallery.png").read_bytes().startswith(b"\x89PNG")
+    assert "wrote" in capsys.readouterr().out
+
+
+def test_places_of_one_colour_live_and_die_together(gallery):
+    titles = []
+    for title, _, kept, decision in gallery.panels(jax.random.key(4)):
+        titles.append(title)
+        assert kept.shape == decision.shape == gallery.SHAPE
+        for name in np.unique(decision[decision >= 0]):
+            assert len(set(kept[decision == name])) == 1, title
+    assert len(set(titles)) == len(titles) == 15
