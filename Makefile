@@ -4,7 +4,7 @@ BIN := .venv/bin
 # -qq: pip says nothing but errors.
 INSTALL := $(BIN)/python -m pip install -qq
 
-.PHONY: train test lint clean
+.PHONY: train test lint bench clean
 
 # Huge pages spare page faults: about a quarter of the step on a CPU.
 train: .venv/train
@@ -12,6 +12,11 @@ train: .venv/train
 
 test: .venv/dev
 	$(BIN)/pytest -n auto
+
+# Not a test: an otherwise idle machine, or the ratios say little. Huge pages are on.
+bench: .venv/dev
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python benchmarks/bench_dropout.py
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python benchmarks/bench_catalogue.py
 
 lint: .venv/dev
 	$(BIN)/ruff check .

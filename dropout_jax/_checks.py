@@ -43,7 +43,8 @@ def rate(value: Any, name: str = "rate") -> float | jax.Array:
             "a scalar, one rate for the whole call",
             "For a tensor of rates map over it: jax.vmap(lambda x, rate, key: ...).",
         )
-    if is_array and not jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.kind not in "iu":
+    kinds = (jnp.floating, jnp.integer)
+    if is_array and not any(jnp.issubdtype(value.dtype, kind) for kind in kinds):
         fail(TypeError, name, value, allowed, "Pass a float.")
     if not is_array and not isinstance(value, int | float | np.integer | np.floating):
         fail(TypeError, name, value, allowed, "Pass a float such as 0.1.")
@@ -169,12 +170,17 @@ def axis(value: Any, ndim: int, name: str) -> int:
 
 def axes(values: Any, ndim: int, name: str = "broadcast_dims") -> tuple[int, ...]:
     """Return the axes as sorted numbers from 0 to ndim - 1."""
-    if not isinstance(values, tuple | list):
-        fail(TypeError, name, values, "a tuple or list of axes", f"For one axis write ({values},).")
-    numbers = sorted(axis(value, ndim, name) for value in values)
+    numbers = sorted(axis(value, ndim, name) for value in sequence(values, name))
     if len(set(numbers)) != len(numbers):
         fail(ValueError, name, values, "without repeats", "Name each axis once.")
     return tuple(numbers)
+
+
+def sequence(values: Any, name: str) -> tuple:
+    """Return a tuple of what a tuple, list or range holds."""
+    if not isinstance(values, tuple | list | range):
+        fail(TypeError, name, values, "a tuple or list of axes", f"For one axis write ({values},).")
+    return tuple(values)
 
 
 def shape(value: Any, name: str = "shape") -> tuple[int, ...]:
@@ -301,7 +307,7 @@ def floating(value: Any, name: str) -> np.dtype:
     """Return a floating dtype."""
     allowed = "a floating dtype such as jnp.float32"
     try:
-        dtype = jnp.dtype(value)
+        dtype = jnp.dtype("none" if value is None else value)
     except TypeError:
         fail(TypeError, name, value, allowed, "Pass logits.dtype.")
     if not jnp.issubdtype(dtype, jnp.floating):

@@ -61,8 +61,9 @@ def _concrete(x, rate_logit, key, temperature):
     dtype = _apply.compute_dtype(x)
     logit = rate_logit.astype(dtype)
     u = noise.uniform(key, x.shape).astype(dtype)
-    kept = jax.nn.sigmoid(-(logit + jnp.log(u) - jnp.log1p(-u)) / temperature.astype(dtype))
-    return _apply.scaled(x, kept / jax.nn.sigmoid(-logit))
+    log_kept = jax.nn.log_sigmoid(-(logit + jnp.log(u) - jnp.log1p(-u)) / temperature.astype(dtype))
+    # The ratio kept / (1 - p) as a difference of logarithms, since 1 - p may underflow.
+    return _apply.scaled(x, jnp.exp(log_kept - jax.nn.log_sigmoid(-logit)))
 
 
 def concrete_dropout_penalty(

@@ -12,9 +12,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+import numpy as np
 
-from dropout_jax import elementwise, learned, paths, structured
+try:
+    from flax import nnx
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError(
+        "dropout_jax.nn needs flax: pip install 'dropout-jax[flax]'", name=missing.name
+    ) from None
+
+from dropout_jax import _checks, elementwise, learned, paths, structured
 
 Rngs = nnx.Rngs | nnx.RngStream
 
@@ -55,7 +62,7 @@ class Stochastic(nnx.Module):
     def _key(self, deterministic: bool | None, rngs, rate: Any = None) -> jax.Array | None:
         """A key for training, None for evaluation and where a known rate is 0."""
         deterministic = _first(deterministic, self.deterministic, "deterministic", "True or False")
-        if deterministic or (isinstance(rate, int | float) and rate == 0):
+        if deterministic or (isinstance(rate, int | float | np.number) and rate == 0):
             return None
         rngs = _first(rngs, self.rngs, "rngs", "nnx.Rngs(0)")
         if isinstance(rngs, nnx.Rngs):
@@ -73,6 +80,7 @@ class Layer(Stochastic):
 
     def __init__(self, rate: float, **stochastic):
         super().__init__(**stochastic)
+        _checks.rate(rate)
         self.rate = rate
 
     def __call__(
@@ -92,25 +100,31 @@ class Layer(Stochastic):
 class Dropout(Layer):
     """`dropout` as a layer; a drop-in for `flax.nnx.Dropout`, argument for argument.
 
-    Args:
-      rate: the probability of dropping.
-      broadcast_dims: axes along which one decision is shared.
-      deterministic: True returns the input; `train()`, `eval()` and `nnx.view` set it.
-      rng_collection: which stream of an `nnx.Rngs` to take keys from.
-      rngs: an `nnx.Rngs`, an `nnx.RngStream` (a fork of it is stored), or None.
+        Args:
+          rate: the probability of dropping.
+          broadcast_dims: axes along which one decision is shared.
+          deterministic: True returns the input; `train()`, `eval()` and `nnx.view` set it.
+          rng_collection: which stream of an `nnx.Rngs` to take keys from.
+          rngs: an `nnx.Rngs`, an `nnx.RngStream` (a fork of it is stored), or None.
 
-    Differs from Flax: the mask is `dropout_jax.keep_mask`'s (another one, at a fraction of the
-    cost), a rate outside [0, 1] is an error, and rate 1 takes a key like any other rate.
+        Differs from Flax: the mask is `dropout_jax.keep_mask`'s (another one, at a fraction of the
+        cost), a rate outside [0, 1] is an error, and rate 1 takes a key like any other rate.
 
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from dropout_jax.nn import Dropout
-      >>> from flax import nnx
-      >>> layer = Dropout(0.5, rngs=nnx.Rngs(0))
-      >>> layer(jnp.ones((2, 4))).shape
-      (2, 4)
-      >>> layer(jnp.ones(3), deterministic=True)
-      Array([1., 1., 1.], dtype=float32)
+        Example:
+          >>> import jax.numpy as jnp
+          >>> from dropout_jax.nn import Dropout
+          >>>
+    try:
+        from flax import nnx
+    except ModuleNotFoundError as missing:
+        raise ModuleNotFoundError(
+            "dropout_jax.nn needs flax: pip install 'dropout-jax[flax]'", name=missing.name
+        ) from None
+          >>> layer = Dropout(0.5, rngs=nnx.Rngs(0))
+          >>> layer(jnp.ones((2, 4))).shape
+          (2, 4)
+          >>> layer(jnp.ones(3), deterministic=True)
+          Array([1., 1., 1.], dtype=float32)
     """
 
     def __init__(
@@ -125,7 +139,7 @@ class Dropout(Layer):
         super().__init__(
             rate, deterministic=deterministic, rng_collection=rng_collection, rngs=rngs
         )
-        self.broadcast_dims = tuple(broadcast_dims)
+        self.broadcast_dims = _checks.sequence(broadcast_dims, "broadcast_dims")
 
     def _apply(self, inputs, key):
         return elementwise.dropout(inputs, self.rate, key=key, broadcast_dims=self.broadcast_dims)
@@ -278,6 +292,10 @@ class ConcreteDropout(Stochastic):
 
     def __init__(self, rate: float = 0.1, *, temperature: float = 0.1, **stochastic):
         super().__init__(**stochastic)
+        if not 0 < _checks.rate(rate) < 1:
+            _checks.fail(
+                ValueError, "rate", rate, "in (0, 1)", "It is learned from where it starts."
+            )
         self.temperature = temperature
         self.rate_logit = nnx.Param(jax.scipy.special.logit(jnp.float32(rate)))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 
 from dropout_jax import _apply, _checks, masks
 
@@ -187,8 +188,12 @@ def layer_drop(layer: Callable, x, rate, *, key) -> Inexact[Array, "..."]:
     if key is None or _apply.keeps_everything(rate):
         return layer(x)
     keep, valid = _decide(key, jnp.float32(rate))
-    y = lax.cond(keep, layer, lambda x: x, x)
-    return y if not isinstance(rate, jax.Array) else jnp.where(valid, y, jnp.full_like(y, jnp.nan))
+    y = lax.cond(keep, layer, _identity, x)
+    return jnp.where(valid, y, jnp.full_like(y, jnp.nan)) if isinstance(rate, Tracer) else y
+
+
+def _identity(x):
+    return x
 
 
 @jax.jit

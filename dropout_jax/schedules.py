@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from dropout_jax import _checks
 
@@ -39,7 +40,10 @@ def linear_over_depth(rate, n_layer) -> tuple[float, ...]:
       >>> linear_over_depth(0.5, 3)
       (0.0, 0.25, 0.5)
     """
-    rate = float(_checks.rate(rate))
+    rate = _checks.rate(rate)
+    if isinstance(rate, Tracer):
+        _checks.fail(TypeError, "rate", rate, "a known number", "Rates over depth are constants.")
+    rate = float(rate)
     n_layer = _checks.integer(n_layer, "n_layer", 1)
     if n_layer == 1:
         return (rate,)
@@ -107,7 +111,7 @@ def curriculum_dropout(rate, gamma) -> Callable[..., Float[Array, ""]]:
     (1 - theta) exp(-gamma step) + theta.
 
     Args:
-      rate: the limit, a number in [0, 1].
+      rate: the limit, a number in [0, 1).
       gamma: positive; the paper takes 10 / (steps of training).
 
     Returns:
@@ -124,7 +128,9 @@ def curriculum_dropout(rate, gamma) -> Callable[..., Float[Array, ""]]:
       >>> float(schedule(0)), round(float(schedule(100)), 3)
       (0.0, 0.316)
     """
-    rate = jnp.float32(_checks.rate(rate))
+    if not _checks.rate(rate) < 1:
+        _checks.fail(ValueError, "rate", rate, "in [0, 1)", "Near 1 the mask's resolution ends.")
+    rate = jnp.float32(rate)
     gamma = _checks.positive(gamma, "gamma")
     return lambda step: rate * -jnp.expm1(-jnp.float32(gamma) * jnp.float32(step))
 

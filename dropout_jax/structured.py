@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 
 from dropout_jax import _apply, _checks, masks
 
@@ -237,7 +238,7 @@ def drop_block(x, rate, block_size, *, key, scale_by_keep=True) -> Float[Array, 
     gamma = rate / prod(b) * prod(n / (n - b + 1)), of which the mask's T is made; at most 1.
     A place covered by c possible blocks is kept with probability P = (1 - gamma)^c (c is smaller at
     the borders), and y = x / P if kept. Mean x, variance x^2 (1 - P) / P. Blocks overlap, so the
-    share dropped, 1 - mean(P), is a little below `rate`.
+    share dropped, 1 - mean(P), is a little below `rate`, to the resolution of gamma, 2^-16.
 
     Args:
       x: a floating array (batch, 1 to 3 spatial axes, channel).
@@ -270,10 +271,27 @@ def drop_block(x, rate, block_size, *, key, scale_by_keep=True) -> Float[Array, 
     rate = _checks.rate(rate)
     blocks = _block_sizes(block_size, x.shape[1:-1])
     key = _checks.key(key)
+    _require_resolution(rate, x.shape[1:-1], blocks)
     if key is None or _apply.keeps_everything(rate) or x.size == 0:
         return x
     call = functools.partial(_drop_block, blocks=blocks, scale_by_keep=bool(scale_by_keep))
     return _apply.in_sharding_of(x, call)(x, jnp.float32(rate), key)
+
+
+def _require_resolution(rate, spatial, blocks) -> None:
+    """Refuse a known rate so small that no block would ever begin."""
+    if isinstance(rate, Tracer) or not rate > 0 or math.prod(spatial) == 0:
+        return
+    starts = math.prod(n - b + 1 for n, b in zip(spatial, blocks, strict=True))
+    least = 2.0**-17 * math.prod(blocks) * starts / math.prod(spatial)
+    if rate <= least:
+        _checks.fail(
+            ValueError,
+            "rate",
+            rate,
+            f"0, or above {least:.2g} for blocks of {blocks}",
+            "Seeds have the mask's resolution of 2^-16: take smaller blocks or a larger rate.",
+        )
 
 
 def _block_sizes(block_size, spatial: tuple[int, ...]) -> tuple[int, ...]:

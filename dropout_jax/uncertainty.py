@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from dropout_jax import _checks
@@ -26,8 +27,8 @@ def mc_dropout(predict: Callable, key, samples, *, batch_size=None) -> Any:
     Formula: the stack over i of predict(fold(key, i)), i from 0 to samples - 1.
 
     Args:
-      predict: a function of one key, such as lambda k: softmax(model(x, key=k)). It is compiled
-        once.
+      predict: a function of one key, such as lambda k: softmax(model(x, key=k)). A call of
+        mc_dropout compiles it once (for all keys); under your own jit, once for all calls.
       key: one PRNG key, typed or raw.
       samples: how many predictions, an integer of at least 1.
       batch_size: how many run at once (vmapped). None: all of them. Less bounds the memory.
@@ -91,7 +92,9 @@ def predictive_mean_and_std(predictions) -> tuple[Float[Array, "..."], Float[Arr
       ([2.0, 2.0], [1.0, 0.0])
     """
     predictions = _samples_first(predictions)
-    return predictions.mean(0), predictions.std(0)
+    variance = predictions.var(0)
+    spread = variance > 0  # the root's derivative at 0 is infinite; here it is 0
+    return predictions.mean(0), jnp.where(spread, jnp.sqrt(jnp.where(spread, variance, 1)), 0)
 
 
 def predictive_entropy(predictions) -> Float[Array, "..."]:
@@ -194,7 +197,8 @@ def variation_ratio(predictions) -> Float[Array, "..."]:
     """
     predictions = _samples_first(predictions, 2)
     votes = jax.nn.one_hot(predictions.argmax(-1), predictions.shape[-1])
-    return 1 - votes.mean(0).max(-1)
+    unknown = jnp.isnan(predictions).any((0, -1))
+    return jnp.where(unknown, jnp.nan, 1 - votes.mean(0).max(-1))
 
 
 def brier_score(probabilities, labels) -> Float[Array, ""]:
@@ -222,7 +226,8 @@ def brier_score(probabilities, labels) -> Float[Array, ""]:
     """
     probabilities, labels = _labelled(probabilities, labels, "probabilities")
     target = jax.nn.one_hot(labels, probabilities.shape[-1], dtype=probabilities.dtype)
-    return jnp.square(probabilities - target).sum(-1).mean()
+    error = jnp.square(probabilities - target).sum(-1)
+    return jnp.where(jnp.isnan(_at_labels(probabilities, labels)), jnp.nan, error).mean()
 
 
 def negative_log_likelihood(probabilities, labels) -> Float[Array, ""]:
@@ -250,7 +255,7 @@ def negative_log_likelihood(probabilities, labels) -> Float[Array, ""]:
       0.4904
     """
     probabilities, labels = _labelled(probabilities, labels, "probabilities")
-    return -jnp.log(jnp.take_along_axis(probabilities, labels[..., None], -1)).mean()
+    return -jnp.log(_at_labels(probabilities, labels)).mean()
 
 
 def expected_calibration_error(
@@ -292,8 +297,9 @@ def expected_calibration_error(
     if binning == "width":
         place = jnp.clip(jnp.ceil(confidence * bins).astype(jnp.int32) - 1, 0, bins - 1)
     else:
-        rank = jnp.argsort(jnp.argsort(confidence))
-        place = rank * bins // confidence.size
+        place_of_rank = np.arange(confidence.size) * bins // max(confidence.size, 1)
+        place = jnp.zeros(confidence.size, jnp.int32)
+        place = place.at[jnp.argsort(confidence)].set(jnp.asarray(place_of_rank, jnp.int32))
     gap = correct.astype(confidence.dtype) - confidence
     return jnp.abs(jax.ops.segment_sum(gap, place, bins)).sum() / confidence.size
 
@@ -339,7 +345,8 @@ def auroc(scores, positive) -> Float[Array, ""]:
         for side in ("left", "right")
     )
     wins = jnp.where(positive, (below + up_to).astype(jnp.float32) / 2, 0).sum()
-    return wins / (positive.sum() * count).astype(jnp.float32)
+    area = wins / positive.sum().astype(jnp.float32) / count.astype(jnp.float32)
+    return jnp.where(jnp.isnan(scores).any(), jnp.nan, area)
 
 
 def fit_temperature(logits, labels) -> Float[Array, ""]:
@@ -369,24 +376,28 @@ def fit_temperature(logits, labels) -> Float[Array, ""]:
       1.82
     """
     logits, labels = _labelled(logits, labels, "logits")
-    return _fit_temperature(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), labels)
+    if logits.size == 0:
+        _checks.fail(ValueError, "logits.shape", logits.shape, "not empty", "Pass validation data.")
+    return _fit_temperature(logits, labels)
 
 
 @jax.jit
 def _fit_temperature(logits, labels):
     logits = logits - logits.max(-1, keepdims=True)
-    target = jnp.take_along_axis(logits, labels[..., None], -1)[..., 0]
+    target = _at_labels(logits, labels)
+    finite = jnp.where(logits == -jnp.inf, 0, logits)  # an excluded class has weight 0, not NaN
 
     def halve(_, ends):
         low, high = ends
         middle = (low + high) / 2
-        expected = (jax.nn.softmax(logits * jnp.exp(middle)) * logits).sum(-1)
+        expected = (jax.nn.softmax(logits * jnp.exp(middle)) * finite).sum(-1)
         falling = (expected - target).mean() < 0  # the loss still falls as 1 / t grows
         return jnp.where(falling, middle, low), jnp.where(falling, high, middle)
 
     end = jnp.log(jnp.asarray(1e3, logits.dtype))
     low, high = lax.fori_loop(0, 60, halve, (-end, end))
-    return jnp.exp(-(low + high) / 2)
+    wrong = jnp.isnan(logits).any() | jnp.isnan(target).any()
+    return jnp.where(wrong, jnp.nan, jnp.exp(-(low + high) / 2))
 
 
 def _entropy(probabilities):
@@ -396,10 +407,21 @@ def _entropy(probabilities):
 def _samples_first(predictions, axes: int = 1) -> Float[Array, "samples ..."]:
     predictions = _checks.real_array(predictions, "predictions")
     _checks.at_least_axes(predictions, axes, "predictions")
-    return predictions
+    return _wide(predictions)
 
 
 def _labelled(scores, labels, name: str) -> tuple[Float[Array, "..."], Int[Array, "..."]]:
     scores = _checks.real_array(scores, name)
     _checks.at_least_axes(scores, 1, name)
-    return scores, _checks.labels(labels, scores.shape[:-1], scores.shape[-1])
+    return _wide(scores), _checks.labels(labels, scores.shape[:-1], scores.shape[-1])
+
+
+def _wide(x):
+    """At least float32: sums over many examples stagnate in half precision."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _at_labels(scores, labels):
+    """The score of each label; NaN where a traced label is no class."""
+    found = jnp.take_along_axis(scores, labels[..., None], -1)[..., 0]
+    return jnp.where((labels >= 0) & (labels < scores.shape[-1]), found, jnp.nan)

@@ -56,7 +56,7 @@ def panels(key):
         own(0, 1),
     )
     yield "drop_path", "a branch, row by row", kept(dj.drop_path), own(0)
-    skipped = kept(dj.drop_path, mode="batch")
+    skipped = np.asarray(dj.drop_path(x, rate, mode="batch", key=dj.fold(key, "skip"))) != 0
     yield "drop_path, mode='batch'; layer_drop", "all or nothing", skipped, own()
     blocks = dj.drop_block(x[..., None], 0.3, 3, key=dj.fold(key, "block"))[..., 0] != 0
     yield "drop_block, 3 by 3", "blocks in a map", np.asarray(blocks), each
@@ -89,8 +89,8 @@ def _alpha(x, rate, *, key):
 
 def colours(kept, decision):
     """Dark where dropped, white for padding (-1), grey where alone, a colour where shared."""
-    hues = (np.arange(decision.max() + 1) * 0.61803398875) % 1
-    table = np.array([colorsys.hls_to_rgb(hue, 0.7, 0.6) for hue in hues])
+    names = range(decision.max() + 1)
+    table = np.array([colorsys.hls_to_rgb(n * 5 % 8 / 8, 0.82 - n // 8 * 0.1, 0.7) for n in names])
     shared = np.bincount(decision[decision >= 0].ravel()) > 1
     table[~shared] = ALONE
     image = np.where(kept[..., None], table[decision], DROPPED)
@@ -107,7 +107,7 @@ def draw(path):
     """Draw all panels, each a batch of four rows."""
     key = jax.random.key(4)
     made = [(title, note, colours(kept, by)) for title, note, kept, by in panels(key)]
-    made.append(("gaussian_dropout", "a factor, no mask", noise_panel(dj.fold(key, "noise"))))
+    made.append(("gaussian_dropout", "a factor; dark is small", noise_panel(dj.fold(key, "noise"))))
     figure = Figure(figsize=(14, 6.6), layout="constrained")
     figure.suptitle(
         "dark: dropped     grey: kept, decided alone     colour: kept, and decided together with "

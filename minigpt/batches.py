@@ -32,10 +32,11 @@ def windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> Batch:
     return Batch(rows[:, :-1], rows[:, 1:])
 
 
-def require_length(tokens: np.ndarray, block_size: int) -> None:
+def require_length(tokens: np.ndarray, block_size: int, name: str = "text") -> None:
     """A text must hold one window and the token after it."""
     if len(tokens) <= block_size:
         raise ValueError(
-            f"a text of {len(tokens)} tokens is not allowed: it must be longer than "
-            f"block_size={block_size}. Give more text, or a smaller --model.block-size."
+            f"a {name} of {len(tokens)} tokens is not allowed: it must be longer than "
+            f"block_size={block_size}. Give more text (a file's last tenth is its validation text) "
+            "or a smaller --model.block-size."
         )

@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
-from rich.console import Console
+try:
+    import tyro
+    from rich.console import Console
+except ModuleNotFoundError as missing:
+    sys.exit(f"minigpt needs {missing.name}: pip install 'dropout-jax[train]'")
 
 from minigpt.config import PRESETS, Config, DropoutConfig, PresetName
 
@@ -39,8 +42,8 @@ class Sample:
 
     run_dir: tyro.conf.Positional[Path]
     """the directory that `minigpt train` wrote"""
-    prompt: str = "\n"
-    """the text to go on from"""
+    prompt: str | None = None
+    """the text to go on from; unset begins with a new line"""
     tokens: int = 500
     temperature: float = 1.0
     """0 takes the likeliest token"""
@@ -71,36 +74,53 @@ def main(args: list[str] | None = None) -> None:
         commands: Any = Annotated[Train, tyro.conf.subcommand("train")] | Sample | Eval
         command = tyro.cli(commands, args=args, prog="minigpt")
         _sample(command) if isinstance(command, Sample) else _eval(command)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"minigpt: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("minigpt: interrupted; the run directory keeps its last checkpoint", file=sys.stderr)
+        sys.exit(130)
 
 
 def _parse_train(args: list[str]) -> Train:
     """Parse twice: what chooses the defaults, then everything on top of them."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", choices=PRESETS, default=DEFAULT_PRESET)
-    first.add_argument("--config", type=Path)
-    first.add_argument("--dropout", type=float)
+    for option in ("--preset", "--config", "--dropout"):
+        first.add_argument(option, nargs="?")
     chosen, _ = first.parse_known_args(args)
-    settings = PRESETS[chosen.preset]
-    if chosen.config is not None:
-        settings = _read_toml(chosen.config, settings)
-    if chosen.dropout is not None:
-        model = dataclasses.replace(settings.model, dropout=DropoutConfig.uniform(chosen.dropout))
+    # A word that is no preset or no number is left to the second parse, which refuses it.
+    preset: Any = chosen.preset if chosen.preset in PRESETS else DEFAULT_PRESET
+    settings = PRESETS[preset]
+    if chosen.config:
+        settings = _read_toml(Path(chosen.config), settings)
+    if (rate := _number(chosen.dropout)) is not None:
+        model = dataclasses.replace(settings.model, dropout=DropoutConfig.uniform(rate))
         settings = dataclasses.replace(settings, model=model)
-    default = Train(chosen.preset, chosen.config, chosen.dropout, settings)
+    default = Train(preset, settings=settings)
     return tyro.cli(Train, args=args, default=default, prog="minigpt train", config=_TYRO)
 
 
 def _read_toml(path: Path, default: Config) -> Config:
-    """A file's settings on top of the defaults, checked as if given as options."""
+    """A file's settings on top of the defaults, checked as if given as options.
+
+    The run directory is not read: a run's config.toml names its own, which is taken.
+    """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"config={str(path)!r} cannot be read: {error}.") from None
+    tables.pop("run_dir", None)
     options = [word for name, value in _flat(tables) for word in (f"--{name}", str(value))]
-    return tyro.cli(Config, args=options, default=default, prog=f"minigpt: {path}", config=_TYRO)
+    return tyro.cli(
+        Config, args=options, default=default, prog=f"minigpt train --config {path}", config=_TYRO
+    )
+
+
+def _number(word: str | None) -> float | None:
+    try:
+        return float(word) if word is not None else None
+    except ValueError:
+        return None
 
 
 def _flat(tables: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -117,7 +137,9 @@ def _train(command: Train) -> None:
 
     settings = command.settings
     run_dir = settings.run_dir or first_free(Path("runs"), command.preset)
-    train(dataclasses.replace(settings, run_dir=run_dir), run_dir, Console())
+    data = settings.data and settings.data.resolve()  # so that eval finds it from anywhere
+    settings = dataclasses.replace(settings, run_dir=run_dir, data=data)
+    train(settings, run_dir, Console(highlight=False))
 
 
 def _load(run_dir: Path):
@@ -135,10 +157,11 @@ def _sample(command: Sample) -> None:
     from minigpt.sample import generate
 
     run, training = _load(command.run_dir)
+    prompt = "\n" if command.prompt is None else command.prompt
     ids = generate(
         training.logits,
         training.state.params,
-        run.tokenizer.encode(command.prompt),
+        run.tokenizer.encode(prompt),
         tokens=command.tokens,
         block_size=run.config.model.block_size,
         vocab_size=run.tokenizer.vocab_size,
@@ -147,7 +170,7 @@ def _sample(command: Sample) -> None:
         top_p=command.top_p,
         seed=command.seed,
     )
-    print(command.prompt + run.tokenizer.decode(list(ids)))
+    print(prompt + run.tokenizer.decode(list(ids)))
 
 
 def _eval(command: Eval) -> None:

@@ -42,6 +42,7 @@ class DropoutConfig:
     @classmethod
     def uniform(cls, rate: float) -> DropoutConfig:
         """The four sites that nanoGPT drops at, at one rate: what `--dropout RATE` sets."""
+        _require(0 <= rate < 1, "dropout", rate, "a probability of dropping in [0, 1)")
         return cls(embed=rate, attn_weights=rate, attn_out=rate, mlp_out=rate)
 
 
@@ -71,12 +72,12 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW, with a linear warm-up and a cosine to min_learning_rate at the last step."""
+    """AdamW, with a linear warm-up, and a cosine that ends at min_learning_rate after the last."""
 
     learning_rate: float = 1e-3
     """the highest, at the end of the warm-up"""
     min_learning_rate: float = 1e-4
-    """the last"""
+    """where the cosine ends"""
     warmup_steps: int = 100
     beta1: float = 0.9
     beta2: float = 0.99
@@ -86,7 +87,8 @@ class OptimConfig:
     """largest global norm of the gradient"""
 
     def __post_init__(self):
-        _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
+        holds = 0 < self.learning_rate < float("inf")
+        _require(holds, "learning_rate", self.learning_rate, "positive and finite")
         in_range = 0 <= self.min_learning_rate <= self.learning_rate
         _require(in_range, "min_learning_rate", self.min_learning_rate, "in [0, learning_rate]")
         _require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "at least 0")

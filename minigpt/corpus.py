@@ -27,7 +27,7 @@ def load(data: Path | None = None) -> Corpus:
     except UnicodeDecodeError as error:
         raise ValueError(
             f"data={str(data)!r} is not allowed: it must be UTF-8 text, and byte {error.start} is "
-            "not. Convert it: iconv -f latin1 -t utf-8."
+            "not. If it is text in another encoding, convert it, as iconv -f latin1 -t utf-8 does."
         ) from None
     except OSError as error:
         raise ValueError(f"data={str(data)!r} cannot be read: {error.strerror}.") from None

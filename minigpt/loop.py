@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from pathlib import Path
 from typing import TextIO
@@ -14,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from minigpt import checkpoint, corpus, plots
-from minigpt.batches import batch
+from minigpt.batches import batch, require_length
 from minigpt.config import Config
 from minigpt.evaluate import estimate
 from minigpt.rundir import Run
@@ -28,6 +27,8 @@ def train(config: Config, run_dir: Path, console: Console) -> None:
     text = corpus.load(config.data)
     tokenizer = tokenizer_of(config.tokenizer, text.train + text.validation)
     train_tokens, val_tokens = tokenizer.encode(text.train), tokenizer.encode(text.validation)
+    require_length(train_tokens, config.model.block_size, "training text")
+    require_length(val_tokens, config.model.block_size, "validation text")
     run = Run(config, tokenizer)
     training = start(config, run.vocab_size)
     run.save(run_dir)
@@ -45,7 +46,7 @@ def _steps(run: Run, training: Training, train_tokens, val_tokens, metrics, run_
     clock = _Clock(config.batch_size * config.model.block_size)
     records = []
     with _progress(console) as progress:
-        bar = progress.add_task("", total=config.steps, loss=math.nan, speed=0.0)
+        bar = progress.add_task("", total=config.steps, shown="compiling")
         for step in range(config.steps):
             state, measured = training.train_step(
                 state, batch(train_tokens, config.seed, step, *shape), root
@@ -63,12 +64,8 @@ def _steps(run: Run, training: Training, train_tokens, val_tokens, metrics, run_
                     clock.skip()
                 _write(metrics, record)
                 records.append(record)
-                progress.update(
-                    bar,
-                    completed=done,
-                    loss=record["train_loss"],
-                    speed=record["tokens_per_s"],
-                )
+                shown = f"loss {record['train_loss']:.4f}  {record['tokens_per_s']:,.0f} tokens/s"
+                progress.update(bar, completed=done, shown=shown)
     plots.plot_losses(records, run_dir / "loss.png", run_dir.name)
     return state
 
@@ -88,7 +85,9 @@ class _Clock:
         return {"tokens_per_s": round(speed, 1), "elapsed_s": round(now - self.begin, 3)}
 
     def skip(self) -> None:
-        self.last = time.perf_counter()
+        now = time.perf_counter()
+        self.begin += now - self.last
+        self.last = now
 
 
 def _validate(run: Run, training: Training, params, train_tokens, val_tokens) -> dict[str, float]:
@@ -121,8 +120,7 @@ def _progress(console: Console) -> Progress:
     return Progress(
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
-        TextColumn("{task.fields[speed]:,.0f} tokens/s"),
+        TextColumn("{task.fields[shown]}"),
         TimeRemainingColumn(),
         console=console,
     )

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dropout_jax import dropout, fold
+from dropout_jax import drop_path, dropout, fold
 from minigpt.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -41,6 +41,11 @@ class GPT(nnx.Module):
         self, tokens: Int[Array, "batch time"], *, key: jax.Array | None
     ) -> Float[Array, "batch time vocab"]:
         """Logits of the next token at every position; `key=None` turns dropout off."""
+        if tokens.shape[1] > self.config.block_size:
+            raise ValueError(
+                f"tokens.shape={tokens.shape} is not allowed: there are "
+                f"block_size={self.config.block_size} positions. Cut the text: tokens[:, -n:]."
+            )
         x = self.tokens(tokens) + self.positions(jnp.arange(tokens.shape[1]))
         x = dropout(x, self.config.dropout.embed, key=fold(key, "embed"))
         for i, block in enumerate(self.blocks):
@@ -62,15 +67,10 @@ class Block(nnx.Module):
         self, x: Float[Array, "batch time dim"], *, key: jax.Array | None
     ) -> Float[Array, "batch time dim"]:
         """Both branches, each added to what came in."""
-        x = x + self._drop_path(
-            self.attn(self.attn_norm(x), key=key), fold(key, "drop_path", "attn")
-        )
-        return x + self._drop_path(
-            self.mlp(self.mlp_norm(x), key=key), fold(key, "drop_path", "mlp")
-        )
-
-    def _drop_path(self, branch, key):
-        return dropout(branch, self.rate, key=key, broadcast_dims=(1, 2))
+        attended = self.attn(self.attn_norm(x), key=key)
+        x = x + drop_path(attended, self.rate, key=fold(key, "drop_path", "attn"))
+        transformed = self.mlp(self.mlp_norm(x), key=key)
+        return x + drop_path(transformed, self.rate, key=fold(key, "drop_path", "mlp"))
 
 
 class Attention(nnx.Module):

@@ -36,10 +36,10 @@ class Run(NamedTuple):
 
     def save(self, run_dir: Path) -> None:
         """Write both files into a directory that holds no run yet."""
-        if run_dir.exists() and any(run_dir.iterdir()):
+        if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
             raise ValueError(
-                f"run_dir={str(run_dir)!r} is not allowed: it must be new or empty, so that no run "
-                "is overwritten. Choose another --run-dir, or remove it."
+                f"run_dir={str(run_dir)!r} is not allowed: it must be new or an empty folder, so "
+                "that nothing is overwritten. Choose another --run-dir, or remove it."
             )
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / CONFIG).write_text(tomli_w.dumps(_plain(self.config)), encoding="utf-8")
@@ -52,16 +52,23 @@ class Run(NamedTuple):
         try:
             tables = tomllib.loads((run_dir / CONFIG).read_text(encoding="utf-8"))
             alphabet = json.loads((run_dir / TOKENIZER).read_text(encoding="utf-8"))["alphabet"]
+            return cls(_config_of(tables), Tokenizer(alphabet))
         except OSError as error:
             raise ValueError(
                 f"{str(run_dir)!r} is no run directory: {error.filename} cannot be read."
             ) from None
-        model = tables.pop("model")
-        dropout, optim = DropoutConfig(**model.pop("dropout")), OptimConfig(**tables.pop("optim"))
-        for name in ("data", "run_dir"):
-            tables[name] = Path(tables[name]) if name in tables else None
-        config = Config(**tables, model=ModelConfig(**model, dropout=dropout), optim=optim)
-        return cls(config, Tokenizer(alphabet))
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{str(run_dir)!r} is no run of this version: {CONFIG} or {TOKENIZER}: {error}."
+            ) from None
+
+
+def _config_of(tables: dict[str, Any]) -> Config:
+    model = tables.pop("model")
+    dropout, optim = DropoutConfig(**model.pop("dropout")), OptimConfig(**tables.pop("optim"))
+    for name in ("data", "run_dir"):
+        tables[name] = Path(tables[name]) if name in tables else None
+    return Config(**tables, model=ModelConfig(**model, dropout=dropout), optim=optim)
 
 
 def first_free(parent: Path, name: str) -> Path:

@@ -33,7 +33,7 @@ def generate(
     fewest ids whose probabilities sum to at least `top_p`; temperature 0 takes the likeliest.
     The same seed gives the same text.
     """
-    _check(len(prompt), temperature, top_k, top_p)
+    _check(len(prompt), tokens, temperature, top_k, top_p)
     key = fold(jax.random.key(seed), "sample")
     window = np.zeros((1, block_size), np.int32)
     ids = list(map(int, prompt[-block_size:]))
@@ -49,7 +49,7 @@ def generate(
 def _draw(scores, key, temperature, top_k, top_p):
     if temperature == 0:
         return jnp.argmax(scores)
-    scores = scores / temperature
+    scores = (scores - scores.max()) / temperature
     if top_k is not None and top_k < scores.shape[0]:
         scores = jnp.where(scores < lax.top_k(scores, top_k)[0][-1], -jnp.inf, scores)
     if top_p is not None:
@@ -60,9 +60,12 @@ def _draw(scores, key, temperature, top_k, top_p):
     return jax.random.categorical(key, scores)
 
 
-def _check(prompt: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+def _check(
+    prompt: int, tokens: int, temperature: float, top_k: int | None, top_p: float | None
+) -> None:
     for holds, name, value, allowed in (
         (prompt > 0, "prompt", "", "at least one character"),
+        (tokens >= 0, "tokens", tokens, "at least 0"),
         (temperature >= 0, "temperature", temperature, "at least 0 (0 takes the likeliest)"),
         (top_k is None or top_k >= 1, "top_k", top_k, "at least 1"),
         (top_p is None or 0 < top_p <= 1, "top_p", top_p, "in (0, 1]"),

@@ -30,6 +30,7 @@ def minigpt(*args, cwd):
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     (folder / "text.txt").write_text(TEXT)
+    (folder / "short.txt").write_text(TEXT[:600])
     result = minigpt("train", "--data", "text.txt", "--run-dir", "out", *TINY, cwd=folder)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
@@ -64,11 +65,10 @@ def test_config_toml_holds_everything_and_starts_the_same_run(trained):
     tables = tomllib.loads((folder / "out" / "config.toml").read_text())
     names = {field.name for field in dataclasses.fields(config)}
     assert set(tables) == names
-    result = minigpt("train", "--config", "out/config.toml", "--run-dir", "again", cwd=folder)
+    result = minigpt("train", "--config", "out/config.toml", cwd=folder)
     assert result.returncode == 0, result.stderr
-    one, other = (
-        (folder / name / "checkpoint.safetensors").read_bytes() for name in ("out", "again")
-    )
+    places = ("out", "runs/shakespeare-char-cpu")
+    one, other = ((folder / name / "checkpoint.safetensors").read_bytes() for name in places)
     assert one == other
 
 
@@ -83,6 +83,17 @@ def test_sample_goes_on_from_the_prompt_and_follows_the_seed(trained):
     assert minigpt(*args, "--seed", 3, cwd=folder).stdout != one.stdout
 
 
+def test_a_run_can_be_read_from_anywhere(trained, tmp_path):
+    folder, _ = trained
+    assert minigpt("eval", folder / "out", cwd=tmp_path).returncode == 0
+
+
+def test_refused_texts_leave_nothing_behind(trained, tmp_path):
+    result = minigpt("train", "--data", trained[0] / "short.txt", cwd=tmp_path)
+    assert result.returncode == 2
+    assert not list(tmp_path.iterdir())
+
+
 def test_eval_prints_a_line_or_json(trained):
     folder, _ = trained
     assert "perplexity" in minigpt("eval", "out", cwd=folder).stdout
@@ -94,14 +105,17 @@ def test_eval_prints_a_line_or_json(trained):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("train", "--run-dir", "out", "--data", "text.txt", *TINY), "new or empty"),
+        (("train", "--run-dir", "out", "--data", "text.txt", *TINY), "new or an empty folder"),
         (("train", "--data", "missing.txt"), "No such file"),
-        (("train", "--dropout", "1.5"), "dropout.embed=1.5"),
+        (("train", "--dropout", "1.5"), "dropout=1.5"),
         (("train", "--config", "missing.toml"), "cannot be read"),
         (("train", "--data", "text.txt", "--model.vocab-size", "3"), "vocab_size=3"),
         (("train", "--data", "text.txt", "--model.block-size", "9999"), "block_size=9999"),
         (("sample", "out", "--prompt", "Zürich"), "trained on"),
         (("sample", "out", "--top-p", "2"), "top_p=2.0"),
+        (("sample", "out", "--tokens", "-5"), "tokens=-5"),
+        (("train", "--data", "short.txt"), "validation text of 60 tokens"),
+        (("train", "--data", "text.txt", "--run-dir", "text.txt"), "empty folder"),
         (("sample", "nowhere"), "no run directory"),
         (("eval", "nowhere"), "no run directory"),
     ],
@@ -121,6 +135,7 @@ def test_mistakes_are_one_line_and_exit_code_two(trained, args, message):
         ("train", "--preset", "gpt5"),
         ("train", "--steps", "many"),
         ("train", "--config", "bad.toml"),
+        ("train", "--dropout", "much"),
         ("fly",),
     ],
     ids=" ".join,

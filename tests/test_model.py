@@ -11,7 +11,7 @@ from jax import lax
 from tiny import MODEL, SITES, with_dropout
 
 import minigpt.model
-from dropout_jax import dropout, fold, keep_mask
+from dropout_jax import drop_path, dropout, fold, keep_mask
 from minigpt.config import PRESETS, DropoutConfig
 from minigpt.model import GPT
 
@@ -31,7 +31,12 @@ def drawn(monkeypatch, model, key):
         masks.append(np.asarray(keep_mask(key, rate, x.shape, broadcast_dims=broadcast_dims)))
         return dropout(x, rate, key=key, broadcast_dims=broadcast_dims)
 
+    def path_recorder(x, rate, *, key):
+        masks.append(np.asarray(keep_mask(key, rate, x.shape, broadcast_dims=(1, 2))))
+        return drop_path(x, rate, key=key)
+
     monkeypatch.setattr(minigpt.model, "dropout", recorder)
+    monkeypatch.setattr(minigpt.model, "drop_path", path_recorder)
     model(TOKENS, key=key)
     return masks
 
@@ -75,6 +80,11 @@ def test_attention_is_causal():
     one, other = model(TOKENS, key=None), model(later, key=None)
     np.testing.assert_allclose(one[:, :20], other[:, :20], atol=1e-6)
     assert (one[:, 20:] != other[:, 20:]).any()
+
+
+def test_a_text_longer_than_the_context_is_refused():
+    with pytest.raises(ValueError, match="block_size=32"):
+        gpt()(jnp.zeros((1, 33), int), key=None)
 
 
 def test_positions_matter_and_a_shorter_text_works():

@@ -29,7 +29,7 @@ ALLOWED = {
         "attention": {"_checks", "masks"},
         "passes": {"_checks", "elementwise", "keys"},
         "uncertainty": {"_checks", "keys"},
-        "nn": {"elementwise", "learned", "paths", "structured"},
+        "nn": {"_checks", "elementwise", "learned", "paths", "structured"},
         "__init__": {
             *("_apply", "attention", "elementwise", "keys", "learned", "masks", "passes", "paths"),
             *("schedules", "structured", "uncertainty"),

@@ -143,3 +143,56 @@ def test_everything_runs_under_jit():
         np.testing.assert_allclose(
             jax.jit(score)(PROBABILITIES, LABELS), score(PROBABILITIES, LABELS), rtol=1e-5
         )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("binning", ["width", "mass"])
+def test_half_precision_and_many_examples(dtype, binning):
+    """Sums are at least float32: 100,000 examples in half precision are as in float32."""
+    rng = np.random.default_rng(0)
+    first = rng.uniform(0.5, 1, 100_000).astype(dtype)
+    probabilities = np.stack([first, (1 - first.astype(np.float32)).astype(dtype)], -1)
+    labels = (rng.random(100_000) > 0.8).astype(np.int32)
+    for measure in (dj.brier_score, dj.negative_log_likelihood):
+        narrow = measure(probabilities, labels)
+        assert narrow.dtype == jnp.float32
+        wide = measure(probabilities.astype(np.float32), labels)
+        np.testing.assert_allclose(narrow, wide, rtol=1e-6)
+    narrow, wide = (
+        dj.expected_calibration_error(p, labels, bins=3000, binning=binning)
+        for p in (probabilities, probabilities.astype(np.float32))
+    )
+    np.testing.assert_allclose(narrow, wide, rtol=1e-6)
+
+
+def test_auroc_of_many_examples():
+    n = 100_000
+    scores = np.linspace(0, 1, n, dtype=np.float32)
+    assert dj.auroc(scores, np.arange(n) >= n // 2) == 1
+
+
+def test_nan_and_excluded_classes_are_not_quiet():
+    scores = np.array([np.nan, 0.1, 0.2], np.float32)
+    assert jnp.isnan(dj.auroc(scores, np.array([True, False, False])))
+    assert jnp.isnan(dj.variation_ratio(np.full((3, 2), np.nan, np.float32)))
+    logits = np.array([[1.0, 3.0]] * 4, np.float32)
+    labels = np.array([1, 1, 1, 0])
+    excluded = np.concatenate([logits, np.full((4, 1), -np.inf, np.float32)], -1)
+    np.testing.assert_allclose(
+        dj.fit_temperature(excluded, labels), dj.fit_temperature(logits, labels), rtol=1e-5
+    )
+    assert jnp.isnan(dj.fit_temperature(logits * np.nan, labels))
+    with pytest.raises(ValueError, match=r"logits\.shape"):
+        dj.fit_temperature(logits[:0], labels[:0])
+
+
+@pytest.mark.parametrize("label", [-1, 5])
+def test_a_traced_label_that_is_no_class_gives_nan(label):
+    labels = jnp.asarray(LABELS).at[0].set(label)
+    for measure in (dj.brier_score, dj.negative_log_likelihood, dj.fit_temperature):
+        assert jnp.isnan(jax.jit(lambda y: measure(PROBABILITIES, y))(labels))  # noqa: B023
+
+
+def test_gradient_of_the_deviation_is_finite_where_samples_agree():
+    slope = jax.grad(lambda y: dj.predictive_mean_and_std(y)[1].sum())(jnp.ones((4, 3)))
+    np.testing.assert_array_equal(slope, 0)

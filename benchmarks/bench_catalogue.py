@@ -1,0 +1,74 @@
+"""What does each op cost beside `dropout` and beside a plain multiply? One row an op.
+
+    python benchmarks/bench_catalogue.py [--full]      (make bench runs the short form)
+
+Forward, and forward and backward, at rate 0.1 on (16, 256, 1024) float32: ops that draw a mask of
+every element are to be compared with `dropout`, ops with small masks with x * 2, the floor. Flax
+and PyTorch stand beside them where they have the op. Writes results/catalogue-DEVICE.json.
+"""
+
+import argparse
+
+import harness
+from rich.console import Console
+from rich.table import Table
+
+OPS = {
+    "dropout": "every element",
+    "dropout_unscaled": "every element",
+    "alpha_dropout": "every element",
+    "gaussian_dropout": "noise",
+    "drop_connect": "every element",
+    "drop_block": "every element",
+    "spatial_dropout": "small",
+    "locked_dropout": "small",
+    "token_dropout": "small",
+    "embedding_dropout": "small",
+    "head_dropout": "small",
+    "drop_path": "small",
+}
+FRAMEWORKS = ("floor", "dropout_jax", "flax", "torch")
+MODES = ("forward", "backward")
+
+
+def cases():
+    return [
+        {"op": op, "mode": mode, "shape": [16, 256, 1024], "dtype": "float32", "rate": 0.1}
+        for op in OPS
+        for mode in MODES
+    ]
+
+
+def table(result):
+    """Multiples of the floor and of our own dropout."""
+    rows = {(r["op"], r["mode"], r["framework"]): r["to_floor"][1] for r in result["rows"]}
+    shown = Table(title="times the floor (and times `dropout`), rate 0.1, (16, 256, 1024) float32")
+    shown.add_column("op")
+    shown.add_column("mask")
+    for mode in MODES:
+        for name in FRAMEWORKS[1:]:
+            shown.add_column(f"{name} {mode}", justify="right")
+    for op, mask in OPS.items():
+        cells = []
+        for mode in MODES:
+            for name in FRAMEWORKS[1:]:
+                value = rows.get((op, mode, name))
+                beside = f" ({value / rows['dropout', mode, name]:.2f})" if value else ""
+                cells.append(f"{value:.2f}{beside}" if value else "-")
+        shown.add_row(op, mask, *cells)
+    Console(width=140).print(shown)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--full", action="store_true", help="more rounds")
+    full = parser.parse_args().full
+    result = harness.measure(
+        FRAMEWORKS, cases(), rounds=15 if full else 5, budget_s=0.2 if full else 0.05
+    )
+    harness.save(result, "catalogue")
+    table(result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""How fast is dropout? Every framework over sizes, as a multiple of one pass over memory.
+
+    python benchmarks/bench_dropout.py [--full]      (make bench runs the short form)
+
+Forward, and forward and backward, at rate 0.1, against a jitted x * 2 (and its backward) over the
+same array, each framework in its own process, in turn. Writes results/dropout-DEVICE.json and
+docs/bench_dropout-DEVICE.png, and prints the table. On an accelerator it runs unchanged; torch is
+measured there only on its own device, so it is left out.
+"""
+
+import argparse
+from pathlib import Path
+
+import harness
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from dropout_jax import dropout, fold
+
+FRAMEWORKS = ("floor", "dropout_jax", "flax", "equinox", "haiku", "keras", "torch")
+WIDTH, RATE = 1024, 0.1
+SHORT, FULL = (1, 10, 100, 1024, 16_384), (1, 10, 100, 1024, 4096, 16_384, 65_536)
+LABELS = {"forward": "forward", "backward": "forward and backward"}
+
+
+def cases(rows_of, dtypes):
+    return [
+        {"op": "dropout", "mode": mode, "shape": [rows, WIDTH], "dtype": dtype, "rate": RATE}
+        for dtype in dtypes
+        for mode in ("forward", "backward")
+        for rows in rows_of
+    ]
+
+
+def memory():
+    """Bytes an element: the residual, and the temporaries of a stack of twelve layers."""
+    x, key = jnp.ones((2048, WIDTH)), jax.random.key(0)
+    layer = nnx.Dropout(RATE, deterministic=False)
+    drops = {
+        "dropout_jax": lambda x, k: dropout(x, RATE, key=k),
+        "flax": lambda x, k: layer(x, rngs=k),
+    }
+    found = {}
+    for name, drop in drops.items():
+
+        def stack(x, key, drop=drop):
+            for i in range(12):
+                x = jnp.tanh(drop(x, fold(key, i)))
+            return x
+
+        _, pullback = jax.vjp(lambda x, drop=drop: drop(x, key), x)
+        kept = sum(leaf.nbytes for leaf in jax.tree.leaves(pullback))
+        temporary = jax.jit(stack).lower(x, key).compile().memory_analysis().temp_size_in_bytes
+        found[name] = {
+            "residual_bytes_an_element": kept / x.size,
+            "stack_of_12_forward_temporary_bytes_an_element": temporary / x.size,
+        }
+    return found
+
+
+def compile_seconds(repeats=5):
+    """Median seconds that XLA takes for jit(dropout) at a new shape."""
+    layer, found = nnx.Dropout(RATE, deterministic=False), {}
+    fns = {
+        "dropout_jax": lambda x, k: dropout(x, RATE, key=k),
+        "flax": lambda x, k: layer(x, rngs=k),
+    }
+    import time
+
+    times = {name: [] for name in fns}
+    for i in range(repeats):
+        for name, fn in fns.items():
+            x = jnp.ones((64 + i, WIDTH))
+            begin = time.perf_counter()
+            jax.jit(fn).lower(x, jax.random.key(0)).compile()
+            times[name].append(time.perf_counter() - begin)
+    for name, seconds in times.items():
+        found[name] = round(sorted(seconds)[len(seconds) // 2], 4)
+    return found
+
+
+def table(result):
+    """Median multiple of the floor, a row a case."""
+    shown = Table(title=f"times the floor, rate {RATE}, {result['environment']['processor']}")
+    for name in ("dtype", "mode", "elements", *FRAMEWORKS[1:]):
+        shown.add_column(name, justify="right")
+    by_case = {}
+    for row in result["rows"]:
+        by_case.setdefault((row["dtype"], row["mode"], tuple(row["shape"])), {})[
+            row["framework"]
+        ] = row["to_floor"][1]
+    for (dtype, mode, shape), found in by_case.items():
+        medians = [f"{found[name]:.2f}" if name in found else "-" for name in FRAMEWORKS[1:]]
+        shown.add_row(dtype, LABELS[mode], f"{shape[0] * shape[1]:,}", *medians)
+    Console(width=140).print(shown)
+
+
+def plot(result, path):
+    """Multiples of the floor against size, on logarithmic axes."""
+    dtypes = sorted({row["dtype"] for row in result["rows"]}, reverse=True)
+    figure = Figure(figsize=(10, 3.6 * len(dtypes)), layout="constrained")
+    grid = figure.subplots(len(dtypes), 2, squeeze=False, sharex=True, sharey=True)
+    colours = {"dropout_jax": "tab:red"}
+    for line, dtype in zip(grid, dtypes, strict=True):
+        for axes, mode in zip(line, LABELS, strict=True):
+            for i, name in enumerate(FRAMEWORKS[1:]):
+                rows = [
+                    row
+                    for row in result["rows"]
+                    if (row["framework"], row["dtype"], row["mode"]) == (name, dtype, mode)
+                ]
+                size = [row["shape"][0] * row["shape"][1] for row in rows]
+                low, middle, high = zip(*(row["to_floor"] for row in rows), strict=True)
+                colour = colours.get(name, f"C{i + 4 if i > 2 else i}")
+                axes.plot(size, middle, "o-", ms=3, label=name, color=colour)
+                axes.fill_between(size, low, high, alpha=0.15, color=colour)
+            axes.axhline(1, color="0.3", lw=0.8, ls="--")
+            axes.set(xscale="log", yscale="log", title=f"{LABELS[mode]}, {dtype}")
+            axes.set_ylabel("times a pass over memory")
+            axes.set_xlabel("elements")
+            axes.grid(alpha=0.3, which="both")
+    grid[0][0].legend(frameon=False, fontsize=8, ncols=2)
+    environment = result["environment"]
+    figure.suptitle(
+        f"dropout at rate {RATE}; dashed: x * 2.  {environment['processor']}, "
+        f"{environment['cores']} cores, huge pages {'on' if environment['huge_pages'] else 'off'}",
+        fontsize=10,
+    )
+    figure.savefig(path, dpi=110)
+    print(f"wrote {path}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--full", action="store_true", help="all sizes, more rounds")
+    full = parser.parse_args().full
+    on_cpu = jax.default_backend() == "cpu"
+    frameworks = FRAMEWORKS if on_cpu else FRAMEWORKS[:-1]
+    result = harness.measure(
+        frameworks,
+        cases(FULL if full else SHORT, ("float32", "bfloat16")),
+        rounds=11 if full else 5,
+        budget_s=0.2 if full else 0.05,
+    )
+    result |= {"memory": memory(), "compile_s": compile_seconds()}
+    path = harness.save(result, "dropout")
+    table(result)
+    plot(result, Path(__file__).parent.parent / "docs" / f"bench_{path.stem}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Interleaved timing of frameworks, each in its own process; ratios, results and their JSON."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from rich.progress import track
+
+RESULTS = Path(__file__).parent / "results"
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
+
+
+class Worker:
+    """A process that holds one framework."""
+
+    def __init__(self, framework):
+        path = Path(__file__).parent / "worker.py"
+        command = [sys.executable, "-W", "ignore", str(path), framework]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.versions = self._read()
+
+    def ask(self, **request):
+        """Send a request and wait for its answer."""
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def _read(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the worker died: {self.process.args}")
+        return json.loads(line)
+
+    def close(self):
+        """Let the process end."""
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def measure(frameworks, cases, *, rounds, budget_s=0.25):
+    """Time every case in every framework, round by round in turn; a row a case and framework."""
+    workers = {name: Worker(name) for name in frameworks}
+    rows = []
+    for case in track(cases, "measuring"):
+        present = {n: w for n, w in workers.items() if "missing" not in w.ask(build=case)}
+        seconds = {name: [] for name in present}
+        calls = {
+            name: max(1, min(200, int(budget_s / max(worker.ask(calls=1)["seconds"]))))
+            for name, worker in present.items()
+        }
+        for _ in range(rounds):
+            for name, worker in present.items():
+                times = worker.ask(calls=calls[name])["seconds"]
+                seconds[name].append(float(np.median(times)))
+        rows += [case | {"framework": name} | summary(s, seconds) for name, s in seconds.items()]
+    found = {name: worker.versions for name, worker in workers.items()}
+    for worker in workers.values():
+        worker.close()
+    return {"environment": environment(found), "rows": rows}
+
+
+def summary(seconds, all_seconds):
+    """Quartiles of the ratio to the floor, round by round."""
+    ratio = np.array(seconds) / np.array(all_seconds["floor"])
+    quartiles = np.quantile(ratio, [0.25, 0.5, 0.75])
+    return {"to_floor": [round(float(q), 3) for q in quartiles]}
+
+
+def environment(found):
+    """What a reader needs to compare with another machine."""
+    return {
+        "device": found["floor"]["device"],
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "jax": found["floor"]["jax"],
+        "huge_pages": HUGE_PAGES in os.environ.get("GLIBC_TUNABLES", ""),
+        "versions": {name: one["version"] for name, one in found.items()},
+    }
+
+
+def _processor():
+    info = Path("/proc/cpuinfo")
+    names = [li for li in info.read_text().splitlines() if li.startswith("model name")]
+    return names[0].split(":")[1].strip() if names else platform.machine()
+
+
+def save(result, name):
+    """Write results/NAME-DEVICE.json and say so."""
+    device = result["environment"]["device"].lower().replace(" ", "-")
+    path = RESULTS / f"{name}-{device}.json"
+    RESULTS.mkdir(exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"wrote {path}")
+    return path

@@ -1,0 +1,112 @@
+"""The same work in each framework: build(framework, case) gives a function to time.
+
+A case is a dict: op, mode ("forward", or "backward", which is both), shape, dtype, rate. A
+framework that has no such op gives None. `floor` is the pass over memory that none can avoid: x * 2.
+"""
+
+import os
+
+OPS_OF = {
+    "torch": {"dropout", "spatial_dropout", "alpha_dropout"},
+    "flax": {"dropout", "locked_dropout", "spatial_dropout"},
+    "keras": {"dropout"},
+    "equinox": {"dropout"},
+    "haiku": {"dropout"},
+}
+
+
+def build(framework, case):
+    """A function of no arguments that does the case's work once and waits for it; or None."""
+    if case["op"] not in OPS_OF.get(framework, {case["op"]}):
+        return None
+    return _torch(case) if framework == "torch" else _jax(framework, case)
+
+
+def _torch(case):
+    import torch
+    from torch.nn import functional as F
+
+    torch.set_num_threads(os.cpu_count())
+    x = torch.ones(case["shape"], dtype=getattr(torch, case["dtype"]))
+    g, rate = torch.ones_like(x), case["rate"]
+    ops = {
+        "dropout": lambda x: F.dropout(x, rate),
+        "spatial_dropout": lambda x: F.dropout1d(x.transpose(1, 2), rate).transpose(1, 2),
+        "alpha_dropout": lambda x: F.alpha_dropout(x, rate, training=True),
+    }
+    op = ops[case["op"]]
+    if case["mode"] == "forward":
+
+        def forward():
+            with torch.no_grad():
+                op(x)
+
+        return forward
+    x.requires_grad_()
+    return lambda: torch.autograd.grad(op(x), x, g)
+
+
+def _jax(framework, case):
+    import jax
+    import jax.numpy as jnp
+
+    x = jnp.ones(case["shape"], case["dtype"])
+    g = jnp.ones_like(x)
+    op, key = OPS[framework](case), jax.random.key(0)
+
+    def forward(x, g, key):
+        return op(x, key)
+
+    def both(x, g, key):
+        y, pullback = jax.vjp(lambda x: op(x, key), x)
+        return y, pullback(g)
+
+    fn = jax.jit(forward if case["mode"] == "forward" else both)
+    return lambda: jax.block_until_ready(fn(x, g, key))
+
+
+def _ours(case):
+    import dropout_jax
+
+    op, rate = getattr(dropout_jax, case["op"]), case["rate"]
+    arguments = {"drop_block": (7,)}.get(case["op"], ())
+    options = {"head_dropout": {"head_axis": 1}}.get(case["op"], {})
+    return lambda x, key: op(x, rate, *arguments, key=key, **options)
+
+
+def _flax(case):
+    from flax import nnx
+
+    shared = {"locked_dropout": (1,), "spatial_dropout": (1,)}.get(case["op"], ())
+    layer = nnx.Dropout(case["rate"], broadcast_dims=shared, deterministic=False)
+    return lambda x, key: layer(x, rngs=key)
+
+
+def _equinox(case):
+    import equinox
+
+    layer = equinox.nn.Dropout(case["rate"])
+    return lambda x, key: layer(x, key=key)
+
+
+def _haiku(case):
+    import haiku
+
+    return lambda x, key: haiku.dropout(key, case["rate"], x)
+
+
+def _keras(case):
+    os.environ["KERAS_BACKEND"] = "jax"
+    import keras
+
+    return lambda x, key: keras.random.dropout(x, case["rate"], seed=key)
+
+
+OPS = {
+    "floor": lambda case: lambda x, key: x * 2,
+    "dropout_jax": _ours,
+    "flax": _flax,
+    "equinox": _equinox,
+    "haiku": _haiku,
+    "keras": _keras,
+}
