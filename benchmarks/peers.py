@@ -1,7 +1,7 @@
 """The same work in each framework: build(framework, case) gives a function to time.
 
 A case is a dict: op, mode ("forward", or "backward", which is both), shape, dtype, rate. A
-framework that has no such op gives None. `floor` is the pass over memory that none can avoid: x * 2.
+framework that has no such op gives None. `floor` is the pass that none can avoid: x * 2.
 """
 
 import os

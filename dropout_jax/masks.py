@@ -127,18 +127,19 @@ def packed_mask(key, rate: Float[Array, ""], shape: tuple[int, ...]) -> UInt32[A
     # instead of being made again in each of the 32 elements that XLA would fuse them into.
     keep = lax.optimization_barrier(threshold(rate))
     lowest_bit = lax.population_count(~keep & (keep - 1)).astype(jnp.int32)
-    first = jnp.where(keep >= ONE, PLANES, lowest_bit) // 2
+    first = jnp.where(keep >= ONE, PLANES, lowest_bit) // 4
 
-    def two_planes(pair, mask):
+    def four_planes(turn, mask):
         row, word = _counters(words)  # inside the loop, or XLA would keep them in memory
-        pair = pair.astype(jnp.uint32)
-        even, odd = threefry2x32(key_words, (row, word * (PLANES // 2) + pair))
-        mask = _combine(mask, even, keep >> (2 * pair))
-        return _combine(mask, odd, keep >> (2 * pair + 1))
+        for pair in (2 * turn.astype(jnp.uint32), 2 * turn.astype(jnp.uint32) + 1):
+            even, odd = threefry2x32(key_words, (row, word * (PLANES // 2) + pair))
+            mask = _combine(mask, even, keep >> (2 * pair))
+            mask = _combine(mask, odd, keep >> (2 * pair + 1))
+        return mask
 
     # "& 0" lends the start the key's type: under shard_map it may vary from device to device.
     start = jnp.broadcast_to(_spread(keep >> PLANES) | (key_words[0] & 0), words)
-    return lax.fori_loop(first, PLANES // 2, two_planes, start)
+    return lax.fori_loop(first, PLANES // 4, four_planes, start)
 
 
 def unpack(words: UInt32[Array, "..."], shape: tuple[int, ...]) -> Bool[Array, "..."]:

@@ -100,31 +100,26 @@ class Layer(Stochastic):
 class Dropout(Layer):
     """`dropout` as a layer; a drop-in for `flax.nnx.Dropout`, argument for argument.
 
-        Args:
-          rate: the probability of dropping.
-          broadcast_dims: axes along which one decision is shared.
-          deterministic: True returns the input; `train()`, `eval()` and `nnx.view` set it.
-          rng_collection: which stream of an `nnx.Rngs` to take keys from.
-          rngs: an `nnx.Rngs`, an `nnx.RngStream` (a fork of it is stored), or None.
+    Args:
+      rate: the probability of dropping.
+      broadcast_dims: axes along which one decision is shared.
+      deterministic: True returns the input; `train()`, `eval()` and `nnx.view` set it.
+      rng_collection: which stream of an `nnx.Rngs` to take keys from.
+      rngs: an `nnx.Rngs`, an `nnx.RngStream` (a fork of it is stored), or None.
 
-        Differs from Flax: the mask is `dropout_jax.keep_mask`'s (another one, at a fraction of the
-        cost), a rate outside [0, 1] is an error, and rate 1 takes a key like any other rate.
+    Differs from Flax: the mask is `dropout_jax.keep_mask`'s (another one, at a fraction of the
+    cost), a rate outside [0, 1] and an integer input are errors, and rate 1 takes a key like any
+    other rate.
 
-        Example:
-          >>> import jax.numpy as jnp
-          >>> from dropout_jax.nn import Dropout
-          >>>
-    try:
-        from flax import nnx
-    except ModuleNotFoundError as missing:
-        raise ModuleNotFoundError(
-            "dropout_jax.nn needs flax: pip install 'dropout-jax[flax]'", name=missing.name
-        ) from None
-          >>> layer = Dropout(0.5, rngs=nnx.Rngs(0))
-          >>> layer(jnp.ones((2, 4))).shape
-          (2, 4)
-          >>> layer(jnp.ones(3), deterministic=True)
-          Array([1., 1., 1.], dtype=float32)
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from dropout_jax.nn import Dropout
+      >>> from flax import nnx
+      >>> layer = Dropout(0.5, rngs=nnx.Rngs(0))
+      >>> layer(jnp.ones((2, 4))).shape
+      (2, 4)
+      >>> layer(jnp.ones(3), deterministic=True)
+      Array([1., 1., 1.], dtype=float32)
     """
 
     def __init__(

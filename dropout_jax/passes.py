@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from dropout_jax import _checks
+from dropout_jax import _apply, _checks
 from dropout_jax.elementwise import dropout
 from dropout_jax.keys import fold
 
@@ -84,10 +84,10 @@ def r_drop_divergence(logits_a, logits_b) -> Float[Array, "..."]:
     logits_b = _checks.real_array(logits_b, "logits_b")
     _checks.at_least_axes(logits_a, 1, "logits_a")
     _checks.same_form(logits_b, logits_a, "logits_b", "logits_a")
-    dtype = jnp.promote_types(logits_a.dtype, jnp.float32)
+    dtype = _apply.compute_dtype(logits_a)
     log_a, log_b = (jax.nn.log_softmax(x.astype(dtype)) for x in (logits_a, logits_b))
     # The two divergences added: (a - b)(log a - log b). Classes that both exclude (-inf) add 0.
     excluded = (log_a == -jnp.inf) & (log_b == -jnp.inf)
-    difference = jnp.where(excluded, 0, log_a - jnp.where(excluded, 0, log_b))
-    difference = jnp.where(excluded, 0, difference)
+    finite_a, finite_b = (jnp.where(excluded, 0, x) for x in (log_a, log_b))
+    difference = finite_a - finite_b
     return 0.5 * jnp.sum((jnp.exp(log_a) - jnp.exp(log_b)) * difference, axis=-1)

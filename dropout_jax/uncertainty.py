@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dropout_jax import _checks
+from dropout_jax import _apply, _checks
 from dropout_jax.keys import fold
 
 if TYPE_CHECKING:
@@ -418,7 +418,7 @@ def _labelled(scores, labels, name: str) -> tuple[Float[Array, "..."], Int[Array
 
 def _wide(x):
     """At least float32: sums over many examples stagnate in half precision."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(_apply.compute_dtype(x))
 
 
 def _at_labels(scores, labels):

@@ -54,7 +54,7 @@ def test_nanogpts_optimizer(name):
     [
         (lambda: DropoutConfig(embed=1.0), "dropout.embed=1.0"),
         (lambda: DropoutConfig(mlp_out=float("nan")), "dropout.mlp_out=nan"),
-        (lambda: DropoutConfig.uniform(-0.1), "dropout.embed=-0.1"),
+        (lambda: DropoutConfig.uniform(-0.1), "dropout=-0.1"),
         (lambda: ModelConfig(n_embd=10, n_head=4), "n_embd=10"),
         (lambda: ModelConfig(n_layer=0), "n_layer=0"),
         (lambda: OptimConfig(learning_rate=0.0), "learning_rate=0.0"),

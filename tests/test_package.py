@@ -27,8 +27,8 @@ ALLOWED = {
         "paths": {"_apply", "_checks", "masks"},
         "learned": {"_apply", "_checks", "noise"},
         "attention": {"_checks", "masks"},
-        "passes": {"_checks", "elementwise", "keys"},
-        "uncertainty": {"_checks", "keys"},
+        "passes": {"_apply", "_checks", "elementwise", "keys"},
+        "uncertainty": {"_apply", "_checks", "keys"},
         "nn": {"_checks", "elementwise", "learned", "paths", "structured"},
         "__init__": {
             *("_apply", "attention", "elementwise", "keys", "learned", "masks", "passes", "paths"),

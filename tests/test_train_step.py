@@ -1,6 +1,7 @@
 """The step: pure, learning, and every setting of the optimizer as stated."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +21,12 @@ BATCH = batch(TOKENS, 0, 0, 3, 32)
 DROPPED = dataclasses.replace(CONFIG, model=with_dropout(**dict.fromkeys(SITES, 0.2)))
 
 
+compiled = functools.cache(lambda config: start(config, 11))
+
+
 def losses(config, steps, key, data=BATCH):
-    training = start(config, 11)
-    state, found = training.state, []
+    training = compiled(config)
+    state, found = jax.tree.map(jnp.copy, training.state), []  # the step takes it over
     for _ in range(steps):
         state, measured = training.train_step(state, data, key)
         found.append(float(measured["train_loss"]))
