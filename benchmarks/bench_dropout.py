@@ -127,7 +127,8 @@ def plot(result, path):
     environment = result["environment"]
     figure.suptitle(
         f"dropout at rate {RATE}; dashed: x * 2.  {environment['processor']}, "
-        f"{environment['cores']} cores, huge pages {'on' if environment['huge_pages'] else 'off'}",
+        f"{environment['cores']} cores, "
+        f"huge pages {'on' if 'hugetlb=1' in environment['glibc_tunables'] else 'off'}",
         fontsize=10,
     )
     figure.savefig(path, dpi=110)

@@ -11,7 +11,6 @@ import numpy as np
 from rich.progress import track
 
 RESULTS = Path(__file__).parent / "results"
-HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
 class Worker:
@@ -80,7 +79,7 @@ def environment(found):
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "jax": found["floor"]["jax"],
-        "huge_pages": HUGE_PAGES in os.environ.get("GLIBC_TUNABLES", ""),
+        "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
         "versions": {name: one["version"] for name, one in found.items()},
     }
 
