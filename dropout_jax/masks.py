@@ -234,5 +234,5 @@ def _two_words(key, fold: int):
 
 
 def noise_words(key, shape: tuple[int, ...]):
-    """Two words for each element, of the noise's specification (see `dropout_jax.noise`)."""
-    return threefry2x32(_seed(key, NOISE_FOLD), _counters(shape or (1,)))
+    """A word for each element, of the noise's specification (see `dropout_jax.noise`)."""
+    return threefry2x32(_seed(key, NOISE_FOLD), _counters(shape or (1,)))[0]

@@ -250,21 +250,26 @@ def block_gamma(rate, spatial, blocks):
 
 def uniform_noise(key, shape):
     """The deviates in (0, 1) of `dropout_jax.noise`, in float64."""
-    return _units(key, shape)[0]
-
-
-def normal_noise(key, shape):
-    """The normal deviates of `dropout_jax.noise`, in float64."""
-    first, second = _units(key, shape)
-    return np.sqrt(-2 * np.log(first)) * np.cos(2 * np.pi * second)
-
-
-def _units(key, shape):
     shape = tuple(shape)
     rows, width = math.prod(shape[:-1]), shape[-1] if shape else 1
     row = np.arange(rows, dtype=np.uint64)[:, None]
-    words = threefry2x32(fold_in(key, 0x6E6F6973), (row, np.arange(width, dtype=np.uint64)))
-    return [((word >> 9).astype(np.float64) + 0.5).reshape(shape) / 2**23 for word in words]
+    word, _ = threefry2x32(fold_in(key, 0x6E6F6973), (row, np.arange(width, dtype=np.uint64)))
+    return ((word >> 9).astype(np.float64) + 0.5).reshape(shape) / 2**23
+
+
+def normal_noise(key, shape):
+    """The normal deviates of `dropout_jax.noise`: Newton's method on the distribution function."""
+    uniform = uniform_noise(key, shape)
+    root_two_pi = math.sqrt(2 * math.pi)
+    deviates = np.zeros(uniform.shape)
+    for place, u in np.ndenumerate(uniform):
+        lower = min(u, 1 - u)  # the tail, where the distribution function loses no digits
+        z = -math.sqrt(-2 * math.log(2 * lower)) if lower < 0.5 else 0.0
+        for _ in range(50):
+            error = 0.5 * math.erfc(-z / math.sqrt(2)) - lower
+            z -= error * root_two_pi * math.exp(z * z / 2)
+        deviates[place] = z if u < 0.5 else -z
+    return deviates
 
 
 def gaussian_dropout(x, rate, *, key):

@@ -16,7 +16,7 @@ from dropout_jax import (
     variational_dropout_kl,
 )
 
-SHAPES = [(), (5,), (3, 40), (2, 3, 4)]
+SHAPES = [(), (5,), (3, 40), (2, 3, 4), (10, 1000)]
 
 
 def words(key):
@@ -25,11 +25,11 @@ def words(key):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_noise_is_the_oracles(shape, key):
-    """Uniform bit for bit; normal to 4 ulps of its largest value, by the logarithm and cosine."""
+    """Uniform bit for bit; normal to 5e-5, by XLA's inverse error function in float32."""
     uniform = np.asarray(noise.uniform(key, shape), np.float64)
     np.testing.assert_array_equal(uniform, reference.uniform_noise(words(key), shape))
     expected = reference.normal_noise(words(key), shape)
-    np.testing.assert_allclose(noise.normal(key, shape), expected, atol=4 * 6 * 2.0**-23)
+    np.testing.assert_allclose(noise.normal(key, shape), expected, rtol=0, atol=5e-5)
 
 
 def test_noise_has_its_distribution(key):
@@ -69,7 +69,7 @@ def test_noise_is_the_same_sharded_and_in_a_vmap(key):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_learned_ops_are_the_oracles(shape, dtype, key):
     x = sample(shape, dtype)
-    scale = 16 * float(jnp.finfo(dtype).eps)
+    scale = max(16 * float(jnp.finfo(dtype).eps), 5e-5)  # of the noise, as above
     for ours, theirs in (
         (
             concrete_dropout(x, -1.0, key=key, temperature=0.5),

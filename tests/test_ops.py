@@ -40,7 +40,7 @@ def test_equals_the_oracle(op, dtype, key):
 
 @all_ops
 def test_float64_equals_the_oracle(op, key):
-    rtol = 1e-14 * op.ulps if op.name != "gaussian_dropout" else 1e-6  # its noise is float32
+    rtol = 1e-14 * op.ulps if op.name != "gaussian_dropout" else 5e-5  # its noise is float32
     with jax.enable_x64(True):
         x = sample(op.shapes[-1], "float64")
         y = op.fn(x, 0.3, key=key)
