@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install -qq
 
 # Huge pages spare page faults: about a quarter of the step on a CPU.
 train: .venv/train
-	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/minigpt train
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/minigpt train --dropout 0.1
 
 test: .venv/dev
 	$(BIN)/pytest -n auto
