@@ -7,6 +7,7 @@ import hashlib
 import jax
 
 from dropout_jax import _checks
+from dropout_jax._threefry import fold_in
 
 
 def fold(key: jax.Array | None, *path: str | int | jax.Array) -> jax.Array | None:
@@ -42,7 +43,7 @@ def fold(key: jax.Array | None, *path: str | int | jax.Array) -> jax.Array | Non
     if key is None:
         return None
     for word in words:
-        key = jax.random.fold_in(key, word)
+        key = fold_in(key, word)
     return key
 
 

@@ -42,6 +42,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dropout_jax import _checks
+from dropout_jax._threefry import fold_in, threefry2x32
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, UInt32
@@ -51,9 +52,6 @@ NOISE_FOLD = 0x6E6F6973  # "nois"
 WORD = 32  # elements to a word
 PLANES = 16
 ONE = 1 << PLANES  # the threshold that keeps everything
-
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-_PARITY = 0x1BD11BDA
 
 
 def keep_mask(key, rate, shape, *, broadcast_dims=()) -> Bool[Array, "..."]:
@@ -165,21 +163,6 @@ def _look_up(words, shape):
     return (bits & 1).reshape(shape) != 0
 
 
-def threefry2x32(key, counter):
-    """Threefry-2x32 with 20 rounds, unrolled so that XLA makes one loop of it."""
-    (key0, key1), (x0, x1) = key, counter
-    schedule = (key0, key1, key0 ^ key1 ^ jnp.uint32(_PARITY))
-    x0, x1 = x0 + schedule[0], x1 + schedule[1]
-    for group in range(5):
-        for distance in _ROTATIONS[group % 2]:
-            x0 = x0 + x1
-            x1 = (x1 << distance) | (x1 >> (32 - distance))
-            x1 = x1 ^ x0
-        x0 = x0 + schedule[(group + 1) % 3]
-        x1 = x1 + schedule[(group + 2) % 3] + jnp.uint32(group + 1)
-    return x0, x1
-
-
 def _rows(shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
     """The leading axes and the row length: short last axes are taken flat."""
     return ((), math.prod(shape)) if _is_flat(shape) else (shape[:-1], shape[-1])
@@ -218,7 +201,7 @@ def _seed(key, fold: int):
     # Draws nothing; tells jax.debug_key_reuse that the key is used up, which fold_in does not.
     jax.random.bits(key, (0,), jnp.uint32)
     if jax.random.key_impl(key) == "threefry2x32":
-        words = jax.random.key_data(jax.random.fold_in(key, fold))
+        words = jax.random.key_data(fold_in(key, fold))
     else:
         words = _two_words(key, fold)
     return words[0], words[1]

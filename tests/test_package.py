@@ -17,8 +17,9 @@ ALLOWED = {
     "dropout_jax": {
         "_checks": set(),
         "reference": set(),
-        "keys": {"_checks"},
-        "masks": {"_checks"},
+        "_threefry": set(),
+        "keys": {"_checks", "_threefry"},
+        "masks": {"_checks", "_threefry"},
         "noise": {"masks"},
         "_apply": {"_checks", "masks"},
         "schedules": {"_checks"},
