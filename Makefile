@@ -14,11 +14,12 @@ test: .venv/dev
 	$(BIN)/pytest -n auto
 
 # Not a test: it wants an otherwise idle machine. FULL=--full takes longer and measures more.
-# Huge pages are on and freed memory is kept, or page faults decide the ratios between processes.
-bench: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456
+# Huge pages are on: without them page faults dominate above 32 MB.
+bench: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 bench: .venv/dev
 	$(BIN)/python benchmarks/bench_dropout.py $(FULL)
 	$(BIN)/python benchmarks/bench_catalogue.py $(FULL)
+	$(BIN)/python benchmarks/bench_compile.py
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -27,7 +27,7 @@ OPS = {
     "head_dropout": "small",
     "drop_path": "small",
 }
-FRAMEWORKS = ("floor", "dropout_jax", "flax", "torch")
+FRAMEWORKS = ("dropout_jax", "flax", "torch")
 MODES = ("forward", "backward")
 
 
@@ -46,12 +46,12 @@ def table(result):
     shown.add_column("op")
     shown.add_column("mask")
     for mode in MODES:
-        for name in FRAMEWORKS[1:]:
+        for name in FRAMEWORKS:
             shown.add_column(f"{name} {mode}", justify="right")
     for op, mask in OPS.items():
         cells = []
         for mode in MODES:
-            for name in FRAMEWORKS[1:]:
+            for name in FRAMEWORKS:
                 value = rows.get((op, mode, name))
                 beside = f" ({value / rows['dropout', mode, name]:.2f})" if value else ""
                 cells.append(f"{value:.2f}{beside}" if value else "-")

@@ -3,12 +3,14 @@
     python benchmarks/bench_dropout.py [--full]      (make bench runs the short form)
 
 Forward, and forward and backward, at rate 0.1, against a jitted x * 2 (and its backward) over the
-same array, each framework in its own process, in turn. Writes results/dropout-DEVICE.json and
-docs/bench_dropout-DEVICE.png, and prints the table. On an accelerator it runs unchanged; torch is
-measured there only on its own device, so it is left out.
+same array in the same process, each framework in its own process, in turn; and the block that
+models use it in, gelu -> dropout -> add the residual, against the same without dropout. Writes
+results/dropout-DEVICE.json and docs/bench_dropout-DEVICE.png, and prints the table. On an
+accelerator it runs unchanged; torch is measured there only on its own device, so it is left out.
 """
 
 import argparse
+import math
 from pathlib import Path
 
 import harness
@@ -21,18 +23,19 @@ from rich.table import Table
 
 from dropout_jax import dropout, fold
 
-FRAMEWORKS = ("floor", "dropout_jax", "flax", "equinox", "haiku", "keras", "torch")
+FRAMEWORKS = ("dropout_jax", "flax", "equinox", "haiku", "keras", "torch")
 WIDTH, RATE = 1024, 0.1
 SHORT, FULL = (1, 10, 100, 1024, 16_384), (1, 10, 100, 1024, 4096, 16_384, 65_536)
 LABELS = {"forward": "forward", "backward": "forward and backward"}
 
 
 def cases(rows_of, dtypes):
+    """Every size of dropout in every dtype, and the block; forward, and forward and backward."""
+    sizes = [("dropout", rows, dtype) for dtype in dtypes for rows in rows_of]
     return [
-        {"op": "dropout", "mode": mode, "shape": [rows, WIDTH], "dtype": dtype, "rate": RATE}
-        for dtype in dtypes
-        for mode in ("forward", "backward")
-        for rows in rows_of
+        {"op": op, "mode": mode, "shape": [rows, WIDTH], "dtype": dtype, "rate": RATE}
+        for op, rows, dtype in [*sizes, ("gelu_dropout_add", 2048, "float32")]
+        for mode in LABELS
     ]
 
 
@@ -62,55 +65,33 @@ def memory():
     return found
 
 
-def compile_seconds(repeats=5):
-    """Median seconds that XLA takes for jit(dropout) at a new shape."""
-    layer, found = nnx.Dropout(RATE, deterministic=False), {}
-    fns = {
-        "dropout_jax": lambda x, k: dropout(x, RATE, key=k),
-        "flax": lambda x, k: layer(x, rngs=k),
-    }
-    import time
-
-    times = {name: [] for name in fns}
-    for i in range(repeats):
-        for name, fn in fns.items():
-            x = jnp.ones((64 + i, WIDTH))
-            begin = time.perf_counter()
-            jax.jit(fn).lower(x, jax.random.key(0)).compile()
-            times[name].append(time.perf_counter() - begin)
-    for name, seconds in times.items():
-        found[name] = round(sorted(seconds)[len(seconds) // 2], 4)
-    return found
-
-
 def table(result):
     """Median multiple of the floor, a row a case."""
     shown = Table(title=f"times the floor, rate {RATE}, {result['environment']['processor']}")
-    for name in ("dtype", "mode", "elements", *FRAMEWORKS[1:]):
+    for name in ("op", "dtype", "mode", "elements", *FRAMEWORKS):
         shown.add_column(name, justify="right")
     by_case = {}
     for row in result["rows"]:
-        by_case.setdefault((row["dtype"], row["mode"], tuple(row["shape"])), {})[
-            row["framework"]
-        ] = row["to_floor"][1]
-    for (dtype, mode, shape), found in by_case.items():
-        medians = [f"{found[name]:.2f}" if name in found else "-" for name in FRAMEWORKS[1:]]
-        shown.add_row(dtype, LABELS[mode], f"{shape[0] * shape[1]:,}", *medians)
+        case = (row["op"], row["dtype"], LABELS[row["mode"]], f"{math.prod(row['shape']):,}")
+        by_case.setdefault(case, {})[row["framework"]] = f"{row['to_floor'][1]:.2f}"
+    for case, found in sorted(by_case.items(), key=lambda item: item[0][:3]):
+        shown.add_row(*case, *(found.get(name, "-") for name in FRAMEWORKS))
     Console(width=140).print(shown)
 
 
 def plot(result, path):
     """Multiples of the floor against size, on logarithmic axes."""
-    dtypes = sorted({row["dtype"] for row in result["rows"]}, reverse=True)
+    rows_of = [row for row in result["rows"] if row["op"] == "dropout"]
+    dtypes = sorted({row["dtype"] for row in rows_of}, reverse=True)
     figure = Figure(figsize=(10, 3.6 * len(dtypes)), layout="constrained")
     grid = figure.subplots(len(dtypes), 2, squeeze=False, sharex=True, sharey=True)
     colours = {"dropout_jax": "tab:red"}
     for line, dtype in zip(grid, dtypes, strict=True):
         for axes, mode in zip(line, LABELS, strict=True):
-            for i, name in enumerate(FRAMEWORKS[1:]):
+            for i, name in enumerate(FRAMEWORKS):
                 rows = [
                     row
-                    for row in result["rows"]
+                    for row in rows_of
                     if (row["framework"], row["dtype"], row["mode"]) == (name, dtype, mode)
                 ]
                 size = [row["shape"][0] * row["shape"][1] for row in rows]
@@ -147,7 +128,7 @@ def main():
         rounds=11 if full else 5,
         budget_s=0.2 if full else 0.05,
     )
-    result |= {"memory": memory(), "compile_s": compile_seconds()}
+    result |= {"memory": memory()}
     path = harness.save(result, "dropout")
     table(result)
     plot(result, Path(__file__).parent.parent / "docs" / f"bench_{path.stem}.png")

@@ -1,4 +1,8 @@
-"""Interleaved timing of frameworks, each in its own process; ratios, results and their JSON."""
+"""Interleaved timing of frameworks, each in its own process; ratios, results and their JSON.
+
+Each process times the floor as well, beside its own work: what pages and places in memory a process
+was given differ from process to process by up to a factor of two, and cancel in the ratio.
+"""
 
 import json
 import os
@@ -48,38 +52,40 @@ def measure(frameworks, cases, *, rounds, budget_s=0.25):
     rows = []
     for case in track(cases, "measuring"):
         present = {n: w for n, w in workers.items() if "missing" not in w.ask(build=case)}
-        seconds = {name: [] for name in present}
-        calls = {
-            name: max(1, min(200, int(budget_s / max(worker.ask(calls=1)["seconds"]))))
-            for name, worker in present.items()
-        }
+        ratios = {name: [] for name in present}
+        calls = {name: enough(worker.ask(calls=1), budget_s) for name, worker in present.items()}
         for _ in range(rounds):
             for name, worker in present.items():
-                times = worker.ask(calls=calls[name])["seconds"]
-                seconds[name].append(float(np.median(times)))
-        rows += [case | {"framework": name} | summary(s, seconds) for name, s in seconds.items()]
+                times = worker.ask(calls=calls[name])
+                ratios[name].append(np.median(times["seconds"]) / np.median(times["floor"]))
+        rows += [case | {"framework": name, "to_floor": quartiles(r)} for name, r in ratios.items()]
     found = {name: worker.versions for name, worker in workers.items()}
     for worker in workers.values():
         worker.close()
     return {"environment": environment(found), "rows": rows}
 
 
-def summary(seconds, all_seconds):
-    """Quartiles of the ratio to the floor, round by round."""
-    ratio = np.array(seconds) / np.array(all_seconds["floor"])
-    quartiles = np.quantile(ratio, [0.25, 0.5, 0.75])
-    return {"to_floor": [round(float(q), 3) for q in quartiles]}
+def enough(times, budget_s):
+    """How many calls fit the budget, at least one."""
+    return max(1, min(200, int(budget_s / max(times["seconds"] + times["floor"]))))
+
+
+def quartiles(ratios):
+    """The quartiles, to three decimals."""
+    return [round(float(q), 3) for q in np.quantile(ratios, [0.25, 0.5, 0.75])]
 
 
 def environment(found):
     """What a reader needs to compare with another machine."""
+    first = next(iter(found.values()))
     return {
-        "device": found["floor"]["device"],
+        "device": first["device"],
         "processor": _processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "jax": found["floor"]["jax"],
+        "jax": first["jax"],
         "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "versions": {name: one["version"] for name, one in found.items()},
     }
 

@@ -1,17 +1,18 @@
 """The same work in each framework: build(framework, case) gives a function to time.
 
 A case is a dict: op, mode ("forward", or "backward", which is both), shape, dtype, rate. A
-framework that has no such op gives None. `floor` is the pass that none can avoid: x * 2.
+framework that has no such op gives None. `floor` is the work that none can avoid: x * 2, or for
+gelu_dropout_add (gelu -> dropout -> add the residual) the same without dropout.
 """
 
 import os
 
 OPS_OF = {
-    "torch": {"dropout", "spatial_dropout", "alpha_dropout"},
-    "flax": {"dropout", "locked_dropout", "spatial_dropout"},
-    "keras": {"dropout"},
-    "equinox": {"dropout"},
-    "haiku": {"dropout"},
+    "torch": {"dropout", "gelu_dropout_add", "spatial_dropout", "alpha_dropout"},
+    "flax": {"dropout", "gelu_dropout_add", "locked_dropout", "spatial_dropout"},
+    "keras": {"dropout", "gelu_dropout_add"},
+    "equinox": {"dropout", "gelu_dropout_add"},
+    "haiku": {"dropout", "gelu_dropout_add"},
 }
 
 
@@ -31,6 +32,7 @@ def _torch(case):
     g, rate = torch.ones_like(x), case["rate"]
     ops = {
         "dropout": lambda x: F.dropout(x, rate),
+        "gelu_dropout_add": lambda x: F.dropout(F.gelu(x, approximate="tanh"), rate) + x,
         "spatial_dropout": lambda x: F.dropout1d(x.transpose(1, 2), rate).transpose(1, 2),
         "alpha_dropout": lambda x: F.alpha_dropout(x, rate, training=True),
     }
@@ -52,7 +54,16 @@ def _jax(framework, case):
 
     x = jnp.ones(case["shape"], case["dtype"])
     g = jnp.ones_like(x)
-    op, key = OPS[framework](case), jax.random.key(0)
+    key = jax.random.key(0)
+    if case["op"] == "gelu_dropout_add":
+        drop = (
+            OPS[framework](case | {"op": "dropout"}) if framework != "floor" else lambda x, key: x
+        )
+
+        def op(x, key):
+            return drop(jax.nn.gelu(x), key) + x
+    else:
+        op = OPS[framework](case)
 
     def forward(x, g, key):
         return op(x, key)

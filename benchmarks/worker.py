@@ -1,7 +1,7 @@
 """One framework in a process of its own, told by lines of JSON what to build and when to run.
 
-{"build": CASE}   builds, runs twice, and answers {"compile_s": ...} or {"missing": true}
-{"calls": N}      runs N times and answers {"seconds": [...]}
+{"build": CASE}   builds the case and its floor, runs both, and answers {} or {"missing": true}
+{"calls": N}      runs each N times and answers {"seconds": [...], "floor": [...]}
 """
 
 import json
@@ -12,16 +12,25 @@ import peers
 
 
 def main():
-    framework, fn = sys.argv[1], None
+    framework, fns = sys.argv[1], {}
     print(json.dumps(versions(framework)), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         if "build" in request:
-            fn = peers.build(framework, request["build"])
-            answer = {"missing": True} if fn is None else {"compile_s": timed(fn) - timed(fn)}
+            fns = {"seconds": peers.build(framework, request["build"])}
+            if fns["seconds"] is None:
+                print(json.dumps({"missing": True}), flush=True)
+                continue
+            fns["floor"] = peers.build("floor", request["build"])
+            times(fns, 2)
+            print(json.dumps({}), flush=True)
         else:
-            answer = {"seconds": [timed(fn) for _ in range(request["calls"])]}
-        print(json.dumps(answer), flush=True)
+            print(json.dumps(times(fns, request["calls"])), flush=True)
+
+
+def times(fns, calls):
+    """Seconds of each call of each function, one function after the other."""
+    return {name: [timed(fn) for _ in range(calls)] for name, fn in fns.items()}
 
 
 def timed(fn):
@@ -34,13 +43,11 @@ def versions(framework):
     """The framework's version, and the device JAX runs on."""
     from importlib.metadata import version
 
-    names = {"floor": "jax", "dropout_jax": "dropout-jax", "haiku": "dm-haiku"}
-    found = {"version": version(names.get(framework, framework))}
-    if framework != "torch":
-        import jax
+    names = {"dropout_jax": "dropout-jax", "haiku": "dm-haiku"}
+    import jax
 
-        found |= {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
-    return found
+    found = {"version": version(names.get(framework, framework))}
+    return found | {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import hashlib
 import jax
 
 from dropout_jax import _checks
-from dropout_jax._threefry import fold_in
 
 
 def fold(key: jax.Array | None, *path: str | int | jax.Array) -> jax.Array | None:
@@ -43,7 +42,7 @@ def fold(key: jax.Array | None, *path: str | int | jax.Array) -> jax.Array | Non
     if key is None:
         return None
     for word in words:
-        key = fold_in(key, word)
+        key = jax.random.fold_in(key, word)
     return key
 
 

@@ -18,7 +18,7 @@ ALLOWED = {
         "_checks": set(),
         "reference": set(),
         "_threefry": set(),
-        "keys": {"_checks", "_threefry"},
+        "keys": {"_checks"},
         "masks": {"_checks", "_threefry"},
         "noise": {"masks"},
         "_apply": {"_checks", "masks"},

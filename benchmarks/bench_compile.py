@@ -1,0 +1,113 @@
+"""What is paid before the first step: importing dropout_jax, and compiling what it is used in.
+
+    python benchmarks/bench_compile.py      (make bench runs it)
+
+Seconds to compile jit(dropout) beside Flax's, in turn; to compile the default trainer's step, with
+and without dropout; and to import dropout_jax after jax, each in a fresh process. Writes
+results/compile-DEVICE.json.
+"""
+
+import dataclasses
+import subprocess
+import sys
+import time
+
+import harness
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dropout_jax import dropout
+from minigpt import batches, train_step
+from minigpt.config import PRESETS, DropoutConfig
+
+REPEATS, VOCABULARY = 9, 65
+IMPORT = """
+import time, jax
+begin = time.perf_counter()
+import dropout_jax
+print(time.perf_counter() - begin)
+"""
+
+
+def compile_op():
+    """jit(dropout) at a new shape, ours and Flax's in turn."""
+    layer = nnx.Dropout(0.1, deterministic=False)
+    fns = {
+        "dropout_jax": lambda x, k: dropout(x, 0.1, key=k),
+        "flax": lambda x, k: layer(x, rngs=k),
+    }
+    times = {name: [] for name in fns}
+    for i in range(REPEATS):
+        for name, fn in fns.items():
+            x = jnp.ones((64 + i, 1024))
+            times[name].append(
+                seconds(lambda x=x, fn=fn: compiled(jax.jit(fn), x, jax.random.key(0)))
+            )
+    return {name: harness.quartiles(each) for name, each in times.items()}
+
+
+def compile_step():
+    """The step of the default preset, at two rates."""
+    found = {}
+    for rate in (0.0, 0.2):
+        config = PRESETS["shakespeare-char-cpu"]
+        config = dataclasses.replace(
+            config, model=dataclasses.replace(config.model, dropout=DropoutConfig.uniform(rate))
+        )
+        times = []
+        for _ in range(3):
+            jax.clear_caches()
+            training = train_step.start(config, VOCABULARY)
+            times.append(seconds(lambda t=training, c=config: compile_training(t, c)))
+        found[f"dropout {rate}"] = harness.quartiles(times)
+    return found
+
+
+def compile_training(training, config):
+    text = np.zeros(10_000, np.uint16)
+    batch = batches.batch(text, 0, 0, config.batch_size, config.model.block_size)
+    compiled(training.train_step, training.state, batch, jax.random.key(0))
+
+
+def compiled(fn, *args):
+    return fn.lower(*args).compile()
+
+
+def seconds(fn):
+    begin = time.perf_counter()
+    fn()
+    return time.perf_counter() - begin
+
+
+def import_seconds():
+    """Importing dropout_jax where jax is imported already."""
+    command = [sys.executable, "-c", IMPORT]
+    runs = [
+        subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(REPEATS)
+    ]
+    return harness.quartiles([float(run.stdout) for run in runs])
+
+
+def main():
+    result = {
+        "quartiles_in_seconds": {
+            "compile jit(dropout)": compile_op(),
+            "compile the default trainer's step": compile_step(),
+            "import dropout_jax after jax": import_seconds(),
+        }
+    }
+    found = {
+        "dropout_jax": {
+            "version": "",
+            "device": jax.devices()[0].device_kind,
+            "jax": jax.__version__,
+        }
+    }
+    harness.save({"environment": harness.environment(found)} | result, "compile")
+    print(result)
+
+
+if __name__ == "__main__":
+    main()
