@@ -35,7 +35,8 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -116,39 +117,92 @@ def in_range(rate: Float[Array, ""]) -> Bool[Array, ""]:
     return (rate >= 0) & (rate <= 1)
 
 
+class Dice(NamedTuple):
+    """All that decides a mask but its shape: the seed's two words, and the threshold T."""
+
+    seed: tuple[UInt32[Array, ""], UInt32[Array, ""]]
+    keep: UInt32[Array, ""]
+
+
+def dice(key, rate: Float[Array, ""]) -> Dice:
+    """The dice of a key and a rate."""
+    return Dice(_seed(key, FOLD), threshold(rate))
+
+
 def packed_mask(key, rate: Float[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, "..."]:
     """The mask as words, 32 elements to each: the last axis of the result counts words."""
     lead, width = _rows(shape)
     words = (*lead, _word_count(width))
-    key_words = _seed(key, FOLD)
+    return _draw(dice(key, rate), words, lambda: _counters(words))
+
+
+def tile(
+    dice_: Dice, row: UInt32[Array, "*rows"], width: int, first: int, last: int
+) -> Bool[Array, "*rows columns"]:
+    """The columns first to last of some rows of a mask whose last axis is `width` long.
+
+    `row` holds linear indices over the leading axes of the mask; `first` is a multiple of 32.
+    """
+    if width < WORD:
+        return unpack_rows(_short_rows(dice_, row, width), width)[..., first:last]
+    words = (*row.shape, _word_count(last) - first // WORD)
+
+    def counters():
+        word = lax.broadcasted_iota(jnp.uint32, words, row.ndim) + jnp.uint32(first // WORD)
+        return jnp.broadcast_to(row[..., None], words), word
+
+    return unpack_rows(_draw(dice_, words, counters), last - first)
+
+
+def _short_rows(dice_: Dice, row, width: int):
+    """A word for each row of a flat mask (rows shorter than a word): bit s is column s."""
+    bit = (row % WORD) * jnp.uint32(width)  # of the row's start, after its 32 rows' `width` words
+    word = (row // WORD) * jnp.uint32(width) + bit // WORD
+
+    def counters():
+        both = jnp.stack([word, word + 1], axis=-1)
+        return jnp.zeros_like(both), both
+
+    pair = _draw(dice_, (*row.shape, 2), counters)
+    shift = (bit % WORD)[..., None]
+    high = jnp.where(shift == 0, jnp.uint32(0), pair[..., 1:] << ((WORD - shift) % WORD))
+    return (pair[..., :1] >> shift) | high
+
+
+def _draw(dice_: Dice, words: tuple[int, ...], counters: Callable) -> UInt32[Array, "..."]:
+    """Combine the planes of the words at `counters()`."""
     # The barrier hides a constant T, so the loop stays a loop: the words are then materialised once
     # instead of being made again in each of the 32 elements that XLA would fuse them into.
-    keep = lax.optimization_barrier(threshold(rate))
+    keep = lax.optimization_barrier(dice_.keep)
     lowest_bit = lax.population_count(~keep & (keep - 1)).astype(jnp.int32)
     first = jnp.where(keep >= ONE, PLANES, lowest_bit) // 4
 
     def four_planes(turn, mask):
-        row, word = _counters(words)  # inside the loop, or XLA would keep them in memory
+        row, word = counters()  # inside the loop, or XLA would keep them in memory
         for pair in (2 * turn.astype(jnp.uint32), 2 * turn.astype(jnp.uint32) + 1):
-            even, odd = threefry2x32(key_words, (row, word * (PLANES // 2) + pair))
+            even, odd = threefry2x32(dice_.seed, (row, word * (PLANES // 2) + pair))
             mask = _combine(mask, even, keep >> (2 * pair))
             mask = _combine(mask, odd, keep >> (2 * pair + 1))
         return mask
 
     # "& 0" lends the start the key's type: under shard_map it may vary from device to device.
-    start = jnp.broadcast_to(_spread(keep >> PLANES) | (key_words[0] & 0), words)
+    start = jnp.broadcast_to(_spread(keep >> PLANES) | (dice_.seed[0] & 0), words)
     return lax.fori_loop(first, PLANES // 4, four_planes, start)
 
 
 def unpack(words: UInt32[Array, "..."], shape: tuple[int, ...]) -> Bool[Array, "..."]:
     """The bits of the words as a bool array of the mask's shape."""
-    lead, width = _rows(shape)
+    _, width = _rows(shape)
     if _is_flat(shape) and width <= 1 << 32:
         return _look_up(words, shape)
+    return unpack_rows(words, width).reshape(shape)
+
+
+def unpack_rows(words: UInt32[Array, "*rows words"], width: int) -> Bool[Array, "*rows width"]:
+    """The first `width` bits of rows of words."""
     bit = lax.broadcasted_iota(jnp.uint32, (*words.shape, WORD), words.ndim)
     bits = (words[..., None] >> bit) & 1
-    flat = bits.reshape(*lead, words.shape[-1] * WORD)[..., :width]
-    return flat.reshape(shape) != 0
+    return bits.reshape(*words.shape[:-1], words.shape[-1] * WORD)[..., :width] != 0
 
 
 def _look_up(words, shape):
