@@ -92,25 +92,34 @@ def select_and_scale(x, keep, rate):
     # T = 0 drops everything; dividing by 1 instead keeps its gradients zero and not NaN.
     scale = masks.ONE / jnp.maximum(threshold, 1).astype(compute_dtype(x))
     keep = (keep & (threshold > 0)) | ~masks.in_range(rate)  # all NaN, not some quiet zeros
-    return select(keep, scaled(x, nan_outside(lax.stop_gradient(rate), scale)))
+    return select_scaled(keep, x, nan_outside(lax.stop_gradient(rate), scale))
 
 
 def select_unscaled(x, keep, rate):
     """x where keep, else 0."""
     one = nan_outside(rate, jnp.ones((), compute_dtype(x)))
-    return select(keep, scaled(x, one))
+    return select_scaled(keep, x, one)
 
 
-def select(keep, x):
-    """x where the mask, broadcast to its shape, keeps it, else 0."""
-    return jnp.where(jnp.broadcast_to(keep, x.shape), x, jnp.zeros_like(x))
+def select_scaled(keep, x, scale):
+    """x * scale where the mask, broadcast to the shape of x, keeps it, else 0.
+
+    (Selected before it is rounded: a select of 16-bit numbers takes half as long again on a CPU.)
+    """
+    keep = jnp.broadcast_to(keep, x.shape)
+    product = _product(x, scale)
+    return jnp.where(keep, product, jnp.zeros_like(product)).astype(x.dtype)
 
 
 def scaled(x, scale):
     """x * scale in the scale's precision, rounded to the dtype of x."""
+    return _product(x, scale).astype(x.dtype)
+
+
+def _product(x, scale):
     if jnp.iscomplexobj(x):  # by parts: a complex product would turn inf into NaN
         return lax.complex(x.real * scale, x.imag * scale)
-    return (x.astype(scale.dtype) * scale).astype(x.dtype)
+    return x.astype(scale.dtype) * scale
 
 
 def compute_dtype(x):

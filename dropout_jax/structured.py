@@ -325,9 +325,8 @@ def _drop_block(x, rate, key, *, blocks, scale_by_keep):
         keep = _outside_blocks(masks.unpack(words, shape), blocks)
         scale = _inverse_keep(gamma, spatial, blocks, _apply.compute_dtype(x))
         scale = scale if scale_by_keep else jnp.ones_like(scale)
-        return _apply.select(
-            keep | ~masks.in_range(rate), _apply.scaled(x, _apply.nan_outside(rate, scale))
-        )
+        keep = keep | ~masks.in_range(rate)
+        return _apply.select_scaled(keep, x, _apply.nan_outside(rate, scale))
 
     return unpack_and_apply(x, words)
 
