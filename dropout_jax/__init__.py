@@ -1,7 +1,11 @@
 """Every kind of dropout as a pure function of an explicit key."""
 
 from dropout_jax._apply import apply_mask
-from dropout_jax.attention import dropkey_bias
+from dropout_jax.attention import (
+    attention_implementation,
+    dot_product_attention,
+    dropkey_bias,
+)
 from dropout_jax.elementwise import (
     alpha_dropout,
     dropout,
@@ -50,11 +54,13 @@ from dropout_jax.uncertainty import (
 __all__ = [
     "alpha_dropout",
     "apply_mask",
+    "attention_implementation",
     "auroc",
     "brier_score",
     "concrete_dropout",
     "concrete_dropout_penalty",
     "curriculum_dropout",
+    "dot_product_attention",
     "drop_block",
     "drop_connect",
     "drop_path",

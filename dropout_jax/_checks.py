@@ -266,6 +266,44 @@ def positive(value: Any, name: str) -> float:
     return float(value)
 
 
+def number(value: Any, name: str) -> float:
+    """Return a finite Python number."""
+    allowed = "a finite Python number"
+    plain = int | float | np.integer | np.floating
+    if isinstance(value, bool | np.bool_) or not isinstance(value, plain):
+        fail(TypeError, name, value, allowed, "To learn it, multiply the query by it instead.")
+    if not math.isfinite(value):
+        fail(ValueError, name, value, allowed, "Leave it out for the default.")
+    return float(value)
+
+
+def attention_shapes(query: jax.Array, key: jax.Array) -> None:
+    """Refuse a key that does not fit the query, both (batch, positions, heads, dim)."""
+    if key.dtype != query.dtype:
+        fail(TypeError, "key.dtype", key.dtype, f"that of the query, {query.dtype}", "Convert it.")
+    batch, _, heads, dim = query.shape
+    fits = key.ndim == 4 and (key.shape[0], key.shape[3]) == (batch, dim)
+    if not fits or heads % max(key.shape[2], 1) or key.shape[2] == 0 < heads:
+        fail(
+            ValueError,
+            "key.shape",
+            tuple(key.shape),
+            f"({batch}, keys, key heads, {dim}), its heads a divisor of the query's {heads}",
+            "Batch and dim are the query's, and 4 axes go with 4, 3 with 3.",
+        )
+
+
+def lengths(value: Any, batch: int, name: str) -> jax.Array:
+    """Return int32 lengths, one for each row of the batch."""
+    allowed = f"{batch} integers, one for each row of the batch"
+    is_array = isinstance(value, np.ndarray | jax.Array)
+    if not is_array or not jnp.issubdtype(value.dtype, jnp.integer):
+        fail(TypeError, name, value, allowed, "Pass jnp.array([...]).")
+    if value.shape != (batch,):
+        fail(ValueError, f"{name}.shape", tuple(value.shape), f"({batch},)", "One for each row.")
+    return jnp.asarray(value, jnp.int32)
+
+
 def scalar(value: Any, name: str) -> jax.Array:
     """Return a real scalar array, traced or not, in its own floating dtype."""
     return _floats(value, name, "a real number or a scalar floating array", shape_=())

@@ -1,17 +1,225 @@
-"""Dropout inside attention."""
+"""Attention with dropout on its weights, and DropKey, which drops logits."""
 
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from dropout_jax import _checks, masks
+from dropout_jax import _apply, _blockwise, _checks, _naive, masks
+from dropout_jax._attention_inputs import Hidden, Inputs, Reach
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
+
+IMPLEMENTATIONS = {"naive": _naive.attention, "blockwise": _blockwise.attention}
+
+
+SHORT = 128  # queries, up to which the naive implementation is chosen
+
+
+class _Required:
+    def __repr__(self) -> str:
+        return "<required unless dropout_rate=0.0>"
+
+
+_REQUIRED = _Required()
+
+
+class Choice(NamedTuple):
+    """An implementation of attention, and why it was chosen."""
+
+    implementation: str
+    reason: str
+
+
+def dot_product_attention(
+    query,
+    key,
+    value,
+    bias=None,
+    mask=None,
+    *,
+    scale=None,
+    is_causal=False,
+    query_seq_lengths=None,
+    key_value_seq_lengths=None,
+    local_window_size=None,
+    dropout_rate=0.0,
+    dropout_key=_REQUIRED,
+    implementation=None,
+) -> Float[Array, "batch queries heads dim"]:
+    """Scaled dot-product attention with dropout on the weights, in memory linear in the queries.
+
+    Formula: dropout(softmax(scale * query . key + bias)) . value, a head at a time. The weights
+    that are dropped are those that `keep_mask(dropout_key, dropout_rate, (batch, heads, queries,
+    keys))` drops, whatever the implementation; those kept are multiplied by 2^16 / T.
+
+    Args:
+      query: (batch, queries, heads, dim), or without the batch; float32, bfloat16, float16 or
+        float64.
+      key: (batch, keys, key heads, dim), of the query's dtype. The heads are a multiple of the key
+        heads: as many, grouped-query attention, or one, multi-query attention.
+      value: of the key's shape and dtype.
+      bias: added to the scaled logits; broadcasts to (batch, heads, queries, keys).
+      mask: bool, True takes part; broadcasts to (batch, heads, queries, keys).
+      scale: a number; None is 1 / sqrt(dim).
+      is_causal: query i sees keys 0 to i.
+      query_seq_lengths: (batch,) integers; queries from there on give zeros.
+      key_value_seq_lengths: (batch,) integers; keys from there on are not seen.
+      local_window_size: (left, right), or one integer for both: query i sees keys i - left to
+        i + right.
+      dropout_rate: the probability of dropping a weight, in [0, 1]; a number or a scalar array,
+        traced or not.
+      dropout_key: one PRNG key: training. None: evaluation. Required unless dropout_rate is 0.
+      implementation: "naive" holds all weights; "blockwise" blocks of them, on any backend (no
+        forward-mode differentiation); None chooses: `attention_implementation` says which.
+
+    Returns:
+      An array of the query's shape and dtype. Logits, softmax and the product's sums are in float32
+      (float64 for float64). A query that sees no key gives zeros, with zero gradients; what a key
+      that no query of its batch sees holds, NaN or not, does not matter. A traced rate outside
+      [0, 1] gives NaN.
+
+    Raises:
+      TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
+      NotImplementedError: an implementation asked for by name cannot do the case.
+
+    Source: Vaswani et al., "Attention is all you need", NeurIPS 2017; the arguments are those of
+      `jax.nn.dot_product_attention`, which has no dropout and gives such a query the mean of all
+      values. Recomputing the weights backward is Dao et al., "FlashAttention", NeurIPS 2022.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from dropout_jax import dot_product_attention
+      >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 64, 4, 8))
+      >>> y = dot_product_attention(
+      ...     q, k, v, is_causal=True, dropout_rate=0.1, dropout_key=jax.random.key(1))
+      >>> y.shape
+      (2, 64, 4, 8)
+    """
+    if dropout_key is _REQUIRED:
+        dropout_key = _only_without_dropout(dropout_rate)
+    rate = _checks.rate(dropout_rate, "dropout_rate")
+    dropout_key = _checks.key(dropout_key, "dropout_key")
+    inputs = _inputs(query, key, value, bias, mask, query_seq_lengths, key_value_seq_lengths)
+    reach = Reach(bool(is_causal), _window(local_window_size))
+    scale = inputs.query.shape[-1] ** -0.5 if scale is None else _checks.number(scale, "scale")
+    dropped = dropout_key is not None and not _apply.keeps_everything(rate)
+    dropout = (dropout_key, jnp.float32(rate)) if dropped else None
+    chosen = attention_implementation(*inputs[:2], implementation=implementation).implementation
+    attend = functools.partial(_attend, chosen, scale, reach)
+    out = _apply.in_sharding_of(inputs.query, attend)(inputs, dropout)
+    return out.reshape(query.shape)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _attend(chosen: str, scale: float, reach: Reach, inputs: Inputs, dropout):
+    return IMPLEMENTATIONS[chosen](_forget_unseen(inputs), scale, reach, dropout)
+
+
+def _forget_unseen(inputs: Inputs) -> Inputs:
+    """Zero what nobody sees: a weight of 0 times NaN would be NaN."""
+    query, key, value, _, hidden = inputs
+    if hidden.query_lengths is not None:
+        rows = jnp.arange(query.shape[1])[:, None, None]
+        query = jnp.where(rows < hidden.query_lengths, query, jnp.zeros_like(query))
+    seen = []
+    if hidden.key_lengths is not None:
+        seen.append(jnp.arange(key.shape[1])[:, None, None] < hidden.key_lengths)
+    if hidden.mask is not None:
+        seen.append(hidden.mask.any(axis=(1, 2))[:, :, None, None])
+    for each in seen:
+        key, value = (jnp.where(each, x, jnp.zeros_like(x)) for x in (key, value))
+    return inputs._replace(query=query, key=key, value=value)
+
+
+def _only_without_dropout(rate) -> None:
+    """The key of a call that names none, which is right where there is nothing to draw."""
+    if isinstance(rate, int | float) and not isinstance(rate, bool) and rate == 0:
+        return
+    raise TypeError(
+        f"dropout_key is missing and dropout_rate={rate!r}: it must be one PRNG key (training) or "
+        "None (evaluation). Pass dropout_key=jax.random.key(seed), or dropout_key=None."
+    )
+
+
+def attention_implementation(query, key, *, implementation=None) -> Choice:
+    """Say which implementation `dot_product_attention` takes for these shapes here, and why.
+
+    Args:
+      query: an array, or anything with the shape and dtype of one (`jax.ShapeDtypeStruct`).
+      key: the same for the key.
+      implementation: as in `dot_product_attention`; a name is taken at its word.
+
+    Returns:
+      (implementation, reason), two strings.
+
+    Raises:
+      TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from dropout_jax import attention_implementation
+      >>> x = jax.ShapeDtypeStruct((8, 2048, 8, 64), jnp.float32)
+      >>> attention_implementation(x, x).implementation
+      'blockwise'
+    """
+    if implementation is not None:
+        name = _checks.choice(implementation, "implementation", tuple(IMPLEMENTATIONS))
+        return Choice(name, "it was asked for by name")
+    queries, keys = query.shape[-3], key.shape[-3]
+    if queries <= SHORT:
+        return Choice("naive", f"{queries} queries are one block or less: nothing to save")
+    return Choice("blockwise", f"{queries} x {keys} weights a head are not kept in memory")
+
+
+def _inputs(query, key, value, bias, mask, query_lengths, key_lengths) -> Inputs:
+    query, key, value = (
+        _checks.real_array(x, name)
+        for x, name in ((query, "query"), (key, "key"), (value, "value"))
+    )
+    layout = "(batch, positions, heads, dim) or (positions, heads, dim)"
+    _checks.between_axes(query, 3, 4, "query", layout)
+    _checks.same_form(value, key, "value", "key")
+    query, key, value = (
+        x[None] if query.ndim == 3 and x.ndim == 3 else x for x in (query, key, value)
+    )
+    _checks.attention_shapes(query, key)
+    weights = (query.shape[0], query.shape[2], query.shape[1], key.shape[1])
+    if bias is not None:
+        bias = _four_axes(_checks.broadcastable(bias, weights, "bias"))
+    if mask is not None:
+        mask = _four_axes(_checks.mask(mask, weights, "mask"))
+    lengths = [
+        None if x is None else _checks.lengths(x, query.shape[0], name)[:, None, None, None]
+        for x, name in (
+            (query_lengths, "query_seq_lengths"),
+            (key_lengths, "key_value_seq_lengths"),
+        )
+    ]
+    return Inputs(query, key, value, bias, Hidden(mask, *lengths))
+
+
+def _four_axes(x):
+    return x.reshape((1,) * (4 - x.ndim) + x.shape)
+
+
+def _window(size) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    both = size if isinstance(size, tuple | list) else (size, size)
+    if len(both) != 2:
+        _checks.fail(
+            ValueError,
+            "local_window_size",
+            size,
+            "one integer or a pair, (left, right)",
+            "Write (3, 0) for the three before.",
+        )
+    return tuple(_checks.integer(each, "local_window_size", 0) for each in both)
 
 
 def dropkey_bias(shape, rate, *, key, dtype=jnp.float32) -> Float[Array, "... query key"]:

@@ -207,6 +207,51 @@ def layer_drop(layer, x, rate, *, key):
     return layer(x) if key is None or keep_mask(key, rate, ()) else np.asarray(x)
 
 
+def dot_product_attention(
+    query,
+    key,
+    value,
+    bias=None,
+    mask=None,
+    *,
+    scale=None,
+    is_causal=False,
+    query_seq_lengths=None,
+    key_value_seq_lengths=None,
+    local_window_size=None,
+    dropout_rate=0.0,
+    dropout_key=None,
+):
+    """Attention one query at a time, over the keys that it sees, in float64."""
+    batch, queries, heads, dim = query.shape
+    keys, key_heads = key.shape[1:3]
+    scale = 1 / math.sqrt(dim) if scale is None else scale
+    whole = (batch, heads, queries, keys)
+    bias = np.broadcast_to(0.0 if bias is None else bias, whole)
+    mask = np.broadcast_to(True if mask is None else mask, whole)
+    left, right = local_window_size or (queries, keys)
+    factor = np.ones(whole)
+    if dropout_key is not None:
+        factor = apply_mask(factor, keep_mask(dropout_key, dropout_rate, whole), dropout_rate)
+    out = np.zeros(query.shape)
+    for b, n, t in np.ndindex(batch, heads, queries):
+        if query_seq_lengths is not None and t >= query_seq_lengths[b]:
+            continue
+        seen = [
+            s
+            for s in range(max(0, t - left), min(keys, t + right + 1))
+            if mask[b, n, t, s]
+            and not (is_causal and s > t)
+            and not (key_value_seq_lengths is not None and s >= key_value_seq_lengths[b])
+        ]
+        if seen:
+            head = n // (heads // key_heads)
+            logits = key[b, seen, head] @ query[b, t, n] * scale + bias[b, n, t, seen]
+            weights = _softmax(logits) * factor[b, n, t, seen]
+            out[b, t, n] = weights @ value[b, seen, head]
+    return out
+
+
 def dropkey_bias(shape, rate, *, key, dtype=np.float32):
     """-inf where dropped, 0 elsewhere, row by row; a row never loses all its keys."""
     bias = np.zeros(shape, dtype)

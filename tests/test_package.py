@@ -27,7 +27,12 @@ ALLOWED = {
         "structured": {"_apply", "_checks", "masks"},
         "paths": {"_apply", "_checks", "masks"},
         "learned": {"_apply", "_checks", "noise"},
-        "attention": {"_checks", "masks"},
+        "_attention_inputs": set(),
+        "_naive": {"_apply", "_attention_inputs"},
+        "_blockwise": {"_apply", "_attention_inputs", "masks"},
+        "attention": {
+            *("_apply", "_attention_inputs", "_blockwise", "_checks", "_naive", "masks"),
+        },
         "passes": {"_apply", "_checks", "elementwise", "keys"},
         "uncertainty": {"_apply", "_checks", "keys"},
         "nn": {"_checks", "elementwise", "learned", "paths", "structured"},

@@ -1,13 +1,11 @@
-"""Which keys a query of attention may see: causality, window, lengths and a boolean mask."""
+"""What every implementation of attention is given, and which keys a query may see."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-import jax.numpy as jnp
-
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Int
+    from jaxtyping import Array, Bool, Float, Int
 
 
 class Reach(NamedTuple):
@@ -31,6 +29,16 @@ class Hidden(NamedTuple):
     mask: Bool[Array, "#batch #heads #queries #keys"] | None  # True is seen
     query_lengths: Int[Array, "batch 1 1 1"] | None
     key_lengths: Int[Array, "batch 1 1 1"] | None
+
+
+class Inputs(NamedTuple):
+    """The arrays of attention; there may be no bias."""
+
+    query: Float[Array, "batch queries heads dim"]
+    key: Float[Array, "batch keys key_heads dim"]
+    value: Float[Array, "batch keys key_heads dim"]
+    bias: Float[Array, "#batch #heads #queries #keys"] | None
+    hidden: Hidden
 
 
 def visible(reach: Reach, hidden: Hidden, rows, keys) -> Bool[Array, "..."] | None:

@@ -1,0 +1,429 @@
+"""Attention with dropout: every implementation against the oracle, its gradients and its shapes."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from dropout_jax import (
+    attention_implementation,
+    dot_product_attention,
+    keep_mask,
+    reference,
+)
+
+IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["naive", "blockwise"])
+RATE = 0.3
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Shapes, and what hides or biases weights."""
+
+    name: str
+    batch: int = 2
+    queries: int = 40
+    keys: int = 40
+    heads: int = 2
+    key_heads: int = 2
+    dim: int = 8
+    bias: tuple | None = None
+    mask: tuple | None = None
+    options: tuple = ()
+    lengths: tuple = ()
+
+    def __str__(self):
+        return self.name
+
+    def arrays(self, dtype=np.float32):
+        """Query, key, value, bias and mask."""
+        rng = np.random.default_rng(7)
+        query = rng.normal(size=(self.batch, self.queries, self.heads, self.dim))
+        key, value = rng.normal(size=(2, self.batch, self.keys, self.key_heads, self.dim))
+        bias = None if self.bias is None else rng.normal(size=self.bias).astype(np.float32)
+        mask = None if self.mask is None else rng.random(self.mask) < 0.6
+        return *(x.astype(dtype) for x in (query, key, value)), bias, mask
+
+    def keywords(self):
+        """The options, with lengths as arrays."""
+        lengths = {name: np.array(value, np.int32) for name, value in self.lengths}
+        return dict(self.options) | lengths
+
+
+CAUSAL = (("is_causal", True),)
+CASES = [
+    Case("plain"),
+    Case("causal", options=CAUSAL),
+    Case("ragged, many blocks", queries=300, keys=300, batch=1, options=CAUSAL),
+    Case(
+        "past sixteen blocks",
+        queries=2200,
+        keys=2200,
+        batch=1,
+        heads=1,
+        key_heads=1,
+        dim=4,
+        options=CAUSAL,
+    ),
+    Case("short keys", queries=9, keys=5),
+    Case("short keys, causal, many rows", queries=140, keys=31, options=CAUSAL),
+    Case("more keys than queries", queries=20, keys=70, options=CAUSAL),
+    Case("more queries than keys", queries=150, keys=33, options=CAUSAL),
+    Case("one query", queries=1, keys=50),
+    Case("grouped", heads=6, key_heads=2, options=CAUSAL),
+    Case("multi-query, odd batch", batch=3, heads=5, key_heads=1),
+    Case("many groups", batch=12, heads=4, key_heads=4, queries=33, keys=33),
+    Case("bias", bias=(2, 2, 40, 40)),
+    Case("bias over heads", bias=(1, 2, 40, 1), options=CAUSAL),
+    Case("bias over keys", batch=12, bias=(12, 1, 1, 40)),
+    Case("bias of three axes", bias=(2, 40, 40)),
+    Case("mask", mask=(2, 2, 40, 40)),
+    Case("mask of keys", mask=(2, 1, 1, 40), options=CAUSAL),
+    Case("window", queries=200, keys=200, options=(("local_window_size", (3, 2)),)),
+    Case(
+        "window of one number, causal",
+        queries=300,
+        keys=300,
+        options=(*CAUSAL, ("local_window_size", 40)),
+    ),
+    Case("lengths", lengths=(("query_seq_lengths", (40, 17)), ("key_value_seq_lengths", (0, 23)))),
+    Case("key lengths, causal", options=CAUSAL, lengths=(("key_value_seq_lengths", (40, 9)),)),
+    Case("scale", options=(("scale", 0.2),)),
+    Case(
+        "all at once",
+        batch=3,
+        queries=150,
+        keys=170,
+        heads=4,
+        key_heads=2,
+        bias=(1, 4, 150, 170),
+        mask=(3, 1, 150, 170),
+        options=(*CAUSAL, ("local_window_size", (90, 0)), ("scale", 0.5)),
+        lengths=(("query_seq_lengths", (150, 60, 1)), ("key_value_seq_lengths", (170, 100, 3))),
+    ),
+]
+SMALL = [case for case in CASES if case.queries < 1000]
+
+
+def attend(case, implementation, key, rate=RATE):
+    """The function of (query, key, value, bias) that a case calls."""
+    *_, mask = case.arrays()
+
+    def fn(query, k, value, bias=None):
+        return dot_product_attention(
+            query,
+            k,
+            value,
+            bias,
+            mask,
+            **case.keywords(),
+            dropout_rate=rate,
+            dropout_key=key,
+            implementation=implementation,
+        )
+
+    return fn
+
+
+def operands(case, dtype=jnp.float32):
+    """Query, key, value and, if there is one, the bias."""
+    *arrays, bias, _ = case.arrays()
+    arrays = [jnp.asarray(x, dtype) for x in arrays]
+    return arrays if bias is None else [*arrays, jnp.asarray(bias)]
+
+
+@functools.cache
+def oracle(case, with_key, rate=RATE):
+    """The reference's result, from float64 operands."""
+    words = np.asarray(jax.random.key_data(jax.random.key(20141))) if with_key else None
+    *arrays, mask = case.arrays(np.float64)
+    return reference.dot_product_attention(
+        *arrays, mask, **_pairs(case.keywords()), dropout_rate=rate, dropout_key=words
+    )
+
+
+def _pairs(keywords):
+    window = keywords.get("local_window_size")
+    return keywords | ({"local_window_size": (window, window)} if isinstance(window, int) else {})
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_equals_the_oracle(case, training, implementation, key):
+    """Float32 against float64: weights sum to at most 1 / 0.7 and values are within 5."""
+    y = attend(case, implementation, key if training else None)(*operands(case))
+    np.testing.assert_allclose(y, oracle(case, training), rtol=2e-5, atol=2e-5)
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_drops_exactly_the_weights_of_keep_mask(case, implementation, key):
+    """With value = identity the output is the weights: the dropped set is compared bit for bit."""
+    case = dataclasses.replace(
+        case, dim=case.keys, lengths=(), mask=None, options=(("scale", 0.01),)
+    )
+    query, k, value, *bias = operands(case)
+    value = jnp.broadcast_to(jnp.eye(case.keys)[None, :, None], value.shape)
+    weights = attend(case, implementation, key)(query, k, value, *bias)
+    keep = keep_mask(key, RATE, (case.batch, case.heads, case.queries, case.keys))
+    np.testing.assert_array_equal(weights.transpose(0, 2, 1, 3) != 0, keep)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_gradients_are_the_naive_ones(case, key):
+    """Naive's gradients come from JAX's differentiation of the formula; blockwise has its own."""
+    cotangent = np.random.default_rng(3).normal(size=operands(case)[0].shape).astype(np.float32)
+    found = {}
+    for name in ("naive", "blockwise"):
+        _, pullback = jax.vjp(attend(case, name, key), *operands(case))
+        found[name] = pullback(jnp.asarray(cotangent))
+    for ours, expected in zip(found["blockwise"], found["naive"], strict=True):
+        assert ours.dtype == expected.dtype
+        bound = 2e-5 * max(1, float(abs(expected).max()))
+        np.testing.assert_allclose(ours, expected, rtol=2e-5, atol=bound)
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("case", [case for case in SMALL if case.queries <= 50], ids=str)
+def test_gradients_are_finite_differences(case, implementation, key):
+    """Float64: a central difference of step 1e-5 is off by about 1e-10 of its size."""
+    with jax.enable_x64(True):
+        arrays = [jnp.asarray(x, jnp.float64) for x in operands(case)]
+        fn = attend(case, implementation, key)
+        rng = np.random.default_rng(5)
+        cotangent, *steps = (jnp.asarray(rng.normal(size=x.shape)) for x in (arrays[0], *arrays))
+        gradients = jax.vjp(fn, *arrays)[1](cotangent)
+        for i, step in enumerate(steps):
+            ends = []
+            for sign in (1e-5, -1e-5):
+                moved = [x + sign * step if i == j else x for j, x in enumerate(arrays)]
+                ends.append((fn(*moved) * cotangent).sum())
+            difference = (ends[0] - ends[1]) / 2e-5
+            np.testing.assert_allclose(
+                (gradients[i] * step).sum(), difference, rtol=1e-6, atol=1e-7
+            )
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+@pytest.mark.parametrize("case", [CASES[1], CASES[2], CASES[9]], ids=str)
+def test_error_is_at_most_twice_the_naive_one(case, dtype, key):
+    """As flash-attention's tests: both errors against float64, the largest of all elements."""
+    narrow = operands(case, dtype)
+    wide = [np.asarray(x, np.float64) for x in narrow]
+    cotangent = jnp.asarray(np.random.default_rng(3).normal(size=wide[0].shape), dtype)
+    results = {}
+    for name in ("naive", "blockwise"):
+        y, pullback = jax.vjp(attend(case, name, key), *narrow)
+        results[name] = [y, *pullback(cotangent)]
+        assert all(x.dtype == dtype for x in results[name])
+    with jax.enable_x64(True):
+        y, pullback = jax.vjp(attend(case, "naive", key), *map(jnp.asarray, wide))
+        exact = [y, *pullback(jnp.asarray(cotangent, jnp.float64))]
+    for naive, ours, truth in zip(results["naive"], results["blockwise"], exact, strict=True):
+        errors = [np.abs(np.asarray(x, np.float64) - truth).max() for x in (naive, ours)]
+        assert errors[1] <= 2 * errors[0]
+
+
+@IMPLEMENTATIONS
+def test_rows_that_see_nothing_are_zeros_with_zero_gradients(implementation, key):
+    case = Case("blind", options=CAUSAL)
+    mask = jnp.ones((1, 1, 40, 40), bool).at[:, :, 5].set(False)
+
+    def fn(query, k, value):
+        return dot_product_attention(
+            query,
+            k,
+            value,
+            mask=mask,
+            is_causal=True,
+            dropout_rate=RATE,
+            dropout_key=key,
+            implementation=implementation,
+        )
+
+    y, pullback = jax.vjp(fn, *operands(case))
+    gradients = pullback(jnp.ones_like(y))
+    assert (y[:, 5] == 0).all()
+    assert (y[:, 6] != 0).all()
+    assert (gradients[0][:, 5] == 0).all()
+    assert all(jnp.isfinite(x).all() for x in gradients)
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("how", ["lengths", "mask"])
+def test_padding_may_hold_anything(implementation, how, key):
+    query, k, value = operands(Case("padded"))
+    hide = {"key_value_seq_lengths": jnp.array([30, 40]), "query_seq_lengths": jnp.array([25, 40])}
+    if how == "mask":
+        rows, keys = (np.arange(40) < np.array(n)[:, None] for n in ([25, 40], [30, 40]))
+        hide = {"mask": jnp.asarray(rows[:, None, :, None] & keys[:, None, None, :])}
+
+    def fn(query, k, value):
+        return dot_product_attention(
+            query,
+            k,
+            value,
+            dropout_rate=RATE,
+            dropout_key=key,
+            implementation=implementation,
+            **hide,
+        )
+
+    clean, pullback = jax.vjp(fn, query, k, value)
+    dirty = [x.at[0, 30:].set(jnp.nan) for x in (k, value)]
+    if how == "lengths":
+        query = query.at[0, 25:].set(jnp.inf)
+    soiled, dirty_pullback = jax.vjp(fn, query, *dirty)
+    np.testing.assert_array_equal(soiled, clean)
+    pairs = zip(dirty_pullback(jnp.ones_like(clean)), pullback(jnp.ones_like(clean)), strict=True)
+    for ours, expected in pairs:
+        np.testing.assert_array_equal(ours, expected)
+
+
+@IMPLEMENTATIONS
+def test_rates_traced_and_at_the_ends(implementation, key):
+    case = CASES[1]
+    arrays = operands(case)
+    traced = jax.jit(lambda rate, *xs: attend(case, implementation, key, rate)(*xs))
+    for rate in (0.0, 0.25, 1.0):
+        fixed = attend(case, implementation, key, rate)(*arrays)
+        np.testing.assert_allclose(traced(rate, *arrays), fixed, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(traced(1.0, *arrays), jnp.zeros_like(arrays[0]))
+    assert jnp.isnan(traced(1.5, *arrays)).all()
+    gradient = jax.grad(lambda rate: traced(rate, *arrays).sum())(0.5)
+    assert gradient == 0
+
+
+@IMPLEMENTATIONS
+def test_vmap_over_keys_and_rates_equals_a_loop(implementation, key):
+    case = CASES[2]
+    arrays = operands(case)
+    keys, rates = jax.random.split(key, 3), jnp.array([0.0, 0.1, 0.5])
+
+    def fn(k, rate):
+        return jax.vjp(attend(case, implementation, k, rate), *arrays)[1](arrays[0])
+
+    together = jax.vmap(fn)(keys, rates)
+    for i in range(3):
+        for ours, expected in zip(together, fn(keys[i], rates[i]), strict=True):
+            np.testing.assert_allclose(ours[i], expected, rtol=2e-5, atol=2e-5)
+
+
+@IMPLEMENTATIONS
+def test_same_under_jit_scan_and_remat(implementation, key):
+    case = CASES[2]
+    query, k, value = operands(case)
+    fn = attend(case, implementation, key)
+    expected, pullback = jax.vjp(fn, query, k, value)
+    gradient = pullback(expected)[0]
+    _, scanned = jax.lax.scan(lambda c, _: (c, fn(query, k, value)), 0, length=2)
+    remat = jax.vjp(jax.checkpoint(fn), query, k, value)[1](expected)[0]
+    for y, truth in (
+        (jax.jit(fn)(query, k, value), expected),
+        (scanned[1], expected),
+        (remat, gradient),
+    ):
+        np.testing.assert_allclose(y, truth, rtol=1e-6, atol=1e-6)
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize(
+    "spec", [("data", None, None), (None, None, "data"), ("data", None, "tensor")]
+)
+def test_sharded_batch_and_heads(spec, kind, implementation, key):
+    case = Case("sharded", batch=8, heads=8, key_heads=8, options=CAUSAL)
+    sizes, names = ((4, 2), ("data", "tensor")) if "tensor" in spec else ((8,), ("data",))
+    mesh = jax.make_mesh(sizes, names, axis_types=(kind,) * len(sizes))
+    sharding = NamedSharding(mesh, PartitionSpec(*spec))
+    fn = jax.jit(lambda *xs: jax.vjp(attend(case, implementation, key), *xs)[1](xs[0]))
+    arrays = operands(case)
+    with jax.set_mesh(mesh):
+        found = fn(*(jax.device_put(x, sharding) for x in arrays))
+    for ours, expected in zip(found, fn(*arrays), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["naive", "blockwise", None])
+@pytest.mark.parametrize("case", [c for c in SMALL if not c.mask and not c.lengths], ids=str)
+def test_evaluation_is_jax_nn(case, implementation):
+    """Where every row sees a key; elsewhere JAX takes the mean of all values."""
+    query, k, value, bias, _ = case.arrays()
+    if bias is not None:
+        bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
+    expected = jax.nn.dot_product_attention(query, k, value, bias, **case.keywords())
+    y = attend(case, implementation, None)(*operands(case))
+    np.testing.assert_allclose(y, expected, rtol=2e-5, atol=2e-5)
+
+
+def test_no_batch_axis(key):
+    query, k, value = operands(Case("one", batch=1))
+    y = dot_product_attention(query, k, value, dropout_rate=RATE, dropout_key=key)
+    one = dot_product_attention(query[0], k[0], value[0], dropout_rate=RATE, dropout_key=key)
+    np.testing.assert_array_equal(one, y[0])
+
+
+def test_temporaries_are_linear_in_the_length(key):
+    """Naive keeps 4 T^2 bytes a head and more; blockwise 128 rows and what is T x dim."""
+
+    def bytes_at(length):
+        x = jax.ShapeDtypeStruct((1, length, 1, 16), jnp.float32)
+
+        def fn(query, k, value):
+            return dot_product_attention(
+                query,
+                k,
+                value,
+                is_causal=True,
+                dropout_rate=RATE,
+                dropout_key=key,
+                implementation="blockwise",
+            ).sum()
+
+        compiled = jax.jit(jax.grad(fn, argnums=(0, 1, 2))).lower(x, x, x).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert bytes_at(8192) < 2.2 * bytes_at(4096)
+    assert bytes_at(8192) < 4 * 8192**2 / 4
+
+
+def test_the_choice_and_its_reason():
+    small, large = (jax.ShapeDtypeStruct((2, t, 4, 8), jnp.float32) for t in (64, 1024))
+    assert attention_implementation(small, small).implementation == "naive"
+    assert attention_implementation(large, large).implementation == "blockwise"
+    assert attention_implementation(small, small, implementation="blockwise").reason
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"dropout_key": ...}, TypeError, "dropout_key is missing"),
+        ({"dropout_key": 3}, TypeError, "dropout_key=3"),
+        ({"dropout_rate": 1.5}, ValueError, "dropout_rate=1.5"),
+        ({"implementation": "fast"}, ValueError, "implementation='fast'"),
+        ({"scale": jnp.ones(())}, TypeError, "scale"),
+        ({"key": jnp.ones((2, 40, 3, 8))}, ValueError, r"key.shape=\(2, 40, 3, 8\)"),
+        ({"value": jnp.ones((2, 41, 2, 8))}, ValueError, "value.shape"),
+        ({"query": jnp.ones((2, 40, 2, 8), int)}, TypeError, "query"),
+        ({"mask": jnp.ones((2, 2, 40, 41), bool)}, ValueError, "mask.shape"),
+        ({"mask": jnp.ones((2, 2, 40, 40))}, TypeError, "mask"),
+        ({"bias": jnp.ones((3, 1, 1, 1))}, ValueError, "bias.shape"),
+        ({"key_value_seq_lengths": jnp.ones(2)}, TypeError, "key_value_seq_lengths"),
+        ({"query_seq_lengths": jnp.ones(3, int)}, ValueError, "query_seq_lengths.shape"),
+        ({"local_window_size": (1, 2, 3)}, ValueError, "local_window_size"),
+        ({"local_window_size": -1}, ValueError, "local_window_size"),
+    ],
+)
+def test_errors_name_the_argument(change, error, words, key):
+    query, k, value = operands(Case("fine"))
+    arguments = {"query": query, "key": k, "value": value, "dropout_rate": 0.1, "dropout_key": key}
+    arguments |= change
+    if arguments["dropout_key"] is ...:
+        del arguments["dropout_key"]
+    with pytest.raises(error, match=words):
+        dot_product_attention(**arguments)
