@@ -4,8 +4,8 @@ Each block of queries meets all the keys it may see in one product, with an ordi
 backward pass keeps the output and the log-sum-exp of each row, and makes weights and mask again.
 (An online softmax over blocks of keys, as flash attention has it, was slower on a CPU.) Blocks are
 unrolled, so that causal ones end where their keys end; past 16 of them each becomes a loop. A few
-(batch, key head) pairs go together, and a loop goes over the groups. Groups are strided, so that
-they are local where batch or heads are sharded over up to eight devices.
+(batch, key head) pairs go together, and a loop goes over the groups. On a mesh (jax.set_mesh) a
+group is strided over the batch and the heads, so that each device has its part of every group.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from dropout_jax._attention_inputs import Inputs, Reach, visible
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-GROUP = 8  # (batch, key head) pairs at a time
-ROWS = 128  # queries to a block
 UNROLLED = 16  # blocks at most
 
 
@@ -65,10 +63,13 @@ def attention(inputs: Inputs, scale: float, reach: Reach, dropout) -> Float[Arra
 
 
 def plan(inputs: Inputs, scale: float, reach: Reach) -> Plan:
-    """Choose the groups."""
-    batch, _, key_heads, _ = inputs.key.shape
-    batch_together = math.gcd(batch, GROUP)
-    heads_together = math.gcd(key_heads, GROUP // batch_together)
+    """Choose the groups: pairs of about 2048 queries together, or a part for every device."""
+    batch, queries = inputs.query.shape[:2]
+    key_heads = inputs.key.shape[2]
+    devices = jax.sharding.get_abstract_mesh().size
+    group = min(8, max(1, 2048 // queries))
+    batch_together = math.gcd(batch, devices if devices > 1 else group)
+    heads_together = math.gcd(key_heads, devices if devices > 1 else group // batch_together)
     return Plan(
         scale,
         reach,
@@ -79,15 +80,16 @@ def plan(inputs: Inputs, scale: float, reach: Reach) -> Plan:
 
 def blocks(reach: Reach, queries: int, keys: int) -> list[Block]:
     """Cut the queries into blocks; the first key of each is a multiple of 32."""
-    turns = -(-queries // (ROWS * UNROLLED))
-    whole = queries // ROWS * ROWS
-    starts = range(0, whole, ROWS * turns)
-    cuts = [(start, ROWS, min(turns, (whole - start) // ROWS)) for start in starts]
+    rows = min(128, max(64, queries // 8))
+    turns = -(-queries // (rows * UNROLLED))
+    whole = queries // rows * rows
+    starts = range(0, whole, rows * turns)
+    cuts = [(start, rows, min(turns, (whole - start) // rows)) for start in starts]
     cuts += [(whole, queries - whole, 1)] * (whole < queries)
     found = []
-    for start, rows, count in cuts:
-        low, high = reach.keys_of(start, start + rows * count - 1, keys)
-        found.append(Block(start, rows, count, low // masks.WORD * masks.WORD, high))
+    for start, size, count in cuts:
+        low, high = reach.keys_of(start, start + size * count - 1, keys)
+        found.append(Block(start, size, count, low // masks.WORD * masks.WORD, high))
     return found
 
 
@@ -207,7 +209,8 @@ def _logits(plan_: Plan, group: Inputs, block: Block, start):
         logits = logits + _tile_of(group.bias, block, start).astype(logits.dtype)
     mask = group.hidden.mask
     hidden = group.hidden._replace(mask=None if mask is None else _tile_of(mask, block, start))
-    rows, keys = start + jnp.arange(block.rows), jnp.arange(block.low, block.high)
+    rows = start + jnp.arange(block.rows, dtype=jnp.int32)
+    keys = jnp.arange(block.low, block.high, dtype=jnp.int32)
     seen = visible(plan_.reach, hidden, rows, keys)
     return logits if seen is None else jnp.where(seen, logits, -jnp.inf)
 

@@ -25,7 +25,8 @@ def attention(inputs: Inputs, scale: float, reach: Reach, dropout) -> Float[Arra
     logits = logits.reshape(batch, heads, queries, keys)
     if bias is not None:
         logits = logits + bias.astype(wide)
-    seen = visible(reach, hidden, jnp.arange(queries), jnp.arange(keys))
+    positions = (jnp.arange(count, dtype=jnp.int32) for count in (queries, keys))
+    seen = visible(reach, hidden, *positions)
     if seen is not None:
         logits = jnp.where(seen, logits, -jnp.inf)
     weights = softmax(logits)

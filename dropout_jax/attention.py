@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 IMPLEMENTATIONS = {"naive": _naive.attention, "blockwise": _blockwise.attention}
 
 
-SHORT = 128  # queries, up to which the naive implementation is chosen
+SHORT = 64  # queries, up to which the naive implementation is chosen
 
 
 class _Required:
@@ -124,11 +124,12 @@ def _forget_unseen(inputs: Inputs) -> Inputs:
     """Zero what nobody sees: a weight of 0 times NaN would be NaN."""
     query, key, value, _, hidden = inputs
     if hidden.query_lengths is not None:
-        rows = jnp.arange(query.shape[1])[:, None, None]
+        rows = jnp.arange(query.shape[1], dtype=jnp.int32)[:, None, None]
         query = jnp.where(rows < hidden.query_lengths, query, jnp.zeros_like(query))
     seen = []
     if hidden.key_lengths is not None:
-        seen.append(jnp.arange(key.shape[1])[:, None, None] < hidden.key_lengths)
+        keys = jnp.arange(key.shape[1], dtype=jnp.int32)[:, None, None]
+        seen.append(keys < hidden.key_lengths)
     if hidden.mask is not None:
         seen.append(hidden.mask.any(axis=(1, 2))[:, :, None, None])
     for each in seen:
@@ -148,6 +149,8 @@ def _only_without_dropout(rate) -> None:
 
 def attention_implementation(query, key, *, implementation=None) -> Choice:
     """Say which implementation `dot_product_attention` takes for these shapes here, and why.
+
+    Formula: naive up to 64 queries, else blockwise.
 
     Args:
       query: an array, or anything with the shape and dtype of one (`jax.ShapeDtypeStruct`).
@@ -183,11 +186,10 @@ def _inputs(query, key, value, bias, mask, query_lengths, key_lengths) -> Inputs
     )
     layout = "(batch, positions, heads, dim) or (positions, heads, dim)"
     _checks.between_axes(query, 3, 4, "query", layout)
-    _checks.same_form(value, key, "value", "key")
-    query, key, value = (
-        x[None] if query.ndim == 3 and x.ndim == 3 else x for x in (query, key, value)
-    )
+    if query.ndim == 3:
+        query, key, value = (x[None] if x.ndim == 3 else x for x in (query, key, value))
     _checks.attention_shapes(query, key)
+    _checks.same_form(value, key, "value", "key")
     weights = (query.shape[0], query.shape[2], query.shape[1], key.shape[1])
     if bias is not None:
         bias = _four_axes(_checks.broadcastable(bias, weights, "bias"))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from test_sharding import COLLECTIVE
 
 from dropout_jax import (
     attention_implementation,
@@ -106,6 +107,7 @@ CASES = [
         lengths=(("query_seq_lengths", (150, 60, 1)), ("key_value_seq_lengths", (170, 100, 3))),
     ),
 ]
+DIFFERENTIATED = ("causal", "short keys", "grouped", "bias", "mask", "lengths", "bias over heads")
 SMALL = [case for case in CASES if case.queries < 1000]
 
 
@@ -189,12 +191,12 @@ def test_gradients_are_the_naive_ones(case, key):
 
 
 @IMPLEMENTATIONS
-@pytest.mark.parametrize("case", [case for case in SMALL if case.queries <= 50], ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if case.name in DIFFERENTIATED], ids=str)
 def test_gradients_are_finite_differences(case, implementation, key):
     """Float64: a central difference of step 1e-5 is off by about 1e-10 of its size."""
     with jax.enable_x64(True):
         arrays = [jnp.asarray(x, jnp.float64) for x in operands(case)]
-        fn = attend(case, implementation, key)
+        fn = jax.jit(attend(case, implementation, key))
         rng = np.random.default_rng(5)
         cotangent, *steps = (jnp.asarray(rng.normal(size=x.shape)) for x in (arrays[0], *arrays))
         gradients = jax.vjp(fn, *arrays)[1](cotangent)
@@ -212,7 +214,10 @@ def test_gradients_are_finite_differences(case, implementation, key):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 @pytest.mark.parametrize("case", [CASES[1], CASES[2], CASES[9]], ids=str)
 def test_error_is_at_most_twice_the_naive_one(case, dtype, key):
-    """As flash-attention's tests: both errors against float64, the largest of all elements."""
+    """Both errors against float64: root mean square, and the largest as flash-attention's tests.
+
+    (The largest of a few thousand float32 roundings is a matter of luck: 1e-6, two ulps of 4.)
+    """
     narrow = operands(case, dtype)
     wide = [np.asarray(x, np.float64) for x in narrow]
     cotangent = jnp.asarray(np.random.default_rng(3).normal(size=wide[0].shape), dtype)
@@ -223,10 +228,11 @@ def test_error_is_at_most_twice_the_naive_one(case, dtype, key):
         assert all(x.dtype == dtype for x in results[name])
     with jax.enable_x64(True):
         y, pullback = jax.vjp(attend(case, "naive", key), *map(jnp.asarray, wide))
-        exact = [y, *pullback(jnp.asarray(cotangent, jnp.float64))]
+        exact = [np.asarray(x) for x in (y, *pullback(jnp.asarray(cotangent, jnp.float64)))]
     for naive, ours, truth in zip(results["naive"], results["blockwise"], exact, strict=True):
-        errors = [np.abs(np.asarray(x, np.float64) - truth).max() for x in (naive, ours)]
-        assert errors[1] <= 2 * errors[0]
+        errors = [np.asarray(x, np.float64) - truth for x in (naive, ours)]
+        assert np.square(errors[1]).mean() <= 4 * np.square(errors[0]).mean()
+        assert np.abs(errors[1]).max() <= 2 * np.abs(errors[0]).max() + 1e-6
 
 
 @IMPLEMENTATIONS
@@ -343,10 +349,14 @@ def test_sharded_batch_and_heads(spec, kind, implementation, key):
     sharding = NamedSharding(mesh, PartitionSpec(*spec))
     fn = jax.jit(lambda *xs: jax.vjp(attend(case, implementation, key), *xs)[1](xs[0]))
     arrays = operands(case)
+    expected = fn(*arrays)
     with jax.set_mesh(mesh):
-        found = fn(*(jax.device_put(x, sharding) for x in arrays))
-    for ours, expected in zip(found, fn(*arrays), strict=True):
-        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
+        sharded = [jax.device_put(x, sharding) for x in arrays]
+        found = fn(*sharded)
+        text = fn.lower(*sharded).compile().as_text()
+    for ours, truth in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, truth, rtol=1e-5, atol=1e-5)
+    assert not COLLECTIVE.findall(text)
 
 
 @pytest.mark.parametrize("implementation", ["naive", "blockwise", None])
