@@ -7,6 +7,8 @@ gelu_dropout_add (gelu -> dropout -> add the residual) the same without dropout.
 
 import os
 
+import steps
+
 OPS_OF = {
     "torch": {"dropout", "gelu_dropout_add", "spatial_dropout", "alpha_dropout"},
     "flax": {"dropout", "gelu_dropout_add", "locked_dropout", "spatial_dropout"},
@@ -18,6 +20,8 @@ OPS_OF = {
 
 def build(framework, case):
     """A function of no arguments that does the case's work once and waits for it; or None."""
+    if case["op"] == "train_step":
+        return steps.build(framework, case)
     if case["op"] not in OPS_OF.get(framework, {case["op"]}):
         return None
     return _torch(case) if framework == "torch" else _jax(framework, case)

@@ -1,6 +1,7 @@
 """One framework in a process of its own, told by lines of JSON what to build and when to run.
 
-{"build": CASE}   builds the case and its floor, runs both, and answers {} or {"missing": true}
+{"build": CASE}   builds the case and its floor (a step has none), runs both, and answers {}, or
+                  {"missing": true}
 {"calls": N}      runs each N times and answers {"seconds": [...], "floor": [...]}
 """
 
@@ -21,7 +22,8 @@ def main():
             if fns["seconds"] is None:
                 print(json.dumps({"missing": True}), flush=True)
                 continue
-            fns["floor"] = peers.build("floor", request["build"])
+            if request["build"]["op"] != "train_step":
+                fns["floor"] = peers.build("floor", request["build"])
             times(fns, 2)
             print(json.dumps({}), flush=True)
         else:
@@ -47,7 +49,7 @@ def versions(framework):
     """The framework's version, and the device JAX runs on."""
     from importlib.metadata import version
 
-    names = {"dropout_jax": "dropout-jax", "haiku": "dm-haiku"}
+    names = {"dropout_jax": "dropout-jax", "minigpt": "dropout-jax", "haiku": "dm-haiku"}
     import jax
 
     found = {"version": version(names.get(framework, framework))}

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 UNROLLED = 16  # blocks at most
+AT_ONCE = 2**23  # weights of a group, up to which their mask (1 MB) is made in one go
 
 
 class Plan(NamedTuple):
@@ -221,17 +222,28 @@ def _drop(plan_: Plan, index, group: Inputs, dropout: Dropout) -> Callable:
         return lambda block, start: (lambda weights: weights, 1)
     dice, inverse = dropout
     batch, key_heads, heads, queries, _ = group.query.shape
+    keys = group.key.shape[2]
     batch_turn, head_turn = (turn.astype(jnp.uint32) for turn in _turn(plan_, index))
     all_heads = math.prod(plan_.head_parts) * heads
 
-    def of_block(block: Block, start):
-        shape = (batch, key_heads, heads, block.rows)
+    def words_of(start, rows: int, low: int, high: int):
+        shape = (batch, key_heads, heads, rows)
         b, k, h, t = (lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(4))
         b = b * jnp.uint32(plan_.batch_parts[1]) + batch_turn
         k = k * jnp.uint32(plan_.head_parts[1]) + head_turn
         head = b * jnp.uint32(all_heads) + k * jnp.uint32(heads) + h
         row = head * jnp.uint32(queries) + t + jnp.uint32(start)
-        keep = masks.tile(dice, row, group.key.shape[2], block.low, block.high)
+        return masks.row_words(dice, row, keys, low, high)
+
+    few = batch * key_heads * heads * queries * keys <= AT_ONCE
+    all_words = words_of(0, queries, 0, keys) if few else None
+
+    def of_block(block: Block, start):
+        if all_words is None:
+            words = words_of(start, block.rows, block.low, block.high)
+        else:
+            words = _rows_of(all_words, start, block.rows)[..., block.low // masks.WORD :]
+        keep = masks.unpack_rows(words, block.high - block.low)
         return lambda weights: jnp.where(keep, weights, 0), inverse
 
     return of_block

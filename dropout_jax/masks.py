@@ -136,22 +136,22 @@ def packed_mask(key, rate: Float[Array, ""], shape: tuple[int, ...]) -> UInt32[A
     return _draw(dice(key, rate), words, lambda: _counters(words))
 
 
-def tile(
+def row_words(
     dice_: Dice, row: UInt32[Array, "*rows"], width: int, first: int, last: int
-) -> Bool[Array, "*rows columns"]:
-    """The columns first to last of some rows of a mask whose last axis is `width` long.
+) -> UInt32[Array, "*rows words"]:
+    """The words of the columns first to last of some rows of a mask, `width` long; see unpack_rows.
 
     `row` holds linear indices over the leading axes of the mask; `first` is a multiple of 32.
     """
     if width < WORD:
-        return unpack_rows(_short_rows(dice_, row, width), width)[..., first:last]
+        return _short_rows(dice_, row, width)
     words = (*row.shape, _word_count(last) - first // WORD)
 
     def counters():
         word = lax.broadcasted_iota(jnp.uint32, words, row.ndim) + jnp.uint32(first // WORD)
         return jnp.broadcast_to(row[..., None], words), word
 
-    return unpack_rows(_draw(dice_, words, counters), last - first)
+    return _draw(dice_, words, counters)
 
 
 def _short_rows(dice_: Dice, row, width: int):

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dropout_jax import drop_path, dropout, fold
+from dropout_jax import dot_product_attention, drop_path, dropout, fold
 from minigpt.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -87,14 +87,20 @@ class Attention(nnx.Module):
         """Mix each position with those before it."""
         batch, time, dim = x.shape
         heads = self.config.n_head
-        qkv = _flat(self.qkv, x).reshape(batch, time, 3, heads, dim // heads)
-        query, keys, values = qkv.transpose(2, 0, 3, 1, 4)
-        scores = jnp.einsum("bhtd,bhsd->bhts", query, keys) / math.sqrt(dim // heads)
-        visible = jnp.tril(jnp.ones((time, time), bool))
-        weights = nnx.softmax(jnp.where(visible, scores, -jnp.inf))
+        query, keys, values = jnp.split(_flat(self.qkv, x), 3, axis=-1)
+        query, keys, values = (
+            each.reshape(batch, time, heads, dim // heads) for each in (query, keys, values)
+        )
         rates = self.config.dropout
-        weights = dropout(weights, rates.attn_weights, key=fold(key, "attn_weights"))
-        context = jnp.einsum("bhts,bhsd->bthd", weights, values).reshape(x.shape)
+        context = dot_product_attention(
+            query,
+            keys,
+            values,
+            is_causal=True,
+            dropout_rate=rates.attn_weights,
+            dropout_key=fold(key, "attn_weights"),
+        )
+        context = context.reshape(x.shape)
         return dropout(_flat(self.out, context), rates.attn_out, key=fold(key, "attn_out"))
 
 

@@ -11,7 +11,7 @@ from jax import lax
 from tiny import MODEL, SITES, with_dropout
 
 import minigpt.model
-from dropout_jax import drop_path, dropout, fold, keep_mask
+from dropout_jax import dot_product_attention, drop_path, dropout, fold, keep_mask
 from minigpt.config import PRESETS, DropoutConfig
 from minigpt.model import GPT
 
@@ -35,7 +35,15 @@ def drawn(monkeypatch, model, key):
         masks.append(np.asarray(keep_mask(key, rate, x.shape, broadcast_dims=(1, 2))))
         return drop_path(x, rate, key=key)
 
+    def attention_recorder(query, keys, values, *, dropout_rate, dropout_key, **options):
+        batch, time, heads, _ = query.shape
+        shape = (batch, heads, time, keys.shape[1])
+        masks.append(np.asarray(keep_mask(dropout_key, dropout_rate, shape)))
+        options |= {"dropout_rate": dropout_rate, "dropout_key": dropout_key}
+        return dot_product_attention(query, keys, values, **options)
+
     monkeypatch.setattr(minigpt.model, "dropout", recorder)
+    monkeypatch.setattr(minigpt.model, "dot_product_attention", attention_recorder)
     monkeypatch.setattr(minigpt.model, "drop_path", path_recorder)
     model(TOKENS, key=key)
     return masks

@@ -1,0 +1,57 @@
+"""A whole training step of a GPT, in minigpt and in PyTorch: build(framework, case).
+
+A case is {"op": "train_step", "preset": NAME, "batch_size": N, "rate": RATE}.
+"""
+
+import dataclasses
+import os
+
+import numpy as np
+
+from minigpt.config import PRESETS, DropoutConfig
+
+VOCABULARY = 65
+
+
+def build(framework, case):
+    """A function that makes one step and waits for its loss."""
+    preset = PRESETS[case["preset"]]
+    model = dataclasses.replace(preset.model, dropout=DropoutConfig.uniform(case["rate"]))
+    config = dataclasses.replace(preset, batch_size=case["batch_size"], model=model)
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, VOCABULARY, (config.batch_size, model.block_size + 1))
+    return {"minigpt": _minigpt, "torch": _torch}[framework](config, rows, case["rate"])
+
+
+def _minigpt(config, rows, rate):
+    import jax
+
+    from minigpt import train_step
+    from minigpt.batches import Batch
+
+    training = train_step.start(config, VOCABULARY)
+    batch, key = (
+        Batch(*(rows.astype(np.int32)[:, cut] for cut in (np.s_[:-1], np.s_[1:]))),
+        jax.random.key(0),
+    )
+    state = training.state
+
+    def step():
+        nonlocal state
+        state, metrics = training.train_step(state, batch, key)
+        float(metrics["train_loss"])
+
+    return step
+
+
+def _torch(config, rows, rate):
+    import torch
+    import torch_gpt
+
+    torch.set_num_threads(os.cpu_count())
+    model = torch_gpt.GPT(VOCABULARY, config.model, rate)
+    optimizer = torch_gpt.optimizer_of(model, config.optim)
+    batch = torch.from_numpy(rows)
+    return lambda: torch_gpt.train_step(
+        model, optimizer, batch, 1e-4, config.optim.grad_clip
+    ).item()
