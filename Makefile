@@ -4,7 +4,7 @@ BIN := .venv/bin
 # -qq: pip says nothing but errors.
 INSTALL := $(BIN)/python -m pip install -qq
 
-.PHONY: train test lint bench clean
+.PHONY: train test torture lint bench clean
 
 # Huge pages spare page faults: about a quarter of the step on a CPU.
 train: .venv/train
@@ -13,12 +13,18 @@ train: .venv/train
 test: .venv/dev
 	$(BIN)/pytest -n auto
 
+# The tests too long for every day.
+torture: .venv/dev
+	$(BIN)/pytest -n auto -m torture
+
 # Not a test: it wants an otherwise idle machine. FULL=--full takes longer and measures more.
 # Huge pages are on: without them page faults dominate above 32 MB.
 bench: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 bench: .venv/dev
 	$(BIN)/python benchmarks/bench_dropout.py $(FULL)
 	$(BIN)/python benchmarks/bench_catalogue.py $(FULL)
+	$(BIN)/python benchmarks/bench_attention.py $(FULL)
+	$(BIN)/python benchmarks/bench_train_step.py $(FULL)
 	$(BIN)/python benchmarks/bench_compile.py
 
 lint: .venv/dev

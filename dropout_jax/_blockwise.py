@@ -233,7 +233,7 @@ def _drop(plan_: Plan, index, group: Inputs, dropout: Dropout) -> Callable:
         k = k * jnp.uint32(plan_.head_parts[1]) + head_turn
         head = b * jnp.uint32(all_heads) + k * jnp.uint32(heads) + h
         row = head * jnp.uint32(queries) + t + jnp.uint32(start)
-        return masks.row_words(dice, row, keys, low, high)
+        return masks.row_words(dice, row, keys, low, high - low)
 
     few = batch * key_heads * heads * queries * keys <= AT_ONCE
     all_words = words_of(0, queries, 0, keys) if few else None

@@ -10,11 +10,16 @@ import jax.numpy as jnp
 
 from dropout_jax import _apply, _blockwise, _checks, _naive, masks
 from dropout_jax._attention_inputs import Hidden, Inputs, Reach
+from dropout_jax.kernels import attention as kernel
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-IMPLEMENTATIONS = {"naive": _naive.attention, "blockwise": _blockwise.attention}
+IMPLEMENTATIONS = {
+    "naive": _naive.attention,
+    "blockwise": _blockwise.attention,
+    "kernel": kernel.attention,
+}
 
 
 SHORT = 64  # queries, up to which the naive implementation is chosen

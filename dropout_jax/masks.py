@@ -137,36 +137,37 @@ def packed_mask(key, rate: Float[Array, ""], shape: tuple[int, ...]) -> UInt32[A
 
 
 def row_words(
-    dice_: Dice, row: UInt32[Array, "*rows"], width: int, first: int, last: int
+    dice_: Dice, row: UInt32[Array, "*rows"], width: int, first, count: int, *, unrolled=False
 ) -> UInt32[Array, "*rows words"]:
-    """The words of the columns first to last of some rows of a mask, `width` long; see unpack_rows.
+    """The words of `count` columns from `first` on, of some rows of a mask; see unpack_rows.
 
-    `row` holds linear indices over the leading axes of the mask; `first` is a multiple of 32.
+    `row` holds linear indices over the leading axes of the mask, whose last one is `width` long;
+    `first` is a multiple of 32. In a kernel, `unrolled` does without a loop.
     """
+    draw = _draw_unrolled if unrolled else _draw
     if width < WORD:
-        return _short_rows(dice_, row, width)
-    words = (*row.shape, _word_count(last) - first // WORD)
+        return _short_rows(dice_, row, width, draw)
+    words = (*row.shape, _word_count(count))
 
     def counters():
-        word = lax.broadcasted_iota(jnp.uint32, words, row.ndim) + jnp.uint32(first // WORD)
-        return jnp.broadcast_to(row[..., None], words), word
+        word = lax.broadcasted_iota(jnp.uint32, words, row.ndim)
+        return jnp.broadcast_to(row[..., None], words), word + jnp.uint32(first // WORD)
 
-    return _draw(dice_, words, counters)
+    return draw(dice_, words, counters)
 
 
-def _short_rows(dice_: Dice, row, width: int):
+def _short_rows(dice_: Dice, row, width: int, draw: Callable):
     """A word for each row of a flat mask (rows shorter than a word): bit s is column s."""
     bit = (row % WORD) * jnp.uint32(width)  # of the row's start, after its 32 rows' `width` words
     word = (row // WORD) * jnp.uint32(width) + bit // WORD
 
-    def counters():
-        both = jnp.stack([word, word + 1], axis=-1)
-        return jnp.zeros_like(both), both
+    def word_at(place):
+        counters = jnp.zeros_like(place), place
+        return draw(dice_, place.shape, lambda: counters)
 
-    pair = _draw(dice_, (*row.shape, 2), counters)
-    shift = (bit % WORD)[..., None]
-    high = jnp.where(shift == 0, jnp.uint32(0), pair[..., 1:] << ((WORD - shift) % WORD))
-    return (pair[..., :1] >> shift) | high
+    word, shift = word[..., None], (bit % WORD)[..., None]
+    high = word_at(word + 1) << ((WORD - shift) % WORD)
+    return (word_at(word) >> shift) | jnp.where(shift == 0, jnp.uint32(0), high)
 
 
 def _draw(dice_: Dice, words: tuple[int, ...], counters: Callable) -> UInt32[Array, "..."]:
@@ -178,16 +179,28 @@ def _draw(dice_: Dice, words: tuple[int, ...], counters: Callable) -> UInt32[Arr
     first = jnp.where(keep >= ONE, PLANES, lowest_bit) // 4
 
     def four_planes(turn, mask):
-        row, word = counters()  # inside the loop, or XLA would keep them in memory
-        for pair in (2 * turn.astype(jnp.uint32), 2 * turn.astype(jnp.uint32) + 1):
-            even, odd = threefry2x32(dice_.seed, (row, word * (PLANES // 2) + pair))
-            mask = _combine(mask, even, keep >> (2 * pair))
-            mask = _combine(mask, odd, keep >> (2 * pair + 1))
-        return mask
+        place = counters()  # inside the loop, or XLA would keep them in memory
+        mask = _two_planes(dice_.seed, keep, place, 2 * turn.astype(jnp.uint32), mask)
+        return _two_planes(dice_.seed, keep, place, 2 * turn.astype(jnp.uint32) + 1, mask)
 
     # "& 0" lends the start the key's type: under shard_map it may vary from device to device.
     start = jnp.broadcast_to(_spread(keep >> PLANES) | (dice_.seed[0] & 0), words)
     return lax.fori_loop(first, PLANES // 4, four_planes, start)
+
+
+def _draw_unrolled(dice_: Dice, words: tuple[int, ...], counters: Callable):
+    place, mask = counters(), jnp.zeros(words, jnp.uint32)
+    for pair in range(PLANES // 2):
+        mask = _two_planes(dice_.seed, dice_.keep, place, jnp.uint32(pair), mask)
+    return mask | _spread(dice_.keep >> PLANES)
+
+
+def _two_planes(seed, keep, place, pair, mask):
+    """Combine the planes 2 pair and 2 pair + 1, which one evaluation gives."""
+    row, word = place
+    even, odd = threefry2x32(seed, (row, word * (PLANES // 2) + pair))
+    mask = _combine(mask, even, keep >> (2 * pair))
+    return _combine(mask, odd, keep >> (2 * pair + 1))
 
 
 def unpack(words: UInt32[Array, "..."], shape: tuple[int, ...]) -> Bool[Array, "..."]:

@@ -17,7 +17,7 @@ from dropout_jax import (
     reference,
 )
 
-IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["naive", "blockwise"])
+IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["naive", "blockwise", "kernel"])
 RATE = 0.3
 
 
@@ -108,7 +108,22 @@ CASES = [
     ),
 ]
 DIFFERENTIATED = ("causal", "short keys", "grouped", "bias", "mask", "lengths", "bias over heads")
+CORE = ("causal", "short keys", "grouped", "all at once")
+DRAWN = ("causal", "ragged, many blocks", "short keys", "short keys, causal, many rows", "window")
 SMALL = [case for case in CASES if case.queries < 1000]
+
+
+def each(cases, implementations=("naive", "blockwise", "kernel")):
+    """Every case on every implementation; most of the interpreted kernel's are long."""
+
+    def marks(case, name):
+        return pytest.mark.torture if name == "kernel" and case.name not in CORE else ()
+
+    pairs = [(case, name) for case in cases for name in implementations]
+    return pytest.mark.parametrize(
+        ("case", "implementation"),
+        [pytest.param(*pair, marks=marks(*pair), id=f"{pair[0]}-{pair[1]}") for pair in pairs],
+    )
 
 
 def attend(case, implementation, key, rate=RATE):
@@ -139,12 +154,12 @@ def operands(case, dtype=jnp.float32):
 
 
 @functools.cache
-def oracle(case, with_key, rate=RATE):
-    """The reference's result, from float64 operands."""
-    words = np.asarray(jax.random.key_data(jax.random.key(20141))) if with_key else None
+def oracle(case):
+    """The reference's result, from float64 operands, for the key of these tests."""
+    words = np.asarray(jax.random.key_data(jax.random.key(20141)))
     *arrays, mask = case.arrays(np.float64)
     return reference.dot_product_attention(
-        *arrays, mask, **_pairs(case.keywords()), dropout_rate=rate, dropout_key=words
+        *arrays, mask, **_pairs(case.keywords()), dropout_rate=RATE, dropout_key=words
     )
 
 
@@ -153,17 +168,14 @@ def _pairs(keywords):
     return keywords | ({"local_window_size": (window, window)} if isinstance(window, int) else {})
 
 
-@IMPLEMENTATIONS
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_equals_the_oracle(case, training, implementation, key):
+@each(CASES)
+def test_equals_the_oracle(case, implementation, key):
     """Float32 against float64: weights sum to at most 1 / 0.7 and values are within 5."""
-    y = attend(case, implementation, key if training else None)(*operands(case))
-    np.testing.assert_allclose(y, oracle(case, training), rtol=2e-5, atol=2e-5)
+    y = attend(case, implementation, key)(*operands(case))
+    np.testing.assert_allclose(y, oracle(case), rtol=2e-5, atol=2e-5)
 
 
-@IMPLEMENTATIONS
-@pytest.mark.parametrize("case", SMALL, ids=str)
+@each([case for case in CASES if case.name in DRAWN])
 def test_drops_exactly_the_weights_of_keep_mask(case, implementation, key):
     """With value = identity the output is the weights: the dropped set is compared bit for bit."""
     case = dataclasses.replace(
@@ -176,24 +188,30 @@ def test_drops_exactly_the_weights_of_keep_mask(case, implementation, key):
     np.testing.assert_array_equal(weights.transpose(0, 2, 1, 3) != 0, keep)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_gradients_are_the_naive_ones(case, key):
-    """Naive's gradients come from JAX's differentiation of the formula; blockwise has its own."""
+def skip_gradient_of_bias(case, implementation):
+    if implementation == "kernel" and case.bias:
+        pytest.skip("the kernel refuses it: test_the_kernel_refuses_the_gradient_of_a_bias")
+
+
+@each(CASES, ("blockwise", "kernel"))
+def test_gradients_are_the_naive_ones(case, implementation, key):
+    """Naive's gradients come from JAX's differentiation of the formula; the others have theirs."""
     cotangent = np.random.default_rng(3).normal(size=operands(case)[0].shape).astype(np.float32)
+    skip_gradient_of_bias(case, implementation)
     found = {}
-    for name in ("naive", "blockwise"):
+    for name in ("naive", implementation):
         _, pullback = jax.vjp(attend(case, name, key), *operands(case))
         found[name] = pullback(jnp.asarray(cotangent))
-    for ours, expected in zip(found["blockwise"], found["naive"], strict=True):
+    for ours, expected in zip(found[implementation], found["naive"], strict=True):
         assert ours.dtype == expected.dtype
         bound = 2e-5 * max(1, float(abs(expected).max()))
         np.testing.assert_allclose(ours, expected, rtol=2e-5, atol=bound)
 
 
-@IMPLEMENTATIONS
-@pytest.mark.parametrize("case", [case for case in CASES if case.name in DIFFERENTIATED], ids=str)
+@each([case for case in CASES if case.name in DIFFERENTIATED])
 def test_gradients_are_finite_differences(case, implementation, key):
     """Float64: a central difference of step 1e-5 is off by about 1e-10 of its size."""
+    skip_gradient_of_bias(case, implementation)
     with jax.enable_x64(True):
         arrays = [jnp.asarray(x, jnp.float64) for x in operands(case)]
         fn = jax.jit(attend(case, implementation, key))
@@ -211,9 +229,23 @@ def test_gradients_are_finite_differences(case, implementation, key):
             )
 
 
+def test_the_kernel_refuses_the_gradient_of_a_bias(key):
+    case = Case("biased", bias=(2, 2, 40, 40))
+    query, k, value, bias = operands(case)
+    fn = attend(case, "kernel", key)
+    with pytest.raises(NotImplementedError, match="gradient for bias"):
+        jax.grad(lambda bias: fn(query, k, value, bias).sum())(bias)
+
+    def constant(query, name):
+        return attend(case, name, key)(query, k, value, bias).sum()
+
+    found, expected = (jax.grad(constant)(query, name) for name in ("kernel", "naive"))
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
+
+
+@each([CASES[2], CASES[9]], ("blockwise", "kernel"))
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
-@pytest.mark.parametrize("case", [CASES[1], CASES[2], CASES[9]], ids=str)
-def test_error_is_at_most_twice_the_naive_one(case, dtype, key):
+def test_error_is_at_most_twice_the_naive_one(case, dtype, implementation, key):
     """Both errors against float64: root mean square, and the largest as flash-attention's tests.
 
     (The largest of a few thousand float32 roundings is a matter of luck: 1e-6, two ulps of 4.)
@@ -222,14 +254,14 @@ def test_error_is_at_most_twice_the_naive_one(case, dtype, key):
     wide = [np.asarray(x, np.float64) for x in narrow]
     cotangent = jnp.asarray(np.random.default_rng(3).normal(size=wide[0].shape), dtype)
     results = {}
-    for name in ("naive", "blockwise"):
+    for name in ("naive", implementation):
         y, pullback = jax.vjp(attend(case, name, key), *narrow)
         results[name] = [y, *pullback(cotangent)]
         assert all(x.dtype == dtype for x in results[name])
     with jax.enable_x64(True):
         y, pullback = jax.vjp(attend(case, "naive", key), *map(jnp.asarray, wide))
         exact = [np.asarray(x) for x in (y, *pullback(jnp.asarray(cotangent, jnp.float64)))]
-    for naive, ours, truth in zip(results["naive"], results["blockwise"], exact, strict=True):
+    for naive, ours, truth in zip(results["naive"], results[implementation], exact, strict=True):
         errors = [np.asarray(x, np.float64) - truth for x in (naive, ours)]
         assert np.square(errors[1]).mean() <= 4 * np.square(errors[0]).mean()
         assert np.abs(errors[1]).max() <= 2 * np.abs(errors[0]).max() + 1e-6
@@ -337,7 +369,10 @@ def test_same_under_jit_scan_and_remat(implementation, key):
         np.testing.assert_allclose(y, truth, rtol=1e-6, atol=1e-6)
 
 
-@IMPLEMENTATIONS
+@pytest.mark.parametrize(
+    "implementation",
+    ["naive", "blockwise", pytest.param("kernel", marks=pytest.mark.torture)],
+)
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize(
     "spec", [("data", None, None), (None, None, "data"), ("data", None, "tensor")]
@@ -356,11 +391,11 @@ def test_sharded_batch_and_heads(spec, kind, implementation, key):
         text = fn.lower(*sharded).compile().as_text()
     for ours, truth in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, truth, rtol=1e-5, atol=1e-5)
-    assert not COLLECTIVE.findall(text)
+    if implementation != "kernel":  # a kernel's grid is not cut up: it is for jax.shard_map
+        assert not COLLECTIVE.findall(text)
 
 
-@pytest.mark.parametrize("implementation", ["naive", "blockwise", None])
-@pytest.mark.parametrize("case", [c for c in SMALL if not c.mask and not c.lengths], ids=str)
+@each([case for case in SMALL if not case.mask and not case.lengths])
 def test_evaluation_is_jax_nn(case, implementation):
     """Where every row sees a key; elsewhere JAX takes the mean of all values."""
     query, k, value, bias, _ = case.arrays()
@@ -378,6 +413,7 @@ def test_no_batch_axis(key):
     np.testing.assert_array_equal(one, y[0])
 
 
+@pytest.mark.torture
 def test_temporaries_are_linear_in_the_length(key):
     """Naive keeps 4 T^2 bytes a head and more; blockwise 128 rows and what is T x dim."""
 

@@ -31,7 +31,7 @@ ALLOWED = {
         "_naive": {"_apply", "_attention_inputs"},
         "_blockwise": {"_apply", "_attention_inputs", "masks"},
         "attention": {
-            *("_apply", "_attention_inputs", "_blockwise", "_checks", "_naive", "masks"),
+            *("_apply", "_attention_inputs", "_blockwise", "_checks", "_naive", "kernels", "masks"),
         },
         "passes": {"_apply", "_checks", "elementwise", "keys"},
         "uncertainty": {"_apply", "_checks", "keys"},

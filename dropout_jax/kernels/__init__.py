@@ -1,0 +1,1 @@
+"""Accelerator kernels; nothing else imports Pallas."""
