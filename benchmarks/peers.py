@@ -7,7 +7,10 @@ gelu_dropout_add (gelu -> dropout -> add the residual) the same without dropout.
 
 import os
 
+import attentions
 import steps
+
+WHOLE = {"train_step": steps, "attention": attentions}  # these have no floor
 
 OPS_OF = {
     "torch": {"dropout", "gelu_dropout_add", "spatial_dropout", "alpha_dropout"},
@@ -20,8 +23,8 @@ OPS_OF = {
 
 def build(framework, case):
     """A function of no arguments that does the case's work once and waits for it; or None."""
-    if case["op"] == "train_step":
-        return steps.build(framework, case)
+    if case["op"] in WHOLE:
+        return WHOLE[case["op"]].build(framework, case)
     if case["op"] not in OPS_OF.get(framework, {case["op"]}):
         return None
     return _torch(case) if framework == "torch" else _jax(framework, case)

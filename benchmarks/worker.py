@@ -1,7 +1,7 @@
 """One framework in a process of its own, told by lines of JSON what to build and when to run.
 
-{"build": CASE}   builds the case and its floor (a step has none), runs both, and answers {}, or
-                  {"missing": true}
+{"build": CASE}   builds the case and its floor, if it has one, runs both, and answers
+                  {"temporary_bytes": N} or {"missing": true}
 {"calls": N}      runs each N times and answers {"seconds": [...], "floor": [...]}
 """
 
@@ -22,10 +22,11 @@ def main():
             if fns["seconds"] is None:
                 print(json.dumps({"missing": True}), flush=True)
                 continue
-            if request["build"]["op"] != "train_step":
+            if request["build"]["op"] not in peers.WHOLE:
                 fns["floor"] = peers.build("floor", request["build"])
             times(fns, 2)
-            print(json.dumps({}), flush=True)
+            temporary = getattr(fns["seconds"], "temporary_bytes", None)
+            print(json.dumps({"temporary_bytes": temporary}), flush=True)
         else:
             print(json.dumps(times(fns, request["calls"])), flush=True)
 
@@ -49,7 +50,8 @@ def versions(framework):
     """The framework's version, and the device JAX runs on."""
     from importlib.metadata import version
 
-    names = {"dropout_jax": "dropout-jax", "minigpt": "dropout-jax", "haiku": "dm-haiku"}
+    ours = dict.fromkeys(("dropout_jax", "minigpt", "naive", "blockwise", "kernel"), "dropout-jax")
+    names = ours | {"haiku": "dm-haiku"}
     import jax
 
     found = {"version": version(names.get(framework, framework))}

@@ -71,12 +71,8 @@ def plan(inputs: Inputs, scale: float, reach: Reach) -> Plan:
     group = min(8, max(1, 2048 // queries))
     batch_together = math.gcd(batch, devices if devices > 1 else group)
     heads_together = math.gcd(key_heads, devices if devices > 1 else group // batch_together)
-    return Plan(
-        scale,
-        reach,
-        (batch_together, batch // batch_together),
-        (heads_together, key_heads // heads_together),
-    )
+    batch_parts = batch_together, batch // batch_together
+    return Plan(scale, reach, batch_parts, (heads_together, key_heads // heads_together))
 
 
 def blocks(reach: Reach, queries: int, keys: int) -> list[Block]:
@@ -124,7 +120,7 @@ def _backward(plan_: Plan, kept, d_out):
     d_bias, gradients = _each_group(plan_, one_group, d_bias)
     if bias is not None:
         d_bias = d_bias.reshape(bias.shape).astype(bias.dtype)
-    return Inputs(*(_ungroup(plan_, x) for x in gradients), d_bias, None), None
+    return Inputs._make([*(_ungroup(plan_, x) for x in gradients), d_bias, None]), None
 
 
 _attend.defvjp(_forward, _backward)
@@ -311,7 +307,7 @@ def _group(plan_: Plan, inputs: Inputs, index) -> Inputs:
     """The arrays of a group."""
     query, key, value = (_group_positions(plan_, x, index) for x in inputs[:3])
     tiles = jax.tree.map(lambda x: _pick(plan_, _split(plan_, x), index), inputs[3:])
-    return Inputs(query, key[:, :, 0], value[:, :, 0], *tiles)
+    return Inputs._make([query, key[:, :, 0], value[:, :, 0], *tiles])
 
 
 def _group_positions(plan_: Plan, x, index):

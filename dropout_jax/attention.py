@@ -10,15 +10,21 @@ import jax.numpy as jnp
 
 from dropout_jax import _apply, _blockwise, _checks, _naive, masks
 from dropout_jax._attention_inputs import Hidden, Inputs, Reach
-from dropout_jax.kernels import attention as kernel
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
+
+def _kernel(*arguments) -> Float[Array, "..."]:
+    from dropout_jax.kernels import attention  # Pallas takes long to import
+
+    return attention.attention(*arguments)
+
+
 IMPLEMENTATIONS = {
     "naive": _naive.attention,
     "blockwise": _blockwise.attention,
-    "kernel": kernel.attention,
+    "kernel": _kernel,
 }
 
 
@@ -79,8 +85,10 @@ def dot_product_attention(
       dropout_rate: the probability of dropping a weight, in [0, 1]; a number or a scalar array,
         traced or not.
       dropout_key: one PRNG key: training. None: evaluation. Required unless dropout_rate is 0.
-      implementation: "naive" holds all weights; "blockwise" blocks of them, on any backend (no
-        forward-mode differentiation); None chooses: `attention_implementation` says which.
+      implementation: "naive" holds all weights; "blockwise" blocks of them, on any backend;
+        "kernel" is a Pallas kernel for GPUs, run in interpret mode elsewhere and so far only there
+        (it has no gradient for bias). The last two have no forward-mode differentiation. None
+        chooses of the first two: `attention_implementation` says which.
 
     Returns:
       An array of the query's shape and dtype. Logits, softmax and the product's sums are in float32
@@ -99,7 +107,7 @@ def dot_product_attention(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from dropout_jax import dot_product_attention
-      >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 64, 4, 8))
+      >>> q, k, v = jnp.linspace(-1, 1, 3 * 2 * 64 * 4 * 8).reshape(3, 2, 64, 4, 8)
       >>> y = dot_product_attention(
       ...     q, k, v, is_causal=True, dropout_rate=0.1, dropout_key=jax.random.key(1))
       >>> y.shape
@@ -226,7 +234,8 @@ def _window(size) -> tuple[int, int] | None:
             "one integer or a pair, (left, right)",
             "Write (3, 0) for the three before.",
         )
-    return tuple(_checks.integer(each, "local_window_size", 0) for each in both)
+    left, right = (_checks.integer(each, "local_window_size", 0) for each in both)
+    return left, right
 
 
 def dropkey_bias(shape, rate, *, key, dtype=jnp.float32) -> Float[Array, "... query key"]:

@@ -18,6 +18,9 @@ from dropout_jax import (
 )
 
 IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["naive", "blockwise", "kernel"])
+LONG_ON_THE_KERNEL = pytest.mark.parametrize(
+    "implementation", ["naive", "blockwise", pytest.param("kernel", marks=pytest.mark.torture)]
+)
 RATE = 0.3
 
 
@@ -108,7 +111,7 @@ CASES = [
     ),
 ]
 DIFFERENTIATED = ("causal", "short keys", "grouped", "bias", "mask", "lengths", "bias over heads")
-CORE = ("causal", "short keys", "grouped", "all at once")
+CORE = ("causal", "short keys, causal, many rows", "all at once")
 DRAWN = ("causal", "ragged, many blocks", "short keys", "short keys, causal, many rows", "window")
 SMALL = [case for case in CASES if case.queries < 1000]
 
@@ -337,7 +340,7 @@ def test_rates_traced_and_at_the_ends(implementation, key):
     assert gradient == 0
 
 
-@IMPLEMENTATIONS
+@LONG_ON_THE_KERNEL
 def test_vmap_over_keys_and_rates_equals_a_loop(implementation, key):
     case = CASES[2]
     arrays = operands(case)
@@ -352,7 +355,7 @@ def test_vmap_over_keys_and_rates_equals_a_loop(implementation, key):
             np.testing.assert_allclose(ours[i], expected, rtol=2e-5, atol=2e-5)
 
 
-@IMPLEMENTATIONS
+@LONG_ON_THE_KERNEL
 def test_same_under_jit_scan_and_remat(implementation, key):
     case = CASES[2]
     query, k, value = operands(case)
@@ -369,10 +372,7 @@ def test_same_under_jit_scan_and_remat(implementation, key):
         np.testing.assert_allclose(y, truth, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "implementation",
-    ["naive", "blockwise", pytest.param("kernel", marks=pytest.mark.torture)],
-)
+@LONG_ON_THE_KERNEL
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize(
     "spec", [("data", None, None), (None, None, "data"), ("data", None, "tensor")]

@@ -56,10 +56,9 @@ def attention(inputs: Inputs, scale: float, reach: Reach, dropout) -> Float[Arra
     query, key = inputs.query, inputs.key
     interpret = jax.default_backend() != "gpu"
     heads = query.shape[2]
-    plan = Plan(
-        *(scale, reach, query.shape[1], key.shape[1], heads // key.shape[2], heads),
-        *(dropout is not None, interpret),
-    )
+    group = heads // key.shape[2]
+    lengths = query.shape[1], key.shape[1]
+    plan = Plan(scale, reach, *lengths, group, heads, dropout is not None, interpret)
     words, inverse = _words(dropout, _apply.compute_dtype(query))
     if inputs.bias is not None:
         inputs = inputs._replace(bias=_without_gradient(inputs.bias))
@@ -157,7 +156,7 @@ def _backward(plan: Plan, kept, d_out):
     pair = call(_key_kernel, keys, 2)  # a head's own; those of a key head are summed
     d_key, d_value = (x.reshape(batch, keys, key_heads, -1, dim).sum(axis=3) for x in pair)
     narrow = (x.astype(inputs.query.dtype) for x in (d_query, d_key, d_value))
-    return Inputs(*narrow, None, None), None, None
+    return Inputs._make([*narrow, None, None]), None, None
 
 
 _attend.defvjp(_forward, _backward)
@@ -180,14 +179,11 @@ def _specs(plan: Plan, arguments):
         return pl.BlockSpec(x.shape, lambda b, n, i: (0,) * x.ndim)
 
     group = plan.heads_to_a_key_head
-    specs = Inputs(
-        positions(inputs.query),
-        *(positions(x, group) for x in (inputs.key, inputs.value)),
-        *jax.tree.map(tile, inputs[3:]),
-    )
+    arrays = positions(inputs.query), *(positions(x, group) for x in inputs[1:3])
+    specs = Inputs._make([*arrays, *jax.tree.map(tile, inputs[3:])])
     per_query = pl.BlockSpec((None, None, inputs.query.shape[1]), lambda b, n, i: (b, n, 0))
     found = [specs, *(whole(x) for x in arguments[1:3])]
-    return found + [Rows(positions(each.d_out), per_query, per_query) for each in rows]
+    return found + [Rows._make([positions(each.d_out), per_query, per_query]) for each in rows]
 
 
 def _forward_kernel(plan: Plan, refs: Inputs, words, inverse, out, log_sum):

@@ -1,0 +1,84 @@
+"""Causal attention forward and backward in each framework: build(framework, case).
+
+A case is {"op": "attention", "shape": [batch, T, heads, dim], "dtype": NAME, "rate": RATE}. The
+frameworks are ours by implementation (blockwise, naive, kernel), flax with a mask a head, and torch,
+whose SDPA is flash attention at rate 0 and T x T with dropout (on a CPU).
+"""
+
+import os
+
+
+def build(framework, case):
+    """A function that makes output and gradients and waits; with .temporary_bytes from XLA."""
+    if framework == "torch":
+        return _torch(case)
+    import jax
+
+    key = jax.random.key(0)
+    q, k, v, g = (
+        jax.random.normal(each, case["shape"], case["dtype"]) for each in jax.random.split(key, 4)
+    )
+    attend = _flax(case) if framework == "flax" else _ours(framework, case)
+
+    def both(q, k, v, g, key):
+        y, pullback = jax.vjp(lambda q, k, v: attend(q, k, v, key), q, k, v)
+        return y, pullback(g.astype(y.dtype))
+
+    compiled = jax.jit(both).lower(q, k, v, g, key).compile()
+
+    def run():
+        jax.block_until_ready(compiled(q, k, v, g, key))
+
+    run.temporary_bytes = compiled.memory_analysis().temp_size_in_bytes
+    return run
+
+
+def _ours(implementation, case):
+    from dropout_jax import dot_product_attention
+
+    def attend(q, k, v, key):
+        return dot_product_attention(
+            *(q, k, v),
+            is_causal=True,
+            dropout_rate=case["rate"],
+            dropout_key=key,
+            implementation=implementation,
+        )
+
+    return attend
+
+
+def _flax(case):
+    import jax.numpy as jnp
+    from flax import nnx
+
+    mask = jnp.tril(jnp.ones((case["shape"][1],) * 2, bool))[None, None]
+
+    def attend(q, k, v, key):
+        return nnx.dot_product_attention(
+            *(q, k, v),
+            mask=mask,
+            dropout_rng=key,
+            dropout_rate=case["rate"],
+            broadcast_dropout=False,
+            deterministic=case["rate"] == 0,
+        )
+
+    return attend
+
+
+def _torch(case):
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    torch.set_num_threads(os.cpu_count())
+    batch, time, heads, dim = case["shape"]
+    dtype = getattr(torch, case["dtype"])
+    q, k, v, g = torch.randn(4, batch, heads, time, dim, dtype=dtype)
+    arrays = [x.requires_grad_() for x in (q, k, v)]
+
+    def run():
+        y = scaled_dot_product_attention(*arrays, dropout_p=case["rate"], is_causal=True)
+        torch.autograd.grad(y, arrays, g)
+
+    return run

@@ -1,0 +1,121 @@
+"""Attention with dropout: time and temporaries against the length, beside what others have.
+
+    python benchmarks/bench_attention.py [--full]      (make bench runs the short form)
+
+Causal, forward and backward, batch 8, 8 heads of 64, float32; each in its own process, in turn.
+Times are multiples of PyTorch's flash attention without dropout, which drops nothing. Writes
+results/attention-DEVICE.json and docs/bench_attention-DEVICE.png, and prints the table. On an
+accelerator (bfloat16, up to 16,384) it adds the kernel and leaves torch out.
+"""
+
+import argparse
+from pathlib import Path
+
+import harness
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+RUNS = {
+    "ours, dropout 0.1": ("blockwise", 0.1),
+    "ours, no dropout": ("blockwise", 0.0),
+    "naive, dropout 0.1": ("naive", 0.1),
+    "flax, dropout 0.1": ("flax", 0.1),
+    "torch SDPA, dropout 0.1": ("torch", 0.1),
+    "torch flash, no dropout": ("torch", 0.0),
+}
+BASE = "torch flash, no dropout"
+
+
+def measure(length, dtype, runs, base, rounds):
+    """A row a run: quartiles of the ratio to the base, and the temporaries."""
+    rows = []
+    workers = {name: harness.Worker(framework) for name, (framework, _) in runs.items()}
+    bytes_of = {
+        name: worker.ask(build=case(length, dtype, runs[name][1]))["temporary_bytes"]
+        for name, worker in workers.items()
+    }
+    times = {name: [] for name in runs}
+    for _ in track(range(rounds), f"length {length}"):
+        for name, worker in workers.items():
+            times[name].append(np.median(worker.ask(calls=3 if length < 1024 else 1)["seconds"]))
+    for name, seconds in times.items():
+        ratio = harness.quartiles(np.array(seconds) / np.array(times[base]))
+        row = {"length": length, "run": name, "to_base": ratio}
+        rows.append(row | {"temporary_bytes": bytes_of[name]})
+    versions = {runs[name][0]: worker.versions for name, worker in workers.items()}
+    for worker in workers.values():
+        worker.close()
+    return rows, versions
+
+
+def case(length, dtype, rate):
+    return {"op": "attention", "shape": [8, length, 8, 64], "dtype": dtype, "rate": rate}
+
+
+def table(rows, base):
+    shown = Table(title=f"times {base} (temporaries, MB)")
+    lengths = sorted({row["length"] for row in rows})
+    for name in ("", *map(str, lengths)):
+        shown.add_column(name, justify="right")
+    for run in dict.fromkeys(row["run"] for row in rows):
+        cells = []
+        for row in sorted((r for r in rows if r["run"] == run), key=lambda r: r["length"]):
+            megabytes = row["temporary_bytes"]
+            suffix = "" if megabytes is None else f" ({megabytes / 1e6:,.0f})"
+            cells.append(f"{row['to_base'][1]:.2f}{suffix}")
+        shown.add_row(run, *cells)
+    Console(width=120).print(shown)
+
+
+def plot(rows, base, path):
+    """Time and temporaries against the length."""
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for i, run in enumerate(dict.fromkeys(row["run"] for row in rows)):
+        mine = sorted((row for row in rows if row["run"] == run), key=lambda row: row["length"])
+        lengths = [row["length"] for row in mine]
+        style = {"color": "tab:red" if run.startswith("ours") else f"C{i + 3}"}
+        style["ls"] = "-" if "dropout 0.1" in run else "--"
+        left.plot(lengths, [row["to_base"][1] for row in mine], "o", ms=4, label=run, **style)
+        if mine[0]["temporary_bytes"]:
+            megabytes = [row["temporary_bytes"] / 1e6 for row in mine]
+            right.plot(lengths, megabytes, "o", ms=4, **style)
+    left.set_ylabel(f"time, {base} = 1")
+    right.set_ylabel("XLA's temporaries, MB")
+    for axes in (left, right):
+        axes.set(xscale="log", yscale="log", xlabel="length")
+        axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.savefig(path, dpi=110)
+    print(f"wrote {path}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--full", action="store_true", help="longer, and more rounds")
+    full = parser.parse_args().full
+    if jax.default_backend() == "cpu":
+        runs, base, dtype = RUNS, BASE, "float32"
+        lengths = (256, 512, 1024, 2048) if full else (256, 512)
+    else:
+        own = {"kernel, dropout 0.1": ("kernel", 0.1), "kernel, no dropout": ("kernel", 0.0)}
+        runs = own | {name: run for name, run in RUNS.items() if run[0] != "torch"}
+        base, dtype, lengths = "kernel, no dropout", "bfloat16", (1024, 4096, 16_384)
+    rows, versions = [], {}
+    for length in lengths:
+        found, versions = measure(length, dtype, runs, base, rounds=9 if full else 5)
+        rows += found
+    result = {"environment": harness.environment(versions), "base": base, "rows": rows}
+    path = harness.save(result, "attention")
+    table(rows, base)
+    plot(rows, base, Path(__file__).parent.parent / "docs" / f"bench_{path.stem}.png")
+
+
+if __name__ == "__main__":
+    main()
