@@ -1,8 +1,8 @@
 """Causal attention forward and backward in each framework: build(framework, case).
 
 A case is {"op": "attention", "shape": [batch, T, heads, dim], "dtype": NAME, "rate": RATE}. The
-frameworks are ours by implementation (blockwise, naive, kernel), flax with a mask a head, and torch,
-whose SDPA is flash attention at rate 0 and T x T with dropout (on a CPU).
+frameworks are ours by implementation (blockwise, naive, kernel), flax with a mask a head, and torch
+(whose SDPA is flash attention at rate 0 and T x T with dropout, on a CPU).
 """
 
 import os

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 UNROLLED = 16  # blocks at most
-AT_ONCE = 2**23  # weights of a group, up to which their mask (1 MB) is made in one go
+AT_ONCE = 2**21  # weights of a group, up to which their mask (256 kB) is made in one go
 
 
 class Plan(NamedTuple):
@@ -77,7 +77,7 @@ def plan(inputs: Inputs, scale: float, reach: Reach) -> Plan:
 
 def blocks(reach: Reach, queries: int, keys: int) -> list[Block]:
     """Cut the queries into blocks; the first key of each is a multiple of 32."""
-    rows = min(128, max(64, queries // 8))
+    rows = min(256, max(64, queries // 8))
     turns = -(-queries // (rows * UNROLLED))
     whole = queries // rows * rows
     starts = range(0, whole, rows * turns)
@@ -111,8 +111,8 @@ def _backward(plan_: Plan, kept, d_out):
     def one_group(d_bias, index):
         group = _group(plan_, inputs, index)
         drop = _drop(plan_, index, group, dropout)
-        grouped = [_group_positions(plan_, x, index) for x in (d_out, out)]
-        *gradients, part = _group_backward(plan_, group, drop, *grouped, log_sum[index])
+        d_rows, rows = (_group_positions(plan_, x, index) for x in (d_out, out))
+        *gradients, part = _group_backward(plan_, group, drop, d_rows, rows, log_sum[index])
         return d_bias if d_bias is None else _put(plan_, d_bias, part, index), gradients
 
     bias = inputs.bias

@@ -163,7 +163,8 @@ def gaussian_dropout(x, rate, *, key) -> Float[Array, "..."]:
     Returns:
       An array of the shape and dtype of `x`, computed in float32 (float64 for float64). A traced
       rate outside [0, 1] gives NaN. No gradient flows to `rate`. The backward pass keeps nothing:
-      the noise is made again from the key.
+      the noise is made again from the key. Cost: five times `dropout`, since each element takes a
+      word of its own and an inverse error function.
 
     Raises:
       TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.

@@ -14,7 +14,7 @@ taken only when it is asked for by name. It has no gradient for the bias.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +62,8 @@ def attention(inputs: Inputs, scale: float, reach: Reach, dropout) -> Float[Arra
     words, inverse = _words(dropout, _apply.compute_dtype(query))
     if inputs.bias is not None:
         inputs = inputs._replace(bias=_without_gradient(inputs.bias))
-    return _attend(plan, _padded(inputs), words, inverse)[:, : query.shape[1]]
+    out: Any = _attend(plan, _padded(inputs), words, inverse)
+    return out[:, : query.shape[1]]
 
 
 def _words(dropout, wide):

@@ -1,0 +1,372 @@
+"""PyTorch's dropout masks without PyTorch: its CPU and its CUDA generator, in NumPy and in JAX.
+
+CPU (compared with PyTorch 2.13 itself in tests/test_parity_torch.py). The generator is MT19937 of
+32-bit words, seeded with the low 32 bits of the seed. `bernoulli_` draws two words for every
+element, of any dtype, one after the other whatever the number of threads, and keeps it when
+r / 2^53 < 1 - p in float64, where r is the low 53 bits of (first << 32 | second). It goes over the
+elements in memory order where the tensor is dense (contiguous, transposed, channels_last), else
+(sliced, expanded) in C order. Rates 0 and 1, evaluation and empty tensors draw nothing. The masks
+are PyTorch's for dropout, alpha_dropout and native_dropout with the shape of the input, for
+dropout1d, 2d, 3d and feature_alpha_dropout with the shape (batch, channel, 1, ...), and for the
+weights of scaled_dot_product_attention without flash attention. `torch.compile` draws other masks,
+unless torch._inductor.config.fallback_random is True.
+
+CUDA (derived from PyTorch's source and experimental: never compared with a GPU). The generator is
+Philox4x32-10, whose key is the seed.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import struct
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool
+
+N, M = 624, 397  # MT19937: words of state, and the distance of its recurrence
+_STATE = struct.Struct("<QiiQ624Q")  # seed, left, seeded, next, words; normals follow
+_STATE_BYTES = 5056
+
+
+def cpu_mask(seed: int, shape, p: float, *, memory_order=None) -> np.ndarray:
+    """The mask of the first `torch.nn.functional.dropout` after `torch.manual_seed(seed)`.
+
+    Formula: at the head of this module. True is kept.
+
+    Args:
+      seed: an integer.
+      shape: the shape of the tensor.
+      p: the probability of dropping, in [0, 1].
+      memory_order: the axes of a dense tensor from the slowest to the fastest in memory, such as
+        (0, 2, 3, 1) for channels_last; None is C order.
+
+    Returns:
+      A bool array of `shape`.
+
+    Raises:
+      ValueError: p or memory_order, with what is allowed.
+
+    Source: PyTorch 2.13, aten/src/ATen/native/cpu/DistributionTemplates.h; Matsumoto and Nishimura,
+      "Mersenne Twister", 1998.
+
+    Example:
+      >>> from dropout_jax.parity import torch
+      >>> torch.cpu_mask(0, (10,), 0.5).astype(int)
+      array([0, 0, 1, 0, 0, 0, 1, 1, 0, 1])
+    """
+    return CPUGenerator(seed).mask(shape, p, memory_order=memory_order)
+
+
+class CPUGenerator:
+    """PyTorch's default CPU generator: masks call after call, and its state in and out."""
+
+    def __init__(self, seed: int):
+        seeded: Any = np.random.RandomState(seed & 0xFFFFFFFF).get_state(legacy=False)
+        self._seed, self._fresh, self._tail = seed & (2**64 - 1), True, None
+        self._bits = np.random.MT19937()
+        self._place(seeded["state"]["key"], N)
+
+    @classmethod
+    def from_state(cls, state) -> CPUGenerator:
+        """The generator that `torch.get_rng_state()` (as bytes or a uint8 array) describes."""
+        raw = bytes(np.asarray(state, np.uint8)) if not isinstance(state, bytes) else state
+        if len(raw) != _STATE_BYTES:
+            raise ValueError(
+                f"a state of {len(raw)} bytes is not allowed: it must have {_STATE_BYTES}. Pass "
+                "torch.get_rng_state().numpy()."
+            )
+        seed, left, _, following, *words = _STATE.unpack_from(raw)
+        made = cls(seed)
+        made._fresh = left == 1 and following == 0
+        made._tail = raw[_STATE.size :]
+        made._place(np.array(words, np.uint32), N if left == 1 else following)
+        return made
+
+    def state(self) -> np.ndarray:
+        """What `torch.get_rng_state()` would give here: 5,056 bytes, as uint8."""
+        inner = self._bits.state["state"]
+        following = 0 if self._fresh else int(inner["pos"])
+        left = N + 1 - int(inner["pos"])
+        head = _STATE.pack(self._seed, left, 1, following, *map(int, inner["key"]))
+        tail = self._tail or bytes(_STATE_BYTES - _STATE.size)
+        return np.frombuffer(head + tail, np.uint8)
+
+    def mask(self, shape, p: float, *, memory_order=None) -> np.ndarray:
+        """The mask of the next dropout of a tensor; see `cpu_mask`."""
+        shape = tuple(shape)
+        order = _memory_order(memory_order, len(shape))
+        if not 0 <= p <= 1:
+            raise ValueError(f"p={p!r} is not allowed: it must be a probability, in [0, 1].")
+        count = math.prod(shape)
+        if p in (0, 1) or count == 0:
+            return np.full(shape, p == 0)
+        self._fresh = False
+        words = self._bits.random_raw(2 * count).astype(np.uint64).reshape(-1, 2)
+        numbers = ((words[:, 0] << np.uint64(32)) | words[:, 1]) & np.uint64(2**53 - 1)
+        kept = numbers * 2.0**-53 < 1 - p
+        in_memory = kept.reshape([shape[axis] for axis in order])
+        return in_memory.transpose(np.argsort(order))
+
+    def _place(self, words, position: int) -> None:
+        state: Any = {"bit_generator": "MT19937", "state": {"key": words, "pos": position}}
+        self._bits.state = state
+
+
+def _memory_order(order, ndim: int) -> tuple[int, ...]:
+    order = tuple(range(ndim)) if order is None else tuple(order)
+    if sorted(order) != list(range(ndim)):
+        raise ValueError(
+            f"memory_order={order} is not allowed: it must name each of the {ndim} axes once, from "
+            "the slowest to the fastest in memory."
+        )
+    return order
+
+
+def cpu_dropout(x: np.ndarray, mask: np.ndarray, p: float) -> np.ndarray:
+    """What `torch.nn.functional.dropout` makes of x with this mask on a CPU, bit for bit.
+
+    Formula: x * noise, with noise = mask / (1 - p) rounded to the dtype of x (the division in
+    float32, in float64 for float64) and the product rounded to it. So a dropped -1 is -0.0, a
+    dropped infinity NaN, unlike here: `dropout_jax.apply_mask` selects.
+
+    Args:
+      x: a floating array, bfloat16 (of ml_dtypes) included.
+      mask: bool, True is kept, of the shape of x.
+      p: the probability of dropping, in [0, 1).
+
+    Returns:
+      An array of the shape and dtype of x.
+
+    Raises:
+      ValueError: from NumPy, when the shapes do not agree.
+
+    Source: PyTorch 2.13, aten/src/ATen/native/Dropout.cpp.
+
+    Example:
+      >>> import numpy as np
+      >>> from dropout_jax.parity import torch
+      >>> torch.cpu_dropout(np.array([1.0, -1.0]), np.array([True, False]), 0.5)
+      array([ 2., -0.])
+    """
+    wide = np.float64 if x.dtype == np.float64 else np.float32
+    noise = (np.asarray(mask, wide) / wide(1 - p)).astype(x.dtype)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return (x.astype(wide) * noise.astype(wide)).astype(x.dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "p"))
+def jax_cpu_mask(seed, shape: tuple[int, ...], p: float) -> Bool[Array, "..."]:
+    """`cpu_mask` in JAX, jitted; the seed may be traced.
+
+    Formula: as `cpu_mask`, with the comparison in integers: r < ceil((1 - p) 2^53).
+
+    Args:
+      seed: an integer below 2^32, or an unsigned scalar, traced or not.
+      shape: the shape of the tensor, in C order.
+      p: the probability of dropping, in [0, 1]; a Python number, as it is compared in float64.
+
+    Returns:
+      A bool array of `shape`.
+
+    Raises:
+      TypeError, OverflowError: from JAX, for a seed that is not such an integer.
+
+    Source: as `cpu_mask`.
+
+    Example:
+      >>> from dropout_jax.parity import torch
+      >>> torch.jax_cpu_mask(0, (10,), 0.5).astype(int)
+      Array([0, 0, 1, 0, 0, 0, 1, 1, 0, 1], dtype=int32)
+    """
+    count = math.prod(shape)
+    if p in (0, 1) or count == 0:
+        return jnp.full(shape, p == 0)
+    _, words = lax.scan(_twist, _seeded(jnp.uint32(seed)), length=-(-2 * count // N))
+    words = words.reshape(-1)[: 2 * count].reshape(-1, 2)
+    high, low = words[:, 0] & jnp.uint32(0x1FFFFF), words[:, 1]
+    limit = math.ceil((1 - p) * 2**53)  # at most 2^53 - 1 unless p is below 2^-53
+    if limit >> 53:
+        return jnp.ones(shape, bool)
+    limit_high, limit_low = jnp.uint32(limit >> 32), jnp.uint32(limit & 0xFFFFFFFF)
+    kept = (high < limit_high) | ((high == limit_high) & (low < limit_low))
+    return kept.reshape(shape)
+
+
+def _seeded(seed):
+    """MT19937's state of a seed."""
+
+    def following(last, index):
+        last = jnp.uint32(1812433253) * (last ^ (last >> 30)) + index
+        return last, last
+
+    _, rest = lax.scan(following, seed, jnp.arange(1, N, dtype=jnp.uint32))
+    return jnp.concatenate([seed[None], rest])
+
+
+def _twist(state, _):
+    """The next state, and its 624 words of output. A word needs one 397 places on: three parts."""
+
+    def mix(high, low):
+        both = (high & jnp.uint32(0x80000000)) | (low & jnp.uint32(0x7FFFFFFF))
+        return (both >> 1) ^ jnp.where(both & 1 == 1, jnp.uint32(0x9908B0DF), jnp.uint32(0))
+
+    mixed = mix(state[:-1], state[1:])
+    first = state[M:] ^ mixed[: N - M]
+    second = first ^ mixed[N - M : 2 * (N - M)]
+    third = second[: M - (N - M) - 1] ^ mixed[2 * (N - M) :]
+    last = second[M - (N - M) - 1] ^ mix(state[-1], first[0])
+    state = jnp.concatenate([first, second, third, last[None]])
+    word = state ^ (state >> 11)
+    word = word ^ ((word << 7) & jnp.uint32(0x9D2C5680))
+    word = word ^ ((word << 15) & jnp.uint32(0xEFC60000))
+    return state, word ^ (word >> 18)
+
+
+def philox4x32(counter, key):
+    """The four words of Philox4x32-10 (Salmon et al., 2011) for arrays of counters, in NumPy.
+
+    Formula: ten rounds over a counter of four 32-bit words and a key of two.
+
+    Args:
+      counter: four integers or arrays of integers below 2^32.
+      key: two integers below 2^32.
+
+    Returns:
+      Four uint64 arrays of 32-bit words.
+
+    Raises:
+      OverflowError: from NumPy, for a negative number.
+
+    Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011.
+
+    Example:
+      >>> from dropout_jax.parity.torch import philox4x32
+      >>> [hex(int(word)) for word in philox4x32((0, 0, 0, 0), (0, 0))]
+      ['0x6627e8d5', '0xe169c58d', '0xbc57ac4c', '0x9b00dbd8']
+    """
+    c0, c1, c2, c3 = (np.asarray(word, np.uint64) for word in counter)
+    k0, k1 = (int(word) for word in key)
+    low = np.uint64(0xFFFFFFFF)
+    for _ in range(10):
+        first, second = np.uint64(0xD2511F53) * c0, np.uint64(0xCD9E8D57) * c2
+        c0, c1, c2, c3 = (
+            (second >> np.uint64(32)) ^ c1 ^ np.uint64(k0),
+            second & low,
+            (first >> np.uint64(32)) ^ c3 ^ np.uint64(k1),
+            first & low,
+        )
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return c0, c1, c2, c3
+
+
+def cuda_mask(
+    seed: int, offset: int, shape, p: float, *, num_sms, threads_per_sm, itemsize, alignment=16
+) -> np.ndarray:
+    """The mask of `torch.nn.functional.dropout` on a CUDA device (experimental: see the file).
+
+    Formula: T = 256 min(ceil(n / 256), num_sms (threads_per_sm // 256)) threads; V = 16 / itemsize
+    elements to a load, at most what the alignment allows, halved until it divides n. With V > 1
+    element e is place e % V of thread (e // V) % T at its turn (e // V) // T, and a turn takes
+    ceil(V / 4) blocks; with V = 1 it is number (e // T) % 4 of block e // T // 4 of thread e % T.
+    The block's counter is (offset // 4 + block, thread), the key the seed. Word x is kept where
+    float32(x) 2^-32 + 2^-33 < float32(1 - p).
+
+    Args:
+      seed: `torch.cuda.initial_seed()`.
+      offset: of the generator before the call; `cuda_offset_after` gives the next.
+      shape: the shape of the dense tensor, in memory order.
+      p: the probability of dropping, in [0, 1).
+      num_sms: multi_processor_count of the device.
+      threads_per_sm: max_threads_per_multi_processor of the device.
+      itemsize: bytes an element. (Before PyTorch 2.7 at most 4 elements to a load: pass 4 for
+        16-bit dtypes.)
+      alignment: of the tensor's address, in bytes.
+
+    Returns:
+      A bool array of `shape`.
+
+    Raises:
+      ZeroDivisionError: for an itemsize of 0.
+
+    Source: PyTorch, aten/src/ATen/native/cuda/Dropout.cu; cuRAND's Philox.
+
+    Example:
+      >>> from dropout_jax.parity import torch
+      >>> m = torch.cuda_mask(0, 0, (4, 8), 0.5, num_sms=132, threads_per_sm=2048, itemsize=4)
+      >>> m.shape
+      (4, 8)
+    """
+    count = math.prod(shape)
+    if p in (0, 1) or count == 0:
+        return np.full(shape, p == 0)
+    threads = _cuda_threads(count, num_sms, threads_per_sm)
+    width = min(16, alignment) // itemsize
+    while width > 1 and count % width:
+        width //= 2
+    element = np.arange(count, dtype=np.uint64)
+    if width > 1:
+        load, place = element // width, element % width
+        thread, turn = load % threads, load // threads
+        block, number = turn * -(-width // 4) + place // 4, place % 4
+    else:
+        thread, turn = element % threads, element // threads
+        block, number = turn // 4, turn % 4
+    uniform = _cuda_uniform(seed, offset // 4 + block, thread, number)
+    return (uniform < np.float32(1 - p)).reshape(shape)
+
+
+def cuda_offset_after(offset: int, count: int, *, num_sms, threads_per_sm) -> int:
+    """The generator's offset after the dropout of `count` elements."""
+    threads = _cuda_threads(count, num_sms, threads_per_sm)
+    return offset + ((count - 1) // (4 * threads) + 1) * 4
+
+
+def cuda_sdpa_mask(seed: int, offset: int, shape, p: float) -> np.ndarray:
+    """The mask of memory-efficient attention on CUDA (experimental: see the head of the file).
+
+    Formula: the weight with linear index i over (batch, heads, queries, keys) has word number
+    offset + i of the stream with subsequence 0; it is kept where float32(x) 2^-32 + 2^-33 > p. The
+    device does not matter.
+
+    Args:
+      seed: `torch.cuda.initial_seed()`.
+      offset: of the generator before the call.
+      shape: (batch, heads, queries, keys).
+      p: the probability of dropping, in [0, 1].
+
+    Returns:
+      A bool array of `shape`.
+
+    Raises:
+      TypeError: from NumPy, for a shape that is none.
+
+    Source: PyTorch, aten/src/ATen/native/transformers/cuda/mem_eff_attention/kernel_forward.h.
+
+    Example:
+      >>> from dropout_jax.parity import torch
+      >>> torch.cuda_sdpa_mask(0, 0, (1, 1, 2, 4), 0.5).shape
+      (1, 1, 2, 4)
+    """
+    word = offset + np.arange(math.prod(shape), dtype=np.uint64)
+    uniform = _cuda_uniform(seed, word // 4, np.uint64(0), word % 4)
+    return (uniform > np.float32(p)).reshape(shape)
+
+
+def _cuda_threads(count: int, num_sms: int, threads_per_sm: int) -> int:
+    return 256 * min(-(-count // 256), num_sms * (threads_per_sm // 256))
+
+
+def _cuda_uniform(seed: int, block, thread, number):
+    """cuRAND's uniform of a word: counter (block, thread), 64 bits each, and the seed for a key."""
+    low = np.uint64(0xFFFFFFFF)
+    counter = (block & low, block >> np.uint64(32), thread & low, thread >> np.uint64(32))
+    words = np.stack(np.broadcast_arrays(*philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))))
+    word = np.take_along_axis(words, number.astype(np.int64)[None], axis=0)[0]
+    return word.astype(np.float32) * np.float32(2.0**-32) + np.float32(2.0**-33)
