@@ -5,9 +5,9 @@
 Two places for dropout in attention: on the weights (queries x keys; a query forgets some keys), as
 in the Transformer, or on the context vectors, weights . values (a query loses some features). Both
 have the same mean; the picture shows what one draw does to the weights, and how far the context
-strays from its mean in each: where values have something in common, as they do in a network, a query
-that sees many keys loses little with some of them, and whole features otherwise. Then a padded
-batch: what padding holds changes nothing.
+strays from its mean in each: where values have something in common, as in a network, a query that
+sees many keys loses little with some of them, and whole features otherwise. Then a padded batch:
+what padding holds changes nothing.
 """
 
 import argparse
