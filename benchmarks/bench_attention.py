@@ -92,7 +92,6 @@ def plot(rows, base, path):
         if mine[0]["temporary_bytes"]:
             megabytes = [row["temporary_bytes"] / 1e6 for row in mine]
             right.plot(lengths, megabytes, "o", ms=4, **style)
-    left.set_yticks([1, 2, 4, 8], ["1", "2", "4", "8"])
     left.set_ylabel(f"time, {base} = 1")
     right.set_ylabel("XLA's temporaries, MB")
     for axes in (left, right):
@@ -100,6 +99,7 @@ def plot(rows, base, path):
         axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
+    left.set_yticks([1, 2, 4, 8], ["1", "2", "4", "8"])
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.savefig(path, dpi=110)
     print(f"wrote {path}")

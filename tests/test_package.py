@@ -39,6 +39,7 @@ ALLOWED = {
         "kernels/__init__": set(),
         "kernels/attention": {"_apply", "_attention_inputs", "masks"},
         "parity/__init__": set(),
+        "parity/bernoulli": {"_checks", "_threefry"},
         "parity/torch": set(),
         "__init__": {
             *("_apply", "attention", "elementwise", "keys", "learned", "masks", "passes", "paths"),

@@ -1,1 +1,1 @@
-"""The masks of other frameworks, bit for bit: torch.py (PyTorch's generators on CPU and CUDA)."""
+"""Other frameworks' masks, bit for bit: torch.py (PyTorch), bernoulli.py (the JAX family)."""
