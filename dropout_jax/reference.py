@@ -49,6 +49,38 @@ def fold_in(key, data):
     return np.array(threefry2x32(key, (0, data)))
 
 
+def prng_key(seed):
+    """`jax.random.key` for threefry2x32: the high word (0 for 32 bits) and the low one."""
+    return np.array([seed >> 32 & _MASK32, seed & _MASK32], np.uint32)
+
+
+def split(key, count=2):
+    """`jax.random.split` for threefry2x32: key i is the block of counter (0, i)."""
+    return np.stack(threefry2x32(key, (0, np.arange(count))), axis=-1)
+
+
+def random_bits(key, shape, width=32):
+    """`jax.random.bits` of 8, 16, 32 or 64 bits for threefry2x32 (partitionable, JAX's default)."""
+    place = np.arange(math.prod(shape), dtype=np.uint64)
+    first, second = threefry2x32(key, (place >> np.uint64(32), place & np.uint64(_MASK32)))
+    if width == 64:
+        words = first.astype(np.uint64) * np.uint64(1 << 32) + second
+    else:
+        words = (first ^ second) & np.uint32((1 << width) - 1)
+    return words.astype(f"uint{width}").reshape(shape)
+
+
+def random_uniform(key, shape, dtype=np.float32):
+    """`jax.random.uniform` in float32 or float64: the top 23 or 52 bits as a fraction."""
+    width, digits = (32, 23) if dtype == np.float32 else (64, 52)
+    return (random_bits(key, shape, width) >> (width - digits)).astype(dtype) / dtype(2**digits)
+
+
+def random_bernoulli(key, p, shape, dtype=np.float32):
+    """`jax.random.bernoulli`, with p in the dtype that JAX gives it."""
+    return random_uniform(key, shape, dtype) < dtype(p)
+
+
 def threshold(rate):
     """T: the integer of 2^16 with which an element is kept, computed in float32."""
     keep = (np.float32(1) - np.float32(rate)) * np.float32(65536)

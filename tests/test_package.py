@@ -40,6 +40,7 @@ ALLOWED = {
         "kernels/attention": {"_apply", "_attention_inputs", "masks"},
         "parity/__init__": set(),
         "parity/bernoulli": {"_checks", "_threefry"},
+        "parity/keys": set(),
         "parity/torch": set(),
         "__init__": {
             *("_apply", "attention", "elementwise", "keys", "learned", "masks", "passes", "paths"),

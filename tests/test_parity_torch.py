@@ -189,3 +189,16 @@ def test_cuda_masks_repeat_no_word_and_keep_the_share(itemsize, count):
     if count > 100:
         assert (parity.cuda_mask(123, after, (count,), 0.3, **device) != mask).any()
         assert (parity.cuda_sdpa_mask(123, 8, (1, 1, 1, count), 0.3).ravel() != mask).any()
+
+
+@pytest.mark.torture
+def test_torch_compile_draws_others_unless_it_falls_back(torch):
+    """Inductor has a generator of its own; fallback_random calls the eager one."""
+    expected = parity.cpu_mask(5, (1000,), 0.5)
+    for fallback in (False, True):
+        torch._dynamo.reset()
+        with torch._inductor.config.patch(fallback_random=fallback):
+            drop = torch.compile(lambda x: torch.nn.functional.dropout(x, 0.5))
+            torch.manual_seed(5)
+            mask = (drop(torch.ones(1000)) != 0).numpy()
+        assert (mask == expected).all() == fallback

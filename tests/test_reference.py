@@ -37,6 +37,43 @@ def test_fold_in_is_jaxs(seed, data):
     np.testing.assert_array_equal(ours, jax.random.key_data(jax.random.fold_in(key, data)))
 
 
+@given(seed=st.integers(-(2**31), 2**31 - 1), count=st.integers(1, 50))
+def test_key_and_split_are_jaxs(seed, count):
+    key = jax.random.key(seed)
+    ours = reference.prng_key(seed % 2**32)
+    np.testing.assert_array_equal(ours, jax.random.key_data(key))
+    theirs = jax.random.key_data(jax.random.split(key, count))
+    np.testing.assert_array_equal(reference.split(ours, count), theirs)
+
+
+def test_a_seed_of_64_bits_is_jaxs():
+    with jax.enable_x64(True):
+        theirs = jax.random.key_data(jax.random.key(2**40 + 3))
+    np.testing.assert_array_equal(reference.prng_key(2**40 + 3), theirs)
+
+
+@pytest.mark.parametrize("width", [8, 16, 32, 64])
+def test_bits_are_jaxs(width, key):
+    with jax.enable_x64(True):
+        theirs = jax.random.bits(key, (3, 50), f"uint{width}")
+    np.testing.assert_array_equal(words_of(key, (3, 50), width), theirs)
+
+
+def words_of(key, shape, width):
+    return reference.random_bits(np.asarray(jax.random.key_data(key)), shape, width)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_uniform_and_bernoulli_are_jaxs(dtype, key):
+    words = np.asarray(jax.random.key_data(key))
+    with jax.enable_x64(True):
+        uniform = jax.random.uniform(key, (3, 50), dtype)
+        kept = jax.random.bernoulli(key, dtype(1 - 0.3), (3, 50))
+    np.testing.assert_array_equal(reference.random_uniform(words, (3, 50), dtype), uniform)
+    ours = reference.random_bernoulli(words, 1 - 0.3, (3, 50), dtype)
+    np.testing.assert_array_equal(ours, kept)
+
+
 @pytest.mark.parametrize(
     ("rate", "threshold"),
     [(0.0, 65536), (0.5, 32768), (0.1, 58982), (0.25, 49152), (1.0, 0), (2**-17, 65536)],

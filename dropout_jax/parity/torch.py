@@ -11,7 +11,8 @@ dropout1d, 2d, 3d and feature_alpha_dropout with the shape (batch, channel, 1, .
 weights of scaled_dot_product_attention without flash attention. `torch.compile` draws other masks,
 unless torch._inductor.config.fallback_random is True.
 
-CUDA (derived from PyTorch's source and experimental: never compared with a GPU). The generator is
+CUDA (derived from PyTorch's source, and experimental until examples/check_torch_cuda.py has
+passed on a GPU). The generator is
 Philox4x32-10, whose key is the seed.
 """
 
