@@ -132,6 +132,12 @@ def kept_share(rate, dtype):
     return masks.threshold(rate).astype(dtype) / masks.ONE
 
 
+def inverse_share(rate, dtype):
+    """2^16 / T, 0 where T is 0, and NaN where a traced rate is outside [0, 1]."""
+    share = kept_share(rate, dtype)
+    return nan_outside(rate, jnp.where(share > 0, 1 / jnp.where(share > 0, share, 1), 0))
+
+
 def nan_outside(rate, value):
     """The value, or NaN where a traced rate is outside [0, 1]."""
     return jnp.where(masks.in_range(rate), value, jnp.nan)

@@ -15,12 +15,12 @@ class Reach(NamedTuple):
     window: tuple[int, int] | None  # keys to the left and to the right
 
     def keys_of(self, first_row: int, last_row: int, keys: int) -> tuple[int, int]:
-        """The range of keys that any of the rows first_row to last_row may see."""
+        """The range of keys, within 0 to `keys`, that any of first_row to last_row may see."""
         left, right = self.window or (last_row, keys)
         if self.is_causal:
             right = min(right, 0)
-        low = max(0, first_row - left)
-        return low, max(low, min(keys, last_row + right + 1))
+        high = min(keys, last_row + right + 1)
+        return min(high, max(0, first_row - left)), high
 
 
 class Hidden(NamedTuple):

@@ -3,7 +3,8 @@
 Each block of queries meets all the keys it may see in one product, with an ordinary softmax; the
 backward pass keeps the output and the log-sum-exp of each row, and makes weights and mask again.
 (An online softmax over blocks of keys, as flash attention has it, was slower on a CPU.) Blocks are
-unrolled, so that causal ones end where their keys end; past 16 of them each becomes a loop. A few
+unrolled, so that causal ones end where their keys end; past 16 of them, each becomes a loop over
+several, which meet the keys of all of them. A few
 (batch, key head) pairs go together, and a loop goes over the groups. On a mesh (jax.set_mesh) a
 group is strided over the batch and the heads, so that each device has its part of every group.
 """
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import AxisType
 
 from dropout_jax import _apply, masks
 from dropout_jax._attention_inputs import Inputs, Reach, visible
@@ -56,10 +58,8 @@ def attention(inputs: Inputs, scale: float, reach: Reach, dropout) -> Float[Arra
     """Attention with dropout (key, rate) or None; the result has the shape of the query."""
     if dropout is not None:
         key, rate = dropout
-        dice = masks.dice(key, rate)
-        wide = _apply.compute_dtype(inputs.query)
-        inverse = masks.ONE / jnp.maximum(dice.keep, 1).astype(wide)
-        dropout = dice, _apply.nan_outside(rate, jnp.where(dice.keep > 0, inverse, 0))
+        inverse = _apply.inverse_share(rate, _apply.compute_dtype(inputs.query))
+        dropout = masks.dice(key, rate), inverse
     return _attend(plan(inputs, scale, reach), inputs, dropout)
 
 
@@ -67,7 +67,9 @@ def plan(inputs: Inputs, scale: float, reach: Reach) -> Plan:
     """Choose the groups: pairs of about 2048 queries together, or a part for every device."""
     batch, queries = inputs.query.shape[:2]
     key_heads = inputs.key.shape[2]
-    devices = jax.sharding.get_abstract_mesh().size
+    mesh = jax.sharding.get_abstract_mesh()
+    shared = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+    devices = math.prod(size for size, kind in shared if kind != AxisType.Manual)
     group = min(8, max(1, 2048 // queries))
     batch_together = math.gcd(batch, devices if devices > 1 else group)
     heads_together = math.gcd(key_heads, devices if devices > 1 else group // batch_together)
@@ -86,7 +88,8 @@ def blocks(reach: Reach, queries: int, keys: int) -> list[Block]:
     found = []
     for start, size, count in cuts:
         low, high = reach.keys_of(start, start + size * count - 1, keys)
-        found.append(Block(start, size, count, low // masks.WORD * masks.WORD, high))
+        low = low if low == high else low // masks.WORD * masks.WORD
+        found.append(Block(start, size, count, low, high))
     return found
 
 
@@ -116,7 +119,7 @@ def _backward(plan_: Plan, kept, d_out):
         return d_bias if d_bias is None else _put(plan_, d_bias, part, index), gradients
 
     bias = inputs.bias
-    d_bias = None if bias is None else jnp.zeros(_split(plan_, bias).shape, log_sum.dtype)
+    d_bias = None if bias is None else _zeros_of(_split(plan_, bias), log_sum.dtype)
     d_bias, gradients = _each_group(plan_, one_group, d_bias)
     if bias is not None:
         d_bias = d_bias.reshape(bias.shape).astype(bias.dtype)
@@ -151,7 +154,7 @@ def _block_forward(plan_: Plan, group: Inputs, drop, block: Block, start):
     value = _keys_of(group.value, block)
     out = _product("bkgts,bksd->bkgtd", dropped(weights).astype(value.dtype), value)
     out = out * (inverse / jnp.where(total == 0, 1, total))
-    log_sum = jnp.where(total == 0, jnp.inf, top + jnp.log(total))
+    log_sum = jnp.where(total == 0, jnp.inf, top + jnp.log(jnp.where(total == 0, 1, total)))
     return out.astype(value.dtype), log_sum[..., 0]
 
 
@@ -161,7 +164,7 @@ def _group_backward(plan_: Plan, group: Inputs, drop, d_out, out, log_sum):
     centre = (d_out.astype(wide) * out.astype(wide)).sum(axis=-1)
     rows = (d_out, centre, log_sum)
     sources = [x for x in (group.key, group.value, group.bias) if x is not None]
-    totals = [jnp.zeros(x.shape, wide) for x in sources]
+    totals = [_zeros_of(x, wide) for x in sources]
     d_query = []
     for block in blocks(plan_.reach, group.query.shape[3], group.key.shape[2]):
 
@@ -271,6 +274,11 @@ def _bias_part(bias, d_logits, block: Block, start):
     queries, keys = bias.shape[3:]
     place = (0, 0, 0, 0 if queries == 1 else start, 0 if keys == 1 else block.low)
     return d_logits.sum(axis=shared, keepdims=True), place
+
+
+def _zeros_of(x, dtype):
+    """Zeros of the shape of x that, under shard_map, vary over the devices as x does."""
+    return jnp.where(False, x, jnp.zeros_like(x)).astype(dtype)
 
 
 def _add_at(total, part, place):

@@ -100,9 +100,11 @@ def real_array(value: Any, name: str = "x") -> jax.Array:
     return array_
 
 
-def mask(value: Any, shape: tuple[int, ...], name: str = "keep") -> jax.Array:
-    """Return a bool array that broadcasts to `shape` without changing it."""
-    allowed = "a bool array (True is kept) that broadcasts to the shape of x"
+def mask(
+    value: Any, shape: tuple[int, ...], name: str = "keep", of: str = "the shape of x"
+) -> jax.Array:
+    """Return a bool array that broadcasts to `shape`, that of `of`, without changing it."""
+    allowed = f"a bool array that broadcasts to {of}"
     if not isinstance(value, np.ndarray | np.generic | jax.Array) or value.dtype != bool:
         fail(TypeError, name, value, allowed, f"Make it one: {name} != 0.")
     if not _broadcasts(value.shape, shape):
@@ -110,7 +112,7 @@ def mask(value: Any, shape: tuple[int, ...], name: str = "keep") -> jax.Array:
             ValueError,
             f"{name}.shape",
             tuple(value.shape),
-            f"broadcastable to the shape of x, {tuple(shape)}",
+            f"broadcastable to {of}, {tuple(shape)}",
             "Use size 1 for an axis along which the mask is shared.",
         )
     return jnp.asarray(value)
@@ -266,6 +268,13 @@ def positive(value: Any, name: str) -> float:
     return float(value)
 
 
+def flag(value: Any, name: str) -> bool:
+    """Return a Python bool."""
+    if not isinstance(value, bool | np.bool_):
+        fail(TypeError, name, value, "True or False, known when tracing", "Pass a plain bool.")
+    return bool(value)
+
+
 def number(value: Any, name: str) -> float:
     """Return a finite Python number."""
     allowed = "a finite Python number"
@@ -281,8 +290,11 @@ def attention_shapes(query: jax.Array, key: jax.Array) -> None:
     """Refuse a key that does not fit the query, both (batch, positions, heads, dim)."""
     if key.dtype != query.dtype:
         fail(TypeError, "key.dtype", key.dtype, f"that of the query, {query.dtype}", "Convert it.")
+    if query.ndim != key.ndim:
+        allowed = f"of as many axes as the query's {tuple(query.shape)}"
+        fail(ValueError, "key.shape", tuple(key.shape), allowed, "4 axes go with 4, 3 with 3.")
     batch, _, heads, dim = query.shape
-    fits = key.ndim == 4 and (key.shape[0], key.shape[3]) == (batch, dim)
+    fits = (key.shape[0], key.shape[3]) == (batch, dim)
     if not fits or heads % max(key.shape[2], 1) or key.shape[2] == 0 < heads:
         fail(
             ValueError,

@@ -30,11 +30,15 @@ def attention(inputs: Inputs, scale: float, reach: Reach, dropout) -> Float[Arra
     if seen is not None:
         logits = jnp.where(seen, logits, -jnp.inf)
     weights = softmax(logits)
+    inverse = 1
     if dropout is not None:
         dropout_key, rate = dropout
-        weights = _apply.drop(weights, rate, dropout_key, weights.shape)
+        drop = _apply.select_unscaled  # scaled after the product: float16 weights might overflow
+        weights = _apply.with_mask(drop, (weights,), rate, dropout_key, weights.shape)
+        inverse = _apply.inverse_share(rate, wide)
     weights = weights.astype(value.dtype).reshape(batch, key_heads, -1, queries, keys)
-    return jnp.einsum("bkgts,bskd->btkgd", weights, value).reshape(query.shape)
+    out = jnp.einsum("bkgts,bskd->btkgd", weights, value, preferred_element_type=wide)
+    return (out * inverse).astype(value.dtype).reshape(query.shape)
 
 
 def softmax(logits: Float[Array, "*rows keys"]) -> Float[Array, "*rows keys"]:

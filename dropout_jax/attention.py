@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from dropout_jax import _apply, _blockwise, _checks, _naive, masks
-from dropout_jax._attention_inputs import Hidden, Inputs, Reach
+from dropout_jax._attention_inputs import Hidden, Inputs, Reach, visible
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -62,7 +64,7 @@ def dot_product_attention(
     dropout_key=_REQUIRED,
     implementation=None,
 ) -> Float[Array, "batch queries heads dim"]:
-    """Scaled dot-product attention with dropout on the weights, in memory linear in the queries.
+    """Scaled dot-product attention with dropout on the weights, in memory linear in the length.
 
     Formula: dropout(softmax(scale * query . key + bias)) . value, a head at a time. The weights
     that are dropped are those that `keep_mask(dropout_key, dropout_rate, (batch, heads, queries,
@@ -87,8 +89,9 @@ def dot_product_attention(
       dropout_key: one PRNG key: training. None: evaluation. Required unless dropout_rate is 0.
       implementation: "naive" holds all weights; "blockwise" blocks of them, on any backend;
         "kernel" is a Pallas kernel for GPUs, run in interpret mode elsewhere and so far only there
-        (it has no gradient for bias). The last two have no forward-mode differentiation. None
-        chooses of the first two: `attention_implementation` says which.
+        (no gradient for bias, no second derivatives). The last two have no forward mode. None
+        chooses of the first two: `attention_implementation` says which. (Naive keeps all weights,
+        and so does the gradient of a bias that has them all.)
 
     Returns:
       An array of the query's shape and dtype. Logits, softmax and the product's sums are in float32
@@ -113,13 +116,19 @@ def dot_product_attention(
       >>> y.shape
       (2, 64, 4, 8)
     """
-    if dropout_key is _REQUIRED:
-        dropout_key = _only_without_dropout(dropout_rate)
     rate = _checks.rate(dropout_rate, "dropout_rate")
+    if dropout_key is _REQUIRED:
+        dropout_key = _only_without_dropout(rate)
     dropout_key = _checks.key(dropout_key, "dropout_key")
     inputs = _inputs(query, key, value, bias, mask, query_seq_lengths, key_value_seq_lengths)
-    reach = Reach(bool(is_causal), _window(local_window_size))
-    scale = inputs.query.shape[-1] ** -0.5 if scale is None else _checks.number(scale, "scale")
+    queries, keys = inputs.query.shape[1], inputs.key.shape[1]
+    window = _window(local_window_size, queries, keys)
+    reach = Reach(_checks.flag(is_causal, "is_causal"), window)
+    if scale is not None:
+        scale = _checks.number(scale, "scale")
+    if inputs.query.size == 0 or inputs.key.size == 0:
+        return jnp.zeros_like(inputs.query).reshape(query.shape)
+    scale = inputs.query.shape[-1] ** -0.5 if scale is None else scale
     dropped = dropout_key is not None and not _apply.keeps_everything(rate)
     dropout = (dropout_key, jnp.float32(rate)) if dropped else None
     chosen = attention_implementation(*inputs[:2], implementation=implementation).implementation
@@ -130,29 +139,32 @@ def dot_product_attention(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _attend(chosen: str, scale: float, reach: Reach, inputs: Inputs, dropout):
-    return IMPLEMENTATIONS[chosen](_forget_unseen(inputs), scale, reach, dropout)
+    return IMPLEMENTATIONS[chosen](_forget_unseen(reach, inputs), scale, reach, dropout)
 
 
-def _forget_unseen(inputs: Inputs) -> Inputs:
-    """Zero what nobody sees: a weight of 0 times NaN would be NaN."""
+@functools.partial(jax.jit, static_argnums=0)
+def _forget_unseen(reach: Reach, inputs: Inputs) -> Inputs:
+    """Zero the queries that see nothing and the keys that nobody sees: 0 times NaN is NaN."""
     query, key, value, _, hidden = inputs
+    rows, keys = (jnp.arange(x.shape[1], dtype=jnp.int32) for x in (query, key))
+    low, high = reach.keys_of(0, query.shape[1] - 1, key.shape[1])
+    key_seen = ((low <= keys) & (keys < high))[None]
+    row_seen = jnp.ones((1, query.shape[1]), bool)
     if hidden.query_lengths is not None:
-        rows = jnp.arange(query.shape[1], dtype=jnp.int32)[:, None, None]
-        query = jnp.where(rows < hidden.query_lengths, query, jnp.zeros_like(query))
-    seen = []
+        row_seen = row_seen & (rows < hidden.query_lengths[:, 0, 0])
     if hidden.key_lengths is not None:
-        keys = jnp.arange(key.shape[1], dtype=jnp.int32)[:, None, None]
-        seen.append(keys < hidden.key_lengths)
-    if hidden.mask is not None:
-        seen.append(hidden.mask.any(axis=(1, 2))[:, :, None, None])
-    for each in seen:
-        key, value = (jnp.where(each, x, jnp.zeros_like(x)) for x in (key, value))
+        key_seen = key_seen & (keys < hidden.key_lengths[:, 0, 0])
+    seen = None if hidden.mask is None else visible(reach, hidden, rows, keys)
+    if seen is not None:
+        key_seen, row_seen = key_seen & seen.any(axis=(1, 2)), row_seen & seen.any(axis=(1, 3))
+    key, value = (jnp.where(key_seen[:, :, None, None], x, jnp.zeros_like(x)) for x in (key, value))
+    query = jnp.where(row_seen[:, :, None, None], query, jnp.zeros_like(query))
     return inputs._replace(query=query, key=key, value=value)
 
 
 def _only_without_dropout(rate) -> None:
     """The key of a call that names none, which is right where there is nothing to draw."""
-    if isinstance(rate, int | float) and not isinstance(rate, bool) and rate == 0:
+    if not isinstance(rate, Tracer) and float(rate) == 0:
         return
     raise TypeError(
         f"dropout_key is missing and dropout_rate={rate!r}: it must be one PRNG key (training) or "
@@ -184,8 +196,10 @@ def attention_implementation(query, key, *, implementation=None) -> Choice:
       'blockwise'
     """
     if implementation is not None:
-        name = _checks.choice(implementation, "implementation", tuple(IMPLEMENTATIONS))
-        return Choice(name, "it was asked for by name")
+        if implementation not in IMPLEMENTATIONS:
+            allowed = f"None or one of {', '.join(map(repr, IMPLEMENTATIONS))}"
+            _checks.fail(ValueError, "implementation", implementation, allowed, "None chooses.")
+        return Choice(implementation, "it was asked for by name")
     queries, keys = query.shape[-3], key.shape[-3]
     if queries <= SHORT:
         return Choice("naive", f"{queries} queries are one block or less: nothing to save")
@@ -199,15 +213,15 @@ def _inputs(query, key, value, bias, mask, query_lengths, key_lengths) -> Inputs
     )
     layout = "(batch, positions, heads, dim) or (positions, heads, dim)"
     _checks.between_axes(query, 3, 4, "query", layout)
-    if query.ndim == 3:
-        query, key, value = (x[None] if x.ndim == 3 else x for x in (query, key, value))
+    if query.ndim == key.ndim == 3:
+        query, key, value = query[None], key[None], value[None]
     _checks.attention_shapes(query, key)
     _checks.same_form(value, key, "value", "key")
     weights = (query.shape[0], query.shape[2], query.shape[1], key.shape[1])
     if bias is not None:
         bias = _four_axes(_checks.broadcastable(bias, weights, "bias"))
     if mask is not None:
-        mask = _four_axes(_checks.mask(mask, weights, "mask"))
+        mask = _four_axes(_checks.mask(mask, weights, "mask", of="the weights"))
     lengths = [
         None if x is None else _checks.lengths(x, query.shape[0], name)[:, None, None, None]
         for x, name in (
@@ -222,20 +236,15 @@ def _four_axes(x):
     return x.reshape((1,) * (4 - x.ndim) + x.shape)
 
 
-def _window(size) -> tuple[int, int] | None:
+def _window(size, queries: int, keys: int) -> tuple[int, int] | None:
     if size is None:
         return None
-    both = size if isinstance(size, tuple | list) else (size, size)
-    if len(both) != 2:
-        _checks.fail(
-            ValueError,
-            "local_window_size",
-            size,
-            "one integer or a pair, (left, right)",
-            "Write (3, 0) for the three before.",
-        )
-    left, right = (_checks.integer(each, "local_window_size", 0) for each in both)
-    return left, right
+    both = tuple(size) if isinstance(size, tuple | list) else (size, size)
+    whole = all(isinstance(each, int | np.integer) and each >= 0 for each in both)
+    if len(both) != 2 or not whole:
+        allowed = "an integer of at least 0, or a pair of them, (left, right)"
+        _checks.fail(ValueError, "local_window_size", size, allowed, "(3, 0) is the three before.")
+    return min(int(both[0]), queries), min(int(both[1]), keys)  # and no sum overflows
 
 
 def dropkey_bias(shape, rate, *, key, dtype=jnp.float32) -> Float[Array, "... query key"]:

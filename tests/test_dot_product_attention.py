@@ -65,13 +65,8 @@ CASES = [
     Case("ragged, many blocks", queries=300, keys=300, batch=1, options=CAUSAL),
     Case(
         "past sixteen blocks",
-        queries=2200,
-        keys=2200,
-        batch=1,
-        heads=1,
-        key_heads=1,
-        dim=4,
-        options=CAUSAL,
+        *(1, 4300, 70, 1, 1, 4),
+        options=(("local_window_size", (4290, 3)),),
     ),
     Case("short keys", queries=9, keys=5),
     Case("short keys, causal, many rows", queries=140, keys=31, options=CAUSAL),
@@ -94,6 +89,8 @@ CASES = [
         keys=300,
         options=(*CAUSAL, ("local_window_size", 40)),
     ),
+    Case("window past the keys", queries=300, keys=40, options=(("local_window_size", 3),)),
+    Case("window without end", options=(("local_window_size", (2**40, 0)),)),
     Case("lengths", lengths=(("query_seq_lengths", (40, 17)), ("key_value_seq_lengths", (0, 23)))),
     Case("key lengths, causal", options=CAUSAL, lengths=(("key_value_seq_lengths", (40, 9)),)),
     Case("scale", options=(("scale", 0.2),)),
@@ -113,6 +110,7 @@ CASES = [
 DIFFERENTIATED = ("causal", "short keys", "grouped", "bias", "mask", "lengths", "bias over heads")
 CORE = ("causal", "short keys, causal, many rows", "all at once")
 DRAWN = ("causal", "ragged, many blocks", "short keys", "short keys, causal, many rows", "window")
+BLIND = ("window past the keys",)  # rows that see nothing: JAX gives the mean of all values
 SMALL = [case for case in CASES if case.queries < 1000]
 
 
@@ -317,13 +315,75 @@ def test_padding_may_hold_anything(implementation, how, key):
 
     clean, pullback = jax.vjp(fn, query, k, value)
     dirty = [x.at[0, 30:].set(jnp.nan) for x in (k, value)]
-    if how == "lengths":
-        query = query.at[0, 25:].set(jnp.inf)
+    query = query.at[0, 25:].set(jnp.nan)
     soiled, dirty_pullback = jax.vjp(fn, query, *dirty)
     np.testing.assert_array_equal(soiled, clean)
     pairs = zip(dirty_pullback(jnp.ones_like(clean)), pullback(jnp.ones_like(clean)), strict=True)
     for ours, expected in pairs:
         np.testing.assert_array_equal(ours, expected)
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [
+        ({"is_causal": True}, 20),
+        ({"local_window_size": 3}, 23),
+        ({"is_causal": True, "mask": jnp.arange(20)[:, None] < 5}, 5),
+    ],
+)
+def test_keys_that_nobody_sees_may_hold_anything(options, first, implementation, key):
+    """More keys than queries: those from `first` on are out of every query's reach."""
+    query, k, value = operands(Case("long", queries=20, keys=70))
+    options = {"dropout_rate": RATE, "dropout_key": key, "implementation": implementation} | options
+    clean = dot_product_attention(query, k, value, **options)
+    dirty = dot_product_attention(
+        query, k.at[:, first:].set(jnp.nan), value.at[:, first:].set(jnp.nan), **options
+    )
+    np.testing.assert_array_equal(dirty, clean)
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("empty", ["batch", "queries", "keys", "heads", "dim"])
+def test_empty_axes_give_zeros(empty, implementation, key):
+    case = dataclasses.replace(Case("empty"), **{empty: 0})
+    arrays = operands(dataclasses.replace(case, key_heads=0 if empty == "heads" else 2))
+    y, pullback = jax.vjp(attend(case, implementation, key), *arrays)
+    np.testing.assert_array_equal(y, jnp.zeros(arrays[0].shape))
+    assert [x.shape for x in pullback(y)] == [x.shape for x in arrays]
+
+
+@pytest.mark.parametrize("implementation", ["naive", "blockwise"])
+def test_under_shard_map_and_twice_differentiated(implementation, key):
+    """A row that a bias of -inf blinds has finite second derivatives; zeros vary as they must."""
+    query, k, value = operands(Case("twice", batch=8, queries=80, keys=80))
+    bias = jnp.zeros((8, 1, 80, 80)).at[:, :, 5].set(-jnp.inf)
+
+    def slope(query, k, value, bias):
+        attend = functools.partial(
+            dot_product_attention, dropout_rate=RATE, dropout_key=key, implementation=implementation
+        )
+        return jax.grad(lambda *xs: (attend(*xs) ** 2).sum(), argnums=(0, 1, 3))(
+            query, k, value, bias
+        )
+
+    curve = jax.grad(lambda *xs: (slope(*xs)[0] ** 2).sum(), argnums=(0, 1))(query, k, value, bias)
+    assert all(jnp.isfinite(x).all() for x in curve)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    spec = PartitionSpec("data")
+    mapped = jax.jit(jax.shard_map(slope, mesh=mesh, in_specs=spec, out_specs=spec))
+    found = mapped(query, k, value, bias)
+    expected = slope(query[:4], k[:4], value[:4], bias[:4])  # each device draws from the same key
+    for ours, truth in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours[:4], truth, rtol=1e-4, atol=1e-4)
+
+
+def test_float16_weights_do_not_overflow_when_scaled(key):
+    """At a rate of 0.99998 the scale is 65536, above float16's largest number."""
+    query, k, value = (0.01 * x for x in operands(Case("narrow", batch=16), jnp.float16))
+    for name in ("naive", "blockwise"):
+        y = attend(Case("narrow"), name, key, 0.99998)(query, k, value)
+        assert jnp.isfinite(y).all()
 
 
 @IMPLEMENTATIONS
@@ -391,11 +451,11 @@ def test_sharded_batch_and_heads(spec, kind, implementation, key):
         text = fn.lower(*sharded).compile().as_text()
     for ours, truth in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, truth, rtol=1e-5, atol=1e-5)
-    if implementation != "kernel":  # a kernel's grid is not cut up: it is for jax.shard_map
+    if implementation != "kernel":  # whose grid is not cut up: for jax.shard_map(check_vma=False)
         assert not COLLECTIVE.findall(text)
 
 
-@each([case for case in SMALL if not case.mask and not case.lengths])
+@each([case for case in SMALL if not case.mask and not case.lengths and case.name not in BLIND])
 def test_evaluation_is_jax_nn(case, implementation):
     """Where every row sees a key; elsewhere JAX takes the mean of all values."""
     query, k, value, bias, _ = case.arrays()
@@ -404,6 +464,13 @@ def test_evaluation_is_jax_nn(case, implementation):
     expected = jax.nn.dot_product_attention(query, k, value, bias, **case.keywords())
     y = attend(case, implementation, None)(*operands(case))
     np.testing.assert_allclose(y, expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("zero", [0, 0.0, np.float32(0), np.int64(0), np.array(0.0), jnp.zeros(())])
+def test_no_key_is_needed_at_rate_zero(zero):
+    query, k, value = operands(Case("zero"))
+    y = dot_product_attention(query, k, value, dropout_rate=zero)
+    np.testing.assert_array_equal(y, dot_product_attention(query, k, value))
 
 
 def test_no_batch_axis(key):
@@ -462,7 +529,9 @@ def test_the_choice_and_its_reason():
         ({"key_value_seq_lengths": jnp.ones(2)}, TypeError, "key_value_seq_lengths"),
         ({"query_seq_lengths": jnp.ones(3, int)}, ValueError, "query_seq_lengths.shape"),
         ({"local_window_size": (1, 2, 3)}, ValueError, "local_window_size"),
-        ({"local_window_size": -1}, ValueError, "local_window_size"),
+        ({"local_window_size": (1, -2)}, ValueError, r"local_window_size=\(1, -2\)"),
+        ({"is_causal": "no"}, TypeError, "is_causal='no'"),
+        ({"dropout_rate": True, "dropout_key": ...}, TypeError, "dropout_rate=True"),
     ],
 )
 def test_errors_name_the_argument(change, error, words, key):

@@ -8,7 +8,8 @@ Written with the portable part of Pallas (blocks, loops, dots), which Pallas low
 through Triton on jax 0.10 to 0.12, where that path is deprecated from 0.11. Mosaic GPU, its heir on
 Hopper, asks for explicit tensor-core and copy instructions whose layouts only a GPU can check; none
 was available when this was written. So this kernel has been run in interpret mode only, and is
-taken only when it is asked for by name. It has no gradient for the bias.
+taken only when it is asked for by name. It has no gradient for the bias and no second derivatives,
+and is to be called under jax.shard_map with check_vma=False.
 """
 
 from __future__ import annotations
@@ -72,9 +73,7 @@ def _words(dropout, wide):
         return jnp.zeros(3, jnp.uint32), jnp.ones(1, wide)
     key, rate = dropout
     dice = masks.dice(key, rate)
-    inverse = masks.ONE / jnp.maximum(dice.keep, 1).astype(wide)
-    inverse = _apply.nan_outside(rate, jnp.where(dice.keep > 0, inverse, 0))
-    return jnp.stack([*dice.seed, dice.keep]), inverse[None]
+    return jnp.stack([*dice.seed, dice.keep]), _apply.inverse_share(rate, wide)[None]
 
 
 @jax.custom_vjp
