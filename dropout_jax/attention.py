@@ -148,6 +148,8 @@ def _forget_unseen(reach: Reach, inputs: Inputs) -> Inputs:
     query, key, value, _, hidden = inputs
     rows, keys = (jnp.arange(x.shape[1], dtype=jnp.int32) for x in (query, key))
     low, high = reach.keys_of(0, query.shape[1] - 1, key.shape[1])
+    if high - low == key.shape[1] and all(x is None for x in hidden):
+        return inputs
     key_seen = ((low <= keys) & (keys < high))[None]
     row_seen = jnp.ones((1, query.shape[1]), bool)
     if hidden.query_lengths is not None:
