@@ -107,18 +107,23 @@ CASES = [
         lengths=(("query_seq_lengths", (150, 60, 1)), ("key_value_seq_lengths", (170, 100, 3))),
     ),
 ]
-DIFFERENTIATED = ("causal", "short keys", "grouped", "bias", "mask", "lengths", "bias over heads")
-CORE = ("causal", "short keys, causal, many rows", "all at once")
+DIFFERENTIATED = ("causal", "grouped", "bias", "lengths")
+AS_JAX = ("plain", "causal", "short keys", "grouped", "bias", "window", "more keys than queries")
+SHORT_GRADIENTS = (
+    *("causal", "ragged, many blocks", "past sixteen blocks", "short keys", "grouped", "bias"),
+    *("bias over keys", "many groups", "mask", "window past the keys", "lengths", "all at once"),
+)
+CORE = ("short keys, causal, many rows", "all at once")
 DRAWN = ("causal", "ragged, many blocks", "short keys", "short keys, causal, many rows", "window")
-BLIND = ("window past the keys",)  # rows that see nothing: JAX gives the mean of all values
 SMALL = [case for case in CASES if case.queries < 1000]
 
 
-def each(cases, implementations=("naive", "blockwise", "kernel")):
-    """Every case on every implementation; most of the interpreted kernel's are long."""
+def each(cases, implementations=("naive", "blockwise", "kernel"), short=None):
+    """Every case on every implementation; long are those not in `short`, most of the kernel's."""
 
     def marks(case, name):
-        return pytest.mark.torture if name == "kernel" and case.name not in CORE else ()
+        long = (short and case.name not in short) or (name == "kernel" and case.name not in CORE)
+        return pytest.mark.torture if long else ()
 
     pairs = [(case, name) for case in cases for name in implementations]
     return pytest.mark.parametrize(
@@ -194,7 +199,7 @@ def skip_gradient_of_bias(case, implementation):
         pytest.skip("the kernel refuses it: test_the_kernel_refuses_the_gradient_of_a_bias")
 
 
-@each(CASES, ("blockwise", "kernel"))
+@each(CASES, ("blockwise", "kernel"), short=SHORT_GRADIENTS)
 def test_gradients_are_the_naive_ones(case, implementation, key):
     """Naive's gradients come from JAX's differentiation of the formula; the others have theirs."""
     cotangent = np.random.default_rng(3).normal(size=operands(case)[0].shape).astype(np.float32)
@@ -244,7 +249,7 @@ def test_the_kernel_refuses_the_gradient_of_a_bias(key):
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
 
 
-@each([CASES[2], CASES[9]], ("blockwise", "kernel"))
+@each([CASES[2], CASES[9]], ("blockwise", "kernel"), short=("ragged, many blocks",))
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_error_is_at_most_twice_the_naive_one(case, dtype, implementation, key):
     """Both errors against float64: root mean square, and the largest as flash-attention's tests.
@@ -293,7 +298,7 @@ def test_rows_that_see_nothing_are_zeros_with_zero_gradients(implementation, key
     assert all(jnp.isfinite(x).all() for x in gradients)
 
 
-@IMPLEMENTATIONS
+@LONG_ON_THE_KERNEL
 @pytest.mark.parametrize("how", ["lengths", "mask"])
 def test_padding_may_hold_anything(implementation, how, key):
     query, k, value = operands(Case("padded"))
@@ -323,7 +328,7 @@ def test_padding_may_hold_anything(implementation, how, key):
         np.testing.assert_array_equal(ours, expected)
 
 
-@IMPLEMENTATIONS
+@LONG_ON_THE_KERNEL
 @pytest.mark.parametrize(
     ("options", "first"),
     [
@@ -386,7 +391,7 @@ def test_float16_weights_do_not_overflow_when_scaled(key):
         assert jnp.isfinite(y).all()
 
 
-@IMPLEMENTATIONS
+@LONG_ON_THE_KERNEL
 def test_rates_traced_and_at_the_ends(implementation, key):
     case = CASES[1]
     arrays = operands(case)
@@ -455,7 +460,7 @@ def test_sharded_batch_and_heads(spec, kind, implementation, key):
         assert not COLLECTIVE.findall(text)
 
 
-@each([case for case in SMALL if not case.mask and not case.lengths and case.name not in BLIND])
+@each([case for case in CASES if case.name in AS_JAX])
 def test_evaluation_is_jax_nn(case, implementation):
     """Where every row sees a key; elsewhere JAX takes the mean of all values."""
     query, k, value, bias, _ = case.arrays()
