@@ -192,6 +192,7 @@ def test_cuda_masks_repeat_no_word_and_keep_the_share(itemsize, count):
 
 
 @pytest.mark.torture
+@pytest.mark.filterwarnings("ignore")  # torch's own
 def test_torch_compile_draws_others_unless_it_falls_back(torch):
     """Inductor has a generator of its own; fallback_random calls the eager one."""
     expected = parity.cpu_mask(5, (1000,), 0.5)
