@@ -88,11 +88,9 @@ def _with_mask(operands, rate, key, *, fn, mask_shape):
 @jax.jit
 def select_and_scale(x, keep, rate):
     """x * 2^16 / T where keep, else 0; computed in float32 or float64 and rounded once."""
-    threshold = masks.threshold(rate)
-    # T = 0 drops everything; dividing by 1 instead keeps its gradients zero and not NaN.
-    scale = masks.ONE / jnp.maximum(threshold, 1).astype(compute_dtype(x))
-    keep = (keep & (threshold > 0)) | ~masks.in_range(rate)  # all NaN, not some quiet zeros
-    return select_scaled(keep, x, nan_outside(lax.stop_gradient(rate), scale))
+    some = masks.threshold(rate) > 0
+    keep = (keep & some) | ~masks.in_range(rate)  # all NaN, not some quiet zeros
+    return select_scaled(keep, x, inverse_share(lax.stop_gradient(rate), compute_dtype(x)))
 
 
 def select_unscaled(x, keep, rate):
@@ -134,8 +132,9 @@ def kept_share(rate, dtype):
 
 def inverse_share(rate, dtype):
     """2^16 / T, 0 where T is 0, and NaN where a traced rate is outside [0, 1]."""
-    share = kept_share(rate, dtype)
-    return nan_outside(rate, jnp.where(share > 0, 1 / jnp.where(share > 0, share, 1), 0))
+    threshold = masks.threshold(rate).astype(dtype)
+    inverse = masks.ONE / jnp.maximum(threshold, 1)
+    return nan_outside(rate, jnp.where(threshold > 0, inverse, 0))
 
 
 def nan_outside(rate, value):

@@ -4,9 +4,9 @@ Each block of queries meets all the keys it may see in one product, with an ordi
 backward pass keeps the output and the log-sum-exp of each row, and makes weights and mask again.
 (An online softmax over blocks of keys, as flash attention has it, was slower on a CPU.) Blocks are
 unrolled, so that causal ones end where their keys end; past 16 of them, each becomes a loop over
-several, which meet the keys of all of them. A few
-(batch, key head) pairs go together, and a loop goes over the groups. On a mesh (jax.set_mesh) a
-group is strided over the batch and the heads, so that each device has its part of every group.
+several, which meet the keys of all of them. A few (batch, key head) pairs go together, and a loop
+goes over the groups. On a mesh (jax.set_mesh) a group is strided over the batch and the heads, so
+that each device has its part of every group.
 """
 
 from __future__ import annotations

@@ -53,10 +53,10 @@ def check_attention(torch, shape, seed=1234, p=0.3):
     return {"op": "memory-efficient attention", "shape": shape, "equal": [equal]}
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
-    out = parser.parse_args().out
+    out = parser.parse_args(arguments).out
     try:
         import torch
     except ImportError:

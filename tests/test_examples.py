@@ -49,3 +49,13 @@ def test_dropout_on_weights_and_on_context_are_unbiased_and_padding_does_not_mat
     assert found.pop("largest change by padding") == 0
     assert len(found) == 2
     assert all(2 < bias < 6.5 for bias in found.values())
+
+
+def test_the_check_of_cuda_says_what_is_missing():
+    import check_torch_cuda
+
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU: run examples/check_torch_cuda.py itself")
+    with pytest.raises(SystemExit, match="sees no GPU"):
+        check_torch_cuda.main([])

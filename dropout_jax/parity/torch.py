@@ -324,7 +324,29 @@ def cuda_mask(
 
 
 def cuda_offset_after(offset: int, count: int, *, num_sms, threads_per_sm) -> int:
-    """The generator's offset after the dropout of `count` elements."""
+    """The generator's offset after the dropout of `count` elements (experimental, as `cuda_mask`).
+
+    Formula: offset + 4 ((count - 1) // (4 T) + 1), with T as in `cuda_mask`.
+
+    Args:
+      offset: of the generator before the call.
+      count: the number of elements, at least 1.
+      num_sms: multi_processor_count of the device.
+      threads_per_sm: max_threads_per_multi_processor of the device.
+
+    Returns:
+      An integer.
+
+    Raises:
+      ZeroDivisionError: for a count of 0, where PyTorch draws nothing.
+
+    Source: as `cuda_mask`.
+
+    Example:
+      >>> from dropout_jax.parity import torch
+      >>> torch.cuda_offset_after(0, 1000, num_sms=132, threads_per_sm=2048)
+      4
+    """
     threads = _cuda_threads(count, num_sms, threads_per_sm)
     return offset + ((count - 1) // (4 * threads) + 1) * 4
 
