@@ -203,3 +203,35 @@ def test_torch_compile_draws_others_unless_it_falls_back(torch):
             torch.manual_seed(5)
             mask = (drop(torch.ones(1000)) != 0).numpy()
         assert (mask == expected).all() == fallback
+
+
+@pytest.mark.parametrize("itemsize", [2, 4, 8])
+@pytest.mark.parametrize("count", [1000, 1001, 2048, 2050, 4100])
+def test_cuda_masks_are_those_of_the_kernels_loop(itemsize, count):
+    """Thread by thread as the kernel goes, on a device of 256 threads; each call is four words."""
+    width = next(w for w in (16 // itemsize, 4, 2, 1) if w <= 16 // itemsize and count % w == 0)
+    expected = np.zeros(count, bool)
+    for thread in range(256):
+        block = 2  # offset 8
+        if width == 1:
+            for start in range(thread, -(-count // 1024) * 1024, 256 * 4):
+                for i, kept in enumerate(four(block, thread)):
+                    if start + 256 * i < count:
+                        expected[start + 256 * i] = kept
+                block += 1
+            continue
+        for start in range(thread * width, count, 256 * width):
+            kept = []
+            for _ in range(max(1, width // 4)):
+                kept += four(block, thread)
+                block += 1
+            expected[start : start + width] = kept[:width]
+    device = {"num_sms": 1, "threads_per_sm": 256, "itemsize": itemsize}
+    np.testing.assert_array_equal(parity.cuda_mask(99, 8, (count,), 0.3, **device), expected)
+
+
+def four(block, thread):
+    """What one call of curand_uniform4 keeps at a rate of 0.3, for the seed 99."""
+    words = parity.philox4x32((block, 0, thread, 0), (99, 0))
+    uniform = [np.float32(word) * np.float32(2**-32) + np.float32(2**-33) for word in words]
+    return [bool(u < np.float32(0.7)) for u in uniform]
