@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from dropout_jax import _checks, masks
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Inexact
 
 
-def apply_mask(x, keep, rate) -> Inexact[Array, "..."]:
+def apply_mask(x, keep, rate=None, *, scale=None) -> Inexact[Array, "..."]:
     """Zero what a mask drops and scale what it keeps: a mask from anywhere can be used.
 
     Formula: y = x * 2^16 / T where keep, else 0, with T = rint((1 - rate) * 2^16) (and 0 everywhere
@@ -26,6 +27,8 @@ def apply_mask(x, keep, rate) -> Inexact[Array, "..."]:
       x: a floating or complex array of any shape.
       keep: a bool array, True is kept, that broadcasts to the shape of `x`.
       rate: the rate the mask was drawn with, in [0, 1]; it only scales. Traced or not.
+      scale: instead of a rate, the factor of what is kept: a number or a scalar floating array.
+        Other frameworks have 1 / (1 - rate), which for their masks is right to the last bit.
 
     Returns:
       An array of the shape and dtype of `x`. A dropped NaN or infinity is 0. The product is
@@ -46,6 +49,13 @@ def apply_mask(x, keep, rate) -> Inexact[Array, "..."]:
     """
     x = _checks.array(x)
     keep = _checks.mask(keep, x.shape)
+    if scale is not None:
+        if rate is not None:
+            remedy = "Leave the rate out: it would only scale."
+            _checks.fail(TypeError, "scale", scale, "given instead of a rate", remedy)
+        exact = np.float64(scale) if isinstance(scale, float) else scale
+        scale = _checks.scalar(exact, "scale").astype(compute_dtype(x))
+        return in_sharding_of(x, select_scaled)(keep, x, scale)
     rate = jnp.float32(_checks.rate(rate))
     return in_sharding_of(x, select_and_scale)(x, keep, rate)
 

@@ -79,6 +79,18 @@ def test_bfloat16_is_unbiased(key):
     np.testing.assert_array_equal(kept, jnp.asarray([scale], jnp.bfloat16))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_scale_of_ones_own(dtype):
+    """As PyTorch scales: 1 / (1 - p) in the dtype, not the inverse of the share really used."""
+    with jax.enable_x64(dtype is np.float64):
+        x, keep = sample(100).astype(dtype), sample(100, seed=1) > 0
+        expected = np.where(keep, x * dtype(1 / 0.9), 0)
+        np.testing.assert_array_equal(apply_mask(x, keep, scale=1 / 0.9), expected)
+        traced = jax.jit(lambda scale: apply_mask(x, keep, scale=scale))
+        np.testing.assert_array_equal(traced(dtype(1 / 0.9)), expected)
+        assert (apply_mask(x, keep, 0.1) != expected).any()
+
+
 def test_complex_numbers_are_scaled_by_parts(key):
     x = (sample(100) + 1j * sample(100, seed=1)).astype(np.complex64)
     x[0] = np.inf + 1j

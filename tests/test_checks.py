@@ -168,6 +168,20 @@ def test_bad_mask(keep, error, name, shown):
 
 
 @pytest.mark.parametrize(
+    ("given", "error", "name", "shown"),
+    [
+        ({}, TypeError, "rate", None),
+        ({"rate": 0.1, "scale": 1.1}, TypeError, "scale", 1.1),
+        ({"scale": True}, TypeError, "scale", True),
+        ({"scale": np.ones(2, np.float32)}, ValueError, "scale.shape", (2,)),
+    ],
+    ids=repr,
+)
+def test_bad_scale(given, error, name, shown):
+    refused(error, name, shown, apply_mask, X, X > 0, **given)
+
+
+@pytest.mark.parametrize(
     ("shape", "error"),
     [(5, TypeError), ("ab", TypeError), ((2.5,), TypeError), ((-1,), ValueError)],
 )
