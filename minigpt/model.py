@@ -1,24 +1,23 @@
 """The GPT: GPT-2's architecture in flax.nnx, with dropout at every site.
 
 model(tokens, key=key) trains, model(tokens, key=None) evaluates; the modules hold no random state.
+model(tokens, key=None, masks=masks) trains with masks from anywhere, by the site's name (sites.py).
 Pre-norm blocks, learned positions, GELU in its tanh form, the head tied to the token table.
-
-Each site folds its own name into the key, so that masks differ by site and layer, and adding a site
-changes no other: "embed"; ("block", i, site) for attn_weights, attn_out, mlp_hidden, mlp_out; and
-("block", i, "drop_path", branch) for the branches "attn" and "mlp".
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dropout_jax import dot_product_attention, drop_path, dropout, fold
+from dropout_jax import dot_product_attention
 from minigpt.config import ModelConfig
+from minigpt.sites import Site
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
@@ -38,18 +37,27 @@ class GPT(nnx.Module):
         self.norm = _layer_norm(config, rngs)
 
     def __call__(
-        self, tokens: Int[Array, "batch time"], *, key: jax.Array | None
+        self,
+        tokens: Int[Array, "batch time"],
+        *,
+        key: jax.Array | None,
+        masks: Mapping[str, Any] | None = None,
+        tape: dict[str, dict[str, jax.Array]] | None = None,
     ) -> Float[Array, "batch time vocab"]:
-        """Logits of the next token at every position; `key=None` turns dropout off."""
+        """Logits of the next token at every position; `key=None` turns dropout off.
+
+        `masks` decide instead of a key, and a `tape` gets what goes on at every site: see Site.
+        """
         if tokens.shape[1] > self.config.block_size:
             raise ValueError(
                 f"tokens.shape={tokens.shape} is not allowed: there are "
                 f"block_size={self.config.block_size} positions. Cut the text: tokens[:, -n:]."
             )
         x = self.tokens(tokens) + self.positions(jnp.arange(tokens.shape[1]))
-        x = dropout(x, self.config.dropout.embed, key=fold(key, "embed"))
+        root = Site(key, masks, tape)
+        x = root.at("embed").dropout(x, self.config.dropout.embed)
         for i, block in enumerate(self.blocks):
-            x = block(x, key=fold(key, "block", i))
+            x = block(x, root.at("block", i))
         return _flat(self.tokens.attend, self.norm(x))
 
 
@@ -64,13 +72,13 @@ class Block(nnx.Module):
         self.mlp = MLP(config, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "batch time dim"], *, key: jax.Array | None
+        self, x: Float[Array, "batch time dim"], site: Site
     ) -> Float[Array, "batch time dim"]:
         """Both branches, each added to what came in."""
-        attended = self.attn(self.attn_norm(x), key=key)
-        x = x + drop_path(attended, self.rate, key=fold(key, "drop_path", "attn"))
-        transformed = self.mlp(self.mlp_norm(x), key=key)
-        return x + drop_path(transformed, self.rate, key=fold(key, "drop_path", "mlp"))
+        attended = self.attn(self.attn_norm(x), site)
+        x = x + site.at("drop_path", "attn").drop_path(attended, self.rate)
+        transformed = self.mlp(self.mlp_norm(x), site)
+        return x + site.at("drop_path", "mlp").drop_path(transformed, self.rate)
 
 
 class Attention(nnx.Module):
@@ -82,7 +90,7 @@ class Attention(nnx.Module):
         self.out = _dense(config, config.n_embd, config.n_embd, rngs, residual=True)
 
     def __call__(
-        self, x: Float[Array, "batch time dim"], *, key: jax.Array | None
+        self, x: Float[Array, "batch time dim"], site: Site
     ) -> Float[Array, "batch time dim"]:
         """Mix each position with those before it."""
         batch, time, dim = x.shape
@@ -92,16 +100,9 @@ class Attention(nnx.Module):
             each.reshape(batch, time, heads, dim // heads) for each in (query, keys, values)
         )
         rates = self.config.dropout
-        context = dot_product_attention(
-            query,
-            keys,
-            values,
-            is_causal=True,
-            dropout_rate=rates.attn_weights,
-            dropout_key=fold(key, "attn_weights"),
-        )
-        context = context.reshape(x.shape)
-        return dropout(_flat(self.out, context), rates.attn_out, key=fold(key, "attn_out"))
+        context = _mix(query, keys, values, rates.attn_weights, site.at("attn_weights"))
+        out = _flat(self.out, context.reshape(x.shape))
+        return site.at("attn_out").dropout(out, rates.attn_out)
 
 
 class MLP(nnx.Module):
@@ -113,12 +114,25 @@ class MLP(nnx.Module):
         self.out = _dense(config, 4 * config.n_embd, config.n_embd, rngs, residual=True)
 
     def __call__(
-        self, x: Float[Array, "batch time dim"], *, key: jax.Array | None
+        self, x: Float[Array, "batch time dim"], site: Site
     ) -> Float[Array, "batch time dim"]:
         """Transform each position by itself."""
         hidden = nnx.gelu(_flat(self.wide, x), approximate=True)
-        hidden = dropout(hidden, self.rates.mlp_hidden, key=fold(key, "mlp_hidden"))
-        return dropout(_flat(self.out, hidden), self.rates.mlp_out, key=fold(key, "mlp_out"))
+        hidden = site.at("mlp_hidden").dropout(hidden, self.rates.mlp_hidden)
+        return site.at("mlp_out").dropout(_flat(self.out, hidden), self.rates.mlp_out)
+
+
+def _mix(query, keys, values, rate: float, site: Site):
+    """Causal attention; the weights are written out only where the site must hold them."""
+    if site.plain:
+        return dot_product_attention(
+            query, keys, values, is_causal=True, dropout_rate=rate, dropout_key=site.key
+        )
+    time, dim = query.shape[1], query.shape[-1]
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, keys) / math.sqrt(dim)
+    seen = jnp.tril(jnp.ones((time, time), bool))
+    weights = nnx.softmax(jnp.where(seen, scores, -jnp.inf))
+    return jnp.einsum("bhqk,bkhd->bqhd", site.dropout(weights, rate), values)
 
 
 def _dense(config: ModelConfig, inputs: int, outputs: int, rngs: nnx.Rngs, residual=False):

@@ -10,10 +10,10 @@ from flax import nnx
 from jax import lax
 from tiny import MODEL, SITES, with_dropout
 
-import minigpt.model
-from dropout_jax import dot_product_attention, drop_path, dropout, fold, keep_mask
+from dropout_jax import fold, keep_mask
 from minigpt.config import PRESETS, DropoutConfig
 from minigpt.model import GPT
+from minigpt.sites import Site, draw, places
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 11, (3, 32)))
 ALL = with_dropout(**dict.fromkeys(SITES, 0.3))
@@ -23,30 +23,11 @@ def gpt(config=MODEL, vocab=11):
     return GPT(config, vocab, rngs=nnx.Rngs(0))
 
 
-def drawn(monkeypatch, model, key):
-    """Run the model once; return each dropout call's mask in order."""
-    masks = []
-
-    def recorder(x, rate, *, key, broadcast_dims=()):
-        masks.append(np.asarray(keep_mask(key, rate, x.shape, broadcast_dims=broadcast_dims)))
-        return dropout(x, rate, key=key, broadcast_dims=broadcast_dims)
-
-    def path_recorder(x, rate, *, key):
-        masks.append(np.asarray(keep_mask(key, rate, x.shape, broadcast_dims=(1, 2))))
-        return drop_path(x, rate, key=key)
-
-    def attention_recorder(query, keys, values, *, dropout_rate, dropout_key, **options):
-        batch, time, heads, _ = query.shape
-        shape = (batch, heads, time, keys.shape[1])
-        masks.append(np.asarray(keep_mask(dropout_key, dropout_rate, shape)))
-        options |= {"dropout_rate": dropout_rate, "dropout_key": dropout_key}
-        return dot_product_attention(query, keys, values, **options)
-
-    monkeypatch.setattr(minigpt.model, "dropout", recorder)
-    monkeypatch.setattr(minigpt.model, "dot_product_attention", attention_recorder)
-    monkeypatch.setattr(minigpt.model, "drop_path", path_recorder)
-    model(TOKENS, key=key)
-    return masks
+def drawn(model, key):
+    """Run the model once; return each site's mask by name, in order."""
+    tape = {}
+    model(TOKENS, key=key, tape=tape)
+    return {name: np.asarray(held["mask"]) for name, held in tape.items()}
 
 
 def test_gpt2_has_its_published_size():
@@ -108,7 +89,7 @@ def test_attention_equals_a_loop_over_heads_and_positions():
     model = gpt()
     x = np.random.default_rng(1).standard_normal((2, 6, 8)).astype(np.float32)
     attn = model.blocks[0].attn
-    got = attn(jnp.asarray(x), key=None)
+    got = attn(jnp.asarray(x), Site(None))
     kernel = np.asarray(attn.qkv.kernel[...], np.float64)
     out = np.asarray(attn.out.kernel[...], np.float64)
     expected = np.zeros(x.shape)
@@ -141,33 +122,79 @@ def test_uniform_sets_the_four_sites_of_nanogpt():
     }
 
 
-def test_every_site_has_its_shape_and_is_drawn_once(monkeypatch, key):
-    shapes = [mask.shape for mask in drawn(monkeypatch, gpt(ALL), key)]
+def test_every_site_has_its_shape_and_is_drawn_once(key):
+    shapes = {name: mask.shape for name, mask in drawn(gpt(ALL), key).items()}
+    listed = places(ALL, *TOKENS.shape)
+    assert list(shapes.items()) == [(name, place.shape) for name, place in listed.items()]
     block = [(3, 2, 32, 32), (3, 32, 8), (3, 1, 1), (3, 32, 32), (3, 32, 8), (3, 1, 1)]
-    assert shapes == [(3, 32, 8), *block, *block]
+    assert list(shapes.values()) == [(3, 32, 8), *block, *block]
 
 
-def test_masks_differ_by_step_layer_site_head_and_row(monkeypatch, key):
+def test_masks_differ_by_step_layer_site_head_and_row(key):
     config = with_dropout(ALL, **dict.fromkeys(SITES, 0.5))
-    first = drawn(monkeypatch, gpt(config), fold(key, "dropout", 0))
-    second = drawn(monkeypatch, gpt(config), fold(key, "dropout", 1))
-    large = [mask for mask in first + second if mask.size > 3]
+    first = drawn(gpt(config), fold(key, "dropout", 0))
+    second = drawn(gpt(config), fold(key, "dropout", 1))
+    large = [mask for mask in [*first.values(), *second.values()] if mask.size > 3]
     for i, mask in enumerate(large):  # two independent masks of 768 bits never agree
         assert all((mask != other).any() for other in large[:i] if mask.shape == other.shape)
-    weights = first[1]
+    weights = first["block/0/attn_weights"]
     assert (weights[:, 0] != weights[:, 1]).any()
     assert (weights[0] != weights[1]).any()
-    rows = first[0].reshape(3, -1)
+    rows = first["embed"].reshape(3, -1)
     assert (rows[0] != rows[1]).any()
 
 
-def test_each_sites_key_is_its_name_folded_in(monkeypatch, key):
-    masks = drawn(monkeypatch, gpt(ALL), key)
-    np.testing.assert_array_equal(masks[0], keep_mask(fold(key, "embed"), 0.3, (3, 32, 8)))
-    place = fold(key, "block", 1, "mlp_hidden")
-    np.testing.assert_array_equal(masks[10], keep_mask(place, 0.3, (3, 32, 32)))
-    path = fold(key, "block", 1, "drop_path", "mlp")
-    np.testing.assert_array_equal(masks[12], keep_mask(path, 0.3, (3, 1, 1)))
+def test_each_sites_key_is_its_name_folded_in(key):
+    masks = drawn(gpt(ALL), key)
+    expected = {
+        "embed": keep_mask(fold(key, "embed"), 0.3, (3, 32, 8)),
+        "block/1/mlp_hidden": keep_mask(fold(key, "block", 1, "mlp_hidden"), 0.3, (3, 32, 32)),
+        "block/1/drop_path/mlp": keep_mask(
+            fold(key, "block", 1, "drop_path", "mlp"), 0.3, (3, 1, 1)
+        ),
+    }
+    for name, mask in expected.items():
+        np.testing.assert_array_equal(masks[name], mask)
+
+
+def test_what_the_tape_shows_is_what_the_model_does(key):
+    """With a tape the weights are written out; without, they are not: the same to rounding."""
+    model, tape = gpt(ALL), {}
+    taped = model(TOKENS, key=key, tape=tape)
+    np.testing.assert_allclose(taped, model(TOKENS, key=key), rtol=1e-5, atol=1e-6)
+    held = tape["block/0/attn_out"]
+    np.testing.assert_array_equal(held["output"] != 0, held["mask"] & (held["input"] != 0))
+    evaluated = {}
+    model(TOKENS, key=None, tape=evaluated)
+    assert evaluated == {}
+
+
+def test_given_masks_are_those_that_are_dropped(key):
+    model = gpt(ALL)
+    masks = draw(ALL, key, *TOKENS.shape)
+    expected = model(TOKENS, key=key)
+    np.testing.assert_allclose(model(TOKENS, key=None, masks=masks), expected, rtol=1e-5, atol=1e-6)
+    jitted = jax.jit(lambda masks: model(TOKENS, key=None, masks=masks))
+    np.testing.assert_allclose(jitted(masks), expected, rtol=1e-5, atol=1e-6)
+    for name in masks:
+        flipped = jitted(masks | {name: ~masks[name]})
+        assert (abs(flipped - expected) > 1e-4).any(), name
+
+
+def test_a_given_scale_is_used(key):
+    model = gpt(with_dropout(embed=0.3))
+    keep = draw(model.config, key, *TOKENS.shape)["embed"]
+    double = model(TOKENS, key=None, masks={"embed": (keep, 2.0)})
+    exact = model(TOKENS, key=None, masks={"embed": (keep, 65536 / round(0.7 * 65536))})
+    np.testing.assert_allclose(exact, model(TOKENS, key=key), rtol=1e-5, atol=1e-6)
+    assert (abs(double - exact) > 1e-4).any()
+
+
+def test_a_missing_mask_is_an_error_that_names_the_site(key):
+    masks = draw(ALL, key, *TOKENS.shape)
+    del masks["block/1/mlp_out"]
+    with pytest.raises(ValueError, match=r"there must be one for 'block/1/mlp_out', of shape"):
+        gpt(ALL)(TOKENS, key=None, masks=masks)
 
 
 def test_masks_are_the_same_under_remat_and_under_scan_over_layers(key):
@@ -177,7 +204,7 @@ def test_masks_are_the_same_under_remat_and_under_scan_over_layers(key):
     layers = [nnx.split(block)[1] for block in model.blocks]
 
     def apply(params, x, i):
-        return nnx.merge(graph, params)(x, key=fold(key, "block", i))
+        return nnx.merge(graph, params)(x, Site(key).at("block", i))
 
     def plain(x):
         for i, params in enumerate(layers):
