@@ -30,9 +30,8 @@ class GPT(nnx.Module):
 
     def __init__(self, config: ModelConfig, vocab_size: int, *, rngs: nnx.Rngs):
         self.config = config
-        init = nnx.initializers.normal(_INIT_STD)
-        self.tokens = nnx.Embed(vocab_size, config.n_embd, embedding_init=init, rngs=rngs)
-        self.positions = nnx.Embed(config.block_size, config.n_embd, embedding_init=init, rngs=rngs)
+        self.tokens = _embed(config, vocab_size, rngs)
+        self.positions = _embed(config, config.block_size, rngs)
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.n_layer)])
         self.norm = _layer_norm(config, rngs)
 
@@ -133,6 +132,13 @@ def _mix(query, keys, values, rate: float, site: Site):
     seen = jnp.tril(jnp.ones((time, time), bool))
     weights = nnx.softmax(jnp.where(seen, scores, -jnp.inf))
     return jnp.einsum("bhqk,bkhd->bqhd", site.dropout(weights, rate), values)
+
+
+def _embed(config: ModelConfig, rows: int, rngs: nnx.Rngs) -> nnx.Embed:
+    init = nnx.initializers.normal(_INIT_STD)
+    table = nnx.Embed(rows, config.n_embd, embedding_init=init, rngs=rngs)
+    table.dtype = None  # the table's own, whatever it is cast to; Embed fixes it at birth
+    return table
 
 
 def _dense(config: ModelConfig, inputs: int, outputs: int, rngs: nnx.Rngs, residual=False):

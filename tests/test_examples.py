@@ -59,3 +59,32 @@ def test_the_check_of_cuda_says_what_is_missing():
         pytest.skip("there is a GPU: run examples/check_torch_cuda.py itself")
     with pytest.raises(SystemExit, match="sees no GPU"):
         check_torch_cuda.main([])
+
+
+def test_a_port_and_minigpt_train_in_lockstep_until_a_bit_is_flipped(tmp_path):
+    import lockstep
+
+    out = tmp_path / "lockstep.png"
+    with jax.numpy_dtype_promotion("standard"):  # optax
+        lockstep.main(["--out", str(out), "--steps", "6", "--layers", "1"])
+    found = json.loads(out.with_suffix(".json").read_text())
+    for name in ("our masks in PyTorch", "PyTorch's masks in minigpt"):
+        assert found[f"{name}, float32"]["largest"] < 1e-5
+        assert found[f"{name}, float64"]["largest"] < 1e-9
+    flipped = found["our masks, one bit flipped, float64"]
+    assert flipped["largest"] > 1e-8
+    assert flipped["parts at step"] == found["flipped at step"] == 3
+
+
+def test_the_wrong_line_of_a_port_is_named():
+    import find_divergence
+
+    found = find_divergence.find()
+    assert found["the right port"] is None
+    wrong = found["dropout after the residual"]
+    assert (wrong.step, wrong.site, wrong.part) == (0, "block/0/mlp_out", "input")
+    file, line = wrong.where.split(":")
+    assert "# the wrong line" in (ROOT / "examples" / file).read_text().splitlines()[int(line) - 1]
+    flipped = found["one bit of one mask flipped"]
+    assert (flipped.site, flipped.part) == ("block/2/attn_out", "mask")
+    assert flipped.element == (1, 7, 30)

@@ -40,6 +40,8 @@ ALLOWED = {
         "kernels/attention": {"_apply", "_attention_inputs", "masks"},
         "parity/__init__": set(),
         "parity/bernoulli": {"_checks", "_threefry"},
+        "parity/divergence": set(),
+        "parity/hooks": set(),
         "parity/keys": set(),
         "parity/torch": set(),
         "__init__": {

@@ -1,0 +1,90 @@
+"""A port of minigpt to PyTorch with one line wrong, and the line named.
+
+The port drops after the residual is added instead of before. Its loss looks plausible and it
+trains, only worse. Both models get the same weights, tokens and masks; their sites are recorded to
+files as two machines would, and `first_difference` says where they part first. The same with the
+right port, as a control, and with one bit of one mask flipped.
+
+    python examples/find_divergence.py
+"""
+
+import argparse
+import dataclasses
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import torch
+import torch_port
+from flax import nnx
+
+from dropout_jax import fold
+from dropout_jax.parity import divergence, hooks
+from minigpt.config import PRESETS, DropoutConfig
+from minigpt.model import GPT
+from minigpt.sites import draw
+
+RATE, ROWS, VOCABULARY = 0.2, 4, 65
+SCALE = 65536 / round((1 - RATE) * 65536)
+
+
+class WrongBlock(torch_port.Block):
+    """The port as somebody might write it."""
+
+    def forward(self, x):
+        x = x + self.attn_out(self.attend(self.attn_norm(x)))
+        hidden = torch.nn.functional.gelu(self.wide(self.mlp_norm(x)), approximate="tanh")
+        return self.mlp_out(x + self.narrow(self.mlp_hidden(hidden)))  # the wrong line
+
+
+def record_minigpt(gpt, tokens, masks):
+    tape = {}
+    gpt(tokens, key=None, masks=masks, tape=tape)
+    return tape
+
+
+def record_port(gpt, block, tokens, masks):
+    model, tape = torch_port.GPT(gpt.config, VOCABULARY, block), {}
+    torch_port.copy_weights(model, gpt)
+    hooks.give_masks(model, masks, scale=SCALE)
+    hooks.record(model, tape)
+    model(torch.from_numpy(tokens.astype(np.int64)))
+    return tape
+
+
+def difference(one, other, folder):
+    """Through files, as between two machines."""
+    for name, run in (("minigpt.npz", [one]), ("port.npz", [other])):
+        divergence.save(run, folder / name)
+    runs = (divergence.load(folder / name) for name in ("minigpt.npz", "port.npz"))
+    return divergence.first_difference(*runs)
+
+
+def find():
+    """What is found for the right port, the wrong one, and one flipped bit."""
+    preset = PRESETS["shakespeare-char-cpu"].model
+    config = dataclasses.replace(preset, dropout=DropoutConfig(RATE, RATE, RATE, RATE, RATE, 0.0))
+    gpt = GPT(config, VOCABULARY, rngs=nnx.Rngs(0))
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, (ROWS, config.block_size))
+    masks = draw(config, fold(jax.random.key(0), "dropout", 0), *tokens.shape)
+    flipped = {name: np.array(mask) for name, mask in masks.items()}
+    flipped["block/2/attn_out"][1, 7, 30] ^= True
+    ours = record_minigpt(gpt, tokens, masks)
+    ports = {
+        "the right port": record_port(gpt, torch_port.Block, tokens, masks),
+        "dropout after the residual": record_port(gpt, WrongBlock, tokens, masks),
+        "one bit of one mask flipped": record_port(gpt, torch_port.Block, tokens, flipped),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        return {name: difference(ours, port, Path(folder)) for name, port in ports.items()}
+
+
+def main(arguments=None):
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(arguments)
+    for name, found in find().items():
+        print(f"{name}: {found or 'no difference'}")
+
+
+if __name__ == "__main__":
+    main()
