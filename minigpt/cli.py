@@ -150,7 +150,8 @@ def _load(run_dir: Path):
 
     run = Run.load(run_dir)
     training = start(run.config, run.vocab_size)
-    return run, training._replace(state=checkpoint.restore(run_dir, training.state))
+    state, _ = checkpoint.restore(run_dir, training.state)
+    return run, training._replace(state=state)
 
 
 def _sample(command: Sample) -> None:

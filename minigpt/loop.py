@@ -45,7 +45,7 @@ def _steps(run: Run, training: Training, train_tokens, val_tokens, metrics, run_
     shape = (config.batch_size, config.model.block_size)
     clock = _Clock(config.batch_size * config.model.block_size)
     records = []
-    with _progress(console) as progress:
+    with _progress(console) as progress, checkpoint.Writer(run_dir) as writer:
         bar = progress.add_task("", total=config.steps, shown="compiling")
         for step in range(config.steps):
             state, measured = training.train_step(
@@ -60,7 +60,8 @@ def _steps(run: Run, training: Training, train_tokens, val_tokens, metrics, run_
                 if evaluating:
                     record |= _validate(run, training, state.params, train_tokens, val_tokens)
                     progress.console.print(_validation_line(record))
-                    checkpoint.save(run_dir, state)
+                    meta = {"val_loss": record["val_loss"]}
+                    writer.save(done, checkpoint.host_arrays(state), meta)
                     clock.skip()
                 _write(metrics, record)
                 records.append(record)

@@ -113,7 +113,8 @@ def outcome(config, folder):
     records = [{k: v for k, v in json.loads(li).items() if k not in timed} for li in lines]
     shown = console.export_text()
     sample = shown[shown.index(" sample ") :].replace(str(folder), "")
-    return records, sample, (folder / "run" / "checkpoint.safetensors").read_bytes()
+    newest = sorted((folder / "run" / "checkpoints").iterdir())[-1]
+    return records, sample, (newest / "arrays.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="module")
