@@ -15,14 +15,21 @@ class Batch(NamedTuple):
 
 
 def batch(tokens: np.ndarray, seed: int, step: int, batch_size: int, block_size: int) -> Batch:
-    """Take `batch_size` windows at places that depend on (seed, step) alone.
+    """Take `batch_size` windows at places that depend on (seed, step) alone."""
+    return windows(tokens, starts(tokens, seed, step, batch_size, block_size), block_size)
+
+
+def starts(
+    tokens: np.ndarray, seed: int, step: int, batch_size: int, block_size: int
+) -> np.ndarray:
+    """Where the windows of a batch begin.
 
     The places are raw words of Philox, whose stream NumPy promises never to change (that of
     Generator.integers may). The remainder's bias is below 2^-30.
     """
     require_length(tokens, block_size)
     words = np.random.Philox(key=seed, counter=[0, step, 0, 0]).random_raw(batch_size)
-    return windows(tokens, words % np.uint64(len(tokens) - block_size), block_size)
+    return words % np.uint64(len(tokens) - block_size)
 
 
 def windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> Batch:

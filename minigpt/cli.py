@@ -9,7 +9,7 @@ import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 try:
     import tyro
@@ -33,6 +33,8 @@ class Train:
     """a TOML file with any of the options below, such as a run's config.toml"""
     dropout: float | None = None
     """one rate for the four sites nanoGPT drops at: embed, attn-weights, attn-out, mlp-out"""
+    resume: Literal["auto", "never"] = "auto"
+    """auto goes on with an unfinished run of the same settings; never begins a new one"""
     settings: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
 
 
@@ -133,13 +135,14 @@ def _flat(tables: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def _train(command: Train) -> None:
     from minigpt.loop import train
-    from minigpt.rundir import first_free
+    from minigpt.resume import choose
 
-    settings = command.settings
-    run_dir = settings.run_dir or first_free(Path("runs"), command.preset)
+    settings, fresh = command.settings, command.resume == "never"
     data = settings.data and settings.data.resolve()  # so that eval finds it from anywhere
-    settings = dataclasses.replace(settings, run_dir=run_dir, data=data)
-    train(settings, run_dir, Console(highlight=False))
+    settings = dataclasses.replace(settings, data=data)
+    run_dir = settings.run_dir or choose(Path("runs"), command.preset, settings, fresh=fresh)
+    settings = dataclasses.replace(settings, run_dir=run_dir)
+    train(settings, run_dir, Console(highlight=False), fresh=fresh)
 
 
 def _load(run_dir: Path):

@@ -118,6 +118,10 @@ class Config:
     """steps between validations; the last step is always validated"""
     eval_batches: int = 20
     """batches, evenly spread over a text, in the validations on the way"""
+    patience: int | None = None
+    """stop after this many validations without a lower loss; unset trains to the last step"""
+    keep_checkpoints: int = 3
+    """the newest that are kept, beside the best by validation"""
     sample_tokens: int = 500
     """tokens of the sample at the end"""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -125,6 +129,9 @@ class Config:
 
     def __post_init__(self):
         _require_counts(self, "steps", "batch_size", "log_every", "eval_every", "eval_batches")
+        _require_counts(self, "keep_checkpoints")
+        at_least_one = self.patience is None or self.patience >= 1
+        _require(at_least_one, "patience", self.patience, "at least 1")
         _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2^32 - 1")
         _require(self.sample_tokens >= 0, "sample_tokens", self.sample_tokens, "at least 0")
 

@@ -1,89 +1,191 @@
-"""The run: when to step, validate, log and save; no mathematics."""
+"""The run: when to step, validate, log and save, and how to stop and go on; no mathematics."""
 
 from __future__ import annotations
 
-import json
+import hashlib
+import math
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from minigpt import checkpoint, corpus, plots
-from minigpt.batches import batch, require_length
+from minigpt import checkpoint, corpus, plots, resume
+from minigpt.batches import batch, require_length, starts
 from minigpt.config import Config
 from minigpt.evaluate import estimate
+from minigpt.metrics import Metrics
 from minigpt.rundir import Run
 from minigpt.sample import generate
-from minigpt.tokenizer import Tokenizer, tokenizer_of
-from minigpt.train_step import Training, start
+from minigpt.stopping import Stopped, Stopping
+from minigpt.tokenizer import tokenizer_of
+from minigpt.train_step import Training, TrainState, start
 
 
-def train(config: Config, run_dir: Path, console: Console) -> None:
-    """Train from the first step to the last, and leave the run in run_dir."""
-    text = corpus.load(config.data)
-    tokenizer = tokenizer_of(config.tokenizer, text.train + text.validation)
-    train_tokens, val_tokens = tokenizer.encode(text.train), tokenizer.encode(text.validation)
-    require_length(train_tokens, config.model.block_size, "training text")
-    require_length(val_tokens, config.model.block_size, "validation text")
-    run = Run(config, tokenizer)
-    training = start(config, run.vocab_size)
-    run.save(run_dir)
-    _announce(console, run, training, len(train_tokens), len(val_tokens), run_dir)
-    with (run_dir / "metrics.jsonl").open("w") as metrics:
-        state = _steps(run, training, train_tokens, val_tokens, metrics, run_dir, console)
-    _sample(console, run, training._replace(state=state))
-    console.print(f"run directory: {run_dir}")
+class Tokens(NamedTuple):
+    """The two parts of a text."""
+
+    train: np.ndarray
+    validation: np.ndarray
 
 
-def _steps(run: Run, training: Training, train_tokens, val_tokens, metrics, run_dir, console):
-    config, state = run.config, training.state
-    root = jax.random.key(config.seed)
-    shape = (config.batch_size, config.model.block_size)
-    clock = _Clock(config.batch_size * config.model.block_size)
-    records = []
-    with _progress(console) as progress, checkpoint.Writer(run_dir) as writer:
-        bar = progress.add_task("", total=config.steps, shown="compiling")
-        for step in range(config.steps):
-            state, measured = training.train_step(
-                state, batch(train_tokens, config.seed, step, *shape), root
-            )
-            done = step + 1
-            last = done == config.steps
-            evaluating = last or done % config.eval_every == 0
-            if evaluating or done % config.log_every == 0:
-                record = {"step": done, "train_loss": float(measured["train_loss"])}
-                record |= clock.lap(done)
-                if evaluating:
-                    record |= _validate(run, training, state.params, train_tokens, val_tokens)
-                    progress.console.print(_validation_line(record))
-                    meta = {"val_loss": record["val_loss"]}
-                    writer.save(done, checkpoint.host_arrays(state), meta)
-                    clock.skip()
-                _write(metrics, record)
-                records.append(record)
-                shown = f"loss {record['train_loss']:.4f}  {record['tokens_per_s']:,.0f} tokens/s"
-                progress.update(bar, completed=done, shown=shown)
-    plots.plot_losses(records, run_dir / "loss.png", run_dir.name)
+class Job(NamedTuple):
+    """What every part of the loop needs."""
+
+    run: Run
+    tokens: Tokens
+    training: Training
+    run_dir: Path
+    console: Console
+    stopping: Stopping
+
+    @property
+    def config(self) -> Config:
+        """The run's settings."""
+        return self.run.config
+
+
+def train(config: Config, run_dir: Path, console: Console, *, fresh: bool = False) -> None:
+    """Train to the last step, from the first or from the newest checkpoint in run_dir.
+
+    SIGTERM and Ctrl-C leave an exact checkpoint. `fresh` refuses a folder that holds a run.
+    """
+    with Stopping() as stopping:
+        text = corpus.load(config.data)
+        whole = text.train + text.validation
+        tokenizer = tokenizer_of(config.tokenizer, whole)
+        tokens = Tokens(tokenizer.encode(text.train), tokenizer.encode(text.validation))
+        require_length(tokens.train, config.model.block_size, "training text")
+        require_length(tokens.validation, config.model.block_size, "validation text")
+        run = Run(config, tokenizer, hashlib.sha256(whole.encode()).hexdigest())
+        job = Job(run, tokens, start(config, run.vocab_size), run_dir, console, stopping)
+        with resume.claimed(run_dir):
+            resume.enter(run, run_dir, fresh=fresh)
+            try:
+                _train(job)
+            except Stopped:
+                step = checkpoint.steps(run_dir)[-1]
+                console.print(f"stopped at step {step}; the same command goes on from there")
+
+
+def _train(job: Job) -> None:
+    state, meta = _restored(job)
+    _announce(job, int(state.step))
+    with (
+        Metrics(job.run_dir, int(state.step)) as metrics,
+        checkpoint.Writer(job.run_dir, job.config.keep_checkpoints) as writer,
+    ):
+        state = _steps(job, state, meta, metrics, writer)
+    plots.plot_losses(metrics.records, job.run_dir / "loss.png", job.run_dir.name)
+    _sample(job, state.params)
+    job.console.print(f"run directory: {job.run_dir}")
+
+
+def _restored(job: Job) -> tuple[TrainState, dict[str, Any]]:
+    """The newest good checkpoint, or the state at the start."""
+    state = job.training.state
+    found = checkpoint.newest_good(job.run_dir, state, job.console.print)
+    if found is None:
+        return state, {}
+    resume.require_text(job.run, job.run_dir, found[1])
+    return jax.device_put(found[0]), found[1]
+
+
+def _steps(job: Job, state: TrainState, meta: dict, metrics: Metrics, writer) -> TrainState:
+    """Steps, records and checkpoints up to the last step.
+
+    `pending` is the record of a step that was made and whose validation is still to come: a stop
+    during the validation leaves it in the checkpoint.
+    """
+    config, root, step = job.config, jax.random.key(job.config.seed), int(state.step)
+    clock = _Clock(config.batch_size * config.model.block_size, step, meta.get("elapsed_s", 0.0))
+    pending, losses = meta.get("pending"), []
+
+    def save(**more) -> None:
+        _require_finite(job, step, losses)
+        metrics.sync()
+        meta = {"data_sha256": job.run.data_sha256, "elapsed_s": clock.elapsed(), **more}
+        writer.save(step, checkpoint.host_arrays(state), meta)
+
+    with _progress(job.console) as progress:
+        bar = progress.add_task("", total=config.steps, completed=step, shown="compiling")
+        while pending or not resume.ended(config, step, metrics.records):
+            if not pending:
+                if job.stopping.asked:
+                    save()
+                    raise Stopped
+                state, measured = job.training.train_step(state, _batch(job, step), root)
+                step += 1
+                losses.append(measured["train_loss"])
+                if not (_evaluates(config, step) or step % config.log_every == 0):
+                    continue
+                _require_finite(job, step, losses)
+                pending = {"step": step, **jax.tree.map(float, measured), **clock.lap(step)}
+            if _evaluates(config, step):
+                try:
+                    record = pending | _validate(job, state.params)
+                except Stopped:
+                    save(pending=pending)
+                    raise
+                progress.console.print(_validation_line(record))
+                metrics.add(record)
+                save(val_loss=record["val_loss"])
+                clock.skip()
+            else:
+                metrics.add(pending)
+            shown = "loss {train_loss:.4f}  {tokens_per_s:,.0f} tokens/s".format(**pending)
+            progress.update(bar, completed=step, shown=shown)
+            pending = None
     return state
+
+
+def _evaluates(config: Config, step: int) -> bool:
+    return step == config.steps or step % config.eval_every == 0
+
+
+def _batch(job: Job, step: int):
+    config = job.config
+    shape = (config.batch_size, config.model.block_size)
+    return batch(job.tokens.train, config.seed, step, *shape)
+
+
+def _require_finite(job: Job, step: int, losses: list[jax.Array]) -> None:
+    """Every loss since the last look is a number; they are looked at together, to wait once."""
+    values = np.asarray(jax.device_get(losses), np.float64)
+    losses.clear()
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad) == 0:
+        return
+    at = step - len(values) + int(bad[0]) + 1
+    config, saved = job.config, checkpoint.steps(job.run_dir)
+    rows = starts(job.tokens.train, config.seed, at - 1, config.batch_size, config.model.block_size)
+    raise ValueError(
+        f"the loss of step {at} is {values[bad[0]]}, so the run has stopped; its last good "
+        f"checkpoint is {f'step {saved[-1]}' if saved else 'none'}. The rows of the batch begin at "
+        f"the tokens {rows.tolist()}. Look at it: minigpt replay {job.run_dir} --step {at}."
+    )
 
 
 class _Clock:
     """Training time: validation and saving are not counted."""
 
-    def __init__(self, tokens_per_step: int):
-        self.tokens_per_step = tokens_per_step
-        self.begin = self.last = time.perf_counter()
-        self.step = 0
+    def __init__(self, tokens_per_step: int, step: int, elapsed: float):
+        self.tokens_per_step, self.step = tokens_per_step, step
+        self.last = time.perf_counter()
+        self.begin = self.last - elapsed
+
+    def elapsed(self) -> float:
+        return round(self.last - self.begin, 3)
 
     def lap(self, step: int) -> dict[str, float]:
         now = time.perf_counter()
         speed = (step - self.step) * self.tokens_per_step / (now - self.last)
         self.last, self.step = now, step
-        return {"tokens_per_s": round(speed, 1), "elapsed_s": round(now - self.begin, 3)}
+        return {"tokens_per_s": round(speed, 1), "elapsed_s": self.elapsed()}
 
     def skip(self) -> None:
         now = time.perf_counter()
@@ -91,17 +193,27 @@ class _Clock:
         self.last = now
 
 
-def _validate(run: Run, training: Training, params, train_tokens, val_tokens) -> dict[str, float]:
-    config = run.config
+def _validate(job: Job, params) -> dict[str, float]:
+    """The loss on both texts; Stopped between two batches, if somebody asks."""
+    config = job.config
     sizes = {
         "batches": config.eval_batches,
         "batch_size": config.batch_size,
         "block_size": config.model.block_size,
     }
+    eval_step = _stoppable(job, job.training.eval_step)
     return {
-        "train_eval_loss": estimate(training.eval_step, params, train_tokens, **sizes),
-        "val_loss": estimate(training.eval_step, params, val_tokens, **sizes),
+        "train_eval_loss": estimate(eval_step, params, job.tokens.train, **sizes),
+        "val_loss": estimate(eval_step, params, job.tokens.validation, **sizes),
     }
+
+
+def _stoppable(job: Job, function: Callable) -> Callable:
+    def call(*args):
+        job.stopping.check()
+        return function(*args)
+
+    return call
 
 
 def _validation_line(record: dict) -> str:
@@ -110,11 +222,6 @@ def _validation_line(record: dict) -> str:
         f"step {record['step']:>6}  training text {record['train_eval_loss']:.4f}  "
         f"validation text {record['val_loss']:.4f}  gap {gap:+.4f}"
     )
-
-
-def _write(metrics: TextIO, record: dict) -> None:
-    metrics.write(json.dumps(record) + "\n")
-    metrics.flush()
 
 
 def _progress(console: Console) -> Progress:
@@ -127,38 +234,38 @@ def _progress(console: Console) -> Progress:
     )
 
 
-def _announce(console, run: Run, training: Training, train_size: int, val_size: int, run_dir):
-    count = sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(training.state.params))
-    model, rates = run.config.model, run.config.model.dropout
+def _announce(job: Job, step: int) -> None:
+    params = jax.tree.leaves(job.training.state.params)
+    count = sum(math.prod(leaf.shape) for leaf in params)
+    model, rates = job.config.model, job.config.model.dropout
     sites = {name: rate for name, rate in vars(rates).items() if rate}
-    console.print(
+    job.console.print(
         f"{count:,} parameters: {model.n_layer} layers, {model.n_head} heads, {model.n_embd} wide, "
         f"{model.block_size} tokens of context, on {jax.devices()[0].device_kind}\n"
-        f"{train_size:,} tokens to train on, {val_size:,} to validate, "
-        f"{run.tokenizer.vocab_size} in the vocabulary\n"
-        f"dropout: {sites or 'none (--dropout 0.2 sets it)'}\nwriting {run_dir}"
+        f"{len(job.tokens.train):,} tokens to train on, {len(job.tokens.validation):,} to "
+        f"validate, {job.run.tokenizer.vocab_size} in the vocabulary\n"
+        f"dropout: {sites or 'none (--dropout 0.2 sets it)'}\n"
+        f"{f'going on from step {step} in' if step else 'writing'} {job.run_dir}"
     )
 
 
-def _sample(console: Console, run: Run, training: Training) -> None:
+def _sample(job: Job, params) -> None:
     """Print a sample that begins with a new line, so any text's alphabet can prompt it."""
-    if run.config.sample_tokens == 0:
+    tokenizer = job.run.tokenizer
+    if job.config.sample_tokens == 0:
         return
-    prompt = run.tokenizer.encode("\n" if "\n" in (run.tokenizer.alphabet or "\n") else " ")
+    prompt = tokenizer.encode("\n" if "\n" in (tokenizer.alphabet or "\n") else " ")
     ids = generate(
-        training.logits,
-        training.state.params,
+        _stoppable(job, job.training.logits),
+        params,
         prompt,
-        tokens=run.config.sample_tokens,
-        block_size=run.config.model.block_size,
-        vocab_size=run.tokenizer.vocab_size,
+        tokens=job.config.sample_tokens,
+        block_size=job.config.model.block_size,
+        vocab_size=tokenizer.vocab_size,
         temperature=0.8,
-        seed=run.config.seed,
+        seed=job.config.seed,
     )
-    console.rule("sample")
-    console.print(_decode(run.tokenizer, ids), markup=False, highlight=False)
-    console.rule()
-
-
-def _decode(tokenizer: Tokenizer, ids) -> str:
-    return tokenizer.decode(list(ids))
+    text = tokenizer.decode(list(ids))
+    job.console.rule("sample")
+    job.console.print(text, markup=False, highlight=False)
+    job.console.rule()

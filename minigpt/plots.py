@@ -22,4 +22,6 @@ def plot_losses(records: list[dict], path: Path, title: str) -> None:
     axes.set(xlabel="step", ylabel="loss (nats a token)", title=title)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    partial = path.with_suffix(".partial")
+    figure.savefig(partial, dpi=120, format="png")
+    partial.replace(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import tomllib
 from pathlib import Path
@@ -18,10 +17,11 @@ CONFIG, TOKENIZER = "config.toml", "tokenizer.json"
 
 
 class Run(NamedTuple):
-    """A resolved config and the tokenizer that its text gave."""
+    """A resolved config, the tokenizer that its text gave, and the text's hash."""
 
     config: Config
     tokenizer: Tokenizer
+    data_sha256: str = ""
 
     @property
     def vocab_size(self) -> int:
@@ -35,24 +35,31 @@ class Run(NamedTuple):
         return wanted or needed
 
     def save(self, run_dir: Path) -> None:
-        """Write both files into a directory that holds no run yet."""
-        if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        """Begin a run in a folder that holds nothing; it is one as soon as it has config.toml."""
+        begun = {".lock", TOKENIZER, f"{CONFIG}.partial"}  # what a run killed here leaves
+        if {path.name for path in run_dir.iterdir()} - begun:
             raise ValueError(
-                f"run_dir={str(run_dir)!r} is not allowed: it must be new or an empty folder, so "
-                "that nothing is overwritten. Choose another --run-dir, or remove it."
+                f"run_dir={str(run_dir)!r} is not allowed: it must be new, an empty folder or a "
+                "run, so that nothing is overwritten. Choose another --run-dir."
             )
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / CONFIG).write_text(tomli_w.dumps(_plain(self.config)), encoding="utf-8")
-        alphabet = json.dumps({"alphabet": self.tokenizer.alphabet})
-        (run_dir / TOKENIZER).write_text(alphabet, encoding="utf-8")
+        about = {"alphabet": self.tokenizer.alphabet, "data_sha256": self.data_sha256}
+        (run_dir / TOKENIZER).write_text(json.dumps(about), encoding="utf-8")
+        self.save_config(run_dir)
+
+    def save_config(self, run_dir: Path) -> None:
+        """Write config.toml; a reader sees the old file or the new."""
+        partial = run_dir / f"{CONFIG}.partial"
+        partial.write_text(tomli_w.dumps(_plain(self.config)), encoding="utf-8")
+        partial.replace(run_dir / CONFIG)
 
     @classmethod
     def load(cls, run_dir: Path) -> Run:
         """Read a run directory."""
         try:
             tables = tomllib.loads((run_dir / CONFIG).read_text(encoding="utf-8"))
-            alphabet = json.loads((run_dir / TOKENIZER).read_text(encoding="utf-8"))["alphabet"]
-            return cls(_config_of(tables), Tokenizer(alphabet))
+            about = json.loads((run_dir / TOKENIZER).read_text(encoding="utf-8"))
+            tokenizer = Tokenizer(about["alphabet"])
+            return cls(_config_of(tables), tokenizer, about["data_sha256"])
         except OSError as error:
             raise ValueError(
                 f"{str(run_dir)!r} is no run directory: {error.filename} cannot be read."
@@ -69,12 +76,6 @@ def _config_of(tables: dict[str, Any]) -> Config:
     for name in ("data", "run_dir"):
         tables[name] = Path(tables[name]) if name in tables else None
     return Config(**tables, model=ModelConfig(**model, dropout=dropout), optim=optim)
-
-
-def first_free(parent: Path, name: str) -> Path:
-    """parent/name, or the first of name-2, name-3, ... that does not exist."""
-    paths = (parent / (f"{name}-{n}" if n > 1 else name) for n in itertools.count(1))
-    return next(path for path in paths if not path.exists())
 
 
 def _plain(config: Any) -> dict[str, Any]:

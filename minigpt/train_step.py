@@ -49,7 +49,12 @@ def start(config: Config, vocab_size: int) -> Training:
         loss, gradient = jax.value_and_grad(mean_loss)(state.params)
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), {"train_loss": loss}
+        measured = {
+            "train_loss": loss,
+            "grad_norm": optax.tree.norm(gradient),
+            "param_norm": optax.tree.norm(params),
+        }
+        return TrainState(state.step + 1, params, opt_state), measured
 
     return Training(
         TrainState(jnp.zeros((), jnp.int32), params, tx.init(params)),

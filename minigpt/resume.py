@@ -1,0 +1,139 @@
+"""Which run goes on: the same settings in the same folder, or the newest unfinished one."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from minigpt import checkpoint, metrics
+from minigpt.config import Config
+from minigpt.rundir import CONFIG, Run
+
+LOCK = ".lock"
+# A run that goes on may have these changed: they decide where it runs and what is shown of it, and
+# not one parameter. (The text may lie elsewhere: its hash decides.)
+MAY_CHANGE = frozenset(
+    (
+        *("data", "run_dir", "log_every", "eval_batches", "sample_tokens"),
+        *("keep_checkpoints", "patience"),
+    )
+)
+
+
+@contextmanager
+def claimed(run_dir: Path) -> Iterator[None]:
+    """Hold a run directory; one that another process holds is an error."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(run_dir / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise ValueError(
+            f"run_dir={str(run_dir)!r} is not allowed: another run is writing into it. Wait for "
+            "it, or choose another --run-dir."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def enter(run: Run, run_dir: Path, *, fresh: bool = False) -> bool:
+    """Begin a run in an empty folder, or see that the one there is the same; is it there?"""
+    if not (run_dir / CONFIG).exists():
+        run.save(run_dir)
+        return False
+    if fresh:
+        raise ValueError(
+            f"run_dir={str(run_dir)!r} is not allowed: it holds a run, and --resume never asks for "
+            "a new one. Choose another --run-dir, or remove it."
+        )
+    begun = Run.load(run_dir)
+    for name, before, now in differences(begun.config, run.config):
+        raise ValueError(
+            f"{name}={now!r} is not allowed: the run in {str(run_dir)!r} was begun with {before!r} "
+            f"and goes on with it. Choose another --run-dir, or give what it was begun with "
+            f"(--config {run_dir / CONFIG})."
+        )
+    if begun.tokenizer != run.tokenizer:
+        raise ValueError(_other_text(run, run_dir))
+    run.save_config(run_dir)
+    return True
+
+
+def require_text(run: Run, run_dir: Path, meta: dict[str, Any]) -> None:
+    """The text is the one that the checkpoint was trained on."""
+    if meta["data_sha256"] != run.data_sha256:
+        raise ValueError(_other_text(run, run_dir))
+
+
+def _other_text(run: Run, run_dir: Path) -> str:
+    return (
+        f"data={str(run.config.data)!r} is not allowed: the run in {str(run_dir)!r} was begun on "
+        "another text. Bring that text back, or choose another --run-dir."
+    )
+
+
+def differences(begun: Config, now: Config) -> list[tuple[str, Any, Any]]:
+    """The fields, by their options' names, that differ and may not."""
+    one, other = _flat(begun), _flat(now)
+    return [
+        (name, one[name], other[name])
+        for name in one
+        if name not in MAY_CHANGE and one[name] != other[name]
+    ]
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    found = {}
+    for field in dataclasses.fields(config):
+        name, value = prefix + field.name, getattr(config, field.name)
+        found |= _flat(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: value}
+    return found
+
+
+def finished(run_dir: Path, config: Config) -> bool:
+    """Whether the run's last step is on disk."""
+    saved = checkpoint.steps(run_dir)
+    return bool(saved) and ended(config, saved[-1], metrics.read(run_dir))
+
+
+def ended(config: Config, step: int, records: list[dict[str, Any]]) -> bool:
+    """Whether a step is the last: of all, or by early stopping."""
+    return step >= config.steps or out_of_patience(config, records)
+
+
+def out_of_patience(config: Config, records: list[dict[str, Any]]) -> bool:
+    """Whether the last `patience` validations brought nothing lower than those before."""
+    if config.patience is None:
+        return False
+    losses = [record["val_loss"] for record in records if "val_loss" in record]
+    recent, before = losses[-config.patience :], losses[: -config.patience]
+    return bool(before) and min(recent) >= min(before)
+
+
+def choose(parent: Path, name: str, config: Config, *, fresh: bool = False) -> Path:
+    """The newest of parent/name, name-2, ... that is unfinished and has these settings, or the
+    first that does not exist.
+    """
+    paths = (parent / (f"{name}-{n}" if n > 1 else name) for n in itertools.count(1))
+    existing = list(itertools.takewhile(Path.exists, paths))
+    free = parent / (f"{name}-{len(existing) + 1}" if existing else name)
+    for path in [] if fresh else reversed(existing):
+        if (path / CONFIG).exists() and _same(path, config) and not finished(path, config):
+            return path
+    return free
+
+
+def _same(run_dir: Path, config: Config) -> bool:
+    try:
+        begun = Run.load(run_dir).config
+    except ValueError:
+        return False
+    return begun.data == config.data and not differences(begun, config)

@@ -1,0 +1,42 @@
+"""SIGTERM and Ctrl-C: asked once, a run stops where it loses nothing; asked twice, at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(Exception):  # noqa: N818 (nothing went wrong)
+    """Raised where work can be left, after somebody asked for it."""
+
+
+class Stopping:
+    """While it is entered, a first signal sets `asked`, and a second ends the process."""
+
+    def __init__(self):
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def check(self) -> None:
+        """Raise Stopped if somebody asked."""
+        if self.asked:
+            raise Stopped
+
+    def __enter__(self) -> Stopping:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, _: Any) -> None:
+        self.asked = True
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+        os.write(2, b"\nminigpt: stopping after this step; once more leaves at once\n")
