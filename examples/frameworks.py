@@ -1,0 +1,363 @@
+"""How each framework is called by compare_frameworks.py: a Peer, or the reason why there is none."""
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import dropout_jax
+from dropout_jax import reference
+from dropout_jax.parity import bernoulli, keys
+from dropout_jax.parity import torch as parity
+
+
+@dataclass(frozen=True)
+class Peer:
+    """The calls of a framework. Arrays go in and come out as NumPy's, bfloat16 by ml_dtypes."""
+
+    ops: dict[str, Callable]  # "dropout", "spatial", ...: (x, rate, seed) -> y
+    used: Callable  # rate -> the probability with which an element is kept
+    switch: str  # how training and evaluation are told apart
+    unsaid: Callable  # x -> y, where nothing says which
+    evaluate: Callable  # x -> y
+    backward: Callable | None = None  # (x, rate) -> gradient of the sum, bytes kept for it
+    traced: Callable | None = None  # (x, rate, seed) -> y, the rate traced
+    same: dict[str, Callable] = field(default_factory=dict)  # promised to agree bit for bit:
+    other: dict[str, Callable] = field(default_factory=dict)  # or not; see `pair`
+
+
+def pair(expected, found):
+    """(seed, rate, shape, dtype) -> two arrays, where one of them is all that the seed changes."""
+    return lambda *case, wrong=0: (expected(case[0] + wrong, *case[1:]), found(*case))
+
+
+def mask_of(drop):
+    """The mask, from what is left of ones."""
+    return lambda seed, rate, shape, dtype: drop(np.ones(shape, dtype), rate, seed) > 0
+
+
+def load():
+    """Every framework by name; the reason, in words, for one that cannot be run."""
+    found = {}
+    for name, build in FRAMEWORKS.items():
+        try:
+            found[name] = build()
+        except ImportError as error:
+            missing = isinstance(error, ModuleNotFoundError)
+            found[name] = "not installed" if missing else str(error)
+    return found
+
+
+def _on_jax(ops, *, traced=None, **known):
+    """A framework on JAX, from ops on JAX's arrays."""
+
+    def with_numpy(op):
+        return lambda x, rate, seed: np.asarray(op(jnp.asarray(x), rate, seed))
+
+    def backward(x, rate):
+        y, pullback = jax.vjp(lambda x: ops["dropout"](x, rate, 0), jnp.asarray(x))
+        kept = sum(leaf.nbytes for leaf in jax.tree.leaves(pullback))
+        return np.asarray(pullback(jnp.ones_like(y))[0]), kept
+
+    def with_traced_rate(x, rate, seed):
+        op = traced or ops["dropout"]
+        return np.asarray(jax.jit(lambda rate: op(jnp.asarray(x), rate, seed))(rate))
+
+    run = {name: with_numpy(op) for name, op in ops.items()}
+    for name in ("unsaid", "evaluate"):
+        known[name] = (lambda call: lambda x: np.asarray(call(jnp.asarray(x))))(known[name])
+    return Peer(run, backward=backward, traced=with_traced_rate, **known)
+
+
+def _jax_family(ops, key_of, other=(), **known):
+    """A framework that calls jax.random.bernoulli with the key that `key_of` makes of a seed."""
+
+    def expected(seed, rate, shape, dtype):
+        return np.asarray(bernoulli.keep_mask(key_of(seed), rate, shape))
+
+    def drop(x, rate, seed):
+        return np.asarray(ops["dropout"](jnp.asarray(x), rate, seed))
+
+    return _on_jax(
+        ops,
+        used=lambda rate: math.ceil(float(np.float32(1 - rate)) * 2**23) / 2**23,
+        same={"dropout, mask": pair(expected, mask_of(drop))},
+        other={name: pair(make(drop), mask_of(drop)) for name, make in dict(other).items()},
+        **known,
+    )
+
+
+def _with_x64(drop):
+    def mask(*case):
+        with jax.enable_x64(True):
+            return mask_of(drop)(*case)
+
+    return mask
+
+
+def numpy():
+    def op(name, **options):
+        fn = getattr(reference, name)
+        return lambda x, rate, seed: fn(x, rate, key=reference.prng_key(seed), **options)
+
+    return Peer(
+        {
+            "dropout": op("dropout"),
+            "spatial": op("spatial_dropout"),
+            "alpha": op("alpha_dropout"),
+            "gaussian": op("gaussian_dropout"),
+        },
+        used=lambda rate: reference.threshold(rate) / 65536,
+        switch="`key=` a key, or None",
+        unsaid=lambda x: reference.dropout(x, 0.5),
+        evaluate=lambda x: reference.dropout(x, 0.5, key=None),
+    )
+
+
+def ours():
+    def op(name):
+        fn = getattr(dropout_jax, name)
+        return lambda x, rate, seed: fn(x, rate, key=jax.random.key(seed))
+
+    def outputs(name, reshape=tuple):
+        jitted, oracle = jax.jit(op(name)), getattr(reference, name)
+
+        def expected(seed, rate, shape, dtype):
+            return oracle(_normals(reshape(shape), dtype), rate, key=reference.prng_key(seed))
+
+        def found(seed, rate, shape, dtype):
+            return np.asarray(jitted(_normals(reshape(shape), dtype), rate, seed))
+
+        return pair(expected, found)
+
+    def mask(seed, rate, shape, dtype):
+        return np.asarray(dropout_jax.keep_mask(jax.random.key(seed), rate, shape))
+
+    def oracle_mask(seed, rate, shape, dtype):
+        return reference.keep_mask(reference.prng_key(seed), rate, shape)
+
+    def jaxs_mask(seed, rate, shape, dtype):
+        return np.asarray(bernoulli.keep_mask(jax.random.key(seed), rate, shape))
+
+    drop = op("dropout")
+    return _on_jax(
+        {
+            "dropout": drop,
+            "spatial": op("spatial_dropout"),
+            "alpha": op("alpha_dropout"),
+            "gaussian": op("gaussian_dropout"),
+        },
+        used=lambda rate: reference.threshold(rate) / 65536,
+        switch="`key=` a key, or None; required",
+        unsaid=lambda x: dropout_jax.dropout(x, 0.5),
+        evaluate=lambda x: dropout_jax.dropout(x, 0.5, key=None),
+        same={
+            "keep_mask, NumPy oracle": pair(oracle_mask, mask),
+            "dropout, output, NumPy oracle": outputs("dropout"),
+            "spatial_dropout, output, NumPy oracle": outputs("spatial_dropout", _rows),
+            "dropout, x64 on and off": pair(_with_x64(drop), mask_of(drop)),
+        },
+        other={"keep_mask, jax.random.bernoulli of the same key": pair(jaxs_mask, mask)},
+    )
+
+
+def _normals(shape, dtype):
+    return np.random.default_rng(0).standard_normal(shape).astype(dtype)
+
+
+def flax_nnx():
+    from flax import nnx
+
+    def drop(x, rate, seed, **options):
+        rngs = nnx.Rngs(dropout=seed)
+        return nnx.Dropout(rate, deterministic=False, rngs=rngs, **options)(x)
+
+    return _jax_family(
+        {"dropout": drop, "spatial": lambda *args: drop(*args, broadcast_dims=(1,))},
+        lambda seed: keys.nnx(keys.nnx(jax.random.key(seed))),
+        other={"dropout, x64 on and off": _with_x64},
+        switch="`deterministic=`, of the layer or the call; `model.train()`, `model.eval()`",
+        unsaid=lambda x: nnx.Dropout(0.5, rngs=nnx.Rngs(0))(x),
+        evaluate=lambda x: nnx.Dropout(0.5, deterministic=True)(x),
+    )
+
+
+def flax_linen():
+    from flax import linen
+
+    def drop(x, rate, seed, **options):
+        layer = linen.Dropout(rate, deterministic=False, **options)
+        return layer.apply({}, x, rngs={"dropout": jax.random.key(seed)})
+
+    return _jax_family(
+        {"dropout": drop, "spatial": lambda *args: drop(*args, broadcast_dims=(1,))},
+        lambda seed: keys.linen(jax.random.key(seed), ()),
+        switch="`deterministic=`, of the layer or the call; required",
+        unsaid=lambda x: linen.Dropout(0.5).apply({}, x, rngs={"dropout": jax.random.key(0)}),
+        evaluate=lambda x: linen.Dropout(0.5, deterministic=True).apply({}, x),
+    )
+
+
+def equinox():
+    import equinox
+
+    def drop(x, rate, seed):
+        return equinox.nn.Dropout(rate)(x, key=jax.random.key(seed))
+
+    return _jax_family(
+        {"dropout": drop},
+        jax.random.key,
+        switch="`inference=`, of the layer or the call; `inference_mode(model)`",
+        unsaid=lambda x: drop(x, 0.5, 0),
+        evaluate=lambda x: equinox.nn.Dropout(0.5, inference=True)(x),
+    )
+
+
+def haiku():
+    import haiku
+
+    def drop(x, rate, seed, **options):
+        def model(x):
+            return haiku.dropout(haiku.next_rng_key(), rate, x, **options)
+
+        return haiku.transform(model).apply({}, jax.random.key(seed), x)
+
+    return _jax_family(
+        {"dropout": drop, "spatial": lambda *args: drop(*args, broadcast_dims=(1,))},
+        lambda seed: keys.haiku(jax.random.key(seed)),
+        switch="none: the caller leaves it out, or passes rate 0",
+        unsaid=lambda x: drop(x, 0.5, 0),
+        evaluate=lambda x: drop(x, 0.0, 0),
+    )
+
+
+def keras():
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    import keras
+
+    if keras.backend.backend() != "jax":
+        raise ImportError(f"runs on {keras.backend.backend()} here, not on jax")
+
+    def op(name):
+        def run(x, rate, seed):
+            layer = getattr(keras.layers, name)(rate, seed=seed, dtype=x.dtype.name)
+            return layer(x, training=True)
+
+        return run
+
+    names = {"Dropout": "dropout", "SpatialDropout1D": "spatial"}
+    names |= {"AlphaDropout": "alpha", "GaussianDropout": "gaussian"}
+    return _jax_family(
+        {short: op(name) for name, short in names.items()},
+        keys.keras,
+        traced=lambda x, rate, seed: keras.random.dropout(x, rate, seed=seed),
+        switch="`training=` of the call; `fit` and `predict` pass it on",
+        unsaid=lambda x: keras.layers.Dropout(0.5, dtype=x.dtype.name)(x),
+        evaluate=lambda x: keras.layers.Dropout(0.5, dtype=x.dtype.name)(x, training=False),
+    )
+
+
+def torch():
+    import torch
+    from torch.nn import functional
+
+    def tensor(x):
+        bits = x.dtype == jnp.bfloat16
+        made = torch.from_numpy(np.array(x.view(np.int16) if bits else x))
+        return made.view(torch.bfloat16) if bits else made
+
+    def array(y):
+        if y.dtype == torch.bfloat16:
+            return y.detach().contiguous().view(torch.int16).numpy().view(jnp.bfloat16)
+        return y.detach().numpy()
+
+    def op(name, channels_last=False):
+        def run(x, rate, seed):
+            torch.manual_seed(seed)
+            x = tensor(x).transpose(1, 2).contiguous() if channels_last else tensor(x)
+            y = getattr(functional, name)(x, rate, training=True)
+            return array(y.transpose(1, 2) if channels_last else y)
+
+        return run
+
+    def sdpa(seed, rate, shape, dtype):
+        """The weights that are left, of equal ones, shown by an identity for values."""
+        torch.manual_seed(seed)
+        zeros = torch.zeros(shape[0], 2, 24, 24)
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            weights = functional.scaled_dot_product_attention(
+                zeros, zeros, torch.eye(24).expand_as(zeros), dropout_p=rate
+            )
+        return array(weights) != 0
+
+    def backward(x, rate):
+        kept = []
+        given = tensor(x).requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda saved: kept.append(saved.nbytes) or saved, lambda saved: saved
+        ):
+            y = functional.dropout(given, rate)
+        (gradient,) = torch.autograd.grad(y.sum(), given)
+        return array(gradient), sum(kept)
+
+    def cpu_mask(seed, rate, shape, dtype):
+        return parity.cpu_mask(seed, shape, rate)
+
+    def channel_mask(seed, rate, shape, dtype):
+        rows = _rows(shape)
+        return np.broadcast_to(parity.cpu_mask(seed, (*rows[:2], 1), rate), rows)
+
+    def by_rows(name):
+        return lambda seed, rate, shape, dtype: mask_of(op(name))(seed, rate, _rows(shape), dtype)
+
+    def output(seed, rate, shape, dtype):
+        mask = parity.cpu_mask(seed, shape, rate)
+        return parity.cpu_dropout(_normals(shape, dtype), mask, rate)
+
+    same = {
+        "dropout, mask": pair(cpu_mask, mask_of(op("dropout"))),
+        "dropout, output": pair(
+            output, lambda seed, rate, *rest: op("dropout")(_normals(*rest), rate, seed)
+        ),
+        "alpha_dropout, mask": pair(cpu_mask, mask_of(op("alpha_dropout"))),
+        "dropout1d, mask": pair(channel_mask, by_rows("dropout1d")),
+        "feature_alpha_dropout, mask": pair(channel_mask, by_rows("feature_alpha_dropout")),
+        "attention weights (SDPA, math), mask": pair(
+            lambda seed, rate, shape, dtype: parity.cpu_mask(seed, (shape[0], 2, 24, 24), rate),
+            sdpa,
+        ),
+    }
+    return Peer(
+        {
+            "dropout": op("dropout"),
+            "spatial": op("dropout1d", channels_last=True),
+            "alpha": op("alpha_dropout"),
+        },
+        used=lambda rate: math.ceil((1 - rate) * 2**53) / 2**53,
+        switch="`training=` of the call; `model.train()`, `model.eval()`",
+        unsaid=lambda x: array(functional.dropout(tensor(x), 0.5)),
+        evaluate=lambda x: array(functional.dropout(tensor(x), 0.5, training=False)),
+        backward=backward,
+        same=same,
+    )
+
+
+def _rows(shape):
+    """Three axes of any shape: batch, channel, length."""
+    return (shape[0], math.prod(shape[1:-1]), shape[-1]) if len(shape) > 1 else (1, *shape, 2)
+
+
+FRAMEWORKS = {
+    "dropout_jax": ours,
+    "NumPy oracle": numpy,
+    "flax.nnx": flax_nnx,
+    "flax.linen": flax_linen,
+    "equinox": equinox,
+    "haiku": haiku,
+    "keras on jax": keras,
+    "torch": torch,
+}
