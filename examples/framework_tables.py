@@ -1,0 +1,381 @@
+"""The tables of compare_frameworks.py: what is asked of each framework, and what came of it."""
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+RATE = 0.1
+RATES = (0.01, 0.1, 0.5, 0.9)
+LEVEL = 0.9999  # of the intervals of the kept share
+LIMIT = 4.9  # of a z: a right figure is beyond it once in a million
+ALPHA = -1.7580993408473766  # SELU's saturation
+JAX_FAMILY = ("flax.nnx", "flax.linen", "equinox", "haiku", "keras on jax")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A section of the page."""
+
+    title: str
+    says: str
+    headers: tuple[str, ...]
+    rows: list[list]
+    data: Any = None  # the numbers of the rows
+
+
+def by_framework(peers, row):
+    """A row for each framework: what row(name, peer) gives, or the reason why there is none."""
+    return [
+        [name, peer] if isinstance(peer, str) else [name, *row(name, peer)]
+        for name, peer in peers.items()
+    ]
+
+
+def equality(peers, small):
+    shapes = ((7,), (3, 33), (4, 8, 40), (2, 3, 4, 5))[: 2 if small else None]
+    rates = (0.1, 0.5) if small else (0.0, 0.1, 1 / 3, 0.5, 0.9)
+    dtypes = ("float32", "bfloat16") if small else ("float32", "bfloat16", "float16")
+    grid = list(itertools.product(rates, shapes, map(jnp.dtype, dtypes)))
+
+    def count(compare):
+        """How many elements there are, how many differ, and how many with another seed."""
+        counts = np.zeros(3, int)
+        for seed, case in enumerate(grid):
+            expected, found = compare(seed, *case)
+            wrong, _ = compare(seed, *case, wrong=1)
+            counts += (found.size, _differ(expected, found), _differ(wrong, found))
+        return tuple(map(int, counts))
+
+    data = [
+        (name, what, promised, *count(compare))
+        for promised in ("yes", "no")
+        for name, peer in peers.items()
+        if not isinstance(peer, str)
+        for what, compare in (peer.same if promised == "yes" else peer.other).items()
+    ]
+    return Table(
+        "Bit equality",
+        f"dropout_jax against its NumPy oracle, and each framework against what "
+        f"`dropout_jax.parity` predicts from the seed, over {len(rates)} rates, {len(dtypes)} "
+        f"dtypes and {len(shapes)} shapes. The last column is the control: the same comparison "
+        "with the prediction of another seed, which must differ. The last rows promise nothing.",
+        ("framework", "what", "promised", "elements", "differ", "differ, wrong seed"),
+        [[*row[:3], *(f"{n:,}" for n in row[3:])] for row in data] + _missing(peers),
+        data,
+    )
+
+
+def _missing(peers):
+    return [[name, peer] for name, peer in peers.items() if isinstance(peer, str)]
+
+
+def _run(peers):
+    return {name: peer for name, peer in peers.items() if not isinstance(peer, str)}
+
+
+def _size(peer, small):
+    """Elements for the statistics; the oracle is slow."""
+    if peer.backward is None:
+        return 2**14 if small else 2**16
+    return 2**16 if small else 2**22
+
+
+def _differ(a, b):
+    """How many places differ in their bits."""
+    return int((_bits(a) != _bits(b)).sum())
+
+
+def _bits(x):
+    x = np.ascontiguousarray(x)
+    return x.view(f"uint{8 * x.dtype.itemsize}")
+
+
+def fractions(peers, small):
+    def kept(peer, rate):
+        n = _size(peer, small)
+        mask = peer.ops["dropout"](np.ones((n // 1024, 1024), np.float32), rate, 7) > 0
+        count = int(mask.sum())
+        low, high = stats.binomtest(count, n).proportion_ci(LEVEL, "wilson")
+        return float(low), count / n, float(high)
+
+    def cells(name, peer):
+        for rate, (low, share, high) in zip(RATES, data[name], strict=True):
+            yield f"{share:.5f} ({low:.5f}, {high:.5f})" + _flag(not low <= 1 - rate <= high)
+        yield f"{max(abs(peer.used(rate) - (1 - rate)) for rate in RATES):.1e}"
+
+    data = {name: [kept(peer, rate) for rate in RATES] for name, peer in _run(peers).items()}
+    return Table(
+        "Kept fraction",
+        f"The share kept of {2**16 if small else 2**22:,} elements ({2**14 if small else 2**16:,} "
+        f"for the oracle), with its {LEVEL:.2%} interval (Wilson). **!** would mark an interval "
+        "that misses the promised 1 - rate. The last column is exact, from the way each compares: "
+        "ours keeps with T / 2^16, JAX's bernoulli with a multiple of 2^-23, PyTorch's with one of "
+        "2^-53. Ours is the coarsest; its scale is the inverse of the probability it uses.",
+        ("framework", *(f"rate {rate}" for rate in RATES), "used - promised, at most"),
+        by_framework(peers, cells),
+        data,
+    )
+
+
+def _flag(wrong):
+    return " **!**" if wrong else ""
+
+
+def closed_form(op, x, q):
+    """Mean, variance and variance of the squared deviation of the output, element by element."""
+    if op == "gaussian":
+        variance = x**2 * (1 - q) / q
+        return x, variance, 2 * variance**2
+    if op == "alpha":
+        a = (q + ALPHA**2 * q * (1 - q)) ** -0.5
+        kept, dropped = a * (x - ALPHA * (1 - q)), a * ALPHA * q
+    else:
+        kept, dropped = x / q, 0.0
+    apart, p = kept - dropped, 1 - q
+    mean, variance = q * kept + p * dropped, p * q * apart**2
+    return mean, variance, apart**4 * (q * p**4 + p * q**4 - (p * q) ** 2)
+
+
+def z_scores(peer, op, dtype, rate, n):
+    """How far sum and sum of squared deviations are from the closed form, in standard errors."""
+    shape = (n // 4096, 8, 512)
+    x = np.random.default_rng(1).uniform(0.5, 1.5, shape).astype(dtype)
+    y = np.asarray(peer.ops[op](x, rate, 11), np.float64)
+    x = x.astype(np.float64)
+    if op == "spatial":  # one decision for a channel
+        x, y = x.sum(1), y.sum(1)
+    mean, variance, fourth = closed_form(op, x, peer.used(rate))
+    deviation = y - mean
+    return (
+        deviation.sum() / np.sqrt(variance.sum()),
+        (deviation**2 - variance).sum() / np.sqrt(fourth.sum()),
+    )
+
+
+KNOWN = {
+    "a": "divides by 1 - rate rounded to the dtype of x, as table 4 shows",
+    "b": "multiplies by 1 / (1 - rate) rounded to the dtype of x, as table 4 shows",
+    "c": "computes its correction a x + b in the dtype of x",
+}
+
+
+def known(name, op, dtype):
+    """Which of the named deviations a framework has; "" for none."""
+    if dtype == "float32" or name in ("dropout_jax", "NumPy oracle"):
+        return ""
+    if op in ("alpha", "gaussian"):
+        return "c"
+    return "a" if name in JAX_FAMILY else "b"
+
+
+def moments(peers, small):
+    dtypes, rates = ("float32", "bfloat16"), (0.1, 0.3)
+    data = [
+        (name, op, dtype, rate, *z_scores(peer, op, jnp.dtype(dtype), rate, _size(peer, small)))
+        for op in ("dropout", "spatial", "alpha", "gaussian")
+        for name, peer in _run(peers).items()
+        if op in peer.ops
+        for dtype in dtypes
+        for rate in rates
+    ]
+    rows = []
+    for (name, op), found in itertools.groupby(data, key=lambda row: row[:2]):
+        cells = {dtype: [row[4:] for row in found_of] for dtype, found_of in _by_dtype(found)}
+        rows.append([name, op])
+        for dtype in dtypes:
+            for z in (max(column, key=abs) for column in zip(*cells[dtype], strict=True)):
+                rows[-1].append(f"{z:+.1f}" + (_named(name, op, dtype) if abs(z) > LIMIT else ""))
+    reasons = "; ".join(f"({letter}) {why}" for letter, why in KNOWN.items())
+    return Table(
+        "Mean and variance against the closed form",
+        "z of the sum of the outputs and of their squared deviations, the larger of rates "
+        f"{rates[0]} and {rates[1]}: a right one is beyond {LIMIT} once in a million. Deviations "
+        f"that are known of a peer are marked where they show: {reasons}. **!** would be one "
+        "without a name. Not every framework has every op.",
+        ("framework", "op", *(f"{m}, {dtype}" for dtype in dtypes for m in ("mean", "variance"))),
+        rows + _missing(peers),
+        data,
+    )
+
+
+def _by_dtype(rows):
+    return itertools.groupby(rows, key=lambda row: row[2])
+
+
+def _named(name, op, dtype):
+    letter = known(name, op, dtype)
+    return f" ({letter})" if letter else " **!**"
+
+
+def scale_bias(peers, small):
+    dtypes = ("float32", "float16", "bfloat16")
+
+    def bias(peer, dtype):
+        n = _size(peer, small)
+        x = np.random.default_rng(2).uniform(0.5, 1.5, (n // 512, 512)).astype(dtype)
+        y = np.asarray(peer.ops["dropout"](x, RATE, 13), np.float64)
+        return float(y.sum() / x[y > 0].astype(np.float64).sum() * peer.used(RATE) - 1)
+
+    def predicted(name):
+        q, cast = 1 - RATE, jnp.bfloat16
+        if name in JAX_FAMILY:
+            return q / float(cast(q)) - 1
+        return q * float(cast(1 / q)) - 1 if name == "torch" else 0.0
+
+    def cells(name, peer):
+        for share in (*data[name].values(), predicted(name)):
+            yield f"{round(100 * share, 3) + 0.0:+.3f} %"  # + 0.0: no -0
+
+    data = {
+        name: {dtype: bias(peer, jnp.dtype(dtype)) for dtype in dtypes}
+        for name, peer in _run(peers).items()
+    }
+    return Table(
+        "Bias of the scale",
+        f"What is kept, times the probability of keeping it, against the input, at rate {RATE}: "
+        "0 without bias, whatever the mask. The JAX family divides bfloat16 by bfloat16(0.9) = "
+        "0.8984, PyTorch multiplies by bfloat16(1 / 0.9) = 1.1094; the last column is that "
+        "arithmetic. (In float16 XLA on this CPU multiplies by the rounded reciprocal.) These are "
+        "the peers' deviations. What ours shows in 16 bits is the rounding of the product.",
+        ("framework", *dtypes, "bfloat16, from the arithmetic"),
+        by_framework(peers, cells),
+        data,
+    )
+
+
+def outcome(call, x):
+    """What came of a call, in a word or two."""
+    try:
+        y = call()
+    except Exception as error:  # whatever a framework raises is the finding
+        return type(error).__name__.removesuffix("ConversionError")
+    if _differ(x, y) == 0:
+        return "identity"
+    if np.isnan(y).all():
+        return "NaN"
+    if (y == 0).all():
+        return "zeros"
+    share = (y != 0).mean()
+    return f"all x {(y / x).mean():.7g}" if share == 1 else f"{share:.0%} kept"
+
+
+def in_place(peer, value, dropped):
+    """What becomes of a value in a place that is dropped, or kept."""
+    x = np.ones((4, 64), np.float32)
+    mask = peer.ops["dropout"](x, 0.5, 3) > 0
+    place = tuple(np.argwhere(mask != dropped)[0])
+    x[place] = value
+    return f"{peer.ops['dropout'](x, 0.5, 3)[place]:g}"
+
+
+def edges(peers, small):
+    x = np.linspace(0.5, 1.5, 4096, dtype=np.float32).reshape(64, 64)
+    rates = (0.0, 1.0, -0.1, 1.5, float("nan"), 1e-6)
+
+    def row(name, peer):
+        for rate in rates:
+            yield outcome(lambda rate=rate: peer.ops["dropout"](x, rate, 0), x)
+        yield outcome(lambda: peer.backward(x, 1.0)[0], x) if peer.backward else "-"
+        yield outcome(lambda: peer.traced(x, 1.5, 0), x) if peer.traced else "-"
+        yield outcome(lambda: peer.traced(x, -0.1, 0), x) if peer.traced else "-"
+        yield from (in_place(peer, value, dropped=True) for value in (np.nan, np.inf, -1.0))
+        yield in_place(peer, -0.0, dropped=False)
+
+    said = ("rate 0", "rate 1", "-0.1", "1.5", "NaN", "1e-6", "gradient at 1")
+    placed = ("dropped NaN", "dropped Inf", "dropped -1", "kept -0.0")
+    return Table(
+        "Edges",
+        "What came of it: an error's name, or the output. `zeros` at 1.5 or NaN and `all x 0.909` "
+        "at -0.1 are wrong rates that pass silently; `TracerBool` is JAX's error for a branch on a "
+        "traced value (a rate that cannot be traced). Ours rounds 1e-6 to 0, its resolution being "
+        "2^-16; where a peer shows `all x 1.000001`, none of 4,096 happened to be dropped.",
+        ("framework", *said, "traced 1.5", "traced -0.1", *placed),
+        by_framework(peers, row),
+    )
+
+
+def switch(peers, small):
+    x = np.array([[1.0, -0.0, np.nan, np.inf, -np.inf, 1e-40, -2.5, 3.0] * 8], np.float32)
+    ones = np.ones((64, 64), np.float32)
+
+    def row(name, peer):
+        unsaid = outcome(lambda: peer.unsaid(ones), ones)
+        unsaid = {"identity": "evaluates"}.get(unsaid, unsaid)
+        unsaid = "trains" if "kept" in unsaid else unsaid
+        same = _differ(x, peer.evaluate(x)) == 0
+        return [peer.switch, unsaid, "yes" if same else "no"]
+
+    return Table(
+        "Training and evaluation",
+        "How each is told, what happens when nothing is said (with a key or generator at hand), "
+        "and whether evaluation gives the input back bit for bit, -0, NaN and Inf included.",
+        ("framework", "told by", "nothing said", "evaluation is the input"),
+        by_framework(peers, row),
+    )
+
+
+def memory(peers, small):
+    dtypes = ("float32", "bfloat16")
+
+    def kept(peer, dtype):
+        x = np.ones((256, 1024), jnp.dtype(dtype))
+        return peer.backward(x, RATE)[1] / x.size if peer.backward else None
+
+    def row(name, peer):
+        return ["-" if n is None else f"{n:.3f}" for n in data[name]]
+
+    data = {name: [kept(peer, dtype) for dtype in dtypes] for name, peer in _run(peers).items()}
+    return Table(
+        "Memory kept for the backward pass",
+        f"Bytes an element at rate {RATE}: the arrays that `jax.vjp` of a call keeps, and what "
+        "PyTorch saves for its graph. Under one `jit` of the whole step XLA may keep less.",
+        ("framework", *dtypes),
+        by_framework(peers, row),
+        data,
+    )
+
+
+def from_source(peers, small):
+    def flash(rate):
+        keep = np.float32(1) - np.float32(rate)
+        share = (np.floor(float(keep) * 255) + 1) / 256
+        return f"{rate}: keeps {share:.4f}, mean {100 * (share / float(keep) - 1):+.2f} %"
+
+    return Table(
+        "Known from the source, not run",
+        "No GPU took part. What the sources say, and what follows from it by arithmetic.",
+        ("what", "source", "it follows"),
+        [
+            [
+                "FlashAttention 2 keeps a weight where a random byte is at most "
+                "floor(255 (1 - rate)), and scales by 1 / (1 - rate)",
+                "Dao-AILab/flash-attention: csrc/flash_attn/flash_api.cpp, src/dropout.h; the same "
+                "in pytorch/pytorch: aten/src/ATen/native/transformers/cuda/flash_attn",
+                "; ".join(flash(rate) for rate in (0.1, 0.2, 0.3, 0.5)),
+            ],
+            [
+                "PyTorch's dropout on CUDA takes Philox4x32-10 by thread, the number of threads "
+                "from the device, and keeps where a float32 uniform is below 1 - rate",
+                "pytorch/pytorch: aten/src/ATen/native/cuda/Dropout.cu",
+                "another mask than on a CPU, and than on a GPU of another size; "
+                "`parity.torch.cuda_mask` is experimental until examples/check_torch_cuda.py "
+                "has passed",
+            ],
+        ],
+    )
+
+
+TABLES = (
+    equality,
+    fractions,
+    moments,
+    scale_bias,
+    edges,
+    switch,
+    memory,
+    from_source,
+)
