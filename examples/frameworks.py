@@ -1,4 +1,4 @@
-"""How each framework is called by compare_frameworks.py: a Peer, or the reason why there is none."""
+"""How compare_frameworks.py calls each framework: a Peer, or the reason why there is none."""
 
 import math
 import os
