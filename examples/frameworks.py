@@ -46,8 +46,8 @@ def load():
     for name, build in FRAMEWORKS.items():
         try:
             found[name] = build()
-        except ImportError as error:
-            missing = isinstance(error, ModuleNotFoundError)
+        except ImportError as error:  # of the package itself, or of what it needs
+            missing = error.name == name.split()[0].split(".")[0]
             found[name] = "not installed" if missing else str(error)
     return found
 
@@ -63,14 +63,11 @@ def _on_jax(ops, *, traced=None, **known):
         kept = sum(leaf.nbytes for leaf in jax.tree.leaves(pullback))
         return np.asarray(pullback(jnp.ones_like(y))[0]), kept
 
-    def with_traced_rate(x, rate, seed):
-        op = traced or ops["dropout"]
-        return np.asarray(jax.jit(lambda rate: op(jnp.asarray(x), rate, seed))(rate))
-
+    jitted = jax.jit(traced or ops["dropout"], static_argnums=2)
     run = {name: with_numpy(op) for name, op in ops.items()}
     for name in ("unsaid", "evaluate"):
         known[name] = (lambda call: lambda x: np.asarray(call(jnp.asarray(x))))(known[name])
-    return Peer(run, backward=backward, traced=with_traced_rate, **known)
+    return Peer(run, backward=backward, traced=lambda *args: np.asarray(jitted(*args)), **known)
 
 
 def _jax_family(ops, key_of, other=(), **known):
@@ -109,7 +106,6 @@ def numpy():
             "dropout": op("dropout"),
             "spatial": op("spatial_dropout"),
             "alpha": op("alpha_dropout"),
-            "gaussian": op("gaussian_dropout"),
         },
         used=lambda rate: reference.threshold(rate) / 65536,
         switch="`key=` a key, or None",
