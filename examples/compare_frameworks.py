@@ -99,7 +99,7 @@ def draw(tables, path):
             [100 * (high - s) for _, s, high in found],
         ]
         at = [place + 0.27 - 0.18 * number for place in places]
-        shares.errorbar(share, at, xerr=list(ends), fmt="o", markersize=4, label=f"rate {rate}")
+        shares.errorbar(share, at, xerr=ends, fmt="o", markersize=4, label=f"rate {rate}")
     shares.axvline(0, color="black", linewidth=0.8)
     shares.set(title="kept - promised, with its interval", xlabel="per cent of all elements")
     shares.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.15))

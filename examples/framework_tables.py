@@ -61,7 +61,7 @@ def equality(peers, small):
     return Table(
         "Bit equality",
         f"dropout_jax against its NumPy oracle, and each framework against what "
-        f"`dropout_jax.parity` predicts from the seed, over {len(grid)} rates, shapes and dtypes "
+        f"`dropout_jax.parity` predicts from the seed, over {len(grid)} sets of rate, shape and dtype "
         f"({', '.join(dtypes)}). The last column is the control: the same comparison "
         "with the prediction of another seed, which must differ. The last rows promise nothing.",
         ("framework", "what", "promised", "elements", "differ", "differ, wrong seed"),
@@ -74,7 +74,7 @@ def _missing(peers):
     return [[name, peer] for name, peer in peers.items() if isinstance(peer, str)]
 
 
-def _run(peers):
+def _installed(peers):
     return {name: peer for name, peer in peers.items() if not isinstance(peer, str)}
 
 
@@ -109,7 +109,7 @@ def fractions(peers, small):
             yield f"{share:.5f} ({low:.5f}, {high:.5f})" + _flag(not low <= 1 - rate <= high)
         yield f"{max(abs(peer.used(rate) - (1 - rate)) for rate in RATES):.1e}"
 
-    data = {name: [kept(peer, rate) for rate in RATES] for name, peer in _run(peers).items()}
+    data = {name: [kept(peer, rate) for rate in RATES] for name, peer in _installed(peers).items()}
     return Table(
         "Kept fraction",
         f"The share kept of {2**16 if small else 2**22:,} elements ({2**14 if small else 2**16:,} "
@@ -205,7 +205,7 @@ def moments(peers, small):
     data = [
         (name, op, dtype, rate, *z_scores(peer, op, jnp.dtype(dtype), rate, _shape(peer, small)))
         for op in ("dropout", "spatial", "alpha", "gaussian")
-        for name, peer in _run(peers).items()
+        for name, peer in _installed(peers).items()
         if op in peer.ops
         for dtype in dtypes
         for rate in rates
@@ -252,7 +252,7 @@ def scale_bias(peers, small):
 
     data = {
         name: {dtype: bias(peer, jnp.dtype(dtype)) for dtype in dtypes}
-        for name, peer in _run(peers).items()
+        for name, peer in _installed(peers).items()
     }
     return Table(
         "Bias of the scale",
@@ -280,7 +280,7 @@ def outcome(call, x):
     if (y == 0).all():
         return "zeros"
     share = (y != 0).mean()
-    return f"all x {(y / x).mean():.7g}" if share == 1 else f"{share:.0%} kept"
+    return f"all * {(y / x).mean():.7g}" if share == 1 else f"{share:.0%} kept"
 
 
 def in_place(peer, value, dropped):
@@ -303,7 +303,7 @@ def edge_rates(peers, small):
 
     return Table(
         "Rates at the edges",
-        "What came of it: an error's name, or the output. `zeros` at 1.5 or NaN, and `all x 0.909` "
+        "What came of it: an error's name, or the output. `zeros` at 1.5 or NaN, and `all * 0.909` "
         "at -0.1, are wrong rates that pass silently; the oracle checks nothing. `TracerBool` is "
         "JAX's error for a branch on a traced value: that rate cannot be traced. Ours takes 1e-6 "
         "for 0, its resolution being 2^-16; the others drop none of these 4,096 at 1e-6, and "
@@ -364,7 +364,9 @@ def memory(peers, small):
     def row(name, peer):
         return ["-" if n is None else f"{n:.3f}" for n in data[name]]
 
-    data = {name: [kept(peer, dtype) for dtype in dtypes] for name, peer in _run(peers).items()}
+    data = {
+        name: [kept(peer, dtype) for dtype in dtypes] for name, peer in _installed(peers).items()
+    }
     return Table(
         "Memory kept for the backward pass",
         f"Bytes an element at rate {RATE}: the arrays that `jax.vjp` of a call keeps, and what "
@@ -389,8 +391,9 @@ def from_source(peers, small):
             [
                 "FlashAttention 2 keeps a weight where a random byte is at most "
                 "floor(255 (1 - rate)), and scales by 1 / (1 - rate)",
-                "Dao-AILab/flash-attention: csrc/flash_attn/flash_api.cpp, src/dropout.h; the same "
-                "in pytorch/pytorch: aten/src/ATen/native/transformers/cuda/flash_attn",
+                "Dao-AILab/flash-attention: csrc/flash_attn/flash_api.cpp and "
+                "csrc/flash_attn/src/dropout.h; the same in pytorch/pytorch: "
+                "aten/src/ATen/native/transformers/cuda/flash_attn",
                 "; ".join(flash(rate) for rate in (0.1, 0.2, 0.3, 0.5)),
             ],
             [
