@@ -60,10 +60,11 @@ def equality(peers, small):
     ]
     return Table(
         "Bit equality",
-        f"dropout_jax against its NumPy oracle, and each framework against what "
-        f"`dropout_jax.parity` predicts from the seed, over {len(grid)} sets of rate, shape and dtype "
-        f"({', '.join(dtypes)}). The last column is the control: the same comparison "
-        "with the prediction of another seed, which must differ. The last rows promise nothing.",
+        "dropout_jax against its NumPy oracle, and each framework against what "
+        "`dropout_jax.parity` predicts from the seed, over "
+        f"{len(grid)} sets of rate, shape and dtype ({', '.join(dtypes)}). The last "
+        "column is the control: the same comparison with the prediction of another seed, "
+        "which must differ. The last rows promise nothing.",
         ("framework", "what", "promised", "elements", "differ", "differ, wrong seed"),
         [[*row[:3], *(f"{n:,}" for n in row[3:])] for row in data] + _missing(peers),
         data,
