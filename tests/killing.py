@@ -1,17 +1,20 @@
-"""Runs a command of minigpt, kills it again and again, and starts it again until it is done.
+"""Runs a command of minigpt, disturbs it again and again, and starts it again until it is done.
 
     python killing.py PLANS COMMAND...
 
-PLANS is JSON: a list of [what, where]. ["time", s] kills s seconds after the steps begin (from
-outside, SIGKILL); [function, k] has the process kill itself at the k-th call of a function of its
-own, before or after it. Each kill is a fork of this process, which has imported everything and
-started nothing. Prints how many of the plans ended in a kill.
+PLANS is JSON: a list of [what, where, signals]. ["time", s, ...] sends the signals s seconds after
+the steps begin, from outside; [function, k, ...] has the process send them to itself at the k-th
+call of a function of its own, before or after it. Each start is a fork of this process, which has
+imported everything and started nothing. Prints a list: for each plan how the process ended (its
+exit code, or minus the signal) and the seconds from the signal to the end, and null if it was never
+sent; and what the last process, which nothing disturbs, printed.
 """
 
 import json
 import os
 import pathlib
 import signal
+import struct
 import sys
 import time
 import traceback
@@ -29,27 +32,34 @@ HOLDERS = {
     "evaluation": (evaluate, "windows"),
     "record": (metrics.Metrics, "add"),
     "plot": (plots.Figure, "savefig"),
+    "batch": (minigpt.loop, "batch"),
+    "sampling": (minigpt.sample, "_draw"),
 }
 
 
-def dies(function, call, after):
-    """The function, which kills the process at its `call`-th call."""
+def disturbed(function, call, after, signals, sent):
+    """The function, at whose `call`-th call the process gets the signals."""
     count = 0
+
+    def send():
+        os.write(sent, struct.pack("d", time.monotonic()))
+        for name in signals:
+            os.kill(os.getpid(), getattr(signal, name))
 
     def counted(*args, **kwargs):
         nonlocal count
         count += 1
         if count == call and not after:
-            os.kill(os.getpid(), signal.SIGKILL)
+            send()
         result = function(*args, **kwargs)
-        if count == call:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if count == call and after:
+            send()
         return result
 
     return counted
 
 
-def child(command, ready, plan):
+def child(command, ready, sent, plan):
     steps = minigpt.loop._steps
 
     def announced(*args):
@@ -60,43 +70,48 @@ def child(command, ready, plan):
     if plan and plan[0] != "time":
         name, _, when = plan[0].partition(" ")
         holder, attribute = HOLDERS[name]
-        setattr(holder, attribute, dies(getattr(holder, attribute), plan[1], when == "after"))
+        aimed = disturbed(getattr(holder, attribute), plan[1], when == "after", plan[2], sent)
+        setattr(holder, attribute, aimed)
     cli.main(command)
     sys.stdout.flush()
 
 
 def run(command, plan):
-    """One process; the signal that ended it, or None."""
-    seen, ready = os.pipe()
+    """One process: how it ended, and the seconds since the signal."""
+    (seen, ready), (told, sent) = os.pipe(), os.pipe()
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
-            child(command, ready, plan)
+            child(command, ready, sent, plan)
             code = 0
+        except SystemExit as ended:
+            code = ended.code
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(code)
     os.close(ready)
+    os.close(sent)
     os.read(seen, 1)
     os.close(seen)
     if plan and plan[0] == "time":
         time.sleep(plan[1])
-        os.kill(pid, signal.SIGKILL)
-    _, status = os.waitpid(pid, 0)
-    if os.WIFSIGNALED(status):
-        return os.WTERMSIG(status)
-    assert os.WEXITSTATUS(status) == 0, f"the run failed by itself at {plan}"
-    return None
+        begin = struct.pack("d", time.monotonic())
+        for name in plan[2]:
+            os.kill(pid, getattr(signal, name))
+    else:
+        begin = os.read(told, 8)
+    os.close(told)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return [code, time.monotonic() - struct.unpack("d", begin)[0]] if begin else [code, None]
 
 
 def main():
     plans, command = json.loads(sys.argv[1]), sys.argv[2:]
-    killed = [run(command, plan) == signal.SIGKILL for plan in plans]
-    assert run(command, None) is None
-    alive = [plan for plan, dead in zip(plans, killed, strict=True) if not dead]
-    print(json.dumps({"killed": sum(killed), "not": alive}))
+    ends = [run(command, plan) for plan in plans]
+    ends.append(run(command, None))
+    print(json.dumps(ends))
 
 
 if __name__ == "__main__":

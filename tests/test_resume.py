@@ -23,17 +23,22 @@ COMMAND = [
 ]
 
 
-def environment():
-    """One device, and compiled programs kept between the processes of a test."""
-    return os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+def environment(cache):
+    """One device, and compiled programs kept from the first process for the others."""
+    return os.environ | {
+        "XLA_FLAGS": "",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
 
 
-def killing(folder, plans):
-    """Run the command through its kills; what is said of them."""
+def killing(folder, plans, cache):
+    """Run the command through what disturbs it; how each process ended."""
     (folder / "text.txt").write_text(TEXT)
     words = [sys.executable, "-W", "error", str(HERE / "killing.py"), json.dumps(plans), *COMMAND]
     done = subprocess.run(
-        words, cwd=folder, env=environment(), capture_output=True, text=True, check=False
+        words, cwd=folder, env=environment(cache), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -53,9 +58,14 @@ def outcome(folder):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, cache):
     folder = tmp_path_factory.mktemp("undisturbed")
-    killing(folder, [])
+    killing(folder, [], cache)
     return outcome(folder)
 
 
@@ -70,30 +80,64 @@ def test_the_undisturbed_run_is_whole(undisturbed):
     }
 
 
+KILL = ["SIGKILL"]
 AIMED = [
     *(["fsync", 2], ["rename", 1], ["rename after", 1], ["prune", 1], ["copy after", 1]),
     *(["evaluation", 3], ["record after", 1], ["replace after", 1]),
 ]
 
 
-def test_twelve_kills_change_nothing(undisturbed, tmp_path):
+def kills(ends):
+    """How many processes were killed; the last ones of a list may have come to the end before."""
+    assert {code for code, _ in ends} <= {0, -9}, ends
+    assert ends[-1] == [0, None]
+    return sum(code == -9 for code, _ in ends)
+
+
+def test_twelve_kills_change_nothing(undisturbed, tmp_path, cache):
     chance = random.Random(7)
-    plans = [*AIMED, *(["time", chance.uniform(0, 1.5)] for _ in range(4))]
+    plans = [[*plan, KILL] for plan in AIMED]
+    plans += [["time", chance.uniform(0, 1.5), KILL] for _ in range(4)]
     chance.shuffle(plans)
-    said = killing(tmp_path, plans)
+    assert kills(killing(tmp_path, plans, cache)) >= 8
     assert outcome(tmp_path) == undisturbed
-    assert said["killed"] >= 8, said  # the last ones may come after the end
 
 
 @pytest.mark.torture
 @pytest.mark.parametrize("seed", range(20))
-def test_two_hundred_kills_change_nothing(undisturbed, tmp_path, seed):
+def test_two_hundred_kills_change_nothing(undisturbed, tmp_path, cache, seed):
     chance = random.Random(seed)
     names = ["fsync", "rename", "replace", "prune", "copy", "evaluation", "record", "plot"]
     plans = []
     for _ in range(10):
-        aimed = [chance.choice(names) + chance.choice(["", " after"]), chance.randint(1, 6)]
-        plans.append(chance.choice([aimed, ["time", chance.uniform(0, 2)]]))
-    said = killing(tmp_path, plans)
+        aimed = [chance.choice(names) + chance.choice(["", " after"]), chance.randint(1, 6), KILL]
+        plans.append(chance.choice([aimed, ["time", chance.uniform(0, 2), KILL]]))
+    assert kills(killing(tmp_path, plans, cache)) >= 3
     assert outcome(tmp_path) == undisturbed
-    print(said)
+
+
+STOPS = [
+    ["batch", 1, ["SIGTERM"]],  # before the first step
+    ["batch", 3, ["SIGINT"]],
+    ["batch after", 2, ["SIGTERM"]],
+    ["evaluation", 2, ["SIGTERM"]],
+    ["evaluation after", 1, ["SIGINT"]],
+    ["copy", 1, ["SIGINT"]],
+    ["record", 2, ["SIGTERM"]],
+    ["sampling", 1, ["SIGINT"]],
+]
+
+
+def test_a_stop_leaves_an_exact_checkpoint_and_exit_code_zero(undisturbed, tmp_path, cache):
+    """Within five seconds of the step's end, whatever the run was doing."""
+    ends = killing(tmp_path, STOPS, cache)
+    assert [code for code, _ in ends] == [0] * 9
+    assert all(seconds < 5 for _, seconds in ends[1:-1]), ends  # the first step is compiled
+    assert outcome(tmp_path) == undisturbed
+
+
+def test_a_second_signal_leaves_at_once_and_harms_nothing(undisturbed, tmp_path, cache):
+    plans = [["batch", 6, ["SIGINT", "SIGINT"]], ["copy", 2, ["SIGTERM", "SIGINT"]]]
+    ends = killing(tmp_path, plans, cache)
+    assert [code for code, _ in ends] == [-2, -2, 0]
+    assert outcome(tmp_path) == undisturbed
