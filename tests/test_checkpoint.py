@@ -313,8 +313,8 @@ def spec(manifest, **changes):
         lambda m: spec(m, shape=[2.0, 3]),
         lambda m: spec(m, shape=[True, 3]),
         lambda m: spec(m, shape="23"),
-        lambda m: spec(m, shape=[1] * 65),
-        lambda m: spec(m, shape=[2**63, 0]),
+        lambda m: spec(m, shape=[2**62] * 300),  # so many bytes that Python refuses to print it
+        lambda m: spec(m, shape=[10**4200, 10**4200]),
         lambda m: spec(m, dtype="object"),
         lambda m: spec(m, dtype=["float32"]),
         lambda m: spec(m, more=1),
@@ -656,7 +656,7 @@ def test_an_error_surfaces_once_at_the_next_call(tmp_path, monkeypatch):
     def fsync(descriptor):
         raise full
 
-    writer = Writer(tmp_path)
+    writer, other = Writer(tmp_path), Writer(tmp_path)
     for call in (writer.wait, lambda: writer.save(2, SMALL, {})):
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", fsync)
@@ -665,6 +665,10 @@ def test_an_error_surfaces_once_at_the_next_call(tmp_path, monkeypatch):
                 call()
         writer.wait()
         assert names(tmp_path) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(OSError, match="No space left"), other:
+            other.save(1, SMALL, {})
     with pytest.raises(KeyError) as error, monkeypatch.context() as patch, writer:  # noqa: PT012
         patch.setattr(os, "fsync", fsync)
         writer.save(1, SMALL, {})
@@ -744,10 +748,9 @@ def test_save_returns_before_the_file_is_on_disk_and_the_next_one_waits(tmp_path
     assert checkpoint.steps(tmp_path) == [1, 2]
 
 
-def test_what_is_saved_is_what_was_there_at_the_call(tmp_path, monkeypatch):
-    go, real = threading.Event(), os.fsync
-    writer = Writer(tmp_path)
-    monkeypatch.setattr(os, "fsync", lambda fd: go.wait(60) and real(fd))
+def test_what_is_saved_is_what_was_there_at_the_call(tmp_path):
+    go, writer = threading.Event(), Writer(tmp_path)
+    writer._thread.submit(go.wait, 60)  # nothing is done in the background until then
     step = jax.jit(lambda x: x + 1, donate_argnums=0)
     state, array, meta = jnp.zeros(100_000), np.zeros(3), {"list": [1]}
     writer.save(1, checkpoint.host_arrays({"state": state}) | {"array": array}, meta)
@@ -808,12 +811,12 @@ KILLS = """
             os.kill(pid, signal.SIGKILL)
         assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
         os.close(begun), os.close(pipe)
-        rng.random()
+        rng.random()  # so that the next child, a copy, draws others
         found = checkpoint.steps(run_dir)
         for step in found:
             arrays, _ = checkpoint.read(run_dir, step)
             assert (arrays["step"] == step).all()
-        assert not before or max(found) >= before - 1, (before, found)
+        assert max(found, default=0) >= before, (before, found)
         before = max(found, default=0)
         root = run_dir / "checkpoints"
         left = sum(path.name.startswith(".") for path in root.iterdir())
