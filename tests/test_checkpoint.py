@@ -792,6 +792,7 @@ KILLS = """
         os.write(pipe, b".")
         for name in ("fsync", "rename", "mkdir", "unlink", "rmdir"):
             setattr(os, name, stopping(getattr(os, name)))
+        pathlib.Path.open = stopping(pathlib.Path.open)
         for step in range(first, first + 1000):
             again = step - rng.randrange(2)  # sometimes a step that is there
             writer.save(again, {"step": np.full(200_000, again)}, {"val_loss": rng.random()})
