@@ -18,6 +18,7 @@ TINY = [
     *("--eval-every", "2", "--eval-batches", "2", "--dropout", "0.1"),
     *("--model.n-layer", "1", "--model.n-embd", "8", "--model.block-size", "16"),
 ]
+SAME = ("--data", "text.txt", *TINY)
 
 
 def minigpt(*args, cwd):
@@ -31,6 +32,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     (folder / "text.txt").write_text(TEXT)
     (folder / "short.txt").write_text(TEXT[:600])
+    (folder / "other.txt").write_text(TEXT.replace("nobler", "bolner"))
     result = minigpt("train", "--data", "text.txt", "--run-dir", "out", *TINY, cwd=folder)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
@@ -43,6 +45,7 @@ def test_train_shows_what_it_does_and_leaves_a_run(trained):
         assert part in shown
     names = {path.name for path in (folder / "out").iterdir()}
     assert names == {
+        ".lock",
         "config.toml",
         "tokenizer.json",
         "metrics.jsonl",
@@ -64,7 +67,7 @@ def test_config_toml_holds_everything_and_starts_the_same_run(trained):
     assert config.model.dropout == DropoutConfig.uniform(0.1)
     tables = tomllib.loads((folder / "out" / "config.toml").read_text())
     names = {field.name for field in dataclasses.fields(config)}
-    assert set(tables) == names
+    assert set(tables) == names - {"patience"}  # unset
     result = minigpt("train", "--config", "out/config.toml", cwd=folder)
     assert result.returncode == 0, result.stderr
     places = ("out", "runs/shakespeare-char-cpu")
@@ -108,7 +111,10 @@ def test_eval_prints_a_line_or_json(trained):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("train", "--run-dir", "out", "--data", "text.txt", *TINY), "new or an empty folder"),
+        (("train", "--run-dir", ".", "--data", "text.txt", *TINY), "an empty folder or a run"),
+        (("train", "--run-dir", "out", "--resume", "never", *SAME), "it holds a run"),
+        (("train", "--run-dir", "out", *SAME, "--seed", "7"), "begun with 1337"),
+        (("train", "--run-dir", "out", *SAME, "--data", "other.txt"), "begun on another text"),
         (("train", "--data", "missing.txt"), "No such file"),
         (("train", "--dropout", "1.5"), "dropout=1.5"),
         (("train", "--config", "missing.toml"), "cannot be read"),
@@ -118,7 +124,7 @@ def test_eval_prints_a_line_or_json(trained):
         (("sample", "out", "--top-p", "2"), "top_p=2.0"),
         (("sample", "out", "--tokens", "-5"), "tokens=-5"),
         (("train", "--data", "short.txt"), "validation text of 60 tokens"),
-        (("train", "--data", "text.txt", "--run-dir", "text.txt"), "empty folder"),
+        (("train", "--data", "text.txt", "--run-dir", "text.txt"), "File exists"),
         (("sample", "nowhere"), "no run directory"),
         (("eval", "nowhere"), "no run directory"),
     ],
@@ -167,13 +173,41 @@ def test_presets_are_what_the_command_starts_from():
         assert cli._parse_train(["--preset", name]).settings == config
 
 
-def test_the_default_run_directory_is_the_first_free_one(tmp_path):
-    from minigpt.rundir import first_free
+def test_the_same_command_again_shows_the_finished_run(trained):
+    folder, shown = trained
+    before = (folder / "out" / "metrics.jsonl").read_bytes()
+    again = minigpt("train", "--run-dir", "out", *SAME, cwd=folder)
+    assert again.returncode == 0, again.stderr
+    assert shown[shown.index(" sample ") :] == again.stdout[again.stdout.index(" sample ") :]
+    assert (folder / "out" / "metrics.jsonl").read_bytes() == before
 
-    assert first_free(tmp_path, "a").name == "a"
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a-2").mkdir()
-    assert first_free(tmp_path, "a").name == "a-3"
+
+def test_the_default_run_directory_is_an_unfinished_one_or_the_first_free(tmp_path):
+    from minigpt.resume import choose
+    from minigpt.tokenizer import Tokenizer
+
+    config = PRESETS["shakespeare-char-cpu"]
+    assert choose(tmp_path, "a", config).name == "a"
+    for name in ("a", "a-2"):
+        (tmp_path / name).mkdir()
+    assert choose(tmp_path, "a", config).name == "a-3"
+    Run(config, Tokenizer("ab")).save(tmp_path / "a")
+    assert choose(tmp_path, "a", config).name == "a"
+    assert choose(tmp_path, "a", config, fresh=True).name == "a-3"
+    assert choose(tmp_path, "a", dataclasses.replace(config, log_every=7)).name == "a"
+    assert choose(tmp_path, "a", dataclasses.replace(config, seed=7)).name == "a-3"
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    import filelock
+
+    (tmp_path / "text.txt").write_text(TEXT)
+    (tmp_path / "out").mkdir()
+    with filelock.FileLock(tmp_path / "out" / ".lock"):
+        result = minigpt("train", "--run-dir", "out", *SAME, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "another run is writing into it" in result.stderr
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {".lock"}
 
 
 def test_help_names_every_option(capsys):

@@ -63,6 +63,8 @@ def test_nanogpts_optimizer(name):
         (lambda: OptimConfig(grad_clip=0.0), "grad_clip=0.0"),
         (lambda: Config(steps=0), "steps=0"),
         (lambda: Config(seed=-1), "seed=-1"),
+        (lambda: Config(patience=0), "patience=0"),
+        (lambda: Config(keep_checkpoints=0), "keep_checkpoints=0"),
     ],
 )
 def test_bad_values_are_named(make, name):
@@ -79,6 +81,7 @@ CHANGES = {
     "eval_every": 3,
     "eval_batches": 3,
     "sample_tokens": 5,
+    "keep_checkpoints": 1,
     "model.n_layer": 1,
     "model.n_head": 4,
     "model.n_embd": 16,
@@ -113,8 +116,9 @@ def outcome(config, folder):
     records = [{k: v for k, v in json.loads(li).items() if k not in timed} for li in lines]
     shown = console.export_text()
     sample = shown[shown.index(" sample ") :].replace(str(folder), "")
-    newest = sorted((folder / "run" / "checkpoints").iterdir())[-1]
-    return records, sample, (newest / "arrays.safetensors").read_bytes()
+    saved = sorted((folder / "run" / "checkpoints").iterdir())
+    arrays = (saved[-1] / "arrays.safetensors").read_bytes()
+    return records, sample, arrays, [path.name for path in saved]
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +127,7 @@ def base(tmp_path_factory):
 
 
 def test_every_field_is_tried():
-    assert set(CHANGES) | {"data", "run_dir"} == {name for name, _ in flat(Config())}
+    assert set(CHANGES) | {"data", "run_dir", "patience"} == {name for name, _ in flat(Config())}
 
 
 def test_the_same_config_gives_the_same_run(base, tmp_path):
@@ -133,6 +137,16 @@ def test_the_same_config_gives_the_same_run(base, tmp_path):
 @pytest.mark.parametrize("name", CHANGES)
 def test_every_field_changes_what_happens(name, base, tmp_path):
     assert outcome(replaced(CONFIG, name, CHANGES[name]), tmp_path / "x") != base
+
+
+def test_patience_ends_a_run_that_gets_no_better(tmp_path):
+    still = OptimConfig(learning_rate=1e-30, min_learning_rate=0.0)
+    config = dataclasses.replace(CONFIG, steps=20, optim=still, patience=3)
+    records, _, _, saved = outcome(config, tmp_path / "x")
+    assert [record["step"] for record in records] == [2, 4, 6, 8]
+    assert saved[0] == "00000002"  # the best: the first of equals
+    learning = dataclasses.replace(config, optim=CONFIG.optim)
+    assert outcome(learning, tmp_path / "y")[0][-1]["step"] == 20
 
 
 def test_the_text_changes_what_happens(base, tmp_path):

@@ -64,14 +64,17 @@ ALLOWED = {
         "model": {"config", "sites"},
         "optim": {"config"},
         "train_step": {"batches", "config", "model", "optim"},
+        "metrics": set(),
+        "stopping": set(),
         "rundir": {"config", "tokenizer"},
+        "resume": {"checkpoint", "config", "metrics", "rundir"},
         "loop": {
-            *("batches", "checkpoint", "config", "corpus", "evaluate", "plots", "rundir"),
-            *("sample", "tokenizer", "train_step"),
+            *("batches", "checkpoint", "config", "corpus", "evaluate", "metrics", "plots"),
+            *("resume", "rundir", "sample", "stopping", "tokenizer", "train_step"),
         },
         "cli": {
-            *("checkpoint", "config", "corpus", "evaluate", "loop", "rundir", "sample"),
-            "train_step",
+            *("checkpoint", "config", "corpus", "evaluate", "loop", "resume", "rundir"),
+            *("sample", "train_step"),
         },
     },
 }
