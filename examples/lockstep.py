@@ -181,11 +181,12 @@ def picture(found, path):
         style = {"lw": 3, "alpha": 0.4} if of == 0 else {"lw": 1, "color": "black"}
         losses.plot(found["float32"]["our masks in PyTorch"][of], label=label, **style)
     losses.set(title=f"training loss, dropout {RATE} at every site", xlabel="step")
-    for (dtype, pairs), line in zip(found.items(), ("-", "--"), strict=True):
+    for (dtype, pairs), mark in zip(found.items(), ("o", "x"), strict=True):
         for (name, pair), colour in zip(pairs.items(), ("C0", "C1", "C3"), strict=True):
-            apart = np.maximum(relative(pair), 1e-17)
-            differences.semilogy(apart, line, color=colour, lw=1.2, label=f"{name}, {dtype}")
-    differences.set(title="relative difference of the losses", xlabel="step", ylim=(1e-17, 1))
+            apart = relative(pair)
+            apart[apart == 0] = np.nan  # equal to the last bit: no point
+            style = {"color": colour, "ms": 3, "alpha": 0.8, "label": f"{name}, {dtype}"}
+            differences.semilogy(apart, mark, **style)
     losses.legend(frameon=False)
     differences.legend(frameon=False, fontsize=7, ncols=2, loc="upper left")
     figure.savefig(path, dpi=110)
