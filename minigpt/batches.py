@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from typing import NamedTuple
 
 import numpy as np
@@ -36,7 +37,18 @@ def windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> Batch:
     """The windows of block_size tokens at `starts`, and the same one token later."""
     index = starts.astype(np.int64)[:, None] + np.arange(block_size + 1)
     rows = tokens[index].astype(np.int32)
+    _let_go(tokens)
     return Batch(rows[:, :-1], rows[:, 1:])
+
+
+def _let_go(tokens: np.ndarray) -> None:
+    """Unmap what was read of a memory map, or its pages count as this process's for ever after.
+
+    (nanoGPT opens its map anew at every batch for this.) The pages stay in the system's cache.
+    """
+    mapped = getattr(tokens, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def require_length(tokens: np.ndarray, block_size: int, name: str = "text") -> None:

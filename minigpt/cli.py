@@ -178,16 +178,17 @@ def _sample(command: Sample) -> None:
 
 
 def _eval(command: Eval) -> None:
-    from minigpt import corpus
     from minigpt.evaluate import evaluate
+    from minigpt.tokens import load_tokens
 
     run, training = _load(command.run_dir)
-    text = corpus.load(run.config.data).validation
+    tokens = load_tokens(run.config.data, run.config.tokenizer)
+    run.require_same_text(tokens.sha256, tokens.tokenizer)
     result = evaluate(
         training.eval_step,
         training.state.params,
-        run.tokenizer.encode(text),
-        len(text),
+        tokens.validation,
+        tokens.validation_characters,
         batch_size=run.config.batch_size,
         block_size=run.config.model.block_size,
     )

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
+import hashlib
 import importlib.metadata
+import io
+import itertools
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,28 +16,62 @@ from typing import NamedTuple
 VALIDATION_PLAYS = ("twelfth-night", "henry-v", "macbeth", "the-tempest")  # comedy, history, ...
 
 
+BLOCK = 1 << 20  # bytes read at once
+
+
 class Corpus(NamedTuple):
     """Text to train on and text to validate on."""
 
     train: str
     validation: str
+    sha256: str
+    """of the file's bytes, as sha256sum prints it; of the plays, all in UTF-8, validation last"""
 
 
 def load(data: Path | None = None) -> Corpus:
     """Read the plays, or a UTF-8 file whose last tenth (nanoGPT's split) is for validation."""
     if data is None:
         return _shakespeare()
+    raw = b"".join(blocks(data))
+    text = "".join(decoded([raw], data))
+    split = first_for_validation(len(text))
+    return Corpus(text[:split], text[split:], hashlib.sha256(raw).hexdigest())
+
+
+def first_for_validation(characters: int) -> int:
+    """Where a file of so many characters is split: nanoGPT's nine tenths."""
+    return int(characters * 0.9)
+
+
+def blocks(data: Path) -> Iterator[bytes]:
+    """A file's bytes, some at a time; a file that cannot be read is a ValueError."""
     try:
-        text = Path(data).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"data={str(data)!r} is not allowed: it must be UTF-8 text, and byte {error.start} is "
-            "not. If it is text in another encoding, convert it, as iconv -f latin1 -t utf-8 does."
-        ) from None
+        with Path(data).open("rb") as file:
+            while block := file.read(BLOCK):
+                yield block
     except OSError as error:
         raise ValueError(f"data={str(data)!r} cannot be read: {error.strerror}.") from None
-    split = int(len(text) * 0.9)
-    return Corpus(text[:split], text[split:])
+
+
+def decoded(pieces: Iterable[bytes], data: Path) -> Iterator[str]:
+    """The text of a file's bytes, as Path.read_text has it: UTF-8, every line's end a newline.
+
+    A piece may end inside a character, or between a carriage return and its newline.
+    """
+    utf8 = codecs.getincrementaldecoder("utf-8")()
+    newlines = io.IncrementalNewlineDecoder(utf8, translate=True)
+    begin = read = 0
+    try:
+        for piece in itertools.chain(pieces, [b""]):
+            begin = read - len(utf8.getstate()[0])  # what it kept is decoded with this piece
+            read += len(piece)
+            yield newlines.decode(piece, final=not piece)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"data={str(data)!r} is not allowed: it must be UTF-8 text, and byte "
+            f"{begin + error.start} is not. If it is text in another encoding, convert it, as "
+            "iconv -f latin1 -t utf-8 does."
+        ) from None
 
 
 def plays() -> dict[str, str]:
@@ -46,7 +85,8 @@ def plays() -> dict[str, str]:
 def _shakespeare() -> Corpus:
     texts = plays()
     validation = "".join(texts.pop(name) for name in VALIDATION_PLAYS)
-    return Corpus("".join(texts.values()), validation)
+    train = "".join(texts.values())
+    return Corpus(train, validation, hashlib.sha256((train + validation).encode()).hexdigest())
 
 
 def _speeches(markdown: str) -> str:

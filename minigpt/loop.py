@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from minigpt import checkpoint, corpus, plots, resume
+from minigpt import checkpoint, plots, resume
 from minigpt.batches import batch, require_length, starts
 from minigpt.config import Config
 from minigpt.evaluate import estimate
@@ -22,15 +21,8 @@ from minigpt.metrics import Metrics
 from minigpt.rundir import Run
 from minigpt.sample import generate
 from minigpt.stopping import Stopped, Stopping
-from minigpt.tokenizer import tokenizer_of
+from minigpt.tokens import Tokens, load_tokens
 from minigpt.train_step import Training, TrainState, start
-
-
-class Tokens(NamedTuple):
-    """The two parts of a text."""
-
-    train: np.ndarray
-    validation: np.ndarray
 
 
 class Job(NamedTuple):
@@ -55,13 +47,10 @@ def train(config: Config, run_dir: Path, console: Console, *, fresh: bool = Fals
     SIGTERM and Ctrl-C leave an exact checkpoint. `fresh` refuses a folder that holds a run.
     """
     with Stopping() as stopping:
-        text = corpus.load(config.data)
-        whole = text.train + text.validation
-        tokenizer = tokenizer_of(config.tokenizer, whole)
-        tokens = Tokens(tokenizer.encode(text.train), tokenizer.encode(text.validation))
+        tokens = load_tokens(config.data, config.tokenizer)
         require_length(tokens.train, config.model.block_size, "training text")
         require_length(tokens.validation, config.model.block_size, "validation text")
-        run = Run(config, tokenizer, hashlib.sha256(whole.encode()).hexdigest())
+        run = Run(config, tokens.tokenizer, tokens.sha256)
         job = Job(run, tokens, start(config, run.vocab_size), run_dir, console, stopping)
         with resume.claimed(run_dir):
             resume.enter(run, run_dir, fresh=fresh)
@@ -91,7 +80,8 @@ def _restored(job: Job) -> tuple[TrainState, dict[str, Any]]:
     found = checkpoint.newest_good(job.run_dir, state, job.console.print)
     if found is None:
         return state, {}
-    resume.require_text(job.run, job.run_dir, found[1])
+    saved = job.run._replace(data_sha256=found[1]["data_sha256"])
+    saved.require_same_text(job.run.data_sha256, job.run.tokenizer)
     return jax.device_put(found[0]), found[1]
 
 

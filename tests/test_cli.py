@@ -114,7 +114,10 @@ def test_eval_prints_a_line_or_json(trained):
         (("train", "--run-dir", ".", "--data", "text.txt", *TINY), "an empty folder or a run"),
         (("train", "--run-dir", "out", "--resume", "never", *SAME), "it holds a run"),
         (("train", "--run-dir", "out", *SAME, "--seed", "7"), "begun with 1337"),
-        (("train", "--run-dir", "out", *SAME, "--data", "other.txt"), "begun on another text"),
+        (
+            ("train", "--run-dir", "out", *SAME, "--data", "other.txt"),
+            "the text that the run was trained on",
+        ),
         (("train", "--data", "missing.txt"), "No such file"),
         (("train", "--dropout", "1.5"), "dropout=1.5"),
         (("train", "--config", "missing.toml"), "cannot be read"),
@@ -191,7 +194,7 @@ def test_the_default_run_directory_is_an_unfinished_one_or_the_first_free(tmp_pa
     for name in ("a", "a-2"):
         (tmp_path / name).mkdir()
     assert choose(tmp_path, "a", config).name == "a-3"
-    Run(config, Tokenizer("ab")).save(tmp_path / "a")
+    Run(config, Tokenizer("ab"), "0").save(tmp_path / "a")
     assert choose(tmp_path, "a", config).name == "a"
     assert choose(tmp_path, "a", config, fresh=True).name == "a-3"
     assert choose(tmp_path, "a", dataclasses.replace(config, log_every=7)).name == "a"

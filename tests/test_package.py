@@ -55,6 +55,7 @@ ALLOWED = {
         "config": set(),
         "corpus": set(),
         "tokenizer": set(),
+        "tokens": {"corpus", "tokenizer"},
         "plots": set(),
         "checkpoint": set(),
         "sample": set(),
@@ -69,12 +70,12 @@ ALLOWED = {
         "rundir": {"config", "tokenizer"},
         "resume": {"checkpoint", "config", "metrics", "rundir"},
         "loop": {
-            *("batches", "checkpoint", "config", "corpus", "evaluate", "metrics", "plots"),
-            *("resume", "rundir", "sample", "stopping", "tokenizer", "train_step"),
+            *("batches", "checkpoint", "config", "evaluate", "metrics", "plots", "resume"),
+            *("rundir", "sample", "stopping", "tokens", "train_step"),
         },
         "cli": {
-            *("checkpoint", "config", "corpus", "evaluate", "loop", "resume", "rundir"),
-            *("sample", "train_step"),
+            *("checkpoint", "config", "evaluate", "loop", "resume", "rundir"),
+            *("sample", "tokens", "train_step"),
         },
     },
 }

@@ -27,3 +27,11 @@ def test_char_ids_are_places_in_the_sorted_alphabet():
 def test_an_unknown_character_is_named_with_its_place(unknown):
     with pytest.raises(ValueError, match=r"at position 2, a character .* --tokenizer byte"):
         tokenizer_of("char", "hello").encode("he" + unknown)
+
+
+def test_more_characters_than_ids_are_refused():
+    most = [chr(code) for code in range(0x10000 + 0x800) if not 0xD800 <= code < 0xE000]
+    text = "".join(most)
+    np.testing.assert_array_equal(tokenizer_of("char", text).encode(text), np.arange(1 << 16))
+    with pytest.raises(ValueError, match=r"65,537 distinct characters.* --tokenizer byte"):
+        tokenizer_of("char", text + "\U0001f600")

@@ -1,0 +1,228 @@
+"""A text as ids to train on: a large file is tokenised once, and memory-mapped ever after.
+
+A cache entry is two files, named after the text's SHA-256, the tokenizer and FORMAT: the ids
+(little-endian, 16 bits, the training text's first), and a JSON of what else there is to know. Its
+CRC-32 covers both and is checked at every start, so a damaged entry is made again. What is written
+depends on the name alone: two runs at once write the same bytes, each under a name of its own, and
+rename them into place. The folder may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+import numpy as np
+import platformdirs
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from minigpt import corpus
+from minigpt.tokenizer import Tokenizer, code_points, tokenizer_of
+
+FORMAT = 1
+IN_MEMORY = 1 << 23  # bytes: a smaller file takes a tenth of a second, and no place in the cache
+STALE = 3600.0  # seconds since a partial file was last written: whoever wrote it was killed
+
+
+class Tokens(NamedTuple):
+    """Ids to train on and to validate on, and what they are ids of."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    tokenizer: Tokenizer
+    sha256: str
+    """of the text, as corpus.Corpus has it"""
+    validation_characters: int
+
+
+class _Facts(NamedTuple):
+    """What a cache entry's JSON says."""
+
+    alphabet: str | None
+    train: int
+    validation: int
+    validation_characters: int
+    crc32: int
+
+
+def load_tokens(data: Path | None, kind: Literal["char", "byte"]) -> Tokens:
+    """Ids of the plays or of a file, split as `corpus.load` splits; a large file's are mapped.
+
+    Raises:
+      ValueError: the file cannot be read, is not UTF-8, or changes while it is read; or the ids of
+        a large one can be written nowhere.
+    """
+    if data is None or not _is_large(Path(data)):
+        text = corpus.load(data)
+        tokenizer = tokenizer_of(kind, text.train + text.validation)
+        ids = tokenizer.encode(text.train), tokenizer.encode(text.validation)
+        return Tokens(*ids, tokenizer, text.sha256, len(text.validation))
+    return _large(Path(data), kind)
+
+
+def cache_folder() -> Path:
+    """$MINIGPT_CACHE, or the user's cache folder."""
+    return Path(os.environ.get("MINIGPT_CACHE") or platformdirs.user_cache_dir("minigpt"))
+
+
+def _is_large(data: Path) -> bool:
+    return data.is_file() and data.stat().st_size > IN_MEMORY  # a pipe can be read only once
+
+
+def _large(data: Path, kind: Literal["char", "byte"]) -> Tokens:
+    """From the cache; where that cannot be written, from a temporary file with no name."""
+    try:
+        with _progress(3 * data.stat().st_size) as advance:
+            return _cached(data, kind, advance)
+    except OSError as error:
+        print(
+            f"minigpt: the cache {str(cache_folder())!r} cannot be written ({error.strerror}), so "
+            "the text is tokenised for this run only. MINIGPT_CACHE names another folder.",
+            file=sys.stderr,
+        )
+    try:
+        with _progress(3 * data.stat().st_size) as advance, tempfile.TemporaryFile() as file:
+            sha256 = _sha256(data, advance)
+            facts = _tokenise(data, kind, sha256, file, advance)
+            file.flush()
+            return _mapped(file, facts, sha256)
+    except OSError as error:
+        raise ValueError(
+            f"the ids of data={str(data)!r} can be written neither to the cache "
+            f"{str(cache_folder())!r} nor to a temporary file ({error.strerror}). Set "
+            "MINIGPT_CACHE to a folder with room for two bytes a token."
+        ) from None
+
+
+def _cached(data: Path, kind, advance: Callable[[int], None]) -> Tokens:
+    sha256 = _sha256(data, advance)
+    ids = cache_folder() / f"{sha256}-{kind}-v{FORMAT}.ids"
+    facts = _verified(ids) or _make(data, kind, sha256, ids, advance)
+    return _mapped(ids, facts, sha256)
+
+
+def _sha256(data: Path, advance: Callable[[int], None]) -> str:
+    digest = hashlib.sha256()
+    for block in corpus.blocks(data):
+        digest.update(block)
+        advance(len(block))
+    return digest.hexdigest()
+
+
+def _make(data: Path, kind, sha256: str, ids: Path, advance) -> _Facts:
+    """Write an entry: first the ids, then the JSON that makes them count."""
+    ids.parent.mkdir(parents=True, exist_ok=True)
+    for partial in ids.parent.glob("*.partial"):
+        if time.time() - partial.stat().st_mtime > STALE:
+            partial.unlink(missing_ok=True)
+    with _replacing(ids) as file:
+        facts = _tokenise(data, kind, sha256, file, advance)
+    with _replacing(ids.with_suffix(".json")) as file:
+        file.write(json.dumps(facts._asdict()).encode())
+    return facts
+
+
+def _tokenise(data: Path, kind, sha256: str, file, advance: Callable[[int], None]) -> _Facts:
+    """Read the text twice: for its characters and their number, then for its ids."""
+    seen, characters = np.zeros(sys.maxunicode + 1, bool), 0
+    for text in _texts(data, sha256, advance):
+        seen[code_points(text)] = True
+        characters += len(text)
+    tokenizer = tokenizer_of(kind, "".join(map(chr, np.flatnonzero(seen))))
+    split = to_split = corpus.first_for_validation(characters)
+    crc, sizes = 0, [0, 0]  # of the training text, of the validation text
+    for text in _texts(data, sha256, advance):
+        for part, piece in enumerate((text[:to_split], text[to_split:])):
+            ids = tokenizer.encode(piece).astype("<u2").tobytes()
+            file.write(ids)
+            sizes[part] += len(ids) // 2
+            crc = zlib.crc32(ids, crc)
+        to_split = max(0, to_split - len(text))
+    facts = _Facts(tokenizer.alphabet, sizes[0], sizes[1], characters - split, 0)
+    return facts._replace(crc32=_with_facts(crc, facts))
+
+
+def _texts(data: Path, sha256: str, advance: Callable[[int], None]) -> Iterator[str]:
+    """A file's text, some at a time, which must be the text that was hashed."""
+    digest = hashlib.sha256()
+
+    def blocks() -> Iterator[bytes]:
+        for block in corpus.blocks(data):
+            digest.update(block)
+            advance(len(block))
+            yield block
+
+    yield from corpus.decoded(blocks(), data)
+    if digest.hexdigest() != sha256:
+        raise ValueError(f"data={str(data)!r} changed while it was read. Start again.")
+
+
+def _verified(ids: Path) -> _Facts | None:
+    """An entry's facts; None where there is no entry, or a damaged one."""
+    try:
+        facts = _Facts(**json.loads(ids.with_suffix(".json").read_bytes()))
+        crc = 0
+        with ids.open("rb") as file:  # not through the map: its pages would count as our memory
+            while block := file.read(corpus.BLOCK):
+                crc = zlib.crc32(block, crc)
+        return facts if _with_facts(crc, facts) == facts.crc32 else None
+    except (OSError, TypeError, ValueError):
+        return None
+
+
+def _with_facts(crc: int, facts: _Facts) -> int:
+    return zlib.crc32(json.dumps(facts._replace(crc32=0)).encode(), crc)
+
+
+def _mapped(file: Any, facts: _Facts, sha256: str) -> Tokens:
+    ids = np.memmap(file, "<u2", mode="r", shape=(facts.train + facts.validation,))
+    parts = ids[: facts.train], ids[facts.train :]
+    return Tokens(*parts, Tokenizer(facts.alphabet), sha256, facts.validation_characters)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes its name when it is whole, and goes where it does not come to that."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
+        partial = Path(file.name)
+        try:
+            yield file  # type: ignore[misc]
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+            partial.replace(path)
+        except BaseException:
+            file.close()
+            partial.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """Count bytes; who waits at a terminal for more than two seconds sees a bar."""
+    columns = TextColumn("tokenising"), BarColumn(), TimeRemainingColumn()
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task("", total=total)
+    begin = time.monotonic()
+
+    def advance(count: int) -> None:
+        bar.advance(task, count)
+        waited = time.monotonic() - begin > 2
+        if waited and bar.console.is_terminal and not bar.live.is_started:
+            bar.start()
+
+    try:
+        yield advance
+    finally:
+        if bar.live.is_started:
+            bar.stop()
