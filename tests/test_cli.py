@@ -1,7 +1,9 @@
 """The command, as people type it."""
 
 import dataclasses
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -12,6 +14,7 @@ from tiny import TEXT
 from minigpt import cli
 from minigpt.config import PRESETS, DropoutConfig
 from minigpt.rundir import Run
+from minigpt.tokenizer import Tokenizer
 
 TINY = [
     *("--steps", "4", "--batch-size", "3", "--log-every", "1", "--sample-tokens", "20"),
@@ -36,6 +39,10 @@ def trained(tmp_path_factory):
     result = minigpt("train", "--data", "text.txt", "--run-dir", "out", *TINY, cwd=folder)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
+    for name, data in (("changed", "short.txt"), ("lost", "no.txt")):
+        shutil.copytree(folder / "out", folder / name)
+        config = folder / name / "config.toml"
+        config.write_text(config.read_text().replace("text.txt", data))
     return folder, result.stdout
 
 
@@ -59,6 +66,21 @@ def test_train_shows_what_it_does_and_leaves_a_run(trained):
     assert [record["step"] for record in records] == [1, 2, 3, 4]
     assert [record["step"] for record in records if "val_loss" in record] == [2, 4]
     assert {"train_loss", "tokens_per_s", "elapsed_s"} <= set(records[0])
+
+
+def test_a_run_knows_its_text(trained, tmp_path):
+    folder, _ = trained
+    sha256, old = hashlib.sha256(TEXT.encode()).hexdigest(), tmp_path / "old"
+    run = Run.load(folder / "out")
+    run.require_same_text(sha256, run.tokenizer)
+    with pytest.raises(ValueError, match=f"{sha256}; now it is 0"):
+        run.require_same_text("0", run.tokenizer)
+
+    shutil.copytree(folder / "out", old)  # a run from before the hash was kept
+    (old / "tokenizer.json").write_text(json.dumps({"alphabet": run.tokenizer.alphabet}))
+    Run.load(old).require_same_text("unknown", run.tokenizer)
+    with pytest.raises(ValueError, match="the alphabet"):
+        Run.load(old).require_same_text("unknown", Tokenizer("abc"))
 
 
 def test_config_toml_holds_everything_and_starts_the_same_run(trained):
@@ -130,6 +152,8 @@ def test_eval_prints_a_line_or_json(trained):
         (("train", "--data", "text.txt", "--run-dir", "text.txt"), "File exists"),
         (("sample", "nowhere"), "no run directory"),
         (("eval", "nowhere"), "no run directory"),
+        (("eval", "changed"), "must be the text that the run was trained on"),
+        (("eval", "lost"), "No such file"),
     ],
     ids=lambda value: " ".join(value[:3]) if isinstance(value, tuple) else None,
 )
