@@ -62,6 +62,12 @@ class ModelConfig:
     """biases in dense layers and layer norms"""
     vocab_size: int | None = None
     """rows of the token table; unset takes the tokenizer's, more leaves rows unused"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """of the computation; parameters, the loss and the optimizer stay float32"""
+    remat: bool = False
+    """keep a block's input only and compute the block again in the backward pass"""
+    scan_layers: bool = False
+    """one compiled block run n_layer times: compiles faster, for deep models"""
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
 
     def __post_init__(self):
@@ -111,6 +117,10 @@ class Config:
     steps: int = 2000
     batch_size: int = 12
     """rows of block_size tokens in a step"""
+    label_smoothing: float = 0.0
+    """share of each training target that is spread evenly over the vocabulary"""
+    mesh: str | None = None
+    """devices by axis, such as data=4,fsdp=2,tensor=1; unset spreads the batch over them"""
     tokenizer: Literal["char", "byte"] = "char"
     log_every: int = 10
     """steps between lines of metrics.jsonl"""
@@ -132,6 +142,8 @@ class Config:
         _require_counts(self, "keep_checkpoints")
         at_least_one = self.patience is None or self.patience >= 1
         _require(at_least_one, "patience", self.patience, "at least 1")
+        smooth = 0 <= self.label_smoothing < 1
+        _require(smooth, "label_smoothing", self.label_smoothing, "in [0, 1)")
         _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2^32 - 1")
         _require(self.sample_tokens >= 0, "sample_tokens", self.sample_tokens, "at least 0")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -14,12 +15,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from minigpt import checkpoint, plots, resume
-from minigpt.batches import batch, require_length, starts
+from minigpt.batches import require_length, starts, windows
 from minigpt.config import Config
 from minigpt.evaluate import estimate
 from minigpt.metrics import Metrics
 from minigpt.rundir import Run
 from minigpt.sample import generate
+from minigpt.sharding import place
 from minigpt.stopping import Stopped, Stopping
 from minigpt.tokens import Tokens, load_tokens
 from minigpt.train_step import Training, TrainState, start
@@ -82,7 +84,7 @@ def _restored(job: Job) -> tuple[TrainState, dict[str, Any]]:
         return state, {}
     saved = job.run._replace(data_sha256=found[1]["data_sha256"])
     saved.require_same_text(job.run.data_sha256, job.run.tokenizer)
-    return jax.device_put(found[0]), found[1]
+    return job.training.put(found[0]), found[1]
 
 
 def _steps(job: Job, state: TrainState, meta: dict, metrics: Metrics, writer) -> TrainState:
@@ -99,7 +101,7 @@ def _steps(job: Job, state: TrainState, meta: dict, metrics: Metrics, writer) ->
         _require_finite(job, step, losses)
         metrics.sync()
         meta = {"data_sha256": job.run.data_sha256, "elapsed_s": clock.elapsed(), **more}
-        writer.save(step, checkpoint.host_arrays(state), meta)
+        writer.save(step, checkpoint.host_arrays(job.training.gathered(state)), meta)
 
     with _progress(job.console) as progress:
         bar = progress.add_task("", total=config.steps, completed=step, shown="compiling")
@@ -138,9 +140,12 @@ def _evaluates(config: Config, step: int) -> bool:
 
 
 def _batch(job: Job, step: int):
-    config = job.config
+    """This process's part of a step's batch, on the mesh."""
+    config, tokens = job.config, job.tokens.train
     shape = (config.batch_size, config.model.block_size)
-    return batch(job.tokens.train, config.seed, step, *shape)
+    places = starts(tokens, config.seed, step, *shape)
+    rows = functools.partial(windows, tokens, block_size=config.model.block_size)
+    return place(job.training.mesh, shape, lambda part: rows(places[part]))
 
 
 def _require_finite(job: Job, step: int, losses: list[jax.Array]) -> None:
@@ -191,7 +196,10 @@ def _validate(job: Job, params) -> dict[str, float]:
         "batch_size": config.batch_size,
         "block_size": config.model.block_size,
     }
-    eval_step = _stoppable(job, job.training.eval_step)
+    training = job.training
+    eval_step = _stoppable(
+        job, lambda params, batch: training.eval_step(params, training.put_batch(batch))
+    )
     return {
         "train_eval_loss": estimate(eval_step, params, job.tokens.train, **sizes),
         "val_loss": estimate(eval_step, params, job.tokens.validation, **sizes),

@@ -8,15 +8,17 @@ Pre-norm blocks, learned positions, GELU in its tanh form, the head tied to the 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 
 from dropout_jax import dot_product_attention
 from minigpt.config import ModelConfig
+from minigpt.sharding import by_rows
 from minigpt.sites import Site
 
 if TYPE_CHECKING:
@@ -32,7 +34,8 @@ class GPT(nnx.Module):
         self.config = config
         self.tokens = _embed(config, vocab_size, rngs)
         self.positions = _embed(config, config.block_size, rngs)
-        self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.n_layer)])
+        blocks = [Block(config, rngs=rngs) for _ in range(config.n_layer)]
+        self.blocks: Any = _stacked(blocks) if config.scan_layers else nnx.List(blocks)
         self.norm = _layer_norm(config, rngs)
 
     def __call__(
@@ -52,12 +55,44 @@ class GPT(nnx.Module):
                 f"tokens.shape={tokens.shape} is not allowed: there are "
                 f"block_size={self.config.block_size} positions. Cut the text: tokens[:, -n:]."
             )
-        x = self.tokens(tokens) + self.positions(jnp.arange(tokens.shape[1]))
+        x = by_rows(self.tokens(tokens) + self.positions(jnp.arange(tokens.shape[1])))
         root = Site(key, masks, tape)
         x = root.at("embed").dropout(x, self.config.dropout.embed)
+        x = self._through_blocks(x, root)
+        logits = _flat(self.tokens.attend, self.norm(x))
+        return logits.astype(jnp.promote_types(logits.dtype, "float32"))
+
+    def _through_blocks(self, x, root: Site):
+        """One block after the other, with or without scan and remat; masks are the same."""
+        config = self.config
+        if not root.plain or not (config.remat or config.scan_layers):
+            for i, block in enumerate(self._unstacked()):
+                x = block(x, root.at("block", i))
+            return x
+
+        def apply(x, layer):
+            params, i = layer
+            return nnx.merge(graph, params)(x, root.at("block", i)), None
+
+        if config.remat:
+            apply = jax.checkpoint(apply)
+        if config.scan_layers:
+            graph, stacked = nnx.split(self.blocks)
+            return lax.scan(apply, x, (stacked, jnp.arange(config.n_layer, dtype=jnp.uint32)))[0]
         for i, block in enumerate(self.blocks):
-            x = block(x, root.at("block", i))
-        return _flat(self.tokens.attend, self.norm(x))
+            graph, params = nnx.split(block)  # every block has the same structure
+            x, _ = apply(x, (params, i))
+        return x
+
+    def _unstacked(self) -> Iterable[Block]:
+        if not self.config.scan_layers:
+            return self.blocks
+        graph, stacked = nnx.split(self.blocks)
+
+        def layer(i: int) -> Block:
+            return nnx.merge(graph, jax.tree.map(lambda leaf: leaf[i], stacked))
+
+        return map(layer, range(self.config.n_layer))
 
 
 class Block(nnx.Module):
@@ -75,9 +110,9 @@ class Block(nnx.Module):
     ) -> Float[Array, "batch time dim"]:
         """Both branches, each added to what came in."""
         attended = self.attn(self.attn_norm(x), site)
-        x = x + site.at("drop_path", "attn").drop_path(attended, self.rate)
+        x = by_rows(x + site.at("drop_path", "attn").drop_path(attended, self.rate))
         transformed = self.mlp(self.mlp_norm(x), site)
-        return x + site.at("drop_path", "mlp").drop_path(transformed, self.rate)
+        return by_rows(x + site.at("drop_path", "mlp").drop_path(transformed, self.rate))
 
 
 class Attention(nnx.Module):
@@ -121,6 +156,12 @@ class MLP(nnx.Module):
         return site.at("mlp_out").dropout(_flat(self.out, hidden), self.rates.mlp_out)
 
 
+def _stacked(blocks: list[Block]) -> Block:
+    """One block whose every array has the layers as its first axis."""
+    graph, layers = nnx.split(blocks[0])[0], [nnx.split(block)[1] for block in blocks]
+    return nnx.merge(graph, jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers))
+
+
 def _mix(query, keys, values, rate: float, site: Site):
     """Causal attention; the weights are written out only where the site must hold them."""
     if site.plain:
@@ -137,19 +178,27 @@ def _mix(query, keys, values, rate: float, site: Site):
 def _embed(config: ModelConfig, rows: int, rngs: nnx.Rngs) -> nnx.Embed:
     init = nnx.initializers.normal(_INIT_STD)
     table = nnx.Embed(rows, config.n_embd, embedding_init=init, rngs=rngs)
-    table.dtype = None  # the table's own, whatever it is cast to; Embed fixes it at birth
+    table.dtype = _dtype(config)  # Embed would take the table's at birth, whatever it is cast to
     return table
 
 
 def _dense(config: ModelConfig, inputs: int, outputs: int, rngs: nnx.Rngs, residual=False):
     """A dense layer with GPT-2's initial weights: residual ones smaller, by depth."""
     std = _INIT_STD / math.sqrt(2 * config.n_layer) if residual else _INIT_STD
-    init = nnx.initializers.normal(std)
-    return nnx.Linear(inputs, outputs, use_bias=config.bias, kernel_init=init, rngs=rngs)
+    init, dtype = nnx.initializers.normal(std), _dtype(config)
+    return nnx.Linear(
+        inputs, outputs, use_bias=config.bias, dtype=dtype, kernel_init=init, rngs=rngs
+    )
 
 
 def _layer_norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(config.n_embd, epsilon=1e-5, use_bias=config.bias, rngs=rngs)
+    dtype = _dtype(config)
+    return nnx.LayerNorm(config.n_embd, epsilon=1e-5, use_bias=config.bias, dtype=dtype, rngs=rngs)
+
+
+def _dtype(config: ModelConfig):
+    """What layers compute in; None, the parameters' own dtype, for float32."""
+    return jnp.bfloat16 if config.dtype == "bfloat16" else None
 
 
 def _flat(layer, x):

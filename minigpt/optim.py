@@ -27,6 +27,15 @@ def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
         b1=config.beta1,
         b2=config.beta2,
         weight_decay=config.weight_decay,
-        mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim >= 2, params),
+        mask=_is_matrix,
     )
     return optax.chain(optax.clip_by_global_norm(config.grad_clip), adamw)
+
+
+def _is_matrix(params):
+    """By name: a scan over layers gives every array an axis more."""
+
+    def decays(path, _):
+        return any(getattr(key, "key", None) in ("kernel", "embedding") for key in path)
+
+    return jax.tree.map_with_path(decays, params)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 from dropout_jax import fold
+from minigpt import sharding
 from minigpt.batches import Batch
 from minigpt.config import Config
 from minigpt.model import GPT
@@ -26,25 +27,51 @@ class TrainState(NamedTuple):
 
 
 class Training(NamedTuple):
-    """A model's structure with its compiled steps, and the state to start from."""
+    """A model's structure with its compiled steps on a mesh, and the state to start from."""
 
+    mesh: Mesh
     state: TrainState
-    train_step: Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
-    eval_step: Callable[[Any, Batch], jax.Array]
-    logits: Callable[[Any, jax.Array], jax.Array]
+    train_step: OnMesh
+    """(state, batch, the run's key) to (state, what was measured); it consumes the state"""
+    eval_step: OnMesh
+    """(params, batch) to the loss of every target"""
+    logits: OnMesh
+    """(params, tokens) to logits, dropout off"""
+
+    def put_batch(self, batch: Batch) -> Batch:
+        """A batch from the host, its rows spread over the mesh."""
+        rows, columns = batch.inputs.shape
+        return sharding.place(
+            self.mesh, (rows, columns), lambda part: Batch(*(each[part] for each in batch))
+        )
+
+    def put(self, state: TrainState) -> TrainState:
+        """A state from the host, laid out on the mesh."""
+        return jax.device_put(state, sharding.shardings(self.mesh, state))
+
+    def gathered(self, state: TrainState) -> TrainState:
+        """The state with every array where this process can read it."""
+        if jax.process_count() == 1:
+            return state
+        everywhere = sharding.everywhere(self.mesh)
+        return jax.jit(lambda state: state, out_shardings=everywhere)(state)
 
 
 def start(config: Config, vocab_size: int) -> Training:
     """Build the model, its optimizer and the steps; the weights follow from config.seed."""
+    mesh = sharding.mesh_of(config)
     model = GPT(config.model, vocab_size, rngs=nnx.Rngs(config.seed))
     graph, params = nnx.split(model)
     tx = optimizer(config.optim, config.steps)
+    state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+    places, everywhere = sharding.shardings(mesh, state), sharding.everywhere(mesh)
 
     def train_step(state: TrainState, batch: Batch, key: jax.Array):
         dropout_key = fold(key, "dropout", state.step)
 
         def mean_loss(params):
-            return token_losses(graph, params, batch, dropout_key).mean()
+            losses = token_losses(graph, params, batch, dropout_key, config.label_smoothing)
+            return losses.mean()
 
         loss, gradient = jax.value_and_grad(mean_loss)(state.params)
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)
@@ -56,15 +83,45 @@ def start(config: Config, vocab_size: int) -> Training:
         }
         return TrainState(state.step + 1, params, opt_state), measured
 
+    def eval_step(params, batch: Batch):
+        return token_losses(graph, params, batch, None)
+
+    def logits(params, tokens):
+        return nnx.merge(graph, params)(tokens, key=None)
+
     return Training(
-        TrainState(jnp.zeros((), jnp.int32), params, tx.init(params)),
-        jax.jit(train_step, donate_argnums=0),
-        jax.jit(lambda params, batch: token_losses(graph, params, batch, None)),
-        jax.jit(lambda params, tokens: nnx.merge(graph, params)(tokens, key=None)),
+        mesh,
+        jax.device_put(state, places),
+        OnMesh(mesh, jax.jit(train_step, donate_argnums=0, out_shardings=(places, everywhere))),
+        OnMesh(mesh, jax.jit(eval_step, out_shardings=everywhere)),
+        OnMesh(mesh, jax.jit(logits, out_shardings=everywhere)),
     )
 
 
-def token_losses(graph, params, batch: Batch, key: jax.Array | None) -> jax.Array:
+class OnMesh(NamedTuple):
+    """A compiled step, traced and called with the mesh in effect."""
+
+    mesh: Mesh
+    step: Any
+
+    def __call__(self, *args: Any) -> Any:
+        """Make the step."""
+        with sharding.entered(self.mesh):
+            return self.step(*args)
+
+    def lower(self, *args: Any) -> jax.stages.Lowered:
+        """What jax.jit's `lower` gives."""
+        with sharding.entered(self.mesh):
+            return self.step.lower(*args)
+
+
+def token_losses(
+    graph, params, batch: Batch, key: jax.Array | None, label_smoothing: float = 0.0
+) -> jax.Array:
     """Cross-entropy of every target in nats; `key=None` is evaluation."""
     logits = nnx.merge(graph, params)(batch.inputs, key=key)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
+    if label_smoothing == 0:
+        return losses
+    even = -jax.nn.log_softmax(logits).mean(axis=-1)
+    return (1 - label_smoothing) * losses + label_smoothing * even

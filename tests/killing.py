@@ -32,7 +32,7 @@ HOLDERS = {
     "evaluation": (evaluate, "windows"),
     "record": (metrics.Metrics, "add"),
     "plot": (plots.Figure, "savefig"),
-    "batch": (minigpt.loop, "batch"),
+    "batch": (minigpt.loop, "place"),
     "sampling": (minigpt.sample, "_draw"),
 }
 

@@ -79,17 +79,18 @@ def test_schedule_is_nanogpts():
 
 def test_only_matrices_decay():
     tx = optimizer(OptimConfig(weight_decay=0.5, warmup_steps=0), 10)
-    params = {"matrix": jnp.ones((2, 2)), "vector": jnp.ones(2)}
+    params = {"kernel": jnp.ones((2, 2)), "scale": jnp.ones((3, 2)), "bias": jnp.ones(2)}
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
-    np.testing.assert_allclose(updates["matrix"], -1e-3 * 0.5, rtol=1e-6)
-    np.testing.assert_array_equal(updates["vector"], 0)
+    np.testing.assert_allclose(updates["kernel"], -1e-3 * 0.5, rtol=1e-6)
+    np.testing.assert_array_equal(updates["scale"], 0)
+    np.testing.assert_array_equal(updates["bias"], 0)
 
 
 def test_the_first_update_is_adamws_by_hand():
     config = OptimConfig(1e-2, 1e-3, 0, beta1=0.9, beta2=0.99, weight_decay=0.1, grad_clip=1.0)
     tx = optimizer(config, 10)
-    params, gradient = {"w": jnp.full((2, 2), 3.0)}, {"w": jnp.full((2, 2), 5.0)}
+    params, gradient = {"kernel": jnp.full((2, 2), 3.0)}, {"kernel": jnp.full((2, 2), 5.0)}
     updates, _ = tx.update(gradient, tx.init(params), params)
     # Clipped to norm 1: 0.5 each; Adam's first update is the sign; decay is 0.1 * 3.
-    np.testing.assert_allclose(updates["w"], -1e-2 * (1 + 0.3), rtol=1e-5)
+    np.testing.assert_allclose(updates["kernel"], -1e-2 * (1 + 0.3), rtol=1e-5)
     assert optax.tree.norm(gradient) == 10
