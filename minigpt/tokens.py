@@ -123,8 +123,9 @@ def _make(data: Path, kind, sha256: str, ids: Path, advance) -> _Facts:
     """Write an entry: first the ids, then the JSON that makes them count."""
     ids.parent.mkdir(parents=True, exist_ok=True)
     for partial in ids.parent.glob("*.partial"):
-        if time.time() - partial.stat().st_mtime > STALE:
-            partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another run has just renamed it, or another user's
+            if time.time() - partial.stat().st_mtime > STALE:
+                partial.unlink()
     with _replacing(ids) as file:
         facts = _tokenise(data, kind, sha256, file, advance)
     with _replacing(ids.with_suffix(".json")) as file:

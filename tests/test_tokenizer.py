@@ -23,7 +23,7 @@ def test_char_ids_are_places_in_the_sorted_alphabet():
     np.testing.assert_array_equal(tokenizer.encode("hello"), [1, 0, 2, 2, 3])
 
 
-@pytest.mark.parametrize("unknown", ["z", "!", "\U0001f600"])
+@pytest.mark.parametrize("unknown", ["z", "!", "\xd9", "\U0001f600"])
 def test_an_unknown_character_is_named_with_its_place(unknown):
     with pytest.raises(ValueError, match=r"at position 2, a character .* --tokenizer byte"):
         tokenizer_of("char", "hello").encode("he" + unknown)

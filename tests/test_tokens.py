@@ -1,6 +1,8 @@
 """Ids of large texts: the same as of small ones, made once, and never half-made or damaged."""
 
 import hashlib
+import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -8,11 +10,13 @@ import re
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from tiny import TEXT
 
 from minigpt import corpus, tokens
@@ -157,7 +161,7 @@ def test_a_damaged_entry_is_made_again(data, tmp_path, monkeypatch, suffix, dama
 
 
 def test_a_stopped_run_leaves_nothing_and_a_killed_ones_remains_are_swept(
-    data, tmp_path, monkeypatch
+    data, tmp_path, monkeypatch, capsys
 ):
     def stop(crc, facts):
         raise KeyboardInterrupt
@@ -170,8 +174,10 @@ def test_a_stopped_run_leaves_nothing_and_a_killed_ones_remains_are_swept(
     old, new = tmp_path / "cache" / "old.partial", tmp_path / "cache" / "new.partial"
     old.touch()
     new.touch()
+    (tmp_path / "cache" / "gone.partial").symlink_to("by now it has its name")
     os.utime(old, (time.time() - 2 * tokens.STALE,) * 2)
-    load_tokens(data, "char")
+    assert_right(load_tokens(data, "char"), data, "char")
+    assert capsys.readouterr().err == ""
     assert new.exists()
     assert not old.exists()
 
@@ -238,6 +244,18 @@ def test_a_text_that_changes_while_it_is_read_is_refused(data, tmp_path, monkeyp
     with pytest.raises(ValueError, match="changed while it was read"):
         load_tokens(data, "char")
     assert cache(tmp_path) == []
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("seconds_a_block", [0.0, 1.0])
+def test_who_waits_at_a_terminal_sees_a_bar(data, monkeypatch, terminal, seconds_a_block):
+    shown, clock = io.StringIO(), itertools.count(0.0, seconds_a_block)
+    console = Console(file=shown, force_terminal=terminal, force_interactive=terminal)
+    monkeypatch.setattr(tokens, "Console", lambda stderr: console)
+    monkeypatch.setattr(tokens, "time", SimpleNamespace(monotonic=clock.__next__, time=time.time))
+    assert_right(load_tokens(data, "char"), data, "char")
+    assert ("tokenising" in shown.getvalue()) == (terminal and seconds_a_block > 0)
+    assert terminal or shown.getvalue() == ""
 
 
 def test_a_pipe_is_read_once(tmp_path):
