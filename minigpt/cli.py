@@ -35,6 +35,12 @@ class Train:
     """one rate for the four sites nanoGPT drops at: embed, attn-weights, attn-out, mlp-out"""
     resume: Literal["auto", "never"] = "auto"
     """auto goes on with an unfinished run of the same settings; never begins a new one"""
+    coordinator: str | None = None
+    """HOST:PORT of process 0 of many, or auto on Slurm, Open MPI, Cloud TPU and Kubernetes"""
+    num_processes: int | None = None
+    """how many processes there are"""
+    process_id: int | None = None
+    """which of them this is, from 0"""
     settings: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
 
 
@@ -134,15 +140,21 @@ def _flat(tables: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _train(command: Train) -> None:
+    from minigpt import hosts
     from minigpt.loop import train
     from minigpt.resume import choose
+
+    hosts.meet(command.coordinator, command.num_processes, command.process_id)
+    if not hosts.alone() and command.settings.run_dir is None:
+        raise ValueError("run_dir=None is not allowed: many processes need one --run-dir.")
 
     settings, fresh = command.settings, command.resume == "never"
     data = settings.data and settings.data.resolve()  # so that eval finds it from anywhere
     settings = dataclasses.replace(settings, data=data)
     run_dir = settings.run_dir or choose(Path("runs"), command.preset, settings, fresh=fresh)
     settings = dataclasses.replace(settings, run_dir=run_dir)
-    train(settings, run_dir, Console(highlight=False), fresh=fresh)
+    console = Console(highlight=False, quiet=not hosts.is_first())
+    train(settings, run_dir, console, fresh=fresh)
 
 
 def _load(run_dir: Path):

@@ -6,6 +6,7 @@ import functools
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from minigpt import checkpoint, plots, resume
+from minigpt import checkpoint, hosts, plots, resume
 from minigpt.batches import require_length, starts, windows
 from minigpt.config import Config
 from minigpt.evaluate import estimate
@@ -54,8 +55,10 @@ def train(config: Config, run_dir: Path, console: Console, *, fresh: bool = Fals
         require_length(tokens.validation, config.model.block_size, "validation text")
         run = Run(config, tokens.tokenizer, tokens.sha256)
         job = Job(run, tokens, start(config, run.vocab_size), run_dir, console, stopping)
-        with resume.claimed(run_dir):
-            resume.enter(run, run_dir, fresh=fresh)
+        with resume.claimed(run_dir) if hosts.is_first() else nullcontext():
+            if hosts.is_first():
+                resume.enter(run, run_dir, fresh=fresh)
+            hosts.wait_for_all("entered")
             try:
                 _train(job)
             except Stopped:
@@ -65,13 +68,18 @@ def train(config: Config, run_dir: Path, console: Console, *, fresh: bool = Fals
 
 def _train(job: Job) -> None:
     state, meta = _restored(job)
-    _announce(job, int(state.step))
+    step, first = int(state.step), hosts.is_first()
     with (
-        Metrics(job.run_dir, int(state.step)) as metrics,
-        checkpoint.Writer(job.run_dir, job.config.keep_checkpoints) as writer,
+        Metrics(job.run_dir, step, writes=first) as metrics,
+        checkpoint.Writer(job.run_dir, job.config.keep_checkpoints)
+        if first
+        else nullcontext() as writer,
     ):
+        hosts.wait_for_all("restored")
+        _announce(job, step)
         state = _steps(job, state, meta, metrics, writer)
-    plots.plot_losses(metrics.records, job.run_dir / "loss.png", job.run_dir.name)
+    if first:
+        plots.plot_losses(metrics.records, job.run_dir / "loss.png", job.run_dir.name)
     _sample(job, state.params)
     job.console.print(f"run directory: {job.run_dir}")
 
@@ -87,7 +95,13 @@ def _restored(job: Job) -> tuple[TrainState, dict[str, Any]]:
     return job.training.put(found[0]), found[1]
 
 
-def _steps(job: Job, state: TrainState, meta: dict, metrics: Metrics, writer) -> TrainState:
+def _steps(
+    job: Job,
+    state: TrainState,
+    meta: dict[str, Any],
+    metrics: Metrics,
+    writer: checkpoint.Writer | None,
+) -> TrainState:
     """Steps, records and checkpoints up to the last step.
 
     `pending` is the record of a step that was made and whose validation is still to come: a stop
@@ -101,13 +115,15 @@ def _steps(job: Job, state: TrainState, meta: dict, metrics: Metrics, writer) ->
         _require_finite(job, step, losses)
         metrics.sync()
         meta = {"data_sha256": job.run.data_sha256, "elapsed_s": clock.elapsed(), **more}
-        writer.save(step, checkpoint.host_arrays(job.training.gathered(state)), meta)
+        whole = job.training.gathered(state)
+        if writer is not None:
+            writer.save(step, checkpoint.host_arrays(whole), meta)
 
     with _progress(job.console) as progress:
         bar = progress.add_task("", total=config.steps, completed=step, shown="compiling")
         while pending or not resume.ended(config, step, metrics.records):
             if not pending:
-                if job.stopping.asked:
+                if _stops(job, step):
                     save()
                     raise Stopped
                 state, measured = job.training.train_step(state, _batch(job, step), root)
@@ -116,7 +132,9 @@ def _steps(job: Job, state: TrainState, meta: dict, metrics: Metrics, writer) ->
                 if not (_evaluates(config, step) or step % config.log_every == 0):
                     continue
                 _require_finite(job, step, losses)
-                pending = {"step": step, **jax.tree.map(float, measured), **clock.lap(step)}
+                pending = {"step": step, "train_loss": float(measured.pop("train_loss"))}
+                pending |= {name: float(value) for name, value in measured.items()}
+                pending |= clock.lap(step)
             if _evaluates(config, step):
                 try:
                     record = pending | _validate(job, state.params)
@@ -133,6 +151,13 @@ def _steps(job: Job, state: TrainState, meta: dict, metrics: Metrics, writer) ->
             progress.update(bar, completed=step, shown=shown)
             pending = None
     return state
+
+
+def _stops(job: Job, step: int) -> bool:
+    """Whether somebody asked; many processes agree on it now and then, as that makes them wait."""
+    if hosts.alone() or step % job.config.log_every == 0:
+        return hosts.any_of_all(job.stopping.asked)
+    return False
 
 
 def _evaluates(config: Config, step: int) -> bool:
@@ -208,7 +233,8 @@ def _validate(job: Job, params) -> dict[str, float]:
 
 def _stoppable(job: Job, function: Callable) -> Callable:
     def call(*args):
-        job.stopping.check()
+        if hosts.alone():  # many processes leave between two steps only
+            job.stopping.check()
         return function(*args)
 
     return call

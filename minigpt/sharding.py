@@ -99,6 +99,16 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map_with_path(sharding, tree)
 
 
+def put(mesh: Mesh, tree: Any) -> Any:
+    """Arrays that every process has, each laid out on the mesh by its name."""
+
+    def lay_out(leaf, sharding):
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(lay_out, tree, shardings(mesh, tree))
+
+
 def everywhere(mesh: Mesh) -> NamedSharding:
     """The sharding of what every device holds."""
     return NamedSharding(mesh, P())

@@ -47,7 +47,7 @@ class Training(NamedTuple):
 
     def put(self, state: TrainState) -> TrainState:
         """A state from the host, laid out on the mesh."""
-        return jax.device_put(state, sharding.shardings(self.mesh, state))
+        return sharding.put(self.mesh, state)
 
     def gathered(self, state: TrainState) -> TrainState:
         """The state with every array where this process can read it."""
@@ -91,7 +91,7 @@ def start(config: Config, vocab_size: int) -> Training:
 
     return Training(
         mesh,
-        jax.device_put(state, places),
+        sharding.put(mesh, state),
         OnMesh(mesh, jax.jit(train_step, donate_argnums=0, out_shardings=(places, everywhere))),
         OnMesh(mesh, jax.jit(eval_step, out_shardings=everywhere)),
         OnMesh(mesh, jax.jit(logits, out_shardings=everywhere)),

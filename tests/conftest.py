@@ -17,7 +17,10 @@ settings.register_profile("default", deadline=None, max_examples=40, derandomize
 settings.load_profile("default")
 
 
-OPTAX = {"test_train_step", "test_checkpoint", "test_config", "test_cli", "test_schedules", "test_mesh"}
+OPTAX = {
+    *("test_train_step", "test_checkpoint", "test_config", "test_cli", "test_schedules"),
+    "test_mesh",
+}
 
 
 @pytest.fixture(autouse=True)

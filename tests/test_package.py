@@ -64,6 +64,7 @@ ALLOWED = {
         "sites": {"config"},
         "model": {"config", "sharding", "sites"},
         "optim": {"config"},
+        "hosts": set(),
         "sharding": {"batches", "config"},
         "train_step": {"batches", "config", "model", "optim", "sharding"},
         "metrics": set(),
@@ -71,11 +72,11 @@ ALLOWED = {
         "rundir": {"config", "tokenizer"},
         "resume": {"checkpoint", "config", "metrics", "rundir"},
         "loop": {
-            *("batches", "checkpoint", "config", "evaluate", "metrics", "plots", "resume"),
-            *("rundir", "sample", "sharding", "stopping", "tokens", "train_step"),
+            *("batches", "checkpoint", "config", "evaluate", "hosts", "metrics", "plots"),
+            *("resume", "rundir", "sample", "sharding", "stopping", "tokens", "train_step"),
         },
         "cli": {
-            *("checkpoint", "config", "evaluate", "loop", "resume", "rundir"),
+            *("checkpoint", "config", "evaluate", "hosts", "loop", "resume", "rundir"),
             *("sample", "tokens", "train_step"),
         },
     },

@@ -1,0 +1,61 @@
+"""Many processes as one run: how they meet, and what only the first of them does."""
+
+from __future__ import annotations
+
+import os
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+HEARTBEAT_S = 20  # a process that is silent for this long is taken for dead, and the others end
+
+
+def meet(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Join the other processes, by flags or by $JAX_COORDINATOR_ADDRESS and its like.
+
+    `coordinator="auto"` takes all from the cluster: Slurm, Open MPI, Cloud TPU, Kubernetes.
+    """
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if coordinator == "auto":
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_S)
+        return
+    num_processes = _number(num_processes, "JAX_NUM_PROCESSES")
+    process_id = _number(process_id, "JAX_PROCESS_ID")
+    given = [value is not None for value in (coordinator, num_processes, process_id)]
+    if not any(given):
+        return
+    if not all(given):
+        raise ValueError(
+            f"coordinator={coordinator!r}, num_processes={num_processes}, process_id={process_id} "
+            "are not allowed: all three must be given, or --coordinator auto on a cluster."
+        )
+    jax.distributed.initialize(
+        coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_S
+    )
+
+
+def _number(flag: int | None, variable: str) -> int | None:
+    value = os.environ.get(variable)
+    return int(value) if flag is None and value else flag
+
+
+def alone() -> bool:
+    """Whether this is the only process."""
+    return jax.process_count() == 1
+
+
+def is_first() -> bool:
+    """Whether this process writes and prints for all."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+    """Go on when every process is here."""
+    if not alone():
+        multihost_utils.sync_global_devices(what)
+
+
+def any_of_all(said: bool) -> bool:
+    """Whether some process says so; all get the same answer."""
+    return said if alone() else bool(np.any(multihost_utils.process_allgather(np.array(said))))
