@@ -60,11 +60,11 @@ def apply_mask(x, keep, rate=None, *, scale=None) -> Inexact[Array, "..."]:
     return in_sharding_of(x, select_and_scale)(x, keep, rate)
 
 
-def drop(x, rate, key, mask_shape: tuple[int, ...]) -> Inexact[Array, "..."]:
+def drop(x, rate, key, mask_shape: tuple[int, ...], start=None) -> Inexact[Array, "..."]:
     """Inverted dropout with a mask of `mask_shape`, which broadcasts to x; x at evaluation."""
     if key is None or keeps_everything(rate):
         return x
-    return with_mask(select_and_scale, (x,), rate, key, mask_shape)
+    return with_mask(select_and_scale, (x,), rate, key, mask_shape, start)
 
 
 def keeps_everything(rate) -> bool:
@@ -72,19 +72,21 @@ def keeps_everything(rate) -> bool:
     return not isinstance(rate, jax.Array) and rate <= 2.0**-17
 
 
-def with_mask(fn: Callable, operands: tuple, rate, key, mask_shape: tuple[int, ...]) -> Any:
+def with_mask(
+    fn: Callable, operands: tuple, rate, key, mask_shape: tuple[int, ...], start=None
+) -> Any:
     """fn(*operands, keep, rate) with a fresh mask of `mask_shape`; the first operand leads.
 
     `fn` is a module-level function (it is the key of a compilation cache) and may close over
     nothing but static values given by functools.partial.
     """
     call = functools.partial(_with_mask, fn=fn, mask_shape=mask_shape)
-    return in_sharding_of(operands[0], call)(operands, jnp.float32(rate), key)
+    return in_sharding_of(operands[0], call)(operands, jnp.float32(rate), key, start)
 
 
 @functools.partial(jax.jit, static_argnames=("fn", "mask_shape"))
-def _with_mask(operands, rate, key, *, fn, mask_shape):
-    words = masks.packed_mask(key, rate, mask_shape)
+def _with_mask(operands, rate, key, start, *, fn, mask_shape):
+    words = masks.packed_mask(key, rate, mask_shape, start)
 
     # The checkpoint makes the words, one bit an element, the only residual of the backward pass
     # that the mask needs: they are unpacked again there instead of keeping a byte an element.

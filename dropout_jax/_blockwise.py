@@ -50,16 +50,17 @@ class Block(NamedTuple):
     high: int
 
 
-# The dice of the mask, and the inverse of the share it keeps; None at evaluation.
-Dropout = tuple[masks.Dice, jax.Array] | None
+# The dice of the mask, the inverse of the share it keeps, and the first row of the batch; None at
+# evaluation.
+Dropout = tuple[masks.Dice, jax.Array, jax.Array] | None
 
 
 def attention(inputs: Inputs, scale: float, reach: Reach, dropout) -> Float[Array, "..."]:
-    """Attention with dropout (key, rate) or None; the result has the shape of the query."""
+    """Attention with dropout (key, rate, start) or None; the result has the shape of the query."""
     if dropout is not None:
-        key, rate = dropout
+        key, rate, start = dropout
         inverse = _apply.inverse_share(rate, _apply.compute_dtype(inputs.query))
-        dropout = masks.dice(key, rate), inverse
+        dropout = masks.dice(key, rate), inverse, jnp.uint32(0) if start is None else start
     return _attend(plan(inputs, scale, reach), inputs, dropout)
 
 
@@ -219,7 +220,7 @@ def _drop(plan_: Plan, index, group: Inputs, dropout: Dropout) -> Callable:
     """A function of a block that gives what drops its weights, and what is left to multiply by."""
     if dropout is None:
         return lambda block, start: (lambda weights: weights, 1)
-    dice, inverse = dropout
+    dice, inverse, first_row = dropout
     batch, key_heads, heads, queries, _ = group.query.shape
     keys = group.key.shape[2]
     batch_turn, head_turn = (turn.astype(jnp.uint32) for turn in _turn(plan_, index))
@@ -228,7 +229,7 @@ def _drop(plan_: Plan, index, group: Inputs, dropout: Dropout) -> Callable:
     def words_of(start, rows: int, low: int, high: int):
         shape = (batch, key_heads, heads, rows)
         b, k, h, t = (lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(4))
-        b = b * jnp.uint32(plan_.batch_parts[1]) + batch_turn
+        b = b * jnp.uint32(plan_.batch_parts[1]) + batch_turn + first_row
         k = k * jnp.uint32(plan_.head_parts[1]) + head_turn
         head = b * jnp.uint32(all_heads) + k * jnp.uint32(heads) + h
         row = head * jnp.uint32(queries) + t + jnp.uint32(start)

@@ -223,6 +223,20 @@ def integer(value: Any, name: str, low: int, high: int | None = None) -> int:
     return number
 
 
+def start(value: Any, name: str = "start") -> jax.Array | None:
+    """Return a row number of at least 0 as uint32, traced or not, or None."""
+    if value is None:
+        return None
+    allowed = "an integer of at least 0, or a scalar integer array"
+    if isinstance(value, jax.Array) and value.ndim == 0 and value.dtype != bool:
+        if jnp.issubdtype(value.dtype, jnp.integer):
+            return value.astype(jnp.uint32)
+        fail(TypeError, name, value, allowed, "It counts rows.")
+    if isinstance(value, jax.Array):
+        fail(TypeError, name, value, allowed, "It counts rows.")
+    return jnp.uint32(integer(value, name, 0, 2**32 - 1))
+
+
 def at_least_axes(value: jax.Array, count: int, name: str) -> None:
     """Refuse an array with fewer axes."""
     if value.ndim < count:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def attention(inputs: Inputs, scale: float, reach: Reach, dropout) -> Float[Array, "..."]:
-    """Attention with dropout (key, rate) or None; the result has the shape of the query."""
+    """Attention with dropout (key, rate, start) or None; the result has the shape of the query."""
     query, key, value, bias, hidden = inputs
     batch, queries, heads, dim = query.shape
     _, keys, key_heads, _ = key.shape
@@ -32,9 +32,9 @@ def attention(inputs: Inputs, scale: float, reach: Reach, dropout) -> Float[Arra
     weights = softmax(logits)
     inverse = 1
     if dropout is not None:
-        dropout_key, rate = dropout
+        dropout_key, rate, start = dropout
         drop = _apply.select_unscaled  # scaled after the product: float16 weights might overflow
-        weights = _apply.with_mask(drop, (weights,), rate, dropout_key, weights.shape)
+        weights = _apply.with_mask(drop, (weights,), rate, dropout_key, weights.shape, start)
         inverse = _apply.inverse_share(rate, wide)
     weights = weights.astype(value.dtype).reshape(batch, key_heads, -1, queries, keys)
     out = jnp.einsum("bkgts,bskd->btkgd", weights, value, preferred_element_type=wide)

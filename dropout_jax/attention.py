@@ -62,6 +62,7 @@ def dot_product_attention(
     local_window_size=None,
     dropout_rate=0.0,
     dropout_key=_REQUIRED,
+    dropout_start=None,
     implementation=None,
 ) -> Float[Array, "batch queries heads dim"]:
     """Scaled dot-product attention with dropout on the weights, in memory linear in the length.
@@ -87,6 +88,8 @@ def dot_product_attention(
       dropout_rate: the probability of dropping a weight, in [0, 1]; a number or a scalar array,
         traced or not.
       dropout_key: one PRNG key: training. None: evaluation. Required unless dropout_rate is 0.
+      dropout_start: where in a larger batch this one begins, an integer, traced or not: a part of a
+        batch then drops what the batch would drop there.
       implementation: "naive" holds all weights; "blockwise" blocks of them, on any backend;
         "kernel" is a Pallas kernel for GPUs, run in interpret mode elsewhere and so far only there
         (no gradient for bias, no second derivatives). The last two have no forward mode. None
@@ -130,7 +133,8 @@ def dot_product_attention(
         return jnp.zeros_like(inputs.query).reshape(query.shape)
     scale = inputs.query.shape[-1] ** -0.5 if scale is None else scale
     dropped = dropout_key is not None and not _apply.keeps_everything(rate)
-    dropout = (dropout_key, jnp.float32(rate)) if dropped else None
+    start = _checks.start(dropout_start, "dropout_start")
+    dropout = (dropout_key, jnp.float32(rate), start) if dropped else None
     chosen = attention_implementation(*inputs[:2], implementation=implementation).implementation
     attend = functools.partial(_attend, chosen, scale, reach)
     out = _apply.in_sharding_of(inputs.query, attend)(inputs, dropout)

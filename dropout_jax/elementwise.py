@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 ALPHA_PRIME = -1.7580993408473766
 
 
-def dropout(x, rate, *, key, broadcast_dims=()) -> Inexact[Array, "..."]:
+def dropout(x, rate, *, key, broadcast_dims=(), start=None) -> Inexact[Array, "..."]:
     """Drop elements of `x` with probability `rate` and scale the rest, so the expectation is `x`.
 
     Formula: y = x * 2^16 / T with probability T / 2^16, else 0; T = rint((1 - rate) * 2^16).
@@ -28,6 +28,8 @@ def dropout(x, rate, *, key, broadcast_dims=()) -> Inexact[Array, "..."]:
         resolution is 2^-16: a rate below 2^-17 is 0.
       key: one PRNG key, typed or raw: training. None: evaluation, `x` comes back as it was.
       broadcast_dims: axes along which one decision is shared; negative numbers count from the last.
+      start: where along axis 0 of a larger array `x` begins, an integer, traced or not: the part of
+        a batch then has its part of the batch's mask.
 
     Returns:
       An array of the shape and dtype of `x`. A dropped NaN or infinity is 0. The product is
@@ -53,7 +55,8 @@ def dropout(x, rate, *, key, broadcast_dims=()) -> Inexact[Array, "..."]:
     x = _checks.array(x)
     rate = _checks.rate(rate)
     shape = masks.mask_shape(x.shape, broadcast_dims)
-    return _apply.drop(x, rate, _checks.key(key), shape)
+    start = masks.start_of(start, x.shape, broadcast_dims)
+    return _apply.drop(x, rate, _checks.key(key), shape, start)
 
 
 def dropout_unscaled(x, rate, *, key) -> Inexact[Array, "..."]:

@@ -55,11 +55,12 @@ PLANES = 16
 ONE = 1 << PLANES  # the threshold that keeps everything
 
 
-def keep_mask(key, rate, shape, *, broadcast_dims=()) -> Bool[Array, "..."]:
+def keep_mask(key, rate, shape, *, broadcast_dims=(), start=None) -> Bool[Array, "..."]:
     """Draw the mask that `dropout` with the same key, rate and shape applies: True is kept.
 
     Formula: each element is kept with probability T / 2^16, T = rint((1 - rate) * 2^16), by the
     specification at the head of this module. Elements along `broadcast_dims` share one decision.
+    With `start`, the rows start, start + 1, ... of the mask of a larger array of such rows.
 
     Args:
       key: one PRNG key, typed or raw. (There is no mask at evaluation: None is an error.)
@@ -67,6 +68,8 @@ def keep_mask(key, rate, shape, *, broadcast_dims=()) -> Bool[Array, "..."]:
         traced rate outside [0, 1] keeps everything (the ops return NaN for it).
       shape: the shape of the array the mask is for.
       broadcast_dims: axes along which the mask is the same; negative numbers count from the last.
+      start: where along axis 0 of a larger array this one begins, an integer, traced or not; so
+        parts of a batch have the masks of the batch.
 
     Returns:
       A bool array of `shape`, with size 1 on the axes in `broadcast_dims`.
@@ -90,8 +93,17 @@ def keep_mask(key, rate, shape, *, broadcast_dims=()) -> Bool[Array, "..."]:
             "make a key with jax.random.key(seed)."
         )
     rate = _checks.rate(rate)
-    shape = mask_shape(_checks.shape(shape), broadcast_dims)
-    return _keep_mask(key, jnp.float32(rate), shape)
+    whole = _checks.shape(shape)
+    shape = mask_shape(whole, broadcast_dims)
+    return _keep_mask(key, jnp.float32(rate), shape, start_of(start, whole, broadcast_dims))
+
+
+def start_of(start, shape: tuple[int, ...], broadcast_dims) -> UInt32[Array, ""] | None:
+    """The first row of a part of a larger array; None where axis 0 shares its decisions."""
+    start = _checks.start(start)
+    if start is not None and not shape:
+        _checks.fail(ValueError, "start", start, "None for an array without axes", "Leave it out.")
+    return None if 0 in _checks.axes(broadcast_dims, len(shape)) else start
 
 
 def mask_shape(shape: tuple[int, ...], broadcast_dims) -> tuple[int, ...]:
@@ -101,8 +113,8 @@ def mask_shape(shape: tuple[int, ...], broadcast_dims) -> tuple[int, ...]:
 
 
 @functools.partial(jax.jit, static_argnames="shape")
-def _keep_mask(key, rate, shape):
-    return unpack(packed_mask(key, rate, shape), shape)
+def _keep_mask(key, rate, shape, start):
+    return unpack(packed_mask(key, rate, shape, start), shape)
 
 
 def threshold(rate: Float[Array, ""]) -> UInt32[Array, ""]:
@@ -129,11 +141,38 @@ def dice(key, rate: Float[Array, ""]) -> Dice:
     return Dice(_seed(key, FOLD), threshold(rate))
 
 
-def packed_mask(key, rate: Float[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, "..."]:
-    """The mask as words, 32 elements to each: the last axis of the result counts words."""
+def packed_mask(
+    key, rate: Float[Array, ""], shape: tuple[int, ...], start: UInt32[Array, ""] | None = None
+) -> UInt32[Array, "..."]:
+    """The mask as words, 32 elements to each: the last axis of the result counts words.
+
+    `start` is the row along axis 0 of a larger array at which this one begins.
+    """
     lead, width = _rows(shape)
-    words = (*lead, _word_count(width))
-    return _draw(dice(key, rate), words, lambda: _counters(words))
+    words, dice_ = (*lead, _word_count(width)), dice(key, rate)
+    if start is None:
+        return _draw(dice_, words, lambda: _counters(words))
+    if lead:
+        before = start * jnp.uint32(math.prod(lead[1:]))
+
+        def counters():
+            row, word = _counters(words)
+            return row + before, word
+
+        return _draw(dice_, words, counters)
+    return _flat_from(dice_, start * jnp.uint32(math.prod(shape[1:])), words[0])
+
+
+def _flat_from(dice_: Dice, element, count: int):
+    """Words of a flat mask from an element on, which need not begin a word of it."""
+
+    def counters():
+        row, word = _counters((count + 1,))
+        return row, word + element // WORD
+
+    words, shift = _draw(dice_, (count + 1,), counters), element % WORD
+    high = jnp.where(shift == 0, jnp.uint32(0), words[1:] << ((WORD - shift) % WORD))
+    return (words[:-1] >> shift) | high
 
 
 def row_words(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Inexact
 
 
-def drop_path(x, rate, *, key, mode="row", scale=True) -> Inexact[Array, "..."]:
+def drop_path(x, rate, *, key, mode="row", scale=True, start=None) -> Inexact[Array, "..."]:
     """Stochastic depth: drop a residual branch for a whole row of the batch, or for all of it.
 
     Formula: `dropout` with one decision for each row (axis 0), or one for all. Within a row the
@@ -29,6 +29,8 @@ def drop_path(x, rate, *, key, mode="row", scale=True) -> Inexact[Array, "..."]:
       mode: "row", a decision for each row; or "batch", one for the whole array.
       scale: whether kept rows are scaled, as in `dropout`. The original does not scale, and
         multiplies by 1 - rate at evaluation: for that use `dropout_unscaled`'s convention yourself.
+      start: where along axis 0 of a larger array `x` begins, an integer, traced or not: the part of
+        a batch then has its part of the batch's mask.
 
     Returns:
       An array of the shape and dtype of `x`; gradients, edges and precision as in `dropout`.
@@ -54,9 +56,10 @@ def drop_path(x, rate, *, key, mode="row", scale=True) -> Inexact[Array, "..."]:
         _checks.at_least_axes(x, 1, "x")
     key = _checks.key(key)
     shape = tuple(size if axis == 0 and mode == "row" else 1 for axis, size in enumerate(x.shape))
+    start = masks.start_of(start, x.shape, () if mode == "row" else (0,))
     if scale or key is None or _apply.keeps_everything(rate):
-        return _apply.drop(x, rate, key, shape)
-    return _apply.with_mask(_apply.select_unscaled, (x,), rate, key, shape)
+        return _apply.drop(x, rate, key, shape, start)
+    return _apply.with_mask(_apply.select_unscaled, (x,), rate, key, shape, start)
 
 
 def drop_connect(weights, rate, *, key) -> Inexact[Array, "..."]:

@@ -117,6 +117,8 @@ class Config:
     steps: int = 2000
     batch_size: int = 12
     """rows of block_size tokens in a step"""
+    accumulate: int = 1
+    """parts of a batch that are computed one after the other, with the masks of the whole batch"""
     label_smoothing: float = 0.0
     """share of each training target that is spread evenly over the vocabulary"""
     mesh: str | None = None
@@ -139,7 +141,9 @@ class Config:
 
     def __post_init__(self):
         _require_counts(self, "steps", "batch_size", "log_every", "eval_every", "eval_batches")
-        _require_counts(self, "keep_checkpoints")
+        _require_counts(self, "keep_checkpoints", "accumulate")
+        parts = f"a multiple of accumulate={self.accumulate}"
+        _require(self.batch_size % self.accumulate == 0, "batch_size", self.batch_size, parts)
         at_least_one = self.patience is None or self.patience >= 1
         _require(at_least_one, "patience", self.patience, "at least 1")
         smooth = 0 <= self.label_smoothing < 1

@@ -45,10 +45,12 @@ class GPT(nnx.Module):
         key: jax.Array | None,
         masks: Mapping[str, Any] | None = None,
         tape: dict[str, dict[str, jax.Array]] | None = None,
+        start: jax.Array | None = None,
     ) -> Float[Array, "batch time vocab"]:
         """Logits of the next token at every position; `key=None` turns dropout off.
 
-        `masks` decide instead of a key, and a `tape` gets what goes on at every site: see Site.
+        `masks` decide instead of a key, a `tape` gets what goes on at every site, and `start` is
+        the row of a larger batch at which this one begins: see Site.
         """
         if tokens.shape[1] > self.config.block_size:
             raise ValueError(
@@ -56,7 +58,7 @@ class GPT(nnx.Module):
                 f"block_size={self.config.block_size} positions. Cut the text: tokens[:, -n:]."
             )
         x = by_rows(self.tokens(tokens) + self.positions(jnp.arange(tokens.shape[1])))
-        root = Site(key, masks, tape)
+        root = Site(key, masks, tape, start=start)
         x = root.at("embed").dropout(x, self.config.dropout.embed)
         x = self._through_blocks(x, root)
         logits = _flat(self.tokens.attend, self.norm(x))
@@ -165,9 +167,8 @@ def _stacked(blocks: list[Block]) -> Block:
 def _mix(query, keys, values, rate: float, site: Site):
     """Causal attention; the weights are written out only where the site must hold them."""
     if site.plain:
-        return dot_product_attention(
-            query, keys, values, is_causal=True, dropout_rate=rate, dropout_key=site.key
-        )
+        dropout = {"dropout_rate": rate, "dropout_key": site.key, "dropout_start": site.start}
+        return dot_product_attention(query, keys, values, is_causal=True, **dropout)
     time, dim = query.shape[1], query.shape[-1]
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, keys) / math.sqrt(dim)
     seen = jnp.tril(jnp.ones((time, time), bool))

@@ -36,8 +36,8 @@ _MATRICES = {
 
 def mesh_of(config: Config) -> Mesh:
     """The mesh that config.mesh describes; None takes as many devices for "data" as divide."""
-    count = jax.device_count()
-    sizes = sizes_of(config.mesh) if config.mesh else {"data": math.gcd(config.batch_size, count)}
+    count, part = jax.device_count(), config.batch_size // config.accumulate
+    sizes = sizes_of(config.mesh) if config.mesh else {"data": math.gcd(part, count)}
     shape = tuple(sizes.get(axis, 1) for axis in AXES)
     _check(config, dict(zip(AXES, shape, strict=True)), count)
     devices = jax.devices()[: math.prod(shape)]
@@ -58,7 +58,7 @@ def sizes_of(text: str) -> dict[str, int]:
 
 
 def _check(config: Config, sizes: dict[str, int], count: int) -> None:
-    model, rows = config.model, sizes["data"] * sizes["fsdp"]
+    model, rows = config.model, sizes["data"] * sizes["fsdp"] * config.accumulate
     needed = math.prod(sizes.values())
     fits = needed == count if jax.process_count() > 1 else needed <= count
     for holds, name, value, allowed in (
@@ -132,11 +132,11 @@ def place(mesh: Mesh, shape: tuple[int, int], rows: Callable[[slice], Batch]) ->
     return Batch(*arrays)
 
 
-def by_rows(x: jax.Array) -> jax.Array:
+def by_rows(x: jax.Array, axis: int = 0) -> jax.Array:
     """Keep an activation cut by rows of the batch, whatever the matrices it meets are cut by."""
     if "fsdp" not in jax.sharding.get_abstract_mesh().axis_names:
         return x
-    return jax.lax.with_sharding_constraint(x, P(("data", "fsdp")))
+    return jax.lax.with_sharding_constraint(x, P(*(None,) * axis, ("data", "fsdp")))
 
 
 def entered(mesh: Mesh) -> AbstractContextManager[Any]:

@@ -29,6 +29,8 @@ class Site(NamedTuple):
     tape: dict[str, dict[str, jax.Array]] | None = None
     """gets the input, the mask and the output of every site that drops, by name"""
     name: str = ""
+    start: jax.Array | None = None
+    """the row of a larger batch at which this one begins, whose masks it then has"""
 
     def at(self, *path: str | int) -> Site:
         """The site or the part of the model further down."""
@@ -43,13 +45,13 @@ class Site(NamedTuple):
     def dropout(self, x: Float[Array, "..."], rate: float) -> Float[Array, "..."]:
         """Drop elements."""
         if self.plain:
-            return dropout(x, rate, key=self.key)
+            return dropout(x, rate, key=self.key, start=self.start)
         return self._drop(x, rate, x.shape)
 
     def drop_path(self, x: Float[Array, "batch ..."], rate: float) -> Float[Array, "batch ..."]:
         """Drop rows of the batch."""
         if self.plain:
-            return drop_path(x, rate, key=self.key)
+            return drop_path(x, rate, key=self.key, start=self.start)
         return self._drop(x, rate, (x.shape[0],) + (1,) * (x.ndim - 1))
 
     def _drop(self, x, rate: float, mask_shape: tuple[int, ...]):
@@ -58,7 +60,7 @@ class Site(NamedTuple):
             return x
         scale = None
         if self.masks is None:
-            keep = keep_mask(self.key, rate, mask_shape)
+            keep = keep_mask(self.key, rate, mask_shape, start=self.start)
         elif self.name in self.masks:
             given = self.masks[self.name]
             keep, scale = given if isinstance(given, tuple) else (given, None)

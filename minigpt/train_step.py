@@ -16,6 +16,7 @@ from minigpt.batches import Batch
 from minigpt.config import Config
 from minigpt.model import GPT
 from minigpt.optim import optimizer
+from minigpt.sharding import by_rows
 
 
 class TrainState(NamedTuple):
@@ -69,11 +70,12 @@ def start(config: Config, vocab_size: int) -> Training:
     def train_step(state: TrainState, batch: Batch, key: jax.Array):
         dropout_key = fold(key, "dropout", state.step)
 
-        def mean_loss(params):
-            losses = token_losses(graph, params, batch, dropout_key, config.label_smoothing)
-            return losses.mean()
+        def mean_loss(params, part: Batch, start):
+            smoothing = config.label_smoothing
+            return token_losses(graph, params, part, dropout_key, smoothing, start).mean()
 
-        loss, gradient = jax.value_and_grad(mean_loss)(state.params)
+        value_and_grad = jax.value_and_grad(mean_loss)
+        loss, gradient = in_parts(config.accumulate, value_and_grad, state.params, batch)
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         measured = {
@@ -115,11 +117,34 @@ class OnMesh(NamedTuple):
             return self.step.lower(*args)
 
 
+def in_parts(count: int, value_and_grad, params, batch: Batch):
+    """The mean over `count` parts of a batch, one after the other: less memory, the same sums."""
+    if count == 1:
+        return value_and_grad(params, batch, None)
+    rows = batch.inputs.shape[0] // count
+
+    def add(sums, part):
+        start, inputs, targets = part
+        found = value_and_grad(params, Batch(inputs, targets), start)
+        return jax.tree.map(jnp.add, sums, found), None
+
+    parts = [by_rows(jnp.reshape(each, (count, rows, -1)), axis=1) for each in batch]
+    starts = jnp.arange(count, dtype=jnp.uint32) * rows
+    zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+    sums, _ = jax.lax.scan(add, zeros, (starts, *parts))
+    return jax.tree.map(lambda leaf: leaf / count, sums)
+
+
 def token_losses(
-    graph, params, batch: Batch, key: jax.Array | None, label_smoothing: float = 0.0
+    graph,
+    params,
+    batch: Batch,
+    key: jax.Array | None,
+    label_smoothing: float = 0.0,
+    start: jax.Array | None = None,
 ) -> jax.Array:
     """Cross-entropy of every target in nats; `key=None` is evaluation."""
-    logits = nnx.merge(graph, params)(batch.inputs, key=key)
+    logits = nnx.merge(graph, params)(batch.inputs, key=key, start=start)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
     if label_smoothing == 0:
         return losses

@@ -82,11 +82,16 @@ CHANGES = {
     "eval_batches": 3,
     "sample_tokens": 5,
     "keep_checkpoints": 1,
+    "accumulate": 3,
+    "label_smoothing": 0.1,
+    "mesh": "data=3",
     "model.n_layer": 1,
     "model.n_head": 4,
     "model.n_embd": 16,
     "model.block_size": 16,
     "model.bias": True,
+    "model.dtype": "bfloat16",
+    "model.scan_layers": True,
     "model.vocab_size": 300,
     "model.dropout.embed": 0.5,
     "model.dropout.attn_weights": 0.5,
@@ -127,7 +132,9 @@ def base(tmp_path_factory):
 
 
 def test_every_field_is_tried():
-    assert set(CHANGES) | {"data", "run_dir", "patience"} == {name for name, _ in flat(Config())}
+    assert set(CHANGES) | {"data", "run_dir", "patience", "model.remat"} == {
+        name for name, _ in flat(Config())
+    }
 
 
 def test_the_same_config_gives_the_same_run(base, tmp_path):

@@ -107,6 +107,7 @@ def test_when_one_process_dies_the_others_end_and_the_run_goes_on_exactly(folder
         assert all(process.poll() is None for process in begun)
         time.sleep(0.05)
     begun[1].kill()
+    begun[1].wait()
     begin_waiting = time.monotonic()
     assert begun[0].wait(timeout=BOUND_S) != 0
     print(f"the other process ended after {time.monotonic() - begin_waiting:.1f} s")

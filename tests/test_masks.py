@@ -1,5 +1,6 @@
 """The specification of the mask, line by line, against the oracle; and where it may be made."""
 
+import functools
 import itertools
 import os
 import pathlib
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dropout_jax import keep_mask, masks, reference
+from dropout_jax import drop_path, dropout, keep_mask, masks, reference
 
 last_axes = st.sampled_from([1, 31, 32, 33, 100]) | st.integers(0, 3000)
 shapes = st.just(()) | st.builds(
@@ -146,3 +147,44 @@ def test_random_bits_are_made_in_masks_only():
         if path.stem not in ("_threefry", "masks", "reference"):
             text = path.read_text()
             assert not any(maker in text for maker in makers), path.name
+
+
+@pytest.mark.parametrize("shape", [(8, 40), (8, 3, 40), (6, 2, 3, 33), (12, 5), (12, 1, 1), (90,)])
+@pytest.mark.parametrize("start", [0, 1, 3, 5])
+def test_a_part_of_a_batch_has_its_part_of_the_mask(shape, start, key):
+    whole = reference.keep_mask(jax.random.key_data(key), 0.3, shape)
+    part = (shape[0] - start, *shape[1:])
+    np.testing.assert_array_equal(keep_mask(key, 0.3, part, start=start), whole[start:])
+    traced = jax.jit(lambda start: keep_mask(key, 0.3, (1, *shape[1:]), start=start))
+    np.testing.assert_array_equal(traced(start), whole[start : start + 1])
+
+
+def test_a_shared_axis_has_no_part(key):
+    whole = keep_mask(key, 0.3, (8, 40), broadcast_dims=(0,))
+    np.testing.assert_array_equal(keep_mask(key, 0.3, (3, 40), broadcast_dims=(0,), start=5), whole)
+
+
+def test_parts_of_dropout_and_drop_path_make_the_whole(key):
+    x = np.random.default_rng(0).standard_normal((12, 5, 40)).astype(np.float32)
+
+    def halves(op):
+        return np.concatenate([op(x[i : i + 4], start=i) for i in (0, 4, 8)])
+
+    for op in (
+        functools.partial(dropout, rate=0.3, key=key),
+        functools.partial(drop_path, rate=0.3, key=key),
+        functools.partial(drop_path, rate=0.3, key=key, scale=False),
+        functools.partial(drop_path, rate=0.3, key=key, mode="batch"),
+    ):
+        np.testing.assert_array_equal(halves(op), op(x))
+
+
+@pytest.mark.parametrize(
+    ("start", "error"),
+    [(-1, ValueError), (2**32, ValueError), (1.0, TypeError), (True, TypeError), ("2", TypeError)],
+)
+def test_bad_starts_are_named(start, error, key):
+    with pytest.raises(error, match=r"^start=.* is not allowed: start must be an integer"):
+        keep_mask(key, 0.3, (4, 40), start=start)
+    with pytest.raises(TypeError, match="start"):
+        keep_mask(key, 0.3, (4, 40), start=jnp.float32(1))

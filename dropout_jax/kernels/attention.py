@@ -71,7 +71,11 @@ def _words(dropout, wide):
     """The seed and the threshold as one array, and the inverse of the kept share as another."""
     if dropout is None:
         return jnp.zeros(3, jnp.uint32), jnp.ones(1, wide)
-    key, rate = dropout
+    key, rate, start = dropout
+    if start is not None:
+        raise NotImplementedError(
+            "implementation='kernel' has no dropout_start. Use 'blockwise' or None."
+        )
     dice = masks.dice(key, rate)
     return jnp.stack([*dice.seed, dice.keep]), _apply.inverse_share(rate, wide)[None]
 
