@@ -65,6 +65,7 @@ ALLOWED = {
         "model": {"config", "sharding", "sites"},
         "optim": {"config"},
         "hosts": set(),
+        "utilization": {"config"},
         "sharding": {"batches", "config"},
         "train_step": {"batches", "config", "model", "optim", "sharding"},
         "metrics": set(),
