@@ -24,7 +24,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent import futures
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +32,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import safetensors.numpy
+
+from minigpt.files import naming
 
 FOLDER, ARRAYS, MANIFEST = "checkpoints", "arrays.safetensors", "manifest.json"
 FORMAT = 1
@@ -164,16 +166,16 @@ def _commit(root: Path, step: int, data: bytes, manifest: bytes) -> Path:
     same = [folder.generation for folder in _committed(root) if folder.step == step]
     path = root / (f"{step:08d}-{max(same) + 1}" if same else f"{step:08d}")
     partial = root / f".{path.name}.partial"
-    with _naming(partial):
+    with naming(partial):
         partial.mkdir()
     try:
         for name, content in ((ARRAYS, data), (MANIFEST, manifest)):
-            with _naming(partial / name), (partial / name).open("xb") as file:
+            with naming(partial / name), (partial / name).open("xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
         _sync(partial)
-        with _naming(path):
+        with naming(path):
             partial.rename(path)
         _sync(root)
     except OSError:
@@ -193,7 +195,7 @@ def _prune(root: Path, step: int, written: Path, keep_last: int) -> None:
     keep = {*list(losses)[-keep_last:], _best(losses)}
     doomed = [folder.path for folder in [*replaced, *(losses.keys() - keep)]]
     for path in doomed:
-        with _naming(path):
+        with naming(path):
             hidden = path.rename(root / f".{path.name}.pruned")
             _sync(root)  # so that no half-deleted folder has its name back after a power cut
             _remove(hidden)
@@ -217,21 +219,12 @@ def _best(losses: dict[_Folder, float]) -> _Folder | None:
 
 def _sync(folder: Path) -> None:
     """Make a folder's names durable."""
-    with _naming(folder):
+    with naming(folder):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Give an OSError the path: writing and flushing leave it out."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
 
 
 def _remove(path: Path) -> None:
@@ -278,13 +271,14 @@ def restore(run_dir: Path, like: Any, step: int | None = None) -> tuple[Any, dic
 
 
 def newest_good(
-    run_dir: Path, like: Any, warn: Callable[[str], None]
+    run_dir: Path, like: Any, warn: Callable[[str], object], most: float = math.inf
 ) -> tuple[Any, dict[str, Any]] | None:
     """The newest checkpoint that can be restored; `warn` is told of those that cannot.
 
-    None where there are no checkpoints; an error where there are, and none is good.
+    Of those of step `most` or before. None where there are none; an error where there are, and
+    none is good.
     """
-    found = steps(run_dir)
+    found = [step for step in steps(run_dir) if step <= most]
     for step in reversed(found):
         try:
             result = restore(run_dir, like, step)

@@ -6,12 +6,11 @@ import functools
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -26,6 +25,13 @@ from minigpt.sharding import place
 from minigpt.stopping import Stopped, Stopping
 from minigpt.tokens import Tokens, load_tokens
 from minigpt.train_step import Training, TrainState, start
+
+# What a step measures, by the words of an error.
+MEASURED = {
+    "train_loss": "loss",
+    "grad_norm": "norm of the gradient",
+    "param_norm": "norm of the new parameters",
+}
 
 
 class Job(NamedTuple):
@@ -70,10 +76,8 @@ def _train(job: Job) -> None:
     state, meta = _restored(job)
     step, first = int(state.step), hosts.is_first()
     with (
-        Metrics(job.run_dir, step, writes=first) as metrics,
-        checkpoint.Writer(job.run_dir, job.config.keep_checkpoints)
-        if first
-        else nullcontext() as writer,
+        _metrics(job, step, meta) as metrics,
+        _writer(job) as writer,
     ):
         hosts.wait_for_all("restored")
         _announce(job, step)
@@ -95,12 +99,35 @@ def _restored(job: Job) -> tuple[TrainState, dict[str, Any]]:
     return job.training.put(found[0]), found[1]
 
 
+def _metrics(job: Job, step: int, meta: dict[str, Any]) -> Metrics:
+    """The records up to a checkpoint's step; without the one that is still pending there."""
+    upto, writes = step - 1 if meta.get("pending") else step, hosts.is_first()
+    crc32, warn = meta.get("metrics_crc32"), job.console.print
+    return Metrics(job.run_dir, upto, crc32, warn, writes=writes)
+
+
+class _NoWriter:
+    """What the processes have that do not write."""
+
+    def save(self, *_: Any) -> None:
+        """Nothing."""
+
+    def wait(self) -> None:
+        """Nothing."""
+
+
+def _writer(job: Job) -> AbstractContextManager[checkpoint.Writer | _NoWriter]:
+    if hosts.is_first():
+        return checkpoint.Writer(job.run_dir, job.config.keep_checkpoints)
+    return nullcontext(_NoWriter())
+
+
 def _steps(
     job: Job,
     state: TrainState,
     meta: dict[str, Any],
     metrics: Metrics,
-    writer: checkpoint.Writer | None,
+    writer: checkpoint.Writer | _NoWriter,
 ) -> TrainState:
     """Steps, records and checkpoints up to the last step.
 
@@ -109,15 +136,14 @@ def _steps(
     """
     config, root, step = job.config, jax.random.key(job.config.seed), int(state.step)
     clock = _Clock(config.batch_size * config.model.block_size, step, meta.get("elapsed_s", 0.0))
-    pending, losses = meta.get("pending"), []
+    pending, unseen = meta.get("pending"), []
 
     def save(**more) -> None:
-        _require_finite(job, step, losses)
+        _require_finite(job, step, unseen, writer)
         metrics.sync()
-        meta = {"data_sha256": job.run.data_sha256, "elapsed_s": clock.elapsed(), **more}
-        whole = job.training.gathered(state)
-        if writer is not None:
-            writer.save(step, checkpoint.host_arrays(whole), meta)
+        meta = {"data_sha256": job.run.data_sha256, "metrics_crc32": metrics.crc32}
+        meta |= {"elapsed_s": clock.elapsed(), **more}
+        writer.save(step, checkpoint.host_arrays(job.training.gathered(state)), meta)
 
     with _progress(job.console) as progress:
         bar = progress.add_task("", total=config.steps, completed=step, shown="compiling")
@@ -125,14 +151,15 @@ def _steps(
             if not pending:
                 if _stops(job, step):
                     save()
+                    writer.wait()
                     raise Stopped
                 state, measured = job.training.train_step(state, _batch(job, step), root)
                 step += 1
-                losses.append(measured["train_loss"])
+                unseen.append(measured)
                 if not (_evaluates(config, step) or step % config.log_every == 0):
                     continue
-                _require_finite(job, step, losses)
-                pending = {"step": step, "train_loss": float(measured.pop("train_loss"))}
+                _require_finite(job, step, unseen, writer)
+                pending = {"step": step, "train_loss": float(measured["train_loss"])}
                 pending |= {name: float(value) for name, value in measured.items()}
                 pending |= clock.lap(step)
             if _evaluates(config, step):
@@ -140,6 +167,7 @@ def _steps(
                     record = pending | _validate(job, state.params)
                 except Stopped:
                     save(pending=pending)
+                    writer.wait()
                     raise
                 progress.console.print(_validation_line(record))
                 metrics.add(record)
@@ -173,20 +201,28 @@ def _batch(job: Job, step: int):
     return place(job.training.mesh, shape, lambda part: rows(places[part]))
 
 
-def _require_finite(job: Job, step: int, losses: list[jax.Array]) -> None:
-    """Every loss since the last look is a number; they are looked at together, to wait once."""
-    values = np.asarray(jax.device_get(losses), np.float64)
-    losses.clear()
-    bad = np.flatnonzero(~np.isfinite(values))
-    if len(bad) == 0:
-        return
-    at = step - len(values) + int(bad[0]) + 1
+def _require_finite(job: Job, step: int, unseen: list[dict], writer) -> None:
+    """What was measured since the last look is finite; it is looked at together, to wait once.
+
+    The loss alone would not do: a step whose loss is a number can leave weights that are none.
+    """
+    seen = jax.device_get(unseen)
+    unseen.clear()
+    for at, measured in enumerate(seen, step - len(seen) + 1):
+        for name, words in MEASURED.items():
+            if not math.isfinite(measured[name]):
+                writer.wait()  # so that the last good checkpoint is there
+                raise ValueError(_not_finite(job, at, f"{words} of step {at} is {measured[name]}"))
+
+
+def _not_finite(job: Job, step: int, what: str) -> str:
     config, saved = job.config, checkpoint.steps(job.run_dir)
-    rows = starts(job.tokens.train, config.seed, at - 1, config.batch_size, config.model.block_size)
-    raise ValueError(
-        f"the loss of step {at} is {values[bad[0]]}, so the run has stopped; its last good "
-        f"checkpoint is {f'step {saved[-1]}' if saved else 'none'}. The rows of the batch begin at "
-        f"the tokens {rows.tolist()}. Look at it: minigpt replay {job.run_dir} --step {at}."
+    shape = (config.batch_size, config.model.block_size)
+    rows = starts(job.tokens.train, config.seed, step - 1, *shape).tolist()
+    return (
+        f"the {what}, so the run has stopped; its last good checkpoint is "
+        f"{f'step {saved[-1]}' if saved else 'none'}. The rows of the batch begin at the tokens "
+        f"{rows}. Look at it: minigpt replay {job.run_dir} --step {step}."
     )
 
 

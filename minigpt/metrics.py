@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
+
+from minigpt.files import naming, replace
 
 FILE = "metrics.jsonl"
 
@@ -14,39 +18,56 @@ class Metrics:
     """The records of a run up to a step, and those that are added.
 
     A run that goes on from a checkpoint measures the steps after it again, so they are cut off.
+    The others must have the CRC-32 that the checkpoint names; `warn` is told if they are gone.
     Of many processes the first writes, and all have the records.
     """
 
-    def __init__(self, run_dir: Path, step: int, *, writes: bool = True):
-        self._path = run_dir / FILE
+    def __init__(
+        self,
+        run_dir: Path,
+        step: int,
+        crc32: int | None = None,
+        warn: Callable[[str], object] = print,
+        *,
+        writes: bool = True,
+    ):
+        self._path = path = run_dir / FILE
         self.records = [record for record in read(run_dir) if record["step"] <= step]
-        self._file = self._opened() if writes else None
-
-    def _opened(self) -> TextIO:
-        whole = "".join(_line(record) for record in self.records)
-        if not self._path.exists() or self._path.read_text(encoding="utf-8") != whole:
-            partial = self._path.with_suffix(".partial")
-            partial.write_text(whole, encoding="utf-8")
-            partial.replace(self._path)
-        return self._path.open("a", encoding="utf-8")
+        whole = b"".join(map(_line, self.records))
+        self.crc32 = zlib.crc32(whole)
+        if crc32 and not path.exists():
+            warn(f"{str(path)!r} is missing: the records begin anew after step {step}")
+        elif crc32 not in (None, self.crc32):
+            raise ValueError(
+                f"{str(path)!r} is damaged: its records up to step {step} are not those that the "
+                "checkpoint was saved with. Put a copy back, or remove it to go on without them."
+            )
+        self._file = None
+        if writes:
+            if not path.exists() or path.read_bytes() != whole:
+                replace(path, whole)
+            self._file = path.open("ab", buffering=0)  # a failed write is not tried again
 
     def add(self, record: dict[str, Any]) -> None:
         """Append a record; a reader sees all of its line."""
-        if self._file is not None:
-            self._file.write(_line(record))
-            self._file.flush()
+        line = _line(record)
+        self.crc32 = zlib.crc32(line, self.crc32)
+        with naming(self._path):
+            while self._file and line:  # a disk that is nearly full takes some of it
+                line = line[self._file.write(line) :]
         self.records.append(record)
 
     def sync(self) -> None:
         """Return when the records are on disk."""
-        if self._file is not None:
-            os.fsync(self._file.fileno())
+        with naming(self._path):
+            if self._file:
+                os.fsync(self._file.fileno())
 
     def __enter__(self) -> Metrics:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file is not None:
+        if self._file:
             self._file.close()
 
 
@@ -56,11 +77,21 @@ def read(run_dir: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     *lines, _ = path.read_bytes().split(b"\n")
+    return [_record(path, number, line) for number, line in enumerate(lines, 1)]
+
+
+def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} is damaged: {error}.") from None
+        record = json.loads(line)
+        if isinstance(record["step"], int):
+            return record
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise ValueError(
+        f"{str(path)!r} is damaged: its line {number} is not the record of a step. Put a copy "
+        "back, or remove the file to go on without its records."
+    )
 
 
-def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record) + "\n"
+def _line(record: dict[str, Any]) -> bytes:
+    return json.dumps(record).encode() + b"\n"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 from matplotlib.figure import Figure
+
+from minigpt.files import replace
 
 
 def plot_losses(records: list[dict], path: Path, title: str) -> None:
@@ -22,6 +25,6 @@ def plot_losses(records: list[dict], path: Path, title: str) -> None:
     axes.set(xlabel="step", ylabel="loss (nats a token)", title=title)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    partial = path.with_suffix(".partial")
-    figure.savefig(partial, dpi=120, format="png")
-    partial.replace(path)
+    png = io.BytesIO()
+    figure.savefig(png, dpi=120, format="png")
+    replace(path, png.getvalue())

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,10 @@ MAY_CHANGE = frozenset(
 )
 
 
-@contextmanager
+@contextlib.contextmanager
 def claimed(run_dir: Path) -> Iterator[None]:
     """Hold a run directory; one that another process holds is an error."""
+    new = not run_dir.exists()
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(run_dir / LOCK, timeout=0)
     try:
@@ -41,6 +42,10 @@ def claimed(run_dir: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if new and not (run_dir / CONFIG).exists():  # it came to no run: leave nothing
+            with contextlib.suppress(OSError):
+                (run_dir / LOCK).unlink()
+                run_dir.rmdir()
         lock.release()
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import tomli_w
 
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
+from minigpt.files import replace
 from minigpt.tokenizer import Tokenizer
 
 CONFIG, TOKENIZER = "config.toml", "tokenizer.json"
@@ -36,21 +37,24 @@ class Run(NamedTuple):
 
     def save(self, run_dir: Path) -> None:
         """Begin a run in a folder that holds nothing; it is one as soon as it has config.toml."""
-        begun = {".lock", TOKENIZER, f"{CONFIG}.partial"}  # what a run killed here leaves
+        partial = {f"{name}.partial" for name in (TOKENIZER, CONFIG)}
+        begun = {".lock", TOKENIZER, *partial}  # what a run killed here leaves
         if {path.name for path in run_dir.iterdir()} - begun:
             raise ValueError(
                 f"run_dir={str(run_dir)!r} is not allowed: it must be new, an empty folder or a "
                 "run, so that nothing is overwritten. Choose another --run-dir."
             )
         about = {"alphabet": self.tokenizer.alphabet, "data_sha256": self.data_sha256}
-        (run_dir / TOKENIZER).write_text(json.dumps(about), encoding="utf-8")
-        self.save_config(run_dir)
+        replace(run_dir / TOKENIZER, json.dumps(about).encode())
+        try:
+            self.save_config(run_dir)
+        except OSError:
+            (run_dir / TOKENIZER).unlink()
+            raise
 
     def save_config(self, run_dir: Path) -> None:
         """Write config.toml; a reader sees the old file or the new."""
-        partial = run_dir / f"{CONFIG}.partial"
-        partial.write_text(tomli_w.dumps(_plain(self.config)), encoding="utf-8")
-        partial.replace(run_dir / CONFIG)
+        replace(run_dir / CONFIG, tomli_w.dumps(_plain(self.config)).encode())
 
     def require_same_text(self, sha256: str, tokenizer: Tokenizer) -> None:
         """The text must be the one that the run was trained on."""
@@ -66,18 +70,20 @@ class Run(NamedTuple):
     @classmethod
     def load(cls, run_dir: Path) -> Run:
         """Read a run directory."""
+        path = run_dir / CONFIG
         try:
-            tables = tomllib.loads((run_dir / CONFIG).read_text(encoding="utf-8"))
-            about = json.loads((run_dir / TOKENIZER).read_text(encoding="utf-8"))
-            tokenizer = Tokenizer(about["alphabet"])
-            return cls(_config_of(tables), tokenizer, about["data_sha256"])
+            config = _config_of(tomllib.loads(path.read_text(encoding="utf-8")))
+            path = run_dir / TOKENIZER
+            about = json.loads(path.read_text(encoding="utf-8"))
+            return cls(config, Tokenizer(about["alphabet"]), about["data_sha256"])
         except OSError as error:
             raise ValueError(
                 f"{str(run_dir)!r} is no run directory: {error.filename} cannot be read."
             ) from None
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{str(run_dir)!r} is no run of this version: {CONFIG} or {TOKENIZER}: {error}."
+                f"{str(path)!r} is damaged, or of another version of minigpt ({error}). Put a copy "
+                "back, or train in another --run-dir."
             ) from None
 
 

@@ -82,7 +82,7 @@ def test_the_undisturbed_run_is_whole(undisturbed):
 
 KILL = ["SIGKILL"]
 AIMED = [
-    *(["fsync", 2], ["rename", 1], ["rename after", 1], ["prune", 1], ["copy after", 1]),
+    *(["fsync", 5], ["rename", 1], ["rename after", 1], ["prune", 1], ["copy after", 1]),
     *(["evaluation", 3], ["record after", 1], ["replace after", 1]),
 ]
 
