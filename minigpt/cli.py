@@ -1,4 +1,4 @@
-"""The command `minigpt`: train, sample, eval."""
+"""The command `minigpt`: train, sample, eval, replay."""
 
 from __future__ import annotations
 
@@ -72,6 +72,18 @@ class Eval:
     """print one JSON object"""
 
 
+@dataclass(frozen=True)
+class Replay:
+    """Make one step of a run again, with its very batch and masks, and look at every site."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """the directory that `minigpt train` wrote"""
+    step: int
+    """counted from 1, as in metrics.jsonl"""
+    json: bool = False
+    """print one JSON object"""
+
+
 def main(args: list[str] | None = None) -> None:
     """Run the command line; a bad value is one line and exit code 2."""
     args = sys.argv[1:] if args is None else args
@@ -79,9 +91,9 @@ def main(args: list[str] | None = None) -> None:
         if args[:1] == ["train"]:
             _train(_parse_train(args[1:]))
             return
-        commands: Any = Annotated[Train, tyro.conf.subcommand("train")] | Sample | Eval
+        commands: Any = Annotated[Train, tyro.conf.subcommand("train")] | Sample | Eval | Replay
         command = tyro.cli(commands, args=args, prog="minigpt")
-        _sample(command) if isinstance(command, Sample) else _eval(command)
+        {Sample: _sample, Eval: _eval, Replay: _replay}[type(command)](command)
     except (ValueError, OSError) as error:
         print(f"minigpt: {error}", file=sys.stderr)
         sys.exit(2)
@@ -211,3 +223,16 @@ def _eval(command: Eval) -> None:
         f"validation loss {result.loss:.4f} nats a token, perplexity {result.perplexity:.3f}, "
         f"{result.bits_per_character:.4f} bits a character, over {result.tokens:,} tokens"
     )
+
+
+def _replay(command: Replay) -> None:
+    from minigpt.replay import plain, replay, show
+
+    def warn(told: str) -> None:
+        print(f"minigpt: {told}", file=sys.stderr)
+
+    result = replay(command.run_dir, command.step, warn)
+    if command.json:
+        print(json.dumps(plain(result)))
+        return
+    show(result, Console(highlight=False))

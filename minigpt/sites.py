@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
 
 
+class FullTape(dict[str, dict[str, Any]]):
+    """A tape that gets the sites of rate 0 too: what came in and went out, and no mask."""
+
+
 class Site(NamedTuple):
     """A place in the model, and the model's root with the name ""."""
 
@@ -56,7 +60,11 @@ class Site(NamedTuple):
 
     def _drop(self, x, rate: float, mask_shape: tuple[int, ...]):
         """The same from a mask that is held, so that it can be given and written down."""
-        if rate == 0 or (self.key is None and self.masks is None):
+        if self.key is None and self.masks is None:
+            return x
+        if rate == 0:
+            if isinstance(self.tape, FullTape):
+                self.tape[self.name] = {"input": x, "output": x}
             return x
         scale = None
         if self.masks is None:
