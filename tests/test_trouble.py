@@ -1,0 +1,535 @@
+"""Trouble, really made: a line that names it, the last good checkpoint as it was, no leftovers.
+
+And when the trouble is gone, the same command ends as if there had been none.
+"""
+
+import contextlib
+import errno
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import pytest
+from test_config import CHANGES, flat, replaced
+from tiny import TEXT
+
+from minigpt import checkpoint, cli, loop, metrics, resume
+from minigpt.config import Config
+from minigpt.rundir import Run
+
+LAST = 12
+COMMAND = [
+    *("train", "--data", "text.txt", "--run-dir", "out", "--dropout", "0.2"),
+    *("--model.dropout.mlp-hidden", "0.2", "--model.dropout.drop-path", "0.2"),
+    *("--steps", str(LAST), "--batch-size", "3", "--log-every", "2", "--sample-tokens", "2"),
+    *("--eval-every", "4", "--eval-batches", "2", "--keep-checkpoints", "2"),
+    *("--model.n-layer", "1", "--model.n-embd", "8", "--model.block-size", "16"),
+]
+TIMED = ("tokens_per_s", "elapsed_s")
+
+
+def train(capsys, *more):
+    """The command in this process: its exit code, standard output and standard error."""
+    code = 0
+    try:
+        cli.main([*COMMAND, *map(str, more)])
+    except SystemExit as ended:
+        code = ended.code
+    shown = capsys.readouterr()
+    return code, shown.out, shown.err
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def outcome(folder):
+    """Everything that a run leaves, but for times."""
+    run_dir = folder / "out"
+    arrays, _ = checkpoint.read(run_dir, LAST)
+    arrays = {name: (array.tobytes(), array.shape) for name, array in arrays.items()}
+    records = [
+        {name: value for name, value in record.items() if name not in TIMED}
+        for record in metrics.read(run_dir)
+    ]
+    names = {path.name for path in run_dir.iterdir()}
+    return arrays, records, checkpoint.steps(run_dir), names
+
+
+def is_one_line(ended, *parts):
+    """Exit code 2, and a line that says what it is about."""
+    code, _, shown = ended
+    assert code == 2, shown
+    (line,) = shown.splitlines()
+    for part in ("minigpt: ", *parts):
+        assert part in line, line
+
+
+def is_intact(folder, *steps):
+    """Nothing is half written, and every checkpoint can be restored."""
+    assert not list(folder.rglob("*.partial"))
+    if steps:
+        assert checkpoint.steps(folder / "out") == list(steps)
+    for step in checkpoint.steps(folder / "out"):
+        assert checkpoint.read(folder / "out", step)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "text.txt").write_text(TEXT)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A run, and one that was stopped after step 6, with checkpoints of the steps 4 and 6."""
+    with jax.numpy_dtype_promotion("standard"), pytest.MonkeyPatch.context() as patch:
+        for name in ("whole", "stopped"):
+            place = tmp_path_factory.mktemp(name)
+            (place / "text.txt").write_text(TEXT)
+            patch.chdir(place)
+            if name == "stopped":
+                patch.setattr(metrics.Metrics, "add", stopping_at(6, metrics.Metrics.add))
+            cli.main(COMMAND)
+        whole = tmp_path_factory.getbasetemp() / "whole0"
+        return outcome(whole), whole / "out", place / "out"
+
+
+def stopping_at(step, add):
+    def added(self, record):
+        add(self, record)
+        if record["step"] == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return added
+
+
+@pytest.fixture
+def whole(made):
+    return made[0]
+
+
+@pytest.fixture
+def stopped(made, folder):
+    """A copy of the stopped run, in this test's folder."""
+    copy, config = shutil.copytree(made[2], folder / "out"), folder / "out" / "config.toml"
+    config.write_text(config.read_text().replace(str(made[2].parent), str(folder)))
+    return copy
+
+
+def ends_the_same(capsys, folder, whole):
+    code, out, err = train(capsys)
+    assert (code, err) == (0, "")
+    assert outcome(folder) == whole
+    is_intact(folder)
+    return out
+
+
+def test_without_trouble(whole, stopped, folder, capsys):
+    is_intact(folder, 4, 6)
+    assert [record["step"] for record in whole[1]] == [2, 4, 6, 8, 10, 12]
+    ends_the_same(capsys, folder, whole)
+
+
+# The disk is full.
+
+
+@contextlib.contextmanager
+def room(size):
+    """No file may grow beyond `size`: the write that would gets EFBIG, in the midst of it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+FILES = {
+    "tokenizer.json": [],
+    "config.toml": [],
+    "checkpoints/{}/arrays.safetensors": [],
+    "loss.png": [8, 12],
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_room_for_a_file(made, folder, capsys, name):
+    """Each file is larger than those written before it, so it is the first without room."""
+    sizes = [(made[1] / each.format(f"{LAST:08d}")).stat().st_size for each in FILES]
+    assert sizes == sorted(sizes)
+    at = list(FILES).index(name)
+    with room((sizes[at] + (sizes[at - 1] if at else 0)) / 2):
+        ended = train(capsys)
+    is_one_line(ended, "File too large", name.rpartition("/")[2])
+    is_intact(folder, *FILES[name])
+    assert (folder / "out").exists() == (at > 1)
+    ends_the_same(capsys, folder, made[0])
+
+
+@pytest.mark.parametrize("name", ["config.toml", "arrays.safetensors"])
+def test_no_room_for_a_run_that_goes_on(stopped, folder, capsys, whole, name):
+    before = files(stopped)
+    del before[stopped / "metrics.jsonl"]
+    with room(size_of(stopped, name) - 1):
+        is_one_line(train(capsys), "File too large", name)
+    is_intact(folder, 4, 6)
+    assert before.items() <= files(stopped).items()
+    ends_the_same(capsys, folder, whole)
+
+
+def test_no_room_for_a_record(stopped, folder, capsys, whole, monkeypatch):
+    add = metrics.Metrics.add
+
+    def added(self, record):
+        with room((stopped / "metrics.jsonl").stat().st_size + 30):
+            add(self, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics.Metrics, "add", added)
+        is_one_line(train(capsys), "File too large: 'out/metrics.jsonl'")
+    assert not (stopped / "metrics.jsonl").read_text().endswith("\n")
+    assert len(metrics.read(stopped)) == 3
+    is_intact(folder, 4, 6)
+    ends_the_same(capsys, folder, whole)
+
+
+def size_of(run_dir, name):
+    return max(path.stat().st_size for path in run_dir.rglob(name))
+
+
+def test_a_stop_whose_checkpoint_has_no_room_is_no_success(made, folder, capsys, monkeypatch):
+    with room(size_of(made[1], checkpoint.ARRAYS) - 1), monkeypatch.context() as patch:
+        patch.setattr(metrics.Metrics, "add", stopping_at(2, metrics.Metrics.add))
+        is_one_line(train(capsys), "File too large", checkpoint.ARRAYS)
+    is_intact(folder)
+    ends_the_same(capsys, folder, made[0])
+
+
+def test_a_stop_while_validating_and_then_no_room(made, folder, capsys, monkeypatch):
+    """The record of step 4 is on disk, and in the checkpoint too, as one that is to come."""
+    validate = loop._validate
+
+    def stopping(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return validate(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_validate", stopping)
+        assert train(capsys)[0] == 0
+    assert checkpoint.read(folder / "out", 4)[1]["pending"]
+    with room(size_of(made[1], checkpoint.ARRAYS) - 1):
+        is_one_line(train(capsys), "File too large", checkpoint.ARRAYS)
+    assert [record["step"] for record in metrics.read(folder / "out")][:2] == [2, 4]
+    is_intact(folder, 4)
+    ends_the_same(capsys, folder, made[0])
+
+
+def test_an_error_with_no_name_gets_one(folder, capsys, monkeypatch):
+    """As a full disk gives it where no byte is written any more: at the flush."""
+
+    def fsync(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        is_one_line(train(capsys), "No space left on device: 'out/tokenizer.json'")
+    assert not (folder / "out").exists()
+
+
+def minigpt(folder, cache, *args, before=()):
+    """The command in a process of its own, with warnings as errors."""
+    words = [*before, sys.executable, "-W", "error", "-m", "minigpt", *(args or COMMAND)]
+    done = subprocess.run(
+        words,
+        cwd=folder,
+        env=os.environ | compiled(cache),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def compiled(cache):
+    """Compiled programs are kept from the first process for the others."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("compiled")
+
+
+ALONE = ["unshare", "--mount", *(["--map-root-user"] if os.geteuid() else [])]
+
+
+def can_mount():
+    if not shutil.which("unshare"):
+        return False
+    command = [*ALONE, "mount", "-t", "tmpfs", "none", "/mnt"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+FULL = """
+set -e
+mount -t tmpfs -o size=$1 none out
+shift
+"$@" 2> full.err || echo $? > full.code
+find out -name '*.partial' > full.partial
+mount -o remount,size=10m out
+"$@"
+cp -r out kept
+"""
+
+
+def test_a_disk_that_is_really_full(made, folder, cache):
+    """A file system of its own, with room for one checkpoint; then it is made larger."""
+    if not can_mount():
+        pytest.skip("a file system may not be mounted here")
+    (folder / "out").mkdir()
+    size = int(1.5 * size_of(made[1], checkpoint.ARRAYS)) + size_of(made[1], checkpoint.MANIFEST)
+    script = [*ALONE, "sh", "-c", FULL, "sh", str(size)]
+    code, _, shown = minigpt(folder, cache, before=script)
+    assert (code, shown) == (0, "")
+    error = (folder / "full.err").read_text()
+    is_one_line((int((folder / "full.code").read_text()), "", error), "No space left", "out/")
+    assert (folder / "full.partial").read_text() == ""
+    (folder / "out").rmdir()
+    (folder / "kept").rename(folder / "out")
+    assert outcome(folder) == made[0]
+
+
+# A folder may not be written, or is taken.
+
+
+# Root, too, may write only where permissions let it, without this capability.
+BOUND = ["setpriv", "--bounding-set=-dac_override"] if os.geteuid() == 0 else []
+bound = pytest.mark.skipif(
+    bool(BOUND) and not shutil.which("setpriv"), reason="permissions do not bind root"
+)
+
+
+@bound
+@pytest.mark.parametrize("name", ["out", "out/checkpoints"])
+def test_a_read_only_run_directory(stopped, folder, capsys, whole, cache, name):
+    before = files(stopped)
+    del before[stopped / "metrics.jsonl"]
+    (folder / name).chmod(0o555)
+    ended = minigpt(folder, cache, before=BOUND)
+    (folder / name).chmod(0o755)
+    is_one_line(ended, "Permission denied", f"'{name}/")
+    is_intact(folder, 4, 6)
+    assert before.items() <= files(stopped).items()
+    ends_the_same(capsys, folder, whole)
+
+
+@bound
+def test_a_read_only_place_for_a_new_run(folder, capsys, whole, cache):
+    folder.chmod(0o555)
+    ended = minigpt(folder, cache, before=BOUND)
+    folder.chmod(0o755)
+    is_one_line(ended, "Permission denied: 'out'")
+    assert [path.name for path in folder.iterdir()] == ["text.txt"]
+
+
+def test_a_folder_in_use(stopped, folder, capsys):
+    before = files(stopped)
+    with resume.claimed(stopped):
+        is_one_line(train(capsys), "'out'", "another run is writing into it")
+    assert files(stopped) == before
+
+
+# The text is missing or another one.
+
+
+def test_a_missing_text(stopped, folder, capsys, whole):
+    before = files(stopped)
+    (folder / "text.txt").rename(folder / "elsewhere.txt")
+    is_one_line(train(capsys), "text.txt' cannot be read: No such file")
+    assert files(stopped) == before
+    (folder / "elsewhere.txt").rename(folder / "text.txt")
+    ends_the_same(capsys, folder, whole)
+
+
+@pytest.mark.parametrize("forged", [False, True])
+def test_a_changed_text(stopped, folder, capsys, forged):
+    """Of the same length and alphabet; its hash is in the checkpoint too, not in one file only."""
+    other = TEXT.replace("nobler", "bolner")
+    assert sorted(other) == sorted(TEXT)
+    (folder / "text.txt").write_text(other)
+    if forged:
+        about = stopped / "tokenizer.json"
+        was = Run.load(stopped).data_sha256
+        now = checkpoint.hashlib.sha256(other.encode()).hexdigest()
+        about.write_text(about.read_text().replace(was, now))
+    before = files(stopped)
+    is_one_line(train(capsys), "text.txt", "must be the text that the run was trained on")
+    assert files(stopped) == before
+
+
+# The settings are others.
+
+
+def test_what_may_change_and_what_may_not(stopped):
+    """Every field is one or the other."""
+    begun, before = Run.load(stopped), files(stopped)
+    names = {name for name, _ in flat(Config())}
+    assert names >= resume.MAY_CHANGE
+    for name in sorted(names - resume.MAY_CHANGE):
+        run = begun._replace(config=replaced(begun.config, name, CHANGES[name]))
+        if run.config == begun.config:
+            run = begun._replace(config=replaced(begun.config, name, 2 * CHANGES[name]))
+        with pytest.raises(ValueError, match=f"^{name}=.* is not allowed: .* was begun with"):
+            resume.enter(run, stopped)
+    assert files(stopped) == before
+
+
+def test_what_may_change_changes_no_parameter(stopped, folder, capsys, whole):
+    changes = {
+        "data": folder / "moved.txt",
+        "run-dir": folder / "moved",
+        "log-every": 3,
+        "eval-batches": 3,
+        "sample-tokens": 5,
+        "keep-checkpoints": 3,
+        "patience": 9,
+    }
+    assert {name.replace("-", "_") for name in changes} == resume.MAY_CHANGE
+    (folder / "text.txt").rename(folder / "moved.txt")
+    stopped.rename(folder / "moved")
+    options = [word for name, value in changes.items() for word in (f"--{name}", value)]
+    code, out, err = train(capsys, *options)
+    assert (code, err) == (0, "")
+    assert "going on from step 6" in out
+    (folder / "moved").rename(stopped)
+    assert outcome(folder)[0] == whole[0]
+    assert [record["step"] for record in metrics.read(stopped)] == [2, 4, 6, 8, 9, 12]
+    config = Run.load(stopped).config
+    assert (config.data, config.log_every, config.patience) == (folder / "moved.txt", 3, 9)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("config.toml", lambda text: text[: len(text) // 2] + "["),
+        ("config.toml", lambda text: "model = 3\n" + text[: text.index("[")]),
+        ("config.toml", lambda text: "steeps = 3\n" + text),
+        ("config.toml", lambda text: text.replace("batch_size = 3", "batch_size = 0")),
+        ("config.toml", lambda text: "\udcff"),
+        ("tokenizer.json", lambda text: text[:-5]),
+        ("tokenizer.json", lambda text: "[]"),
+        ("tokenizer.json", lambda text: ""),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_a_damaged_description(stopped, folder, capsys, name, damage, command):
+    path = stopped / name
+    good = path.read_bytes()
+    path.write_text(damage(good.decode()), errors="surrogateescape")
+    before = files(stopped)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(COMMAND if command == "train" else ["eval", "out"])
+    is_one_line((ended.value.code, "", capsys.readouterr().err), f"out/{name}", "is damaged")
+    assert files(stopped) == before
+
+
+# Checkpoints are damaged.
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", [checkpoint.ARRAYS, checkpoint.MANIFEST])
+def test_a_damaged_newest_checkpoint(stopped, folder, capsys, whole, name):
+    flip(stopped / "checkpoints" / "00000006" / name)
+    code, shown, err = train(capsys)
+    assert (code, err) == (0, "")
+    if name == checkpoint.MANIFEST:  # nobody can say what it is, so it stays for a look
+        shutil.rmtree(stopped / "checkpoints" / "00000006")
+    assert outcome(folder) == whole
+    shown = " ".join(shown.split())
+    assert "the checkpoint of step 6 is passed over: " in shown
+    assert "step 4 is the newest good checkpoint" in shown
+    assert "going on from step 4" in shown
+
+
+def test_every_checkpoint_damaged(stopped, folder, capsys, whole):
+    for step in ("00000004", "00000006"):
+        flip(stopped / "checkpoints" / step / checkpoint.ARRAYS)
+    before = files(stopped)
+    is_one_line(train(capsys), "out/checkpoints'", "none of its checkpoints", "(steps 4, 6)")
+    assert files(stopped) == before
+    flip(stopped / "checkpoints" / "00000006" / checkpoint.ARRAYS)
+    ends_the_same(capsys, folder, whole)
+
+
+# metrics.jsonl is damaged.
+
+
+@pytest.mark.parametrize("torn", [b'{"step": 8, "train_lo', b"\0" * 100, b"\xff"])
+def test_a_torn_last_record(stopped, folder, capsys, whole, torn):
+    with (stopped / "metrics.jsonl").open("ab") as file:
+        file.write(torn)
+    ends_the_same(capsys, folder, whole)
+
+
+def lines(change):
+    def changed(data):
+        whole = data.splitlines(keepends=True)
+        change(whole)
+        return b"".join(whole)
+
+    return changed
+
+
+DAMAGES = {
+    "a line is missing": lines(lambda each: each.pop(1)),
+    "the last line is missing": lines(lambda each: each.pop()),
+    "a line is there twice": lines(lambda each: each.insert(1, each[1])),
+    "a line is torn": lines(lambda each: each.__setitem__(1, each[1][:20] + b"\n")),
+    "a line is no record": lines(lambda each: each.__setitem__(1, b"[]\n")),
+    "a line has no step": lines(lambda each: each.__setitem__(1, b"{}\n")),
+    "a byte is no UTF-8": lambda data: data.replace(b"step", b"st\xffp", 1),
+    "a number is another": lambda data: data.replace(b'"train_loss": 3', b'"train_loss": 2', 1),
+    "it is empty": lambda data: b"",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_records(stopped, folder, capsys, damage):
+    path = stopped / "metrics.jsonl"
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    before = files(stopped)
+    is_one_line(train(capsys), "'out/metrics.jsonl' is damaged: ", "Put a copy back")
+    assert files(stopped) == before
+
+
+def test_records_put_back_or_given_up(stopped, folder, capsys, whole):
+    path = stopped / "metrics.jsonl"
+    good = path.read_bytes()
+    path.write_bytes(b"")
+    is_one_line(train(capsys), "metrics.jsonl")
+    copy = shutil.copytree(stopped, folder / "copy")
+    path.write_bytes(good)
+    ends_the_same(capsys, folder, whole)
+    shutil.rmtree(stopped)
+    copy.rename(stopped)
+    path.unlink()
+    code, out, err = train(capsys)
+    assert (code, err) == (0, "")
+    assert "'out/metrics.jsonl' is missing: the records begin anew after step 6" in out
+    assert outcome(folder)[0] == whole[0]
+    assert outcome(folder)[1] == [record for record in whole[1] if record["step"] > 6]
