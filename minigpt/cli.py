@@ -60,6 +60,8 @@ class Sample:
     top_p: float | None = None
     """draw from the fewest tokens that hold this probability"""
     seed: int = 0
+    checkpoint: Literal["last", "best"] = "last"
+    """best is that of the lowest validation loss"""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Eval:
     """the directory that `minigpt train` wrote"""
     json: bool = False
     """print one JSON object"""
+    checkpoint: Literal["last", "best"] = "last"
+    """best is that of the lowest validation loss"""
 
 
 @dataclass(frozen=True)
@@ -169,22 +173,23 @@ def _train(command: Train) -> None:
     train(settings, run_dir, console, fresh=fresh)
 
 
-def _load(run_dir: Path):
+def _load(run_dir: Path, which: str):
     """A run and its trained model, ready for evaluation."""
     from minigpt import checkpoint
     from minigpt.rundir import Run
     from minigpt.train_step import start
 
     run = Run.load(run_dir)
-    training = start(run.config, run.vocab_size)
-    state, _ = checkpoint.restore(run_dir, training.state)
-    return run, training._replace(state=state)
+    training = start(dataclasses.replace(run.config, mesh="data=1"), run.vocab_size)
+    step = checkpoint.best_step(run_dir) if which == "best" else None
+    state, _ = checkpoint.restore(run_dir, training.state, step)
+    return run, training._replace(state=training.put(state))
 
 
 def _sample(command: Sample) -> None:
     from minigpt.sample import generate
 
-    run, training = _load(command.run_dir)
+    run, training = _load(command.run_dir, command.checkpoint)
     prompt = "\n" if command.prompt is None else command.prompt
     ids = generate(
         training.logits,
@@ -205,7 +210,7 @@ def _eval(command: Eval) -> None:
     from minigpt.evaluate import evaluate
     from minigpt.tokens import load_tokens
 
-    run, training = _load(command.run_dir)
+    run, training = _load(command.run_dir, command.checkpoint)
     tokens = load_tokens(run.config.data, run.config.tokenizer)
     run.require_same_text(tokens.sha256, tokens.tokenizer)
     result = evaluate(

@@ -132,6 +132,10 @@ class Config:
     """batches, evenly spread over a text, in the validations on the way"""
     patience: int | None = None
     """stop after this many validations without a lower loss; unset trains to the last step"""
+    tensorboard: bool = False
+    """write the metrics for TensorBoard too, into the run directory"""
+    profile_steps: int = 0
+    """profile this many steps, once two are made, into the run directory"""
     keep_checkpoints: int = 3
     """the newest that are kept, beside the best by validation"""
     sample_tokens: int = 500
@@ -149,7 +153,8 @@ class Config:
         smooth = 0 <= self.label_smoothing < 1
         _require(smooth, "label_smoothing", self.label_smoothing, "in [0, 1)")
         _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2^32 - 1")
-        _require(self.sample_tokens >= 0, "sample_tokens", self.sample_tokens, "at least 0")
+        for name in ("sample_tokens", "profile_steps"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
 
 
 def _shakespeare_char() -> Config:

@@ -19,12 +19,14 @@ from minigpt.batches import require_length, starts, windows
 from minigpt.config import Config
 from minigpt.evaluate import estimate
 from minigpt.metrics import Metrics
+from minigpt.observe import Observers
 from minigpt.rundir import Run
 from minigpt.sample import generate
 from minigpt.sharding import place
 from minigpt.stopping import Stopped, Stopping
 from minigpt.tokens import Tokens, load_tokens
 from minigpt.train_step import Training, TrainState, start
+from minigpt.utilization import flops_per_token, utilization
 
 # What a step measures, by the words of an error.
 MEASURED = {
@@ -78,10 +80,11 @@ def _train(job: Job) -> None:
     with (
         _metrics(job, step, meta) as metrics,
         _writer(job) as writer,
+        _observers(job, step) as observers,
     ):
         hosts.wait_for_all("restored")
         _announce(job, step)
-        state = _steps(job, state, meta, metrics, writer)
+        state = _steps(job, state, meta, metrics, writer, observers)
     if first:
         plots.plot_losses(metrics.records, job.run_dir / "loss.png", job.run_dir.name)
     _sample(job, state.params)
@@ -122,12 +125,20 @@ def _writer(job: Job) -> AbstractContextManager[checkpoint.Writer | _NoWriter]:
     return nullcontext(_NoWriter())
 
 
+def _observers(job: Job, step: int) -> Observers:
+    config, first = job.config, hosts.is_first()
+    profiled = config.profile_steps if first else 0
+    tensorboard = config.tensorboard and first
+    return Observers(job.run_dir, step, tensorboard=tensorboard, profile_steps=profiled)
+
+
 def _steps(
     job: Job,
     state: TrainState,
     meta: dict[str, Any],
     metrics: Metrics,
     writer: checkpoint.Writer | _NoWriter,
+    observers: Observers,
 ) -> TrainState:
     """Steps, records and checkpoints up to the last step.
 
@@ -153,6 +164,7 @@ def _steps(
                     save()
                     writer.wait()
                     raise Stopped
+                observers.before(step)
                 state, measured = job.training.train_step(state, _batch(job, step), root)
                 step += 1
                 unseen.append(measured)
@@ -162,6 +174,8 @@ def _steps(
                 pending = {"step": step, "train_loss": float(measured["train_loss"])}
                 pending |= {name: float(value) for name, value in measured.items()}
                 pending |= clock.lap(step)
+                pending |= _utilization(job, pending["tokens_per_s"])
+            record = pending
             if _evaluates(config, step):
                 try:
                     record = pending | _validate(job, state.params)
@@ -174,11 +188,24 @@ def _steps(
                 save(val_loss=record["val_loss"])
                 clock.skip()
             else:
-                metrics.add(pending)
+                metrics.add(record)
+            observers.record(record)
             shown = "loss {train_loss:.4f}  {tokens_per_s:,.0f} tokens/s".format(**pending)
             progress.update(bar, completed=step, shown=shown)
             pending = None
     return state
+
+
+def _utilization(job: Job, tokens_per_s: float) -> dict[str, float]:
+    """The share of the devices' peak, where it is known."""
+    flops = flops_per_token(job.config.model, _parameters(job)) * tokens_per_s
+    devices = job.training.mesh.devices.ravel()
+    share = utilization(flops, devices[0].device_kind, len(devices))
+    return {} if share is None else {"mfu": round(share, 4)}
+
+
+def _parameters(job: Job) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(job.training.state.params))
 
 
 def _stops(job: Job, step: int) -> bool:
@@ -295,18 +322,26 @@ def _progress(console: Console) -> Progress:
 
 
 def _announce(job: Job, step: int) -> None:
-    params = jax.tree.leaves(job.training.state.params)
-    count = sum(math.prod(leaf.shape) for leaf in params)
+    count, mesh = _parameters(job), job.training.mesh
     model, rates = job.config.model, job.config.model.dropout
     sites = {name: rate for name, rate in vars(rates).items() if rate}
     job.console.print(
         f"{count:,} parameters: {model.n_layer} layers, {model.n_head} heads, {model.n_embd} wide, "
-        f"{model.block_size} tokens of context, on {jax.devices()[0].device_kind}\n"
+        f"{model.block_size} tokens of context, on {_devices(mesh)}\n"
         f"{len(job.tokens.train):,} tokens to train on, {len(job.tokens.validation):,} to "
         f"validate, {job.run.tokenizer.vocab_size} in the vocabulary\n"
         f"dropout: {sites or 'none (--dropout 0.2 sets it)'}\n"
         f"{f'going on from step {step} in' if step else 'writing'} {job.run_dir}"
     )
+
+
+def _devices(mesh) -> str:
+    """Such as "cpu", or "8 of 8 TPU v4: data=8, fsdp=1, tensor=1"."""
+    kind, count = mesh.devices.flat[0].device_kind, jax.device_count()
+    if count == 1:
+        return kind
+    axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
+    return f"{mesh.size} of {count} {kind}: {axes}"
 
 
 def _sample(job: Job, params) -> None:

@@ -23,7 +23,7 @@ from minigpt.model import GPT
 from minigpt.rundir import Run
 from minigpt.sites import FullTape, places
 from minigpt.tokens import load_tokens
-from minigpt.train_step import TrainState, start
+from minigpt.train_step import Training, TrainState, start
 
 
 class Numbers(NamedTuple):
@@ -68,14 +68,15 @@ def replay(run_dir: Path, step: int, warn: Callable[[str], object]) -> Replay:
     tokens = load_tokens(config.data, config.tokenizer)
     run.require_same_text(tokens.sha256, tokens.tokenizer)
     training, root = start(config, run.vocab_size), jax.random.key(config.seed)
-    state = _nearest(run_dir, training.state, step - 1, warn)
+    state = _nearest(run_dir, training, step - 1, warn)
     begun_from, shape = int(state.step), (config.batch_size, config.model.block_size)
     for n in _shown(range(begun_from, step - 1)):
-        state, _ = training.train_step(state, batch(tokens.train, config.seed, n, *shape), root)
+        rows = training.put_batch(batch(tokens.train, config.seed, n, *shape))
+        state, _ = training.train_step(state, rows, root)
     rows = batch(tokens.train, config.seed, step - 1, *shape)
     key = fold(root, "dropout", step - 1)  # as train_step folds it
     sites = _sites(run, state.params, rows.inputs, key)
-    _, measured = training.train_step(state, rows, root)
+    _, measured = training.train_step(state, training.put_batch(rows), root)
     recorded = {record["step"]: record["train_loss"] for record in metrics.read(run_dir)}
     return Replay(
         step,
@@ -87,10 +88,10 @@ def replay(run_dir: Path, step: int, warn: Callable[[str], object]) -> Replay:
     )
 
 
-def _nearest(run_dir: Path, begin: TrainState, most: int, warn) -> TrainState:
+def _nearest(run_dir: Path, training: Training, most: int, warn) -> TrainState:
     """The newest good checkpoint of at most that step, or the state at the start."""
-    found = checkpoint.newest_good(run_dir, begin, warn, most=most)
-    return begin if found is None else jax.device_put(found[0])
+    found = checkpoint.newest_good(run_dir, training.state, warn, most=most)
+    return training.state if found is None else training.put(found[0])
 
 
 def _shown(steps: range):

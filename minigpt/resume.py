@@ -17,11 +17,12 @@ from minigpt.rundir import CONFIG, Run
 
 LOCK = ".lock"
 # A run that goes on may have these changed: they decide where it runs and what is shown of it, and
-# not one parameter. (The text may lie elsewhere: its hash decides.)
+# not one parameter. (The text may lie elsewhere: its hash decides. Another mesh adds up in another
+# order, and goes on to rounding.)
 MAY_CHANGE = frozenset(
     (
         *("data", "run_dir", "log_every", "eval_batches", "sample_tokens"),
-        *("keep_checkpoints", "patience"),
+        *("keep_checkpoints", "patience", "mesh", "tensorboard", "profile_steps"),
     )
 )
 

@@ -64,6 +64,9 @@ def test_nanogpts_optimizer(name):
         (lambda: Config(steps=0), "steps=0"),
         (lambda: Config(seed=-1), "seed=-1"),
         (lambda: Config(patience=0), "patience=0"),
+        (lambda: Config(profile_steps=-1), "profile_steps=-1"),
+        (lambda: Config(accumulate=5), "batch_size=12"),
+        (lambda: Config(label_smoothing=1.0), "label_smoothing=1.0"),
         (lambda: Config(keep_checkpoints=0), "keep_checkpoints=0"),
     ],
 )
@@ -132,9 +135,8 @@ def base(tmp_path_factory):
 
 
 def test_every_field_is_tried():
-    assert set(CHANGES) | {"data", "run_dir", "patience", "model.remat"} == {
-        name for name, _ in flat(Config())
-    }
+    elsewhere = {"data", "run_dir", "patience", "model.remat", "tensorboard", "profile_steps"}
+    assert set(CHANGES) | elsewhere == {name for name, _ in flat(Config())}
 
 
 def test_the_same_config_gives_the_same_run(base, tmp_path):

@@ -67,6 +67,7 @@ ALLOWED = {
         "optim": {"config"},
         "hosts": set(),
         "utilization": {"config"},
+        "observe": set(),
         "sharding": {"batches", "config"},
         "train_step": {"batches", "config", "model", "optim", "sharding"},
         "metrics": {"files"},
@@ -74,8 +75,9 @@ ALLOWED = {
         "rundir": {"config", "files", "tokenizer"},
         "resume": {"checkpoint", "config", "metrics", "rundir"},
         "loop": {
-            *("batches", "checkpoint", "config", "evaluate", "hosts", "metrics", "plots"),
-            *("resume", "rundir", "sample", "sharding", "stopping", "tokens", "train_step"),
+            *("batches", "checkpoint", "config", "evaluate", "hosts", "metrics", "observe"),
+            *("plots", "resume", "rundir", "sample", "sharding", "stopping", "tokens"),
+            *("train_step", "utilization"),
         },
         "replay": {
             *("batches", "checkpoint", "metrics", "model", "rundir", "sites", "tokens"),
