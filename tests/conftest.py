@@ -11,6 +11,7 @@ os.environ["XLA_FLAGS"] = (
 import jax
 import pytest
 from hypothesis import settings
+from jax.experimental.compilation_cache import compilation_cache
 
 # Every example compiles a program of its own shape, so time says nothing and examples are few.
 settings.register_profile("default", deadline=None, max_examples=40, derandomize=True)
@@ -38,6 +39,26 @@ def cache_of_tokens(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINIGPT_CACHE", str(tmp_path_factory.mktemp("cache") / "ids"))
         yield
+
+
+@pytest.fixture(scope="module")
+def cached_programs(tmp_path_factory):
+    """Programs compiled in this module are kept for it, and for the processes it starts."""
+    wanted = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in wanted}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in wanted.items():
+            patch.setenv(name.upper(), str(value))
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture

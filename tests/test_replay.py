@@ -5,8 +5,10 @@ import functools
 import io
 import json
 import math
+import os
 import re
 import shutil
+import time
 
 import jax
 import numpy as np
@@ -65,7 +67,7 @@ def command(*args):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, cached_programs):
     with jax.numpy_dtype_promotion("standard"):
         return run(DROPPING, tmp_path_factory.mktemp("trained"))
 
@@ -160,11 +162,18 @@ def test_another_text_is_refused(trained, tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
-def exploded(tmp_path_factory):
+def exploded(tmp_path_factory, cached_programs):
     """A run whose weights grow a hundredfold a step, and the line it ended with."""
-    folder = tmp_path_factory.mktemp("exploded")
-    with jax.numpy_dtype_promotion("standard"), pytest.raises(ValueError, match="nan") as error:
-        run(GROWING, folder)
+    folder, fsync = tmp_path_factory.mktemp("exploded"), os.fsync
+
+    def slow(descriptor):  # the checkpoint of step 4 is not on disk yet when step 6 is made
+        time.sleep(0.1)
+        fsync(descriptor)
+
+    with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"):
+        patch.setattr(os, "fsync", slow)
+        with pytest.raises(ValueError, match="nan") as error:
+            run(GROWING, folder)
     return folder / "run", str(error.value)
 
 

@@ -5,6 +5,7 @@ And when the trouble is gone, the same command ends as if there had been none.
 
 import contextlib
 import errno
+import hashlib
 import os
 import resource
 import shutil
@@ -86,7 +87,7 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, cached_programs):
     """A run, and one that was stopped after step 6, with checkpoints of the steps 4 and 6."""
     with jax.numpy_dtype_promotion("standard"), pytest.MonkeyPatch.context() as patch:
         for name in ("whole", "stopped"):
@@ -242,32 +243,17 @@ def test_an_error_with_no_name_gets_one(folder, capsys, monkeypatch):
     assert not (folder / "out").exists()
 
 
-def minigpt(folder, cache, *args, before=()):
+def minigpt(folder, *args, before=()):
     """The command in a process of its own, with warnings as errors."""
     words = [*before, sys.executable, "-W", "error", "-m", "minigpt", *(args or COMMAND)]
     done = subprocess.run(
         words,
         cwd=folder,
-        env=os.environ | compiled(cache),
         capture_output=True,
         text=True,
         check=False,
     )
     return done.returncode, done.stdout, done.stderr
-
-
-def compiled(cache):
-    """Compiled programs are kept from the first process for the others."""
-    return {
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("compiled")
 
 
 ALONE = ["unshare", "--mount", *(["--map-root-user"] if os.geteuid() else [])]
@@ -292,14 +278,14 @@ cp -r out kept
 """
 
 
-def test_a_disk_that_is_really_full(made, folder, cache):
+def test_a_disk_that_is_really_full(made, folder):
     """A file system of its own, with room for one checkpoint; then it is made larger."""
     if not can_mount():
         pytest.skip("a file system may not be mounted here")
     (folder / "out").mkdir()
     size = int(1.5 * size_of(made[1], checkpoint.ARRAYS)) + size_of(made[1], checkpoint.MANIFEST)
     script = [*ALONE, "sh", "-c", FULL, "sh", str(size)]
-    code, _, shown = minigpt(folder, cache, before=script)
+    code, _, shown = minigpt(folder, before=script)
     assert (code, shown) == (0, "")
     error = (folder / "full.err").read_text()
     is_one_line((int((folder / "full.code").read_text()), "", error), "No space left", "out/")
@@ -321,11 +307,11 @@ bound = pytest.mark.skipif(
 
 @bound
 @pytest.mark.parametrize("name", ["out", "out/checkpoints"])
-def test_a_read_only_run_directory(stopped, folder, capsys, whole, cache, name):
+def test_a_read_only_run_directory(stopped, folder, capsys, whole, name):
     before = files(stopped)
     del before[stopped / "metrics.jsonl"]
     (folder / name).chmod(0o555)
-    ended = minigpt(folder, cache, before=BOUND)
+    ended = minigpt(folder, before=BOUND)
     (folder / name).chmod(0o755)
     is_one_line(ended, "Permission denied", f"'{name}/")
     is_intact(folder, 4, 6)
@@ -334,19 +320,20 @@ def test_a_read_only_run_directory(stopped, folder, capsys, whole, cache, name):
 
 
 @bound
-def test_a_read_only_place_for_a_new_run(folder, capsys, whole, cache):
+def test_a_read_only_place_for_a_new_run(folder, capsys, whole):
     folder.chmod(0o555)
-    ended = minigpt(folder, cache, before=BOUND)
+    ended = minigpt(folder, before=BOUND)
     folder.chmod(0o755)
     is_one_line(ended, "Permission denied: 'out'")
     assert [path.name for path in folder.iterdir()] == ["text.txt"]
 
 
-def test_a_folder_in_use(stopped, folder, capsys):
+def test_a_folder_in_use(stopped, folder, capsys, whole):
     before = files(stopped)
     with resume.claimed(stopped):
         is_one_line(train(capsys), "'out'", "another run is writing into it")
     assert files(stopped) == before
+    ends_the_same(capsys, folder, whole)
 
 
 # The text is missing or another one.
@@ -361,20 +348,25 @@ def test_a_missing_text(stopped, folder, capsys, whole):
     ends_the_same(capsys, folder, whole)
 
 
-@pytest.mark.parametrize("forged", [False, True])
-def test_a_changed_text(stopped, folder, capsys, forged):
-    """Of the same length and alphabet; its hash is in the checkpoint too, not in one file only."""
+@pytest.mark.parametrize("how", ["saved", "begun", "forged"])
+def test_a_changed_text(stopped, folder, capsys, whole, how):
+    """Of the same length and alphabet; its hash is in tokenizer.json and in every checkpoint."""
     other = TEXT.replace("nobler", "bolner")
     assert sorted(other) == sorted(TEXT)
     (folder / "text.txt").write_text(other)
-    if forged:
-        about = stopped / "tokenizer.json"
-        was = Run.load(stopped).data_sha256
-        now = checkpoint.hashlib.sha256(other.encode()).hexdigest()
-        about.write_text(about.read_text().replace(was, now))
+    about = stopped / "tokenizer.json"
+    good = about.read_text()
+    if how == "begun":
+        shutil.rmtree(stopped / "checkpoints")
+    if how == "forged":
+        now = hashlib.sha256(other.encode()).hexdigest()
+        about.write_text(good.replace(Run.load(stopped).data_sha256, now))
     before = files(stopped)
     is_one_line(train(capsys), "text.txt", "must be the text that the run was trained on")
     assert files(stopped) == before
+    (folder / "text.txt").write_text(TEXT)
+    about.write_text(good)
+    ends_the_same(capsys, folder, whole)
 
 
 # The settings are others.
