@@ -26,6 +26,8 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/bench_attention.py $(FULL)
 	$(BIN)/python benchmarks/bench_train_step.py $(FULL)
 	$(BIN)/python benchmarks/bench_compile.py
+	$(BIN)/python benchmarks/bench_bernoulli.py
+	$(BIN)/python benchmarks/bench_checkpoint.py
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ The arrays are in safetensors because reading it runs nothing: a length, a JSON 
 Its reader is small, refuses gaps and overlaps, knows bfloat16, and other frameworks open the file.
 NumPy's .npz can hold pickles and lacks bfloat16; Orbax brings a storage stack of its own.
 
-Memory: a save holds one copy of the arrays until it is on disk; a restore holds two for a moment.
+Memory: a save holds two copies of the arrays until it is on disk; a restore holds two for a moment.
 """
 
 from __future__ import annotations
@@ -102,12 +102,11 @@ class Writer:
         self.wait()
         if (step := operator.index(step)) < 0:
             raise ValueError(f"step={step} is not allowed: it must be at least 0.")
-        arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
         specs = {name: _spec(name, array) for name, array in arrays.items()}
         meta = json.loads(json.dumps(meta))
-        # The copy: what happens to the arrays after the call changes nothing.
-        data = safetensors.numpy.save(arrays)
-        self._pending = self._thread.submit(self._write, step, data, specs, meta)
+        # What happens to the arrays after the call changes nothing.
+        copies = {name: np.array(array, order="C") for name, array in arrays.items()}
+        self._pending = self._thread.submit(self._write, step, copies, specs, meta)
 
     def wait(self) -> None:
         """Return when the last save is on disk, or raise its error."""
@@ -130,7 +129,14 @@ class Writer:
         finally:
             self._thread.shutdown()
 
-    def _write(self, step: int, data: bytes, specs: dict[str, Any], meta: dict[str, Any]) -> None:
+    def _write(
+        self,
+        step: int,
+        arrays: dict[str, np.ndarray],
+        specs: dict[str, Any],
+        meta: dict[str, Any],
+    ) -> None:
+        data = safetensors.numpy.save(arrays)
         file = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
         manifest = {"format": FORMAT, "step": step, "files": {ARRAYS: file}, "arrays": specs}
         try:

@@ -1,0 +1,57 @@
+"""How much faster the mask of jax.random.bernoulli comes from parity.bernoulli than from JAX.
+
+    python benchmarks/bench_bernoulli.py      (make bench runs it)
+
+Both are jitted, called in turn in one process and waited for; the ratio of their times, medians
+with quartiles, by size and kind of key. Prints a table and writes results/bernoulli-DEVICE.json.
+"""
+
+import time
+
+import harness
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from dropout_jax.parity import bernoulli
+
+RATE, ROUNDS = 0.1, 25
+SIZES = (10_000, 100_000, 1_000_000, 16_000_000)
+
+
+def seconds(fn, *args):
+    begin = time.perf_counter()
+    jax.block_until_ready(fn(*args))
+    return time.perf_counter() - begin
+
+
+def ratios(impl, size):
+    """JAX's time over ours, round by round."""
+    key = jax.random.key(0, impl=impl)
+    theirs = jax.jit(lambda key: jax.random.bernoulli(key, 1 - RATE, (size,)))
+    ours = jax.jit(lambda key: bernoulli.keep_mask(key, RATE, (size,)))
+    np.testing.assert_array_equal(theirs(key), ours(key))
+    return [seconds(theirs, key) / seconds(ours, key) for _ in range(ROUNDS)]
+
+
+def main():
+    rows = [
+        {"key": impl, "elements": size, "times faster": harness.quartiles(ratios(impl, size))}
+        for impl in ("threefry2x32", "philox4x32")
+        for size in SIZES
+    ]
+    table = Table("key", "elements", "times faster (quartiles)")
+    for row in rows:
+        low, median, high = row["times faster"]
+        table.add_row(row["key"], f"{row['elements']:,}", f"{median:.1f} ({low:.1f} to {high:.1f})")
+    Console().print(table)
+    version, device = jax.__version__, jax.devices()[0].device_kind
+    found = {"jax": {"device": device, "jax": version, "version": version}}
+    harness.save(
+        {"environment": harness.environment(found), "rate": RATE, "rows": rows}, "bernoulli"
+    )
+
+
+if __name__ == "__main__":
+    main()
