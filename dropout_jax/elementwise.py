@@ -130,7 +130,7 @@ def alpha_dropout(x, rate, *, key, broadcast_dims=()) -> Float[Array, "..."]:
       >>> import jax, jax.numpy as jnp
       >>> from dropout_jax import alpha_dropout
       >>> alpha_dropout(jnp.zeros(3, jnp.float16), 0.5, key=jax.random.key(0))
-      Array([ 0.779,  0.779, -0.779], dtype=float16)
+      Array([ 0.7793,  0.7793, -0.7793], dtype=float16)
     """
     x = _checks.real_array(x)
     rate = _checks.rate(rate)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 import tomllib
 from dataclasses import dataclass
@@ -99,11 +100,19 @@ def main(args: list[str] | None = None) -> None:
         command = tyro.cli(commands, args=args, prog="minigpt")
         {Sample: _sample, Eval: _eval, Replay: _replay}[type(command)](command)
     except (ValueError, OSError) as error:
-        print(f"minigpt: {error}", file=sys.stderr)
-        sys.exit(2)
+        print(f"minigpt: {error}", file=sys.stderr, flush=True)
+        _leave(2)
     except KeyboardInterrupt:
         print("minigpt: interrupted; the run directory keeps its last checkpoint", file=sys.stderr)
         sys.exit(130)
+
+
+def _leave(code: int) -> None:
+    """Exit; of many processes at once, for the others are in the midst of something together."""
+    hosts = sys.modules.get("minigpt.hosts")  # not imported before the arguments were right
+    if hosts is not None and not hosts.alone():
+        os._exit(code)
+    sys.exit(code)
 
 
 def _parse_train(args: list[str]) -> Train:

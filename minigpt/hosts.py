@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 
 import jax
 import numpy as np
@@ -54,6 +55,18 @@ def wait_for_all(what: str) -> None:
     """Go on when every process is here."""
     if not alone():
         multihost_utils.sync_global_devices(what)
+
+
+def require_same(value: str, what: str) -> None:
+    """Every process has the same value, or all of them end with an error."""
+    if alone():
+        return
+    number = np.array(zlib.crc32(value.encode()), np.uint32)
+    if len(np.unique(multihost_utils.process_allgather(number))) > 1:
+        raise ValueError(
+            f"{what} differ between the processes: they must be the same. Give all of them the "
+            "same command, but for --process-id."
+        )
 
 
 def any_of_all(said: bool) -> bool:

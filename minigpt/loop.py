@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import time
@@ -62,6 +63,8 @@ def train(config: Config, run_dir: Path, console: Console, *, fresh: bool = Fals
         require_length(tokens.train, config.model.block_size, "training text")
         require_length(tokens.validation, config.model.block_size, "validation text")
         run = Run(config, tokens.tokenizer, tokens.sha256)
+        settings = dataclasses.replace(config, data=None)
+        hosts.require_same(f"{settings} {tokens.sha256}", "settings or texts")
         job = Job(run, tokens, start(config, run.vocab_size), run_dir, console, stopping)
         with resume.claimed(run_dir) if hosts.is_first() else nullcontext():
             if hosts.is_first():
@@ -70,13 +73,17 @@ def train(config: Config, run_dir: Path, console: Console, *, fresh: bool = Fals
             try:
                 _train(job)
             except Stopped:
+                hosts.wait_for_all("stopped")
                 step = checkpoint.steps(run_dir)[-1]
-                console.print(f"stopped at step {step}; the same command goes on from there")
+                goes_on = not resume.finished(run_dir, config)
+                then = "the same command goes on from there" if goes_on else "the run is finished"
+                console.print(f"stopped at step {step}; {then}")
 
 
 def _train(job: Job) -> None:
     state, meta = _restored(job)
     step, first = int(state.step), hosts.is_first()
+    hosts.require_same(str(step), "newest checkpoints")
     with (
         _metrics(job, step, meta) as metrics,
         _writer(job) as writer,
@@ -99,6 +106,7 @@ def _restored(job: Job) -> tuple[TrainState, dict[str, Any]]:
         return state, {}
     saved = job.run._replace(data_sha256=found[1]["data_sha256"])
     saved.require_same_text(job.run.data_sha256, job.run.tokenizer)
+    jax.tree.map(lambda leaf: leaf.delete(), state)  # or it would lie beside the other
     return job.training.put(found[0]), found[1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from minigpt import checkpoint, metrics
 from minigpt.batches import batch, starts
 from minigpt.model import GPT
 from minigpt.rundir import Run
+from minigpt.sharding import mesh_of
 from minigpt.sites import FullTape, places
 from minigpt.tokens import load_tokens
 from minigpt.train_step import Training, TrainState, start
@@ -67,6 +69,11 @@ def replay(run_dir: Path, step: int, warn: Callable[[str], object]) -> Replay:
         )
     tokens = load_tokens(config.data, config.tokenizer)
     run.require_same_text(tokens.sha256, tokens.tokenizer)
+    try:
+        mesh_of(config)
+    except ValueError as error:
+        warn(f"{error} This is on one device, and equal to rounding.")
+        config = dataclasses.replace(config, mesh="data=1")
     training, root = start(config, run.vocab_size), jax.random.key(config.seed)
     state = _nearest(run_dir, training, step - 1, warn)
     begun_from, shape = int(state.step), (config.batch_size, config.model.block_size)

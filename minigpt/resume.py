@@ -91,9 +91,13 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def finished(run_dir: Path, config: Config) -> bool:
-    """Whether the run's last step is on disk."""
+    """Whether the run's last step is on disk, and validated."""
     saved = checkpoint.steps(run_dir)
-    return bool(saved) and ended(config, saved[-1], metrics.read(run_dir))
+    if not saved:
+        return False
+    records = [record for record in metrics.read(run_dir) if record["step"] <= saved[-1]]
+    validated = records[-1:] and records[-1]["step"] == saved[-1] and "val_loss" in records[-1]
+    return bool(validated) and ended(config, saved[-1], records)
 
 
 def ended(config: Config, step: int, records: list[dict[str, Any]]) -> bool:

@@ -134,7 +134,8 @@ def place(mesh: Mesh, shape: tuple[int, int], rows: Callable[[slice], Batch]) ->
 
 def by_rows(x: jax.Array, axis: int = 0) -> jax.Array:
     """Keep an activation cut by rows of the batch, whatever the matrices it meets are cut by."""
-    if "fsdp" not in jax.sharding.get_abstract_mesh().axis_names:
+    mesh = jax.sharding.get_abstract_mesh()
+    if "fsdp" not in mesh.axis_names or x.shape[axis] % (mesh.shape["data"] * mesh.shape["fsdp"]):
         return x
     return jax.lax.with_sharding_constraint(x, P(*(None,) * axis, ("data", "fsdp")))
 

@@ -38,6 +38,8 @@ class Training(NamedTuple):
     """(params, batch) to the loss of every target"""
     logits: OnMesh
     """(params, tokens) to logits, dropout off"""
+    gather: OnMesh
+    """a state to the same, whole on every device"""
 
     def put_batch(self, batch: Batch) -> Batch:
         """A batch from the host, its rows spread over the mesh."""
@@ -54,8 +56,7 @@ class Training(NamedTuple):
         """The state with every array where this process can read it."""
         if jax.process_count() == 1:
             return state
-        everywhere = sharding.everywhere(self.mesh)
-        return jax.jit(lambda state: state, out_shardings=everywhere)(state)
+        return self.gather(state)
 
 
 def start(config: Config, vocab_size: int) -> Training:
@@ -97,6 +98,7 @@ def start(config: Config, vocab_size: int) -> Training:
         OnMesh(mesh, jax.jit(train_step, donate_argnums=0, out_shardings=(places, everywhere))),
         OnMesh(mesh, jax.jit(eval_step, out_shardings=everywhere)),
         OnMesh(mesh, jax.jit(logits, out_shardings=everywhere)),
+        OnMesh(mesh, jax.jit(lambda state: state, out_shardings=everywhere)),
     )
 
 

@@ -218,6 +218,24 @@ def test_the_default_run_directory_is_an_unfinished_one_or_the_first_free(tmp_pa
     assert choose(tmp_path, "a", dataclasses.replace(config, seed=7)).name == "a-3"
 
 
+def test_a_run_is_finished_when_its_last_step_is_validated(tmp_path):
+    import numpy as np
+
+    from minigpt import checkpoint
+    from minigpt.resume import choose
+    from minigpt.tokenizer import Tokenizer
+
+    config, run_dir = PRESETS["shakespeare-char-cpu"], tmp_path / "a"
+    run_dir.mkdir()
+    Run(config, Tokenizer("ab"), "0").save(run_dir)
+    with checkpoint.Writer(run_dir) as writer:  # stopped in the last validation
+        writer.save(config.steps, {"a": np.ones(1)}, {"pending": {}})
+    assert choose(tmp_path, "a", config) == run_dir
+    record = {"step": config.steps, "val_loss": 1.0}
+    (run_dir / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    assert choose(tmp_path, "a", config).name == "a-2"
+
+
 def test_a_folder_in_use_is_refused(tmp_path):
     import filelock
 

@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
     return made
 
 
-def begin(folder, run_dir, processes, devices, steps=20):
+def begin(folder, run_dir, processes, devices, steps=20, more=lambda number: ()):
     """Start the processes of one run."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     environment = os.environ | {
@@ -50,7 +50,7 @@ def begin(folder, run_dir, processes, devices, steps=20):
     for number in range(processes):
         rows = folder / f"{run_dir}-{number}.rows"
         words = [sys.executable, str(HERE / "host.py"), str(rows), *COMMAND]
-        words += ["--run-dir", run_dir, "--steps", str(steps)]
+        words += ["--run-dir", run_dir, "--steps", str(steps), *more(number)]
         if processes > 1:
             words += ["--coordinator", address, "--num-processes", str(processes)]
             words += ["--process-id", str(number)]
@@ -114,6 +114,37 @@ def test_when_one_process_dies_the_others_end_and_the_run_goes_on_exactly(folder
     assert checkpoint.steps(folder / "killed")[-1] < 200
     finish(folder, begin(folder, "killed", 2, 1, steps=200), "killed")
     assert outcome(folder, "killed") == outcome(folder, "whole")
+
+
+def test_processes_of_different_settings_all_end(folder):
+    begun = begin(folder, "unlike", 2, 1, more=lambda number: ("--seed", str(number)))
+    assert [process.wait(timeout=BOUND_S) for process in begun] == [2, 2]
+    for number in range(2):
+        said = (folder / f"unlike-{number}.log").read_text()
+        assert "settings or texts differ between the processes" in said
+    assert not (folder / "unlike").exists()
+
+
+def test_an_error_of_the_first_process_ends_all(folder):
+    (folder / "taken").mkdir()
+    (folder / "taken" / "other.txt").write_text("mine")
+    begun = begin(folder, "taken", 2, 1)
+    codes = [process.wait(timeout=BOUND_S) for process in begun]
+    assert codes[0] == 2
+    assert codes[1] != 0
+    assert "must be new, an empty folder or a run" in (folder / "taken-0.log").read_text()
+
+
+def test_a_stop_of_one_process_stops_all_and_the_run_goes_on(folder):
+    begun = begin(folder, "stopped", 2, 1, steps=2000)
+    while not checkpoint.steps(folder / "stopped"):
+        assert all(process.poll() is None for process in begun)
+        time.sleep(0.05)
+    begun[1].terminate()
+    finish(folder, begun, "stopped")
+    step = checkpoint.steps(folder / "stopped")[-1]
+    assert 0 < step < 2000
+    assert f"stopped at step {step}" in (folder / "stopped-0.log").read_text()
 
 
 def test_a_part_of_the_flags_is_an_error(folder):

@@ -80,8 +80,8 @@ ALLOWED = {
             *("train_step", "utilization"),
         },
         "replay": {
-            *("batches", "checkpoint", "metrics", "model", "rundir", "sites", "tokens"),
-            "train_step",
+            *("batches", "checkpoint", "metrics", "model", "rundir", "sharding", "sites"),
+            *("tokens", "train_step"),
         },
         "cli": {
             *("checkpoint", "config", "evaluate", "hosts", "loop", "replay", "resume"),
