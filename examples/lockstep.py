@@ -187,8 +187,10 @@ def picture(found, path):
             apart[apart == 0] = np.nan  # equal to the last bit: no point
             style = {"color": colour, "ms": 3, "alpha": 0.8, "label": f"{name}, {dtype}"}
             differences.semilogy(apart, mark, **style)
+    title = f"relative difference; one bit flipped at step {len(pair[0]) // 2}"
+    differences.set(title=title, xlabel="step", ylim=(1e-17, 1e-4))
     losses.legend(frameon=False)
-    differences.legend(frameon=False, fontsize=7, ncols=2, loc="upper left")
+    differences.legend(frameon=False, fontsize=7, ncols=2, loc="center")
     figure.savefig(path, dpi=110)
 
 
