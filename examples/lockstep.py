@@ -1,6 +1,6 @@
 """A GPT in PyTorch and minigpt, trained in lockstep with the same masks at every site.
 
-The same weights, batches and masks; dropout 0.2 at all six sites, AdamW, clipping. Three pairs: our
+The same weights, batches and masks; dropout 0.2 at all seven sites, AdamW, clipping. Three pairs: our
 masks injected into PyTorch; PyTorch's own masks (from its seed) in minigpt; and ours again with one
 bit of one mask flipped in PyTorch, which shows how much one wrong decision is.
 
@@ -201,7 +201,7 @@ def main(arguments=None):
     parser.add_argument("--layers", type=int, default=4)
     options = parser.parse_args(arguments)
     preset = PRESETS["shakespeare-char-cpu"]
-    rates = DropoutConfig(*[RATE] * 6)
+    rates = DropoutConfig(*[RATE] * 7)
     model = dataclasses.replace(preset.model, n_layer=options.layers, dropout=rates)
     config = dataclasses.replace(preset, steps=options.steps, seed=SEED, model=model)
     text = corpus.load()

@@ -23,6 +23,7 @@ class Block(nn.Module):
         self.wide = nn.Linear(width, 4 * width, bias=False)
         self.narrow = nn.Linear(4 * width, width, bias=False)
         self.attn_weights = nn.Dropout(rates.attn_weights)
+        self.attn_context = nn.Dropout(rates.attn_context)
         self.attn_out = nn.Dropout(rates.attn_out)
         self.mlp_hidden = nn.Dropout(rates.mlp_hidden)
         self.mlp_out = nn.Dropout(rates.mlp_out)
@@ -40,7 +41,8 @@ class Block(nn.Module):
         scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
         hidden = torch.ones(time, time, dtype=torch.bool).triu(1)
         weights = self.attn_weights(scores.masked_fill(hidden, -math.inf).softmax(-1))
-        return self.mix((weights @ value).transpose(1, 2).reshape(x.shape))
+        context = (weights @ value).transpose(1, 2).reshape(x.shape)
+        return self.mix(self.attn_context(context))
 
     def path(self, name, branch):
         return branch * self.drop_path[name](torch.ones_like(branch[:, :1, :1]))

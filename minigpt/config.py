@@ -26,6 +26,8 @@ class DropoutConfig:
     """the sum of token and position embeddings"""
     attn_weights: float = 0.0
     """the attention weights after the softmax"""
+    attn_context: float = 0.0
+    """the context vectors, attention weights times values, before the attention's projection"""
     attn_out: float = 0.0
     """the output of the attention's projection"""
     mlp_hidden: float = 0.0
@@ -66,6 +68,8 @@ class ModelConfig:
     """of the computation; parameters, the loss and the optimizer stay float32"""
     remat: bool = False
     """keep a block's input only and compute the block again in the backward pass"""
+    norm: Literal["pre", "post"] = "pre"
+    """layer norm before each branch (GPT-2), or after each sum and not at the end (GPT-1)"""
     scan_layers: bool = False
     """one compiled block run n_layer times: compiles faster, for deep models"""
     dropout: DropoutConfig = field(default_factory=DropoutConfig)

@@ -2,7 +2,8 @@
 
 model(tokens, key=key) trains, model(tokens, key=None) evaluates; the modules hold no random state.
 model(tokens, key=None, masks=masks) trains with masks from anywhere, by the site's name (sites.py).
-Pre-norm blocks, learned positions, GELU in its tanh form, the head tied to the token table.
+Pre-norm blocks (or post-norm), learned positions, GELU in its tanh form, the head tied to the token
+table.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class GPT(nnx.Module):
         self.positions = _embed(config, config.block_size, rngs)
         blocks = [Block(config, rngs=rngs) for _ in range(config.n_layer)]
         self.blocks: Any = _stacked(blocks) if config.scan_layers else nnx.List(blocks)
-        self.norm = _layer_norm(config, rngs)
+        self.norm = _layer_norm(config, rngs) if config.norm == "pre" else None
 
     def __call__(
         self,
@@ -52,6 +53,20 @@ class GPT(nnx.Module):
         `masks` decide instead of a key, a `tape` gets what goes on at every site, and `start` is
         the row of a larger batch at which this one begins: see Site.
         """
+        features = self.features(tokens, key=key, masks=masks, tape=tape, start=start)
+        logits = _flat(self.tokens.attend, features)
+        return logits.astype(jnp.promote_types(logits.dtype, "float32"))
+
+    def features(
+        self,
+        tokens: Int[Array, "batch time"],
+        *,
+        key: jax.Array | None,
+        masks: Mapping[str, Any] | None = None,
+        tape: dict[str, dict[str, jax.Array]] | None = None,
+        start: jax.Array | None = None,
+    ) -> Float[Array, "batch time dim"]:
+        """What the head is given: a vector at every position, of the text up to it."""
         if tokens.shape[1] > self.config.block_size:
             raise ValueError(
                 f"tokens.shape={tokens.shape} is not allowed: there are "
@@ -61,8 +76,7 @@ class GPT(nnx.Module):
         root = Site(key, masks, tape, start=start)
         x = root.at("embed").dropout(x, self.config.dropout.embed)
         x = self._through_blocks(x, root)
-        logits = _flat(self.tokens.attend, self.norm(x))
-        return logits.astype(jnp.promote_types(logits.dtype, "float32"))
+        return self.norm(x) if self.norm else x
 
     def _through_blocks(self, x, root: Site):
         """One block after the other, with or without scan and remat; masks are the same."""
@@ -98,10 +112,13 @@ class GPT(nnx.Module):
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); drop_path drops a branch for a whole row."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); drop_path drops a branch for a whole row.
+
+    Post-norm: norm(x + attention(x)), then norm(x + mlp(x)).
+    """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.rate = config.dropout.drop_path
+        self.rate, self.pre = config.dropout.drop_path, config.norm == "pre"
         self.attn_norm = _layer_norm(config, rngs)
         self.attn = Attention(config, rngs=rngs)
         self.mlp_norm = _layer_norm(config, rngs)
@@ -111,14 +128,17 @@ class Block(nnx.Module):
         self, x: Float[Array, "batch time dim"], site: Site
     ) -> Float[Array, "batch time dim"]:
         """Both branches, each added to what came in."""
-        attended = self.attn(self.attn_norm(x), site)
-        x = by_rows(x + site.at("drop_path", "attn").drop_path(attended, self.rate))
-        transformed = self.mlp(self.mlp_norm(x), site)
-        return by_rows(x + site.at("drop_path", "mlp").drop_path(transformed, self.rate))
+        x = self._add("attn", self.attn_norm, self.attn, x, site)
+        return self._add("mlp", self.mlp_norm, self.mlp, x, site)
+
+    def _add(self, name: str, norm, branch, x, site: Site):
+        transformed = branch(norm(x) if self.pre else x, site)
+        x = by_rows(x + site.at("drop_path", name).drop_path(transformed, self.rate))
+        return x if self.pre else by_rows(norm(x))
 
 
 class Attention(nnx.Module):
-    """Causal self-attention with dropout on the weights and on the output."""
+    """Causal self-attention with dropout on the weights, the context vectors and the output."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -137,7 +157,9 @@ class Attention(nnx.Module):
         )
         rates = self.config.dropout
         context = _mix(query, keys, values, rates.attn_weights, site.at("attn_weights"))
-        out = _flat(self.out, context.reshape(x.shape))
+        context = context.reshape(x.shape)
+        context = site.at("attn_context").dropout(context, rates.attn_context)
+        out = _flat(self.out, context)
         return site.at("attn_out").dropout(out, rates.attn_out)
 
 

@@ -100,6 +100,7 @@ def places(config: ModelConfig, batch: int, time: int) -> dict[str, Place]:
     rates, dense = config.dropout, (batch, time, config.n_embd)
     block = {
         "attn_weights": Place(rates.attn_weights, (batch, config.n_head, time, time)),
+        "attn_context": Place(rates.attn_context, dense),
         "attn_out": Place(rates.attn_out, dense),
         "drop_path/attn": Place(rates.drop_path, (batch, 1, 1)),
         "mlp_hidden": Place(rates.mlp_hidden, (batch, time, 4 * config.n_embd)),

@@ -104,6 +104,28 @@ def test_attention_equals_a_loop_over_heads_and_positions():
     np.testing.assert_allclose(got, expected, atol=1e-7)
 
 
+def test_a_post_norm_block_normalises_each_sum_and_the_model_has_no_last_norm():
+    """GPT-1's order, written out; and that of GPT-2 for contrast."""
+    post, pre = gpt(dataclasses.replace(MODEL, norm="post")), gpt()
+    x = jnp.asarray(np.random.default_rng(2).standard_normal((2, 6, 8)), jnp.float32)
+    block, site = post.blocks[0], Site(None)
+    first = block.attn_norm(x + block.attn(x, site))
+    expected = block.mlp_norm(first + block.mlp(first, site))
+    np.testing.assert_allclose(block(x, site), expected, rtol=1e-6)
+    np.testing.assert_allclose(np.square(block(x, site)).mean(-1), 1, rtol=1e-3)
+    assert post.norm is None
+    assert (pre.blocks[0](x, site) != block(x, site)).any()
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_features_are_what_the_head_reads(norm, key):
+    model = gpt(dataclasses.replace(ALL, norm=norm))
+    features = model.features(TOKENS, key=key)
+    assert features.shape == (3, 32, 8)
+    logits = features @ model.tokens.embedding[...].T
+    np.testing.assert_allclose(model(TOKENS, key=key), logits, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("site", SITES)
 def test_each_rate_changes_training_and_not_evaluation(site, key):
     plain, dropped = gpt(), gpt(with_dropout(**{site: 0.4}))
@@ -115,6 +137,7 @@ def test_uniform_sets_the_four_sites_of_nanogpt():
     assert dataclasses.asdict(DropoutConfig.uniform(0.2)) == {
         "embed": 0.2,
         "attn_weights": 0.2,
+        "attn_context": 0.0,
         "attn_out": 0.2,
         "mlp_hidden": 0.0,
         "mlp_out": 0.2,
@@ -126,7 +149,7 @@ def test_every_site_has_its_shape_and_is_drawn_once(key):
     shapes = {name: mask.shape for name, mask in drawn(gpt(ALL), key).items()}
     listed = places(ALL, *TOKENS.shape)
     assert list(shapes.items()) == [(name, place.shape) for name, place in listed.items()]
-    block = [(3, 2, 32, 32), (3, 32, 8), (3, 1, 1), (3, 32, 32), (3, 32, 8), (3, 1, 1)]
+    block = [(3, 2, 32, 32), (3, 32, 8), (3, 32, 8), (3, 1, 1), (3, 32, 32), (3, 32, 8), (3, 1, 1)]
     assert list(shapes.values()) == [(3, 32, 8), *block, *block]
 
 
