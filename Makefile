@@ -4,7 +4,7 @@ BIN := .venv/bin
 # -qq: pip says nothing but errors.
 INSTALL := $(BIN)/python -m pip install -qq
 
-.PHONY: train test torture lint bench clean
+.PHONY: train test torture lint bench claims clean
 
 # Huge pages spare page faults: about a quarter of the step on a CPU.
 train: .venv/train
@@ -28,6 +28,10 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/bench_compile.py
 	$(BIN)/python benchmarks/bench_bernoulli.py
 	$(BIN)/python benchmarks/bench_checkpoint.py
+
+# Every experiment of examples/claims, and docs/claims.md from what they find.
+claims: .venv/dev
+	$(BIN)/python examples/claims/page.py $(FULL)
 
 lint: .venv/dev
 	$(BIN)/ruff check .

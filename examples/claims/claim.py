@@ -1,0 +1,150 @@
+"""What the claims share: the size of a run, intervals over seeds, verdicts, the JSON and the picture.
+
+A script of this folder looks at one subject. Its experiment(scale) trains what it needs and returns
+a Result: the findings, a figure, and the numbers behind both. Its last lines are
+
+    if __name__ == "__main__":
+        claim.main(experiment, __doc__, __file__)
+
+which gives it `--full`, `--smallest` and `--out`, and writes NAME.json and NAME.png. page.py makes
+docs/claims.md of them.
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import scipy.stats
+from matplotlib.figure import Figure
+from rich.progress import track
+
+HOLDS, FAILS = "holds", "does not hold"
+ONLY_WHEN = "holds only when "
+
+
+class Interval(NamedTuple):
+    """The mean over independent seeds, and where the true mean is at 95 % confidence."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __format__(self, spec: str) -> str:
+        """Such as `f"{x:.2f}"` for "0.91 (0.90 to 0.92)"; a % is written once."""
+        mean, low, high = (format(value, spec) for value in self)
+        return f"{mean} ({low.removesuffix('%')} to {high})"
+
+    @property
+    def positive(self) -> bool:
+        """Whether the whole interval lies above 0."""
+        return self.low > 0
+
+    @property
+    def negative(self) -> bool:
+        """Whether the whole interval lies below 0."""
+        return self.high < 0
+
+
+def interval(values) -> Interval:
+    """Student's t interval of the mean of one value a seed.
+
+    For a comparison give it the differences, seed by seed: pairs share what the seed decides.
+    """
+    values = np.asarray(values, np.float64)
+    mean, error = values.mean(), scipy.stats.sem(values)
+    half = scipy.stats.t.ppf(0.975, len(values) - 1) * error
+    return Interval(float(mean), float(mean - half), float(mean + half))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One claim and what came of it."""
+
+    claim: str
+    """in a sentence"""
+    source: str
+    """where it is made"""
+    measured: str
+    """in a sentence, with the intervals"""
+    verdict: str
+    """HOLDS, FAILS, or ONLY_WHEN and a condition; decided by the numbers, never written by hand"""
+
+    def __post_init__(self):
+        if self.verdict not in (HOLDS, FAILS) and not self.verdict.startswith(ONLY_WHEN):
+            raise ValueError(f"verdict={self.verdict!r} is none of those that a claim can have.")
+
+
+class Result(NamedTuple):
+    """What an experiment found."""
+
+    findings: list[Finding]
+    figure: Figure
+    numbers: dict[str, Any]
+    """for the JSON; arrays and intervals are fine"""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is run: the smallest form is for tests, the full one for an evening."""
+
+    name: Literal["smallest", "default", "full"]
+
+    def pick(self, smallest, default, full):
+        """The one of three that the scale takes."""
+        return {"smallest": smallest, "default": default, "full": full}[self.name]
+
+    def track(self, jobs: Iterable, what: str) -> Iterator:
+        """Go through the jobs with a progress bar."""
+        jobs = list(jobs)
+        return iter(track(jobs, f"{what}", disable=self.name == "smallest"))
+
+
+def verdict(holds: bool) -> str:
+    """HOLDS or FAILS."""
+    return HOLDS if holds else FAILS
+
+
+def main(experiment, doc: str, file: str, arguments=None) -> Path:
+    """The command line of a claim's script; returns the JSON's path."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--full", action="store_true", help="the long form")
+    size.add_argument("--smallest", action="store_true", help="seconds: shows that it runs")
+    parser.add_argument("--out", type=Path, default=Path("docs/claims"), help="folder of results")
+    options = parser.parse_args(arguments)
+    name = "full" if options.full else "smallest" if options.smallest else "default"
+    result = experiment(Scale(name))
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"{Path(file).stem}.json"
+    result.figure.savefig(path.with_suffix(".png"), dpi=110)
+    found = {
+        "title": doc.splitlines()[0].removesuffix("."),
+        "scale": name,
+        "versions": {"jax": jax.__version__},
+        "findings": [dataclasses.asdict(finding) for finding in result.findings],
+        "numbers": plain(result.numbers),
+    }
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    for finding in result.findings:
+        print(f"{finding.claim}\n  {finding.measured}\n  {finding.verdict}")
+    print(f"wrote {path} and {path.with_suffix('.png')}")
+    return path
+
+
+def plain(value: Any) -> Any:
+    """Numbers as JSON has them, six digits; keys as strings."""
+    if isinstance(value, Interval):
+        return {"mean": plain(value.mean), "95 %": [plain(value.low), plain(value.high)]}
+    if isinstance(value, dict):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        return plain(np.asarray(value).tolist())
+    return float(f"{value:.6g}") if isinstance(value, float) else value

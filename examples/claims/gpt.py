@@ -1,0 +1,66 @@
+"""The small GPT of the claims, trained by minigpt's own step."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+from data import Text
+
+from minigpt.batches import batch
+from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
+from minigpt.evaluate import estimate
+from minigpt.train_step import Training, start
+
+SMALL = ModelConfig(n_layer=2, n_head=4, n_embd=64, block_size=64)
+
+
+class Curve(NamedTuple):
+    """A run: the losses of both texts, dropout off, at some steps; and the last parameters."""
+
+    steps: list[int]
+    train: list[float]
+    validation: list[float]
+    params: Any
+
+
+def config_of(steps: int, model: ModelConfig = SMALL, rate: float = 0.0, **more) -> Config:
+    """The settings of a short run; `rate` is that of nanoGPT's four sites."""
+    if rate:
+        model = dataclasses.replace(model, dropout=DropoutConfig.uniform(rate))
+    optim = more.pop("optim", OptimConfig(learning_rate=2e-3, warmup_steps=min(50, steps // 5)))
+    return Config(steps=steps, batch_size=16, mesh="data=1", model=model, optim=optim, **more)
+
+
+def compiled(config: Config, text: Text) -> Training:
+    """The run's steps; use one for all seeds of the same settings, so that it compiles once."""
+    return start(config, text.tokenizer.vocab_size)
+
+
+def train(
+    training: Training, config: Config, text: Text, seed: int, *, evals: int = 5, params: Any = None
+) -> Curve:
+    """Train from the seed's weights, or from `params`, and look at both texts `evals` times."""
+    config = dataclasses.replace(config, seed=seed)
+    state = start(config, text.tokenizer.vocab_size).state
+    if params is not None:
+        state = state._replace(params=jax.tree.map(lambda leaf: leaf.copy(), params))
+    root, size = jax.random.key(seed), (config.batch_size, config.model.block_size)
+    looks = {round(config.steps * (i + 1) / evals) for i in range(evals)}
+    steps, found = [], []
+    for step in range(config.steps):
+        rows = batch(text.train, seed, step, *size)
+        state, _ = training.train_step(state, training.put_batch(rows), root)
+        if step + 1 in looks:
+            steps.append(step + 1)
+            found.append(losses(training, state.params, config, text))
+    return Curve(steps, *map(list, zip(*found, strict=True)), state.params)
+
+
+def losses(training: Training, params: Any, config: Config, text: Text) -> tuple[float, float]:
+    """The loss of the training and of the validation text, dropout off, by 8 even batches."""
+    size = {"batch_size": config.batch_size, "block_size": config.model.block_size}
+
+    def loss(tokens):
+        return estimate(training.eval_step, params, tokens, batches=8, **size)
+
+    return loss(text.train), loss(text.validation)

@@ -1,0 +1,103 @@
+"""Run every experiment of this folder, and write docs/claims.md from what they found.
+
+    python examples/claims/page.py [--full | --smallest] [--only NAME ...] [--out docs/claims]
+
+`--only` runs some of them (none: `--only`), and the page is written from the results of all.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from tabulate import tabulate
+
+HERE = Path(__file__).parent
+
+# The chapters of the page: a title, and its scripts in order.
+CHAPTERS: dict[str, list[str]] = {
+    "The mechanism": [],
+    "What it does to learning": [],
+    "Fine-tuning": [],
+    "Uncertainty": [],
+}
+
+INTRODUCTION = """\
+# What is said about dropout, run and measured
+
+`make claims` runs every experiment below on two cores and writes this page, its figures and its
+verdicts; nothing is downloaded. Figures are means over independent seeds with 95 % intervals of
+Student's t. A claim *holds* when the whole interval of the difference it speaks of is on its side,
+and *does not hold* otherwise, on our data: also when the interval contains 0. *Holds only when* says
+where it held and where it did not. Each experiment is a script of `examples/claims/`; `--full` runs
+its long form.
+"""
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--full", action="store_true")
+    size.add_argument("--smallest", action="store_true")
+    parser.add_argument("--only", nargs="*", help="scripts' names; without names none is run")
+    parser.add_argument("--out", type=Path, default=Path("docs/claims"))
+    options = parser.parse_args(arguments)
+    names = [name for chapter in CHAPTERS.values() for name in chapter]
+    console = Console(highlight=False)
+    for i, name in enumerate(names if options.only is None else options.only):
+        console.rule(f"{name} ({i + 1} of {len(names)})")
+        words = [sys.executable, str(HERE / f"{name}.py"), "--out", str(options.out)]
+        words += [f"--{word}" for word in ("full", "smallest") if getattr(options, word)]
+        subprocess.run(words, check=True)
+    results = {name: json.loads((options.out / f"{name}.json").read_text()) for name in names}
+    path = options.out.with_suffix(".md")
+    path.write_text(page(results, options.out.name))
+    console.print(f"wrote {path}")
+
+
+def page(results: dict[str, dict], folder: str) -> str:
+    """The page: one table of all claims, then a section a script."""
+    parts = [INTRODUCTION, table(results)]
+    for title, names in CHAPTERS.items():
+        parts += [f"## {title}", *(section(name, results[name], folder) for name in names)]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def table(results: dict[str, dict]) -> str:
+    """Claim, verdict and script."""
+    rows = [
+        [finding["claim"], finding["verdict"], f"[{name}](#{anchor(found['title'])})"]
+        for name, found in results.items()
+        for finding in found["findings"]
+    ]
+    return tabulate(rows, ["claim", "verdict", "experiment"], tablefmt="github")
+
+
+def anchor(title: str) -> str:
+    """GitHub's name for a heading."""
+    kept = "".join(c for c in title.lower() if c.isalnum() or c in " -_")
+    return kept.replace(" ", "-")
+
+
+def section(name: str, found: dict, folder: str) -> str:
+    """A script's title, picture and findings."""
+    rows = [
+        [finding["claim"], finding["source"], finding["measured"], finding["verdict"]]
+        for finding in found["findings"]
+    ]
+    scale = "" if found["scale"] == "default" else f" --{found['scale']}"
+    return "\n\n".join(
+        [
+            f"### {found['title']}",
+            f"`python examples/claims/{name}.py{scale}` ([script](../examples/claims/{name}.py), "
+            f"[numbers]({folder}/{name}.json))",
+            f"![{found['title']}]({folder}/{name}.png)",
+            tabulate(rows, ["claim", "made in", "measured", "verdict"], tablefmt="github"),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
