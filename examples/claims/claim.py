@@ -1,4 +1,4 @@
-"""What the claims share: the size of a run, intervals over seeds, verdicts, the JSON and the picture.
+"""What the claims share: the size of a run, intervals over seeds, verdicts, JSON and picture.
 
 A script of this folder looks at one subject. Its experiment(scale) trains what it needs and returns
 a Result: the findings, a figure, and the numbers behind both. Its last lines are

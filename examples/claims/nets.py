@@ -3,6 +3,7 @@
 `fit` is traced, so that many runs (over seeds, rates, sizes) are one jax.vmap over it.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +27,7 @@ def dense(layer, x):
 
 def mlp_init(key, sizes: tuple[int, ...]) -> list[dict[str, jax.Array]]:
     """The layers of an MLP, such as sizes (64, 256, 256, 10)."""
-    pairs = zip(sizes[:-1], sizes[1:], strict=True)
+    pairs = itertools.pairwise(sizes)
     return [dense_init(fold(key, "layer", i), *pair) for i, pair in enumerate(pairs)]
 
 

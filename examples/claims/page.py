@@ -30,9 +30,9 @@ INTRODUCTION = """\
 `make claims` runs every experiment below on two cores and writes this page, its figures and its
 verdicts; nothing is downloaded. Figures are means over independent seeds with 95 % intervals of
 Student's t. A claim *holds* when the whole interval of the difference it speaks of is on its side,
-and *does not hold* otherwise, on our data: also when the interval contains 0. *Holds only when* says
-where it held and where it did not. Each experiment is a script of `examples/claims/`; `--full` runs
-its long form.
+and *does not hold* otherwise, on our data: also when the interval contains 0. *Holds only when*
+says where it held and where it did not. Each experiment is a script of `examples/claims/`; `--full`
+runs its long form.
 """
 
 

@@ -1,0 +1,44 @@
+"""The claims' ground: intervals, verdicts, and a page that holds every experiment."""
+
+import json
+
+import numpy as np
+import pytest
+from experiments import CLAIMS, SHARED, load
+
+
+def test_an_interval_covers_the_mean_at_95_percent():
+    """Of 4,000 intervals of five normal draws 95 % hold the mean: sd 14, bounds at 4.9 sd."""
+    interval = load("claim").interval
+    draws = np.random.default_rng(0).normal(3, 2, (4000, 5))
+    covered = sum(found.low < 3 < found.high for found in map(interval, draws))
+    assert abs(covered - 3800) < 68
+
+
+def test_an_interval_is_written_once_with_its_unit():
+    found = load("claim").Interval(0.912, 0.905, 0.919)
+    assert f"{found:.2f}" == "0.91 (0.91 to 0.92)"
+    assert f"{found:.1%}" == "91.2% (90.5 to 91.9%)"
+    assert found.positive
+    assert not found.negative
+
+
+def test_a_verdict_is_one_of_three():
+    claim = load("claim")
+    claim.Finding("a", "b", "c", claim.ONLY_WHEN + "data is scarce")
+    with pytest.raises(ValueError, match="verdict='perhaps'"):
+        claim.Finding("a", "b", "c", "perhaps")
+
+
+def test_every_script_is_on_the_page():
+    listed = [name for chapter in load("page").CHAPTERS.values() for name in chapter]
+    assert sorted(listed) == sorted({path.stem for path in CLAIMS.glob("*.py")} - SHARED)
+
+
+def test_the_page_in_the_repository_is_made_of_the_results_beside_it():
+    """Verdicts and figures on the page are those of the JSON, of the default form or the long."""
+    page, docs = load("page"), CLAIMS.parent.parent / "docs"
+    names = [name for chapter in page.CHAPTERS.values() for name in chapter]
+    results = {name: json.loads((docs / "claims" / f"{name}.json").read_text()) for name in names}
+    assert (docs / "claims.md").read_text() == page.page(results, "claims")
+    assert all(found["scale"] != "smallest" for found in results.values())
