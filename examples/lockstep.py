@@ -1,8 +1,8 @@
 """A GPT in PyTorch and minigpt, trained in lockstep with the same masks at every site.
 
-The same weights, batches and masks; dropout 0.2 at all seven sites, AdamW, clipping. Three pairs: our
-masks injected into PyTorch; PyTorch's own masks (from its seed) in minigpt; and ours again with one
-bit of one mask flipped in PyTorch, which shows how much one wrong decision is.
+The same weights, batches and masks; dropout 0.2 at all seven sites, AdamW, clipping. Three pairs:
+our masks injected into PyTorch; PyTorch's own masks (from its seed) in minigpt; and ours again with
+one bit of one mask flipped in PyTorch, which shows how much one wrong decision is.
 
     python examples/lockstep.py --out docs/lockstep.png
 """
