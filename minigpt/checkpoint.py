@@ -1,14 +1,7 @@
 """Checkpoints: written while training goes on, committed atomically, verified before they are used.
 
-`RUN_DIR/checkpoints/00001000/` holds `arrays.safetensors` and, written last, `manifest.json`: the
-step, every array's shape and dtype, the size and SHA-256 of the other file, the caller's `meta`,
-and the SHA-256 of all that. A folder of this name is whole: it was written under a hidden name,
-flushed to the disk and renamed. What is read is verified: whatever a disk, a copy or a stranger did
-to it is an error that names the file.
-
-The arrays are in safetensors because reading it runs nothing: a length, a JSON header, raw bytes.
-Its reader is small, refuses gaps and overlaps, knows bfloat16, and other frameworks open the file.
-NumPy's .npz can hold pickles and lacks bfloat16; Orbax brings a storage stack of its own.
+A folder `RUN_DIR/checkpoints/00001000/` is whole: it was written under a hidden name, its manifest
+last, flushed to the disk and renamed. What it holds and how it is verified is in manifest.py.
 
 Memory: a save holds two copies of the arrays until it is on disk; a restore holds two for a moment.
 """
@@ -23,45 +16,35 @@ import operator
 import os
 import re
 import shutil
-import stat
 from collections.abc import Callable, Iterable
 from concurrent import futures
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 import safetensors.numpy
 
 from minigpt.files import naming
+from minigpt.manifest import (
+    ARRAYS,
+    FORMAT,
+    MANIFEST,
+    MAX_BYTES,
+    CheckpointError,
+    Folder,
+    committed,
+    read_arrays,
+    read_manifest,
+    refuse_link,
+    sealed,
+    spec_of,
+    total_bytes,
+)
 
-FOLDER, ARRAYS, MANIFEST = "checkpoints", "arrays.safetensors", "manifest.json"
-FORMAT = 1
-# dtypes by their names in safetensors.
-DTYPES = {
-    **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool"},
-    **{"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8"},
-    **{"U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8"},
-}
-# Caps that hold whatever a file says of itself: a manifest or a header is about 100 bytes an array.
-MAX_MANIFEST = MAX_HEADER = 2**24
-MAX_BYTES = 2**34
+FOLDER = "checkpoints"
 
-# A step saved a second time is 00001000-2, so that the first is whole until the second is.
-_COMMITTED = re.compile(r"([0-9]{8,})(?:-([0-9]+))?")
 _LEFTOVER = re.compile(r"\.[0-9]{8,}(-[0-9]+)?\.(partial|pruned)")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used, and why."""
-
-
-class _Folder(NamedTuple):
-    """A committed checkpoint, ordered as they were written."""
-
-    step: int
-    generation: int
-    path: Path
 
 
 # Writing.
@@ -86,7 +69,7 @@ class Writer:
         self._root, self._keep_last = run_dir / FOLDER, keep_last
         self._thread = futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: futures.Future[None] | None = None
-        _refuse_link(self._root)
+        refuse_link(self._root)
         self._root.mkdir(exist_ok=True)
         _sync(run_dir)
         for path in self._root.iterdir():  # what a killed run was writing or deleting
@@ -102,7 +85,7 @@ class Writer:
         self.wait()
         if (step := operator.index(step)) < 0:
             raise ValueError(f"step={step} is not allowed: it must be at least 0.")
-        specs = {name: _spec(name, array) for name, array in arrays.items()}
+        specs = {name: spec_of(name, array) for name, array in arrays.items()}
         meta = json.loads(json.dumps(meta))
         # What happens to the arrays after the call changes nothing.
         copies = {name: np.array(array, order="C") for name, array in arrays.items()}
@@ -140,7 +123,7 @@ class Writer:
         file = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
         manifest = {"format": FORMAT, "step": step, "files": {ARRAYS: file}, "arrays": specs}
         try:
-            path = _commit(self._root, step, data, _sealed(manifest | {"meta": meta}))
+            path = _commit(self._root, step, data, sealed(manifest | {"meta": meta}))
             _prune(self._root, step, path, self._keep_last)
         except OSError as error:
             kept = f"saving step {step}; the checkpoints before it are kept"
@@ -157,19 +140,9 @@ def host_arrays(tree: Any) -> dict[str, np.ndarray]:
     return {name: np.asarray(leaf) for name, leaf in _named_leaves(tree).items()}
 
 
-def _spec(name: str, array: np.ndarray) -> dict[str, Any]:
-    dtype = array.dtype.name
-    if dtype not in DTYPES.values() or name == "__metadata__":
-        raise ValueError(
-            f"the array {name!r} of dtype {dtype} is not allowed in a checkpoint: the dtype must "
-            f"be one of {', '.join(DTYPES.values())}, and the name not '__metadata__'."
-        )
-    return {"shape": list(array.shape), "dtype": dtype}
-
-
 def _commit(root: Path, step: int, data: bytes, manifest: bytes) -> Path:
     """Write a folder under a hidden name, the manifest last, and rename it when it is on disk."""
-    same = [folder.generation for folder in _committed(root) if folder.step == step]
+    same = [folder.generation for folder in committed(root) if folder.step == step]
     path = root / (f"{step:08d}-{max(same) + 1}" if same else f"{step:08d}")
     partial = root / f".{path.name}.partial"
     with naming(partial):
@@ -195,7 +168,7 @@ def _prune(root: Path, step: int, written: Path, keep_last: int) -> None:
 
     One whose manifest cannot be read neither counts nor is deleted: it may be worth a look.
     """
-    folders = _committed(root)
+    folders = committed(root)
     replaced = [folder for folder in folders if folder.step >= step and folder.path != written]
     losses = _losses(folder for folder in folders if folder not in replaced)
     keep = {*list(losses)[-keep_last:], _best(losses)}
@@ -207,18 +180,18 @@ def _prune(root: Path, step: int, written: Path, keep_last: int) -> None:
             _remove(hidden)
 
 
-def _losses(folders: Iterable[_Folder]) -> dict[_Folder, float]:
+def _losses(folders: Iterable[Folder]) -> dict[Folder, float]:
     """The validation loss of every readable checkpoint; infinite where there is none, or NaN."""
     losses = {}
     for folder in folders:
         with contextlib.suppress(CheckpointError):
-            loss = _manifest(folder)["meta"].get("val_loss")
+            loss = read_manifest(folder)["meta"].get("val_loss")
             known = isinstance(loss, int | float) and -math.inf < loss < math.inf
             losses[folder] = loss if known else math.inf
     return losses
 
 
-def _best(losses: dict[_Folder, float]) -> _Folder | None:
+def _best(losses: dict[Folder, float]) -> Folder | None:
     least = min(losses, key=losses.__getitem__, default=None)
     return least if least and losses[least] < math.inf else None
 
@@ -245,12 +218,12 @@ def _remove(path: Path) -> None:
 
 def steps(run_dir: Path) -> list[int]:
     """The steps that have a committed checkpoint, ascending; nothing is verified yet."""
-    return sorted({folder.step for folder in _committed(run_dir / FOLDER)})
+    return sorted({folder.step for folder in committed(run_dir / FOLDER)})
 
 
 def best_step(run_dir: Path) -> int | None:
     """The step of the least `meta["val_loss"]`, by the manifests that can be read."""
-    best = _best(_losses(_committed(run_dir / FOLDER)))
+    best = _best(_losses(committed(run_dir / FOLDER)))
     return best and best.step
 
 
@@ -259,8 +232,8 @@ def read(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """A step's arrays and meta, verified; nothing larger than `max_bytes` is read."""
     folder = _folder(run_dir, step)
-    manifest = _manifest(folder)
-    return _arrays(folder, manifest, max_bytes), manifest["meta"]
+    manifest = read_manifest(folder)
+    return read_arrays(folder, manifest, max_bytes), manifest["meta"]
 
 
 def restore(run_dir: Path, like: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
@@ -269,9 +242,9 @@ def restore(run_dir: Path, like: Any, step: int | None = None) -> tuple[Any, dic
     The size needs no cap: nothing is read before the manifest names exactly what `like` needs.
     """
     folder = _folder(run_dir, step)
-    manifest, wanted = _manifest(folder), _named_leaves(like)
+    manifest, wanted = read_manifest(folder), _named_leaves(like)
     _match(folder.path / MANIFEST, manifest["arrays"], wanted)
-    arrays = _arrays(folder, manifest, max_bytes=_total(manifest))
+    arrays = read_arrays(folder, manifest, max_bytes=total_bytes(manifest))
     leaves = [arrays[name] for name in wanted]
     return jax.tree.unflatten(jax.tree.structure(like), leaves), manifest["meta"]
 
@@ -302,18 +275,9 @@ def newest_good(
     return None
 
 
-def _committed(root: Path) -> list[_Folder]:
-    """Whole checkpoints in the order of their steps; of the same step, as they were written."""
-    _refuse_link(root)
-    if not root.exists():
-        return []
-    found = [(path, _COMMITTED.fullmatch(path.name)) for path in root.iterdir()]
-    return sorted(_Folder(int(m[1]), int(m[2] or 1), path) for path, m in found if m)
-
-
-def _folder(run_dir: Path, step: int | None) -> _Folder:
+def _folder(run_dir: Path, step: int | None) -> Folder:
     """The folder of a step, or the newest."""
-    found = _committed(run_dir / FOLDER)
+    found = committed(run_dir / FOLDER)
     if not found:
         raise CheckpointError(f"{str(run_dir)!r} holds no checkpoint. Is it a run directory?")
     folders = {folder.step: folder for folder in found}
@@ -324,85 +288,6 @@ def _folder(run_dir: Path, step: int | None) -> _Folder:
             f"{', '.join(map(str, folders))}."
         )
     return folders[step]
-
-
-def _manifest(folder: _Folder) -> dict[str, Any]:
-    """A checkpoint's manifest: whole, of this format, of this folder, and naming nothing else."""
-    path = folder.path / MANIFEST
-    _refuse_link(folder.path)
-    _check_names(folder.path)
-    data = _content(path, MAX_MANIFEST)
-    try:
-        manifest = json.loads(data.decode("ascii"))
-        whole = manifest.pop("sha256") and _sealed(manifest) == data
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
-        whole = False
-    _require(whole, path, "is damaged: it is not what its own checksum is of")
-    _require(
-        manifest.get("format") == FORMAT,
-        path,
-        f"is of format {manifest.get('format')!r}, and this version reads {FORMAT}. "
-        "Use the version of minigpt that wrote it",
-    )
-    _check_fields(path, manifest, folder.step)
-    return manifest
-
-
-def _sealed(manifest: dict[str, Any]) -> bytes:
-    """The only bytes that stand for a manifest, with the checksum of the rest among them.
-
-    Reading compares all of them, so a flipped bit that JSON would not mind is noticed too.
-    """
-    rest = json.dumps(manifest, sort_keys=True).encode()
-    sealed = manifest | {"sha256": hashlib.sha256(rest).hexdigest()}
-    return json.dumps(sealed, sort_keys=True, indent=1).encode()
-
-
-def _check_names(folder: Path) -> None:
-    """Nothing is missing and nothing was added."""
-    try:
-        found = set(os.listdir(folder))
-    except OSError as error:
-        raise CheckpointError(f"{str(folder)!r} cannot be read: {error.strerror}.") from None
-    for name in sorted({ARRAYS, MANIFEST} - found):
-        raise CheckpointError(f"{str(folder / name)!r} is missing.")
-    for name in sorted(found - {ARRAYS, MANIFEST}):
-        raise CheckpointError(
-            f"{str(folder / name)!r} is not allowed: a checkpoint holds {ARRAYS} and {MANIFEST} "
-            "only. Remove it, if you know what it is."
-        )
-
-
-def _check_fields(path: Path, manifest: dict[str, Any], step: int) -> None:
-    """Every field is there, and of the type that is counted on from here on."""
-    fields = {"format", "step", "files", "arrays", "meta"}
-    _require(set(manifest) == fields, path, f"must hold {', '.join(sorted(fields))} and no more")
-    _require(manifest["step"] == step, path, f"is of step {manifest['step']!r}")
-    files, arrays = manifest["files"], manifest["arrays"]
-    _require(isinstance(files, dict), path, "must name its files")
-    for name in files:
-        # This refuses separators, absolute names and `..` as well.
-        _require(name == ARRAYS, path, f"names the file {name!r}, and may name {ARRAYS} only")
-    _require(ARRAYS in files, path, f"lacks {ARRAYS}")
-    file = files[ARRAYS]
-    good = isinstance(file, dict) and set(file) == {"bytes", "sha256"} and _is_size(file["bytes"])
-    _require(good, path, f"must give the size and SHA-256 of {ARRAYS}")
-    _require(isinstance(manifest["meta"], dict), path, "must hold a table as its meta")
-    _require(isinstance(arrays, dict), path, "must hold a table of arrays")
-    for name, spec in arrays.items():
-        good = (
-            isinstance(spec, dict)
-            and set(spec) == {"shape", "dtype"}
-            and spec["dtype"] in DTYPES.values()
-            and isinstance(spec["shape"], list)
-            and all(map(_is_size, spec["shape"]))
-            and len(spec["shape"]) <= 64
-        )
-        _require(good, path, f"gives the array {name!r} the shape and dtype {spec}")
-
-
-def _is_size(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63
 
 
 def _match(path: Path, specs: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -421,69 +306,6 @@ def _match(path: Path, specs: dict[str, Any], wanted: dict[str, Any]) -> None:
                 f"{str(path)!r}: the array {name!r} is {dtype}{shape}, and the model needs "
                 f"{leaf.dtype.name}{leaf.shape}. {changed}"
             )
-
-
-def _total(manifest: dict[str, Any]) -> int:
-    specs = manifest["arrays"].values()
-    return sum(math.prod(spec["shape"]) * np.dtype(spec["dtype"]).itemsize for spec in specs)
-
-
-def _arrays(folder: _Folder, manifest: dict[str, Any], max_bytes: int) -> dict[str, np.ndarray]:
-    """Read the file of arrays once, so that the bytes that are hashed are those that are used."""
-    path, file, total = folder.path / ARRAYS, manifest["files"][ARRAYS], _total(manifest)
-    _require(
-        total <= max_bytes,
-        path,
-        f"holds {total:,} bytes of arrays, and max_bytes={max_bytes:,}. Is it that large? "
-        "Give read() a larger max_bytes",
-    )
-    header = file["bytes"] - 8 - total
-    agree = f"is of {file['bytes']:,} bytes by its manifest, and its arrays need {total:,}"
-    _require(0 < header <= MAX_HEADER, path, agree)
-    data = _content(path, file["bytes"])
-    _require(len(data) == file["bytes"], path, f"is cut short to {len(data):,} bytes")
-    _require(
-        hashlib.sha256(data).hexdigest() == file["sha256"],
-        path,
-        f"is damaged: its SHA-256 is not the one in {MANIFEST}",
-    )
-    _require(int.from_bytes(data[:8], "little") == header, path, agree)
-    try:
-        arrays = {name: _array(entry) for name, entry in safetensors.deserialize(data)}
-    except (safetensors.SafetensorError, ValueError, KeyError, OverflowError) as error:
-        raise CheckpointError(f"{str(path)!r} cannot be read: {error}.") from None
-    found = {name: _spec(name, array) for name, array in arrays.items()}
-    _require(found == manifest["arrays"], path, f"holds other arrays than {MANIFEST} says")
-    return arrays
-
-
-def _array(entry: dict[str, Any]) -> np.ndarray:
-    return np.frombuffer(entry["data"], DTYPES[entry["dtype"]]).reshape(entry["shape"])
-
-
-def _content(path: Path, limit: int) -> bytes:
-    """The bytes of a regular file no larger than `limit`."""
-    try:
-        _refuse_link(path)
-        status = path.stat()
-        _require(stat.S_ISREG(status.st_mode), path, "is not a file")
-        size = status.st_size
-        _require(size <= limit, path, f"is of {size:,} bytes, and may be of {limit:,} at most")
-        with path.open("rb") as file:
-            return file.read(size)
-    except OSError as error:
-        raise CheckpointError(f"{str(path)!r} cannot be read: {error.strerror}.") from None
-
-
-def _refuse_link(path: Path) -> None:
-    _require(
-        not path.is_symlink(), path, "is a symbolic link, which a checkpoint may not hold. Copy it"
-    )
-
-
-def _require(holds: bool, path: Path, why: str) -> None:
-    if not holds:
-        raise CheckpointError(f"{str(path)!r} {why}.")
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:

@@ -31,31 +31,40 @@ class Metrics:
         *,
         writes: bool = True,
     ):
-        self._path = path = run_dir / FILE
-        self.records = [record for record in read(run_dir) if record["step"] <= step]
+        self._path, self._writes, self._file = run_dir / FILE, writes, None
+        path, found = self._path, read(run_dir)
+        self.records = [record for record in found if record["step"] <= step]
         whole = b"".join(map(_line, self.records))
         self.crc32 = zlib.crc32(whole)
-        if crc32 and not path.exists():
+        # Removed, and maybe begun anew by a process that was killed before its next checkpoint.
+        removed = not path.exists() or (found and not self.records)
+        if crc32 and removed:
             warn(f"{str(path)!r} is missing: the records begin anew after step {step}")
         elif crc32 not in (None, self.crc32):
             raise ValueError(
                 f"{str(path)!r} is damaged: its records up to step {step} are not those that the "
                 "checkpoint was saved with. Put a copy back, or remove it to go on without them."
             )
-        self._file = None
-        if writes:
-            if not path.exists() or path.read_bytes() != whole:
-                replace(path, whole)
-            self._file = path.open("ab", buffering=0)  # a failed write is not tried again
+        if writes and path.exists() and path.read_bytes() != whole:
+            replace(path, whole) if whole else path.unlink()
 
     def add(self, record: dict[str, Any]) -> None:
         """Append a record; a reader sees all of its line."""
         line = _line(record)
         self.crc32 = zlib.crc32(line, self.crc32)
-        with naming(self._path):
-            while self._file and line:  # a disk that is nearly full takes some of it
-                line = line[self._file.write(line) :]
+        if self._writes:
+            self._append(line)
         self.records.append(record)
+
+    def _append(self, line: bytes) -> None:
+        if not self._path.exists():
+            replace(self._path, line)  # the file is never there without its first record
+            return
+        with naming(self._path):
+            if self._file is None:
+                self._file = self._path.open("ab", buffering=0)  # a failed write is not tried again
+            while line:  # a disk that is nearly full takes some of it
+                line = line[self._file.write(line) :]
 
     def sync(self) -> None:
         """Return when the records are on disk."""

@@ -21,8 +21,9 @@ import pytest
 import safetensors.numpy
 from tiny import CONFIG
 
-from minigpt import checkpoint
-from minigpt.checkpoint import ARRAYS, MANIFEST, CheckpointError, Writer
+from minigpt import checkpoint, manifest
+from minigpt.checkpoint import Writer
+from minigpt.manifest import ARRAYS, MANIFEST, CheckpointError, sealed
 from minigpt.train_step import start
 
 SMALL = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.int32(7)}
@@ -58,7 +59,7 @@ def reseal(folder, change):
     manifest = json.loads((folder / MANIFEST).read_bytes())
     del manifest["sha256"]
     change(manifest)
-    (folder / MANIFEST).write_bytes(checkpoint._sealed(manifest))
+    (folder / MANIFEST).write_bytes(sealed(manifest))
 
 
 def replace_arrays(folder, data):
@@ -83,7 +84,7 @@ def test_a_state_comes_back_bit_for_bit(tmp_path):
     assert names(tmp_path) == ["00000005"]
 
 
-@pytest.mark.parametrize("dtype", checkpoint.DTYPES.values())
+@pytest.mark.parametrize("dtype", manifest.DTYPES.values())
 def test_any_bits_of_any_dtype_and_shape(tmp_path, dtype):
     rng = np.random.default_rng(0)
     arrays = {}
@@ -375,20 +376,20 @@ def test_a_header_that_is_no_json_is_refused(tmp_path):
 def test_nothing_over_a_cap_is_read(tmp_path, monkeypatch):
     folder = save(tmp_path)
     opened = []
-    content = checkpoint._content
+    content = manifest._content
 
     def spy(path, limit):
         opened.append(path.name)
         return content(path, limit)
 
-    monkeypatch.setattr(checkpoint, "_content", spy)
+    monkeypatch.setattr(manifest, "_content", spy)
     checkpoint.read(tmp_path, 1, max_bytes=28)
     assert opened == [MANIFEST, ARRAYS]
     with pytest.raises(CheckpointError, match="28 bytes of arrays, and max_bytes=27"):
         checkpoint.read(tmp_path, 1, max_bytes=27)
     assert opened == [MANIFEST, ARRAYS, MANIFEST]
     # A header is not what a large file can hide in: nor a file that is larger than it says.
-    reseal(folder, lambda m: m["files"][ARRAYS].update(bytes=8 + 28 + checkpoint.MAX_HEADER + 1))
+    reseal(folder, lambda m: m["files"][ARRAYS].update(bytes=8 + 28 + manifest.MAX_HEADER + 1))
     refused(tmp_path, "its arrays need 28")
     assert ARRAYS not in opened[2:]
 
@@ -409,6 +410,7 @@ def test_sparse_giants_are_not_read(tmp_path):
 PICKLE = """
     import json, hashlib, os, pathlib, pickle, sys
     from minigpt import checkpoint
+    from minigpt.manifest import ARRAYS, sealed
     import numpy as np
 
     class Evil:
@@ -445,12 +447,12 @@ PICKLE = """
 
     def evil(data, name):
         (folder / name).write_bytes(data)
-        if name == checkpoint.ARRAYS:
+        if name == ARRAYS:
             manifest = json.loads(good["manifest.json"])
             del manifest["sha256"]
             file = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
             manifest["files"] = {name: file}
-            (folder / "manifest.json").write_bytes(checkpoint._sealed(manifest))
+            (folder / "manifest.json").write_bytes(sealed(manifest))
 
     read = lambda: checkpoint.restore(run_dir, arrays)
     whole = lambda: checkpoint.read(run_dir, 1)

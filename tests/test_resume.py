@@ -8,12 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from tiny import TEXT
-
-from minigpt import checkpoint, metrics
+from tiny import TEXT, outcome
 
 HERE = pathlib.Path(__file__).parent
-TIMED = ("tokens_per_s", "elapsed_s")
 COMMAND = [
     *("train", "--data", "text.txt", "--run-dir", "out", "--dropout", "0.2"),
     *("--model.dropout.mlp-hidden", "0.2", "--model.dropout.drop-path", "0.2"),
@@ -50,19 +47,6 @@ def killing(folder, plans, cache, more=()):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def outcome(folder, last=24):
-    """Everything that a run leaves, but for times."""
-    run_dir = folder / "out"
-    arrays, _ = checkpoint.read(run_dir, last)
-    arrays = {name: (array.tobytes(), array.shape) for name, array in arrays.items()}
-    records = [
-        {name: value for name, value in record.items() if name not in TIMED}
-        for record in metrics.read(run_dir)
-    ]
-    names = {path.name for path in run_dir.iterdir()}
-    return arrays, records, checkpoint.steps(run_dir), names
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +102,7 @@ LONG = ("--steps", "3000", "--eval-every", "50", "--log-every", "10")
 def undisturbed_long(tmp_path_factory, cache):
     folder = tmp_path_factory.mktemp("undisturbed_long")
     killing(folder, [], cache, LONG)
-    return outcome(folder, 3000)
+    return outcome(folder)
 
 
 @pytest.mark.torture
@@ -134,7 +118,7 @@ def test_two_hundred_kills_change_nothing(undisturbed_long, tmp_path, cache, see
         aimed = [name + chance.choice(["", " after"]), call, KILL]
         plans.append(chance.choice([aimed, ["time", chance.uniform(0, 0.5), KILL]]))
     ends = killing(tmp_path, plans, cache, LONG)
-    assert outcome(tmp_path, 3000) == undisturbed_long
+    assert outcome(tmp_path) == undisturbed_long
     assert kills(ends) == 10
 
 

@@ -16,10 +16,11 @@ import sys
 import jax
 import pytest
 from test_config import CHANGES, flat, replaced
-from tiny import TEXT
+from tiny import TEXT, outcome
 
 from minigpt import checkpoint, cli, loop, metrics, resume
 from minigpt.config import Config
+from minigpt.manifest import ARRAYS, MANIFEST
 from minigpt.rundir import Run
 
 LAST = 12
@@ -30,7 +31,6 @@ COMMAND = [
     *("--eval-every", "4", "--eval-batches", "2", "--keep-checkpoints", "2"),
     *("--model.n-layer", "1", "--model.n-embd", "8", "--model.block-size", "16"),
 ]
-TIMED = ("tokens_per_s", "elapsed_s")
 
 
 def train(capsys, *more):
@@ -46,19 +46,6 @@ def train(capsys, *more):
 
 def files(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def outcome(folder):
-    """Everything that a run leaves, but for times."""
-    run_dir = folder / "out"
-    arrays, _ = checkpoint.read(run_dir, LAST)
-    arrays = {name: (array.tobytes(), array.shape) for name, array in arrays.items()}
-    records = [
-        {name: value for name, value in record.items() if name not in TIMED}
-        for record in metrics.read(run_dir)
-    ]
-    names = {path.name for path in run_dir.iterdir()}
-    return arrays, records, checkpoint.steps(run_dir), names
 
 
 def is_one_line(ended, *parts):
@@ -205,9 +192,9 @@ def size_of(run_dir, name):
 
 
 def test_a_stop_whose_checkpoint_has_no_room_is_no_success(made, folder, capsys, monkeypatch):
-    with room(size_of(made[1], checkpoint.ARRAYS) - 1), monkeypatch.context() as patch:
+    with room(size_of(made[1], ARRAYS) - 1), monkeypatch.context() as patch:
         patch.setattr(metrics.Metrics, "add", stopping_at(2, metrics.Metrics.add))
-        is_one_line(train(capsys), "File too large", checkpoint.ARRAYS)
+        is_one_line(train(capsys), "File too large", ARRAYS)
     is_intact(folder)
     ends_the_same(capsys, folder, made[0])
 
@@ -224,8 +211,8 @@ def test_a_stop_while_validating_and_then_no_room(made, folder, capsys, monkeypa
         patch.setattr(loop, "_validate", stopping)
         assert train(capsys)[0] == 0
     assert checkpoint.read(folder / "out", 4)[1]["pending"]
-    with room(size_of(made[1], checkpoint.ARRAYS) - 1):
-        is_one_line(train(capsys), "File too large", checkpoint.ARRAYS)
+    with room(size_of(made[1], ARRAYS) - 1):
+        is_one_line(train(capsys), "File too large", ARRAYS)
     assert [record["step"] for record in metrics.read(folder / "out")][:2] == [2, 4]
     is_intact(folder, 4)
     ends_the_same(capsys, folder, made[0])
@@ -283,7 +270,7 @@ def test_a_disk_that_is_really_full(made, folder):
     if not can_mount():
         pytest.skip("a file system may not be mounted here")
     (folder / "out").mkdir()
-    size = int(1.5 * size_of(made[1], checkpoint.ARRAYS)) + size_of(made[1], checkpoint.MANIFEST)
+    size = int(1.5 * size_of(made[1], ARRAYS)) + size_of(made[1], MANIFEST)
     script = [*ALONE, "sh", "-c", FULL, "sh", str(size)]
     code, _, shown = minigpt(folder, before=script)
     assert (code, shown) == (0, "")
@@ -447,12 +434,12 @@ def flip(path):
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("name", [checkpoint.ARRAYS, checkpoint.MANIFEST])
+@pytest.mark.parametrize("name", [ARRAYS, MANIFEST])
 def test_a_damaged_newest_checkpoint(stopped, folder, capsys, whole, name):
     flip(stopped / "checkpoints" / "00000006" / name)
     code, shown, err = train(capsys)
     assert (code, err) == (0, "")
-    if name == checkpoint.MANIFEST:  # nobody can say what it is, so it stays for a look
+    if name == MANIFEST:  # nobody can say what it is, so it stays for a look
         shutil.rmtree(stopped / "checkpoints" / "00000006")
     assert outcome(folder) == whole
     shown = " ".join(shown.split())
@@ -463,11 +450,11 @@ def test_a_damaged_newest_checkpoint(stopped, folder, capsys, whole, name):
 
 def test_every_checkpoint_damaged(stopped, folder, capsys, whole):
     for step in ("00000004", "00000006"):
-        flip(stopped / "checkpoints" / step / checkpoint.ARRAYS)
+        flip(stopped / "checkpoints" / step / ARRAYS)
     before = files(stopped)
     is_one_line(train(capsys), "out/checkpoints'", "none of its checkpoints", "(steps 4, 6)")
     assert files(stopped) == before
-    flip(stopped / "checkpoints" / "00000006" / checkpoint.ARRAYS)
+    flip(stopped / "checkpoints" / "00000006" / ARRAYS)
     ends_the_same(capsys, folder, whole)
 
 
@@ -512,6 +499,10 @@ def test_damaged_records(stopped, folder, capsys, damage):
     assert files(stopped) == before
 
 
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
 def test_records_put_back_or_given_up(stopped, folder, capsys, whole):
     path = stopped / "metrics.jsonl"
     good = path.read_bytes()
@@ -523,6 +514,10 @@ def test_records_put_back_or_given_up(stopped, folder, capsys, whole):
     shutil.rmtree(stopped)
     copy.rename(stopped)
     path.unlink()
+    with pytest.MonkeyPatch.context() as patch:  # it ends after a record, before a checkpoint
+        patch.setattr(metrics.Metrics, "sync", interrupt)
+        assert train(capsys)[0] == 130
+    assert [record["step"] for record in metrics.read(stopped)] == [8]
     code, out, err = train(capsys)
     assert (code, err) == (0, "")
     assert "'out/metrics.jsonl' is missing: the records begin anew after step 6" in out

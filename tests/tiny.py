@@ -2,8 +2,10 @@
 
 import dataclasses
 
+from minigpt import checkpoint, metrics
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
 
+TIMED = ("tokens_per_s", "elapsed_s")
 SITES = [field.name for field in dataclasses.fields(DropoutConfig)]
 TEXT = "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind\n" * 20
 MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=8, block_size=32)
@@ -21,3 +23,17 @@ CONFIG = Config(
 
 def with_dropout(model=MODEL, **rates):
     return dataclasses.replace(model, dropout=DropoutConfig(**rates))
+
+
+def outcome(folder):
+    """Everything that the run in folder/out leaves, but for times."""
+    run_dir = folder / "out"
+    steps = checkpoint.steps(run_dir)
+    arrays, _ = checkpoint.read(run_dir, steps[-1])
+    arrays = {name: (array.tobytes(), array.shape) for name, array in arrays.items()}
+    records = [
+        {name: value for name, value in record.items() if name not in TIMED}
+        for record in metrics.read(run_dir)
+    ]
+    names = {path.name for path in run_dir.iterdir()}
+    return arrays, records, steps, names
