@@ -64,7 +64,7 @@ def difference(one, other, folder):
 def find():
     """What is found for the right port, the wrong one, and one flipped bit."""
     preset = PRESETS["shakespeare-char-cpu"].model
-    config = dataclasses.replace(preset, dropout=DropoutConfig(RATE, RATE, RATE, RATE, RATE, 0.0))
+    config = dataclasses.replace(preset, dropout=DropoutConfig(*[RATE] * 6))
     gpt = GPT(config, VOCABULARY, rngs=nnx.Rngs(0))
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (ROWS, config.block_size))
     masks = draw(config, fold(jax.random.key(0), "dropout", 0), *tokens.shape)
