@@ -1,5 +1,6 @@
 """How compare_frameworks.py calls each framework: a Peer, or the reason why there is none."""
 
+import functools
 import math
 import os
 from collections.abc import Callable
@@ -96,17 +97,19 @@ def _with_x64(drop):
     return mask
 
 
-def numpy():
-    def op(name, **options):
-        fn = getattr(reference, name)
-        return lambda x, rate, seed: fn(x, rate, key=reference.prng_key(seed), **options)
+def _op(module, key_of, name):
+    fn = getattr(module, name)
+    return lambda x, rate, seed: fn(x, rate, key=key_of(seed))
 
+
+def _ops(module, key_of):
+    names = {"dropout": "dropout", "spatial": "spatial_dropout", "alpha": "alpha_dropout"}
+    return {short: _op(module, key_of, name) for short, name in names.items()}
+
+
+def numpy():
     return Peer(
-        {
-            "dropout": op("dropout"),
-            "spatial": op("spatial_dropout"),
-            "alpha": op("alpha_dropout"),
-        },
+        _ops(reference, reference.prng_key),
         used=lambda rate: reference.threshold(rate) / 65536,
         switch="`key=` a key, or None",
         unsaid=lambda x: reference.dropout(x, 0.5),
@@ -115,9 +118,7 @@ def numpy():
 
 
 def ours():
-    def op(name):
-        fn = getattr(dropout_jax, name)
-        return lambda x, rate, seed: fn(x, rate, key=jax.random.key(seed))
+    op = functools.partial(_op, dropout_jax, jax.random.key)
 
     def outputs(name, reshape=tuple):
         jitted, oracle = jax.jit(op(name)), getattr(reference, name)
@@ -141,12 +142,7 @@ def ours():
 
     drop = op("dropout")
     return _on_jax(
-        {
-            "dropout": drop,
-            "spatial": op("spatial_dropout"),
-            "alpha": op("alpha_dropout"),
-            "gaussian": op("gaussian_dropout"),
-        },
+        _ops(dropout_jax, jax.random.key) | {"gaussian": op("gaussian_dropout")},
         used=lambda rate: reference.threshold(rate) / 65536,
         switch="`key=` a key, or None; required",
         unsaid=lambda x: dropout_jax.dropout(x, 0.5),
