@@ -1,4 +1,4 @@
-"""The command `minigpt`: train, sample, eval, replay."""
+"""The command `minigpt`: train, finetune, sample, eval, replay."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ except ModuleNotFoundError as missing:
     sys.exit(f"minigpt needs {missing.name}: pip install 'dropout-jax[train]'")
 
 from minigpt.config import PRESETS, Config, DropoutConfig, PresetName
+from minigpt.corpus import is_play
 
 DEFAULT_PRESET: PresetName = "shakespeare-char-cpu"
 _TYRO: Any = (tyro.conf.FlagConversionOff,)
 
 
 @dataclass(frozen=True)
-class Train:
-    """Train a GPT. Later wins: --preset, --config, --dropout, then single options."""
+class Begin:
+    """What every command that trains is given."""
 
-    preset: PresetName = DEFAULT_PRESET
-    """where the defaults come from"""
     config: Path | None = None
     """a TOML file with any of the options below, such as a run's config.toml"""
     dropout: float | None = None
@@ -43,6 +42,23 @@ class Train:
     process_id: int | None = None
     """which of them this is, from 0"""
     settings: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
+
+
+@dataclass(frozen=True)
+class Train(Begin):
+    """Train a GPT. Later wins: --preset, --config, --dropout, then single options."""
+
+    preset: PresetName = DEFAULT_PRESET
+    """where the defaults come from"""
+
+
+@dataclass(frozen=True)
+class Finetune(Begin):
+    """Go on from the weights of RUN_DIR with other text, in a run of its own.
+
+    The defaults are RUN_DIR's settings with a tenth of its learning rate, a quarter of its steps,
+    ten validations and --patience 3. Later wins: these, --config, --dropout, then single options.
+    """
 
 
 @dataclass(frozen=True)
@@ -93,10 +109,11 @@ def main(args: list[str] | None = None) -> None:
     """Run the command line; a bad value is one line and exit code 2."""
     args = sys.argv[1:] if args is None else args
     try:
-        if args[:1] == ["train"]:
-            _train(_parse_train(args[1:]))
+        if args[:1] in (["train"], ["finetune"]):
+            parse = {"train": _parse_train, "finetune": _parse_finetune}[args[0]]
+            _train(parse(args[1:]))
             return
-        commands: Any = Annotated[Train, tyro.conf.subcommand("train")] | Sample | Eval | Replay
+        commands: Any = Train | Finetune | Sample | Eval | Replay
         command = tyro.cli(commands, args=args, prog="minigpt")
         {Sample: _sample, Eval: _eval, Replay: _replay}[type(command)](command)
     except (ValueError, OSError) as error:
@@ -117,20 +134,55 @@ def _leave(code: int) -> None:
 
 def _parse_train(args: list[str]) -> Train:
     """Parse twice: what chooses the defaults, then everything on top of them."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for option in ("--preset", "--config", "--dropout"):
-        first.add_argument(option, nargs="?")
-    chosen, _ = first.parse_known_args(args)
+    chosen = _chosen(args, "--preset", "--config", "--dropout")
     # A word that is no preset or no number is left to the second parse, which refuses it.
     preset: Any = chosen.preset if chosen.preset in PRESETS else DEFAULT_PRESET
-    settings = PRESETS[preset]
-    if chosen.config:
-        settings = _read_toml(Path(chosen.config), settings)
-    if (rate := _number(chosen.dropout)) is not None:
-        model = dataclasses.replace(settings.model, dropout=DropoutConfig.uniform(rate))
-        settings = dataclasses.replace(settings, model=model)
-    default = Train(preset, settings=settings)
+    default = Train(preset=preset, settings=_settings(PRESETS[preset], chosen))
     return tyro.cli(Train, args=args, default=default, prog="minigpt train", config=_TYRO)
+
+
+def _parse_finetune(args: list[str]) -> Finetune:
+    """The same, where the parent chooses the defaults."""
+    default, prog = Finetune(), "minigpt finetune RUN_DIR"
+    if args[:1] not in (["--help"], ["-h"]):
+        from minigpt import finetune
+        from minigpt.rundir import Run
+
+        if not args or args[0].startswith("-"):
+            raise ValueError(
+                "finetune needs a trained run as its first word: minigpt finetune RUN_DIR "
+                "--data FILE."
+            )
+        parent = Path(args.pop(0)).resolve()
+        chosen = _chosen(args, "--config", "--dropout", "--steps", "--run-dir")
+        begun = Run.load(finetune.place(parent, chosen.run_dir and Path(chosen.run_dir))).config
+        steps = int(chosen.steps) if (chosen.steps or "").isdecimal() else None
+        settings = _settings(finetune.defaults(begun, parent, steps), chosen)
+        default = Finetune(settings=dataclasses.replace(settings, parent=parent))
+    command = tyro.cli(Finetune, args=args, default=default, prog=prog, config=_TYRO)
+    if command.settings.data is None:
+        raise ValueError(
+            "data=None is not allowed: it must be the text to go on with, --data FILE or one play, "
+            "such as --data play:the-tempest."
+        )
+    return command
+
+
+def _chosen(args: list[str], *options: str) -> argparse.Namespace:
+    """What chooses the defaults."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in options:
+        first.add_argument(option, nargs="?")
+    return first.parse_known_args(args)[0]
+
+
+def _settings(default: Config, chosen: argparse.Namespace) -> Config:
+    """The defaults with a file's settings and one rate on top of them."""
+    settings = _read_toml(Path(chosen.config), default) if chosen.config else default
+    if (rate := _number(chosen.dropout)) is None:
+        return settings
+    model = dataclasses.replace(settings.model, dropout=DropoutConfig.uniform(rate))
+    return dataclasses.replace(settings, model=model)
 
 
 def _read_toml(path: Path, default: Config) -> Config:
@@ -164,7 +216,7 @@ def _flat(tables: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return pairs
 
 
-def _train(command: Train) -> None:
+def _train(command: Begin) -> None:
     from minigpt import hosts
     from minigpt.loop import train
     from minigpt.resume import choose
@@ -174,9 +226,12 @@ def _train(command: Train) -> None:
         raise ValueError("run_dir=None is not allowed: many processes need one --run-dir.")
 
     settings, fresh = command.settings, command.resume == "never"
-    data = settings.data and settings.data.resolve()  # so that eval finds it from anywhere
-    settings = dataclasses.replace(settings, data=data)
-    run_dir = settings.run_dir or choose(Path("runs"), command.preset, settings, fresh=fresh)
+    # Absolute, so that the other commands find them from anywhere.
+    data = settings.data if is_play(settings.data) else settings.data and settings.data.resolve()
+    parent = settings.parent and settings.parent.resolve()
+    settings = dataclasses.replace(settings, data=data, parent=parent)
+    name = command.preset if isinstance(command, Train) else f"{parent and parent.name}-finetuned"
+    run_dir = settings.run_dir or choose(Path("runs"), name, settings, fresh=fresh)
     settings = dataclasses.replace(settings, run_dir=run_dir)
     console = Console(highlight=False, quiet=not hosts.is_first())
     train(settings, run_dir, console, fresh=fresh)
@@ -220,7 +275,7 @@ def _eval(command: Eval) -> None:
     from minigpt.tokens import load_tokens
 
     run, training = _load(command.run_dir, command.checkpoint)
-    tokens = load_tokens(run.config.data, run.config.tokenizer)
+    tokens = load_tokens(run.config.data, run.config.tokenizer, run.given_tokenizer)
     run.require_same_text(tokens.sha256, tokens.tokenizer)
     result = evaluate(
         training.eval_step,

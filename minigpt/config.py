@@ -113,9 +113,13 @@ class Config:
     """Everything that decides a run."""
 
     data: Path | None = None
-    """a UTF-8 text, its last tenth for validation; unset takes Shakespeare's plays"""
+    """a UTF-8 text or play:NAME, its last tenth for validation; unset takes Shakespeare's plays"""
     run_dir: Path | None = None
     """where the run is written; unset takes the first free runs/PRESET[-N]"""
+    parent: Path | None = None
+    """a run whose weights and tokenizer this one begins with, as `minigpt finetune` sets it"""
+    parent_checkpoint: Literal["last", "best"] = "last"
+    """of the parent; best is that of the lowest validation loss"""
     seed: int = 1337
     """of the weights, the batches and every dropout mask"""
     steps: int = 2000

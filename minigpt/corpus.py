@@ -16,6 +16,7 @@ from typing import NamedTuple
 VALIDATION_PLAYS = ("twelfth-night", "henry-v", "macbeth", "the-tempest")  # comedy, history, ...
 
 
+PLAY = "play:"
 BLOCK = 1 << 20  # bytes read at once
 
 
@@ -29,10 +30,13 @@ class Corpus(NamedTuple):
 
 
 def load(data: Path | None = None) -> Corpus:
-    """Read the plays, or a UTF-8 file whose last tenth (nanoGPT's split) is for validation."""
+    """Read the plays, or one of them (play:NAME), or a UTF-8 file.
+
+    Of one play or a file the last tenth is for validation, as nanoGPT splits.
+    """
     if data is None:
         return _shakespeare()
-    raw = b"".join(blocks(data))
+    raw = _play(data) if is_play(data) else b"".join(blocks(data))
     text = "".join(decoded([raw], data))
     split = first_for_validation(len(text))
     return Corpus(text[:split], text[split:], hashlib.sha256(raw).hexdigest())
@@ -80,6 +84,21 @@ def plays() -> dict[str, str]:
     paths = [path for path in files if path.match("plays/*/*.md")]
     texts = {path.stem: Path(path.locate()).read_text(encoding="utf-8") for path in paths}
     return {name: _speeches(texts[name]) for name in sorted(texts)}
+
+
+def is_play(data: Path | None) -> bool:
+    """Whether it names a play, as play:the-tempest does, and no file."""
+    return str(data).startswith(PLAY)
+
+
+def _play(data: Path) -> bytes:
+    texts = plays()
+    name = str(data).removeprefix(PLAY)
+    if name not in texts:
+        raise ValueError(
+            f"data={str(data)!r} is not allowed: after {PLAY} it must be one of {', '.join(texts)}."
+        )
+    return texts[name].encode()
 
 
 def _shakespeare() -> Corpus:

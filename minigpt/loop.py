@@ -15,7 +15,7 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from minigpt import checkpoint, hosts, plots, resume
+from minigpt import checkpoint, finetune, hosts, overfitting, plots, resume
 from minigpt.batches import require_length, starts, windows
 from minigpt.config import Config
 from minigpt.evaluate import estimate
@@ -59,7 +59,8 @@ def train(config: Config, run_dir: Path, console: Console, *, fresh: bool = Fals
     SIGTERM and Ctrl-C leave an exact checkpoint. `fresh` refuses a folder that holds a run.
     """
     with Stopping() as stopping:
-        tokens = load_tokens(config.data, config.tokenizer)
+        given = finetune.tokenizer(config, run_dir)
+        tokens = load_tokens(config.data, config.tokenizer, given)
         require_length(tokens.train, config.model.block_size, "training text")
         require_length(tokens.validation, config.model.block_size, "validation text")
         run = Run(config, tokens.tokenizer, tokens.sha256)
@@ -68,7 +69,8 @@ def train(config: Config, run_dir: Path, console: Console, *, fresh: bool = Fals
         job = Job(run, tokens, start(config, run.vocab_size), run_dir, console, stopping)
         with resume.claimed(run_dir) if hosts.is_first() else nullcontext():
             if hosts.is_first():
-                resume.enter(run, run_dir, fresh=fresh)
+                with finetune.brought(config, run_dir, job.training.state, console.print):
+                    resume.enter(run, run_dir, fresh=fresh)
             hosts.wait_for_all("entered")
             try:
                 _train(job)
@@ -103,7 +105,7 @@ def _restored(job: Job) -> tuple[TrainState, dict[str, Any]]:
     state = job.training.state
     found = checkpoint.newest_good(job.run_dir, state, job.console.print)
     if found is None:
-        return state, {}
+        return finetune.first_state(job.training, job.config, job.run_dir), {}
     saved = job.run._replace(data_sha256=found[1]["data_sha256"])
     saved.require_same_text(job.run.data_sha256, job.run.tokenizer)
     jax.tree.map(lambda leaf: leaf.delete(), state)  # or it would lie beside the other
@@ -193,6 +195,8 @@ def _steps(
                     raise
                 progress.console.print(_validation_line(record))
                 metrics.add(record)
+                if told := overfitting.advice(metrics.records, config):
+                    progress.console.print(told)
                 save(val_loss=record["val_loss"])
                 clock.skip()
             else:
@@ -333,13 +337,14 @@ def _announce(job: Job, step: int) -> None:
     count, mesh = _parameters(job), job.training.mesh
     model, rates = job.config.model, job.config.model.dropout
     sites = {name: rate for name, rate in vars(rates).items() if rate}
+    parent = f", with the weights of {job.config.parent}" if job.config.parent else ""
     job.console.print(
         f"{count:,} parameters: {model.n_layer} layers, {model.n_head} heads, {model.n_embd} wide, "
         f"{model.block_size} tokens of context, on {_devices(mesh)}\n"
         f"{len(job.tokens.train):,} tokens to train on, {len(job.tokens.validation):,} to "
         f"validate, {job.run.tokenizer.vocab_size} in the vocabulary\n"
         f"dropout: {sites or 'none (--dropout 0.2 sets it)'}\n"
-        f"{f'going on from step {step} in' if step else 'writing'} {job.run_dir}"
+        f"{f'going on from step {step} in' if step else 'writing'} {job.run_dir}{parent}"
     )
 
 

@@ -18,8 +18,9 @@ from rich.progress import track
 from rich.table import Table
 
 from dropout_jax import fold
-from minigpt import checkpoint, metrics
+from minigpt import checkpoint, finetune, metrics
 from minigpt.batches import batch, starts
+from minigpt.config import Config
 from minigpt.model import GPT
 from minigpt.rundir import Run
 from minigpt.sharding import mesh_of
@@ -67,7 +68,7 @@ def replay(run_dir: Path, step: int, warn: Callable[[str], object]) -> Replay:
         raise ValueError(
             f"step={step} is not allowed: the steps of {str(run_dir)!r} are 1 to {config.steps}."
         )
-    tokens = load_tokens(config.data, config.tokenizer)
+    tokens = load_tokens(config.data, config.tokenizer, run.given_tokenizer)
     run.require_same_text(tokens.sha256, tokens.tokenizer)
     try:
         mesh_of(config)
@@ -75,7 +76,7 @@ def replay(run_dir: Path, step: int, warn: Callable[[str], object]) -> Replay:
         warn(f"{error} This is on one device, and equal to rounding.")
         config = dataclasses.replace(config, mesh="data=1")
     training, root = start(config, run.vocab_size), jax.random.key(config.seed)
-    state = _nearest(run_dir, training, step - 1, warn)
+    state = _nearest(run_dir, training, config, step - 1, warn)
     begun_from, shape = int(state.step), (config.batch_size, config.model.block_size)
     for n in _shown(range(begun_from, step - 1)):
         rows = training.put_batch(batch(tokens.train, config.seed, n, *shape))
@@ -95,10 +96,10 @@ def replay(run_dir: Path, step: int, warn: Callable[[str], object]) -> Replay:
     )
 
 
-def _nearest(run_dir: Path, training: Training, most: int, warn) -> TrainState:
+def _nearest(run_dir: Path, training: Training, config: Config, most: int, warn) -> TrainState:
     """The newest good checkpoint of at most that step, or the state at the start."""
     found = checkpoint.newest_good(run_dir, training.state, warn, most=most)
-    return training.state if found is None else training.put(found[0])
+    return training.put(found[0]) if found else finetune.first_state(training, config, run_dir)
 
 
 def _shown(steps: range):

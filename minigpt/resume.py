@@ -86,6 +86,7 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
     found = {}
     for field in dataclasses.fields(config):
         name, value = prefix + field.name, getattr(config, field.name)
+        value = str(value) if isinstance(value, Path) else value
         found |= _flat(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: value}
     return found
 

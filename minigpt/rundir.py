@@ -44,6 +44,10 @@ class Run(NamedTuple):
                 f"run_dir={str(run_dir)!r} is not allowed: it must be new, an empty folder or a "
                 "run, so that nothing is overwritten. Choose another --run-dir."
             )
+        self.write(run_dir)
+
+    def write(self, run_dir: Path) -> None:
+        """Write both files, config.toml last."""
         about = {"alphabet": self.tokenizer.alphabet, "data_sha256": self.data_sha256}
         replace(run_dir / TOKENIZER, json.dumps(about).encode())
         try:
@@ -51,6 +55,11 @@ class Run(NamedTuple):
         except OSError:
             (run_dir / TOKENIZER).unlink()
             raise
+
+    @property
+    def given_tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that the text is read with, where it is not the text's own."""
+        return self.tokenizer if self.config.parent else None
 
     def save_config(self, run_dir: Path) -> None:
         """Write config.toml; a reader sees the old file or the new."""
@@ -90,7 +99,7 @@ class Run(NamedTuple):
 def _config_of(tables: dict[str, Any]) -> Config:
     model = tables.pop("model")
     dropout, optim = DropoutConfig(**model.pop("dropout")), OptimConfig(**tables.pop("optim"))
-    for name in ("data", "run_dir"):
+    for name in ("data", "run_dir", "parent"):
         tables[name] = Path(tables[name]) if name in tables else None
     return Config(**tables, model=ModelConfig(**model, dropout=dropout), optim=optim)
 

@@ -21,8 +21,11 @@ class Tokenizer:
         """How many ids there are."""
         return 256 if self.alphabet is None else len(self.alphabet)
 
-    def encode(self, text: str) -> np.ndarray:
-        """Turn text into ids (uint16); an unknown character is a ValueError."""
+    def encode(self, text: str, begin: int = 0) -> np.ndarray:
+        """Turn text into ids (uint16); an unknown character is a ValueError.
+
+        `begin` is the text's place in a longer one, for the error.
+        """
         if self.alphabet is None:
             return np.frombuffer(text.encode(), np.uint8).astype(np.uint16)
         known, codes = code_points(self.alphabet), code_points(text)
@@ -32,9 +35,9 @@ class Tokenizer:
         unknown = np.flatnonzero(ids < 0)
         if len(unknown):
             raise ValueError(
-                f"text has {text[unknown[0]]!r} at position {unknown[0]}, a character that the run "
-                f"was not trained on. Allowed are: {self.alphabet!r}. Write it with these, or "
-                "train with --tokenizer byte, which knows every character."
+                f"text has {text[unknown[0]]!r} at position {begin + unknown[0]}, a character that "
+                f"the run was not trained on. Allowed are: {self.alphabet!r}. Write it with these, "
+                "or train with --tokenizer byte, which knows every character."
             )
         return ids.astype(np.uint16)
 

@@ -55,19 +55,23 @@ class _Facts(NamedTuple):
     crc32: int
 
 
-def load_tokens(data: Path | None, kind: Literal["char", "byte"]) -> Tokens:
+def load_tokens(
+    data: Path | None, kind: Literal["char", "byte"], given: Tokenizer | None = None
+) -> Tokens:
     """Ids of the plays or of a file, split as `corpus.load` splits; a large file's are mapped.
+
+    Of the text's own tokenizer of that kind, or of the one that is given.
 
     Raises:
       ValueError: the file cannot be read, is not UTF-8, or changes while it is read; or the ids of
-        a large one can be written nowhere.
+        a large one can be written nowhere; or the tokenizer that is given lacks a character.
     """
     if data is None or not _is_large(Path(data)):
         text = corpus.load(data)
-        tokenizer = tokenizer_of(kind, text.train + text.validation)
-        ids = tokenizer.encode(text.train), tokenizer.encode(text.validation)
+        tokenizer = given or tokenizer_of(kind, text.train + text.validation)
+        ids = tokenizer.encode(text.train), tokenizer.encode(text.validation, len(text.train))
         return Tokens(*ids, tokenizer, text.sha256, len(text.validation))
-    return _large(Path(data), kind)
+    return _large(Path(data), kind, given)
 
 
 def cache_folder() -> Path:
@@ -79,11 +83,11 @@ def _is_large(data: Path) -> bool:
     return data.is_file() and data.stat().st_size > IN_MEMORY  # a pipe can be read only once
 
 
-def _large(data: Path, kind: Literal["char", "byte"]) -> Tokens:
+def _large(data: Path, kind: Literal["char", "byte"], given: Tokenizer | None) -> Tokens:
     """From the cache; where that cannot be written, from a temporary file with no name."""
     try:
         with _progress(3 * data.stat().st_size) as advance:
-            return _cached(data, kind, advance)
+            return _cached(data, kind, given, advance)
     except OSError as error:
         print(
             f"minigpt: the cache {str(cache_folder())!r} cannot be written ({error.strerror}), so "
@@ -93,7 +97,7 @@ def _large(data: Path, kind: Literal["char", "byte"]) -> Tokens:
     try:
         with _progress(3 * data.stat().st_size) as advance, tempfile.TemporaryFile() as file:
             sha256 = _sha256(data, advance)
-            facts = _tokenise(data, kind, sha256, file, advance)
+            facts = _tokenise(data, kind, given, sha256, file, advance)
             file.flush()
             return _mapped(file, facts, sha256)
     except OSError as error:
@@ -104,11 +108,18 @@ def _large(data: Path, kind: Literal["char", "byte"]) -> Tokens:
         ) from None
 
 
-def _cached(data: Path, kind, advance: Callable[[int], None]) -> Tokens:
+def _cached(data: Path, kind, given, advance: Callable[[int], None]) -> Tokens:
     sha256 = _sha256(data, advance)
-    ids = cache_folder() / f"{sha256}-{kind}-v{FORMAT}.ids"
-    facts = _verified(ids) or _make(data, kind, sha256, ids, advance)
+    ids = cache_folder() / f"{sha256}-{_named(kind, given)}-v{FORMAT}.ids"
+    facts = _verified(ids) or _make(data, kind, given, sha256, ids, advance)
     return _mapped(ids, facts, sha256)
+
+
+def _named(kind: str, given: Tokenizer | None) -> str:
+    """A tokenizer's part of the name: an alphabet that is given by its hash."""
+    if given is None or given.alphabet is None:
+        return kind
+    return f"{kind}-{hashlib.sha256(given.alphabet.encode()).hexdigest()[:16]}"
 
 
 def _sha256(data: Path, advance: Callable[[int], None]) -> str:
@@ -119,7 +130,7 @@ def _sha256(data: Path, advance: Callable[[int], None]) -> str:
     return digest.hexdigest()
 
 
-def _make(data: Path, kind, sha256: str, ids: Path, advance) -> _Facts:
+def _make(data: Path, kind, given, sha256: str, ids: Path, advance) -> _Facts:
     """Write an entry: first the ids, then the JSON that makes them count."""
     ids.parent.mkdir(parents=True, exist_ok=True)
     for partial in ids.parent.glob("*.partial"):
@@ -127,24 +138,25 @@ def _make(data: Path, kind, sha256: str, ids: Path, advance) -> _Facts:
             if time.time() - partial.stat().st_mtime > STALE:
                 partial.unlink()
     with _replacing(ids) as file:
-        facts = _tokenise(data, kind, sha256, file, advance)
+        facts = _tokenise(data, kind, given, sha256, file, advance)
     with _replacing(ids.with_suffix(".json")) as file:
         file.write(json.dumps(facts._asdict()).encode())
     return facts
 
 
-def _tokenise(data: Path, kind, sha256: str, file, advance: Callable[[int], None]) -> _Facts:
+def _tokenise(data: Path, kind, given, sha256: str, file, advance) -> _Facts:
     """Read the text twice: for its characters and their number, then for its ids."""
     seen, characters = np.zeros(sys.maxunicode + 1, bool), 0
     for text in _texts(data, sha256, advance):
         seen[code_points(text)] = True
         characters += len(text)
-    tokenizer = tokenizer_of(kind, "".join(map(chr, np.flatnonzero(seen))))
+    tokenizer = given or tokenizer_of(kind, "".join(map(chr, np.flatnonzero(seen))))
     split = to_split = corpus.first_for_validation(characters)
-    crc, sizes = 0, [0, 0]  # of the training text, of the validation text
+    crc, sizes, begin = 0, [0, 0], 0  # sizes of the training text, of the validation text
     for text in _texts(data, sha256, advance):
         for part, piece in enumerate((text[:to_split], text[to_split:])):
-            ids = tokenizer.encode(piece).astype("<u2").tobytes()
+            ids = tokenizer.encode(piece, begin).astype("<u2").tobytes()
+            begin += len(piece)
             file.write(ids)
             sizes[part] += len(ids) // 2
             crc = zlib.crc32(ids, crc)

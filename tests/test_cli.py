@@ -83,7 +83,7 @@ def test_config_toml_holds_everything_and_starts_the_same_run(trained):
     assert config.model.dropout == DropoutConfig.uniform(0.1)
     tables = tomllib.loads((folder / "out" / "config.toml").read_text())
     names = {field.name for field in dataclasses.fields(config)}
-    assert set(tables) == names - {"mesh", "patience"}  # unset
+    assert set(tables) == names - {"mesh", "parent", "patience"}  # unset
     result = minigpt("train", "--config", "out/config.toml", cwd=folder)
     assert result.returncode == 0, result.stderr
     places = ("out", "runs/shakespeare-char-cpu")

@@ -138,6 +138,7 @@ def base(tmp_path_factory):
 
 def test_every_field_is_tried():
     elsewhere = {"data", "run_dir", "patience", "model.remat", "tensorboard", "profile_steps"}
+    elsewhere |= {"parent", "parent_checkpoint"}  # test_finetune.py
     assert set(CHANGES) | elsewhere == {name for name, _ in flat(Config())}
 
 

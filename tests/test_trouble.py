@@ -363,6 +363,7 @@ def test_what_may_change_and_what_may_not(stopped):
     """Every field is one or the other."""
     begun, before = Run.load(stopped), files(stopped)
     names, changes = {name for name, _ in flat(Config())}, CHANGES | {"model.remat": True}
+    changes |= {"parent": stopped, "parent_checkpoint": "best"}
     assert names >= resume.MAY_CHANGE
     for name in sorted(names - resume.MAY_CHANGE):
         run = begun._replace(config=replaced(begun.config, name, changes[name]))
