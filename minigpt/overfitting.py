@@ -8,7 +8,7 @@ same windows, so they differ by less, and the rule is slow to speak rather than 
 
 A run overfits when in each of the last three validations the validation text's loss is above its
 best by more than noise, and in the last one the training text's loss is below that at the best by
-more than noise. It is told at the first such validation, and again whenever the rise has doubled.
+more than noise. The first such validation is told, and then those where the rise has doubled.
 
 At the run's last validation, if a rate of dropout is not 0: there is no gap to close when the
 validation text's loss is not above the training text's by more than noise. It is told if noise is
@@ -31,6 +31,7 @@ REMEDIES = (
     "a smaller model (--model.n-embd, --model.n-layer)",
     "more weight decay (--optim.weight-decay)",
 )
+HELPS = f" What helps, best first by docs/claims.md: {'; '.join(REMEDIES)}."
 IN_A_ROW = 3
 STANDARD_ERRORS = 3
 
@@ -64,17 +65,16 @@ def _overfits(validations: list[dict[str, Any]], config: Config) -> str | None:
         recent = validations[max(at - IN_A_ROW, 0) : at]
         rise = min(each["val_loss"] for each in recent) - best["val_loss"]
         fall = best["train_eval_loss"] - now["train_eval_loss"]
-        beyond = rise > noise(best["val_loss"], config) and fall > noise(
-            best["train_eval_loss"], config
-        )
-        if beyond and rise >= 2 * told:
-            told = rise
+        rises = rise > noise(best["val_loss"], config)
+        falls = fall > noise(best["train_eval_loss"], config)
+        if rises and falls and rise >= 2 * told:
             text = (
-                f"overfitting: the validation text's loss was {rise:.3f} or more above its best "
-                f"({best['val_loss']:.4f} at step {best['step']}) {IN_A_ROW} times in a row, while "
-                f"the training text's fell by {fall:.3f}. What helps, best first by "
-                f"docs/claims.md: {'; '.join(REMEDIES)}."
+                f"overfitting{' more' if told else ''}: the validation text's loss was {rise:.3f} "
+                f"or more above its best ({best['val_loss']:.4f} at step {best['step']}) "
+                f"{IN_A_ROW} times in a row, while the training text's fell by {fall:.3f}."
             )
+            text += "" if told else HELPS
+            told = rise
     return text
 
 

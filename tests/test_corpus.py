@@ -67,6 +67,18 @@ def test_a_file_is_split_as_nanogpt_splits_it(tmp_path):
     assert text.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def test_one_play_is_split_as_a_file_is(plays):
+    text, data = plays["the-tempest"], Path("play:the-tempest")
+    split = int(0.9 * len(text))
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    assert corpus.load(data) == (text[:split], text[split:], sha256)
+    assert corpus.is_play(data)
+    assert not corpus.is_play(Path("the-tempest"))
+    assert not corpus.is_play(None)
+    with pytest.raises(ValueError, match=r"after play: it must be one of a-.*, hamlet, "):
+        corpus.load(Path("play:hamlett"))
+
+
 def test_unreadable_files_are_one_line_errors(tmp_path):
     (tmp_path / "latin").write_bytes(b"caf\xe9")
     with pytest.raises(ValueError, match="byte 3 is not"):

@@ -21,6 +21,7 @@ from tiny import TEXT
 
 from minigpt import corpus, tokens
 from minigpt.batches import windows
+from minigpt.tokenizer import Tokenizer
 from minigpt.tokens import load_tokens
 
 STREAMED = "To be, or not to be\r\nthat \u20ac is \U0001f600 the \u00e9 question\n" * 5
@@ -78,6 +79,32 @@ def test_streamed_ids_are_those_of_the_whole_text(tmp_path, monkeypatch, text, k
         found = load_tokens(path, kind)
         assert isinstance(found.validation, np.memmap) == (in_memory < 0)
         assert_right(found, path, kind)
+
+
+@pytest.mark.parametrize("in_memory", [-1, 1 << 20])
+def test_a_tokenizer_that_is_given_is_taken(data, monkeypatch, in_memory):
+    """Beside the text's own: the two are two entries of the cache."""
+    monkeypatch.setattr(tokens, "IN_MEMORY", in_memory)
+    given = Tokenizer("".join(sorted({*data.read_text(), *"xyzXYZ"})))
+    for _ in range(2):
+        found = load_tokens(data, "char", given)
+        assert found.tokenizer == given
+        whole = np.concatenate([found.train, found.validation])
+        assert given.decode(whole) == data.read_text()
+        assert_right(load_tokens(data, "char"), data, "char")
+    assert load_tokens(data, "byte", Tokenizer(None)).tokenizer == Tokenizer(None)
+
+
+@pytest.mark.parametrize("in_memory", [-1, 1 << 20])
+@pytest.mark.parametrize("place", [0, 7, 210])
+def test_what_a_given_tokenizer_lacks_is_placed_in_the_whole_text(
+    tmp_path, monkeypatch, in_memory, place
+):
+    monkeypatch.setattr(tokens, "IN_MEMORY", in_memory)
+    path = tmp_path / "other.txt"
+    path.write_text("a" * place + "b" + "a" * (220 - place))
+    with pytest.raises(ValueError, match=f"text has 'b' at position {place}, a character that"):
+        load_tokens(path, "char", Tokenizer("a"))
 
 
 def test_the_plays_are_tokenised_in_memory():
