@@ -6,27 +6,25 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from minigpt import checkpoint, finetune, hosts, overfitting, plots, resume
+from minigpt import checkpoint, finetune, hosts, overfitting, plots, resume, shown
 from minigpt.batches import require_length, starts, windows
 from minigpt.config import Config
 from minigpt.evaluate import estimate
+from minigpt.job import Job
 from minigpt.metrics import Metrics
 from minigpt.observe import Observers
 from minigpt.rundir import Run
-from minigpt.sample import generate
 from minigpt.sharding import place
 from minigpt.stopping import Stopped, Stopping
-from minigpt.tokens import Tokens, load_tokens
-from minigpt.train_step import Training, TrainState, start
+from minigpt.tokens import load_tokens
+from minigpt.train_step import TrainState, start
 from minigpt.utilization import flops_per_token, utilization
 
 # What a step measures, by the words of an error.
@@ -35,22 +33,10 @@ MEASURED = {
     "grad_norm": "norm of the gradient",
     "param_norm": "norm of the new parameters",
 }
-
-
-class Job(NamedTuple):
-    """What every part of the loop needs."""
-
-    run: Run
-    tokens: Tokens
-    training: Training
-    run_dir: Path
-    console: Console
-    stopping: Stopping
-
-    @property
-    def config(self) -> Config:
-        """The run's settings."""
-        return self.run.config
+VALIDATED = {
+    "train_eval_loss": "loss of the training text at the validation",
+    "val_loss": "loss of the validation text at the validation",
+}
 
 
 def train(config: Config, run_dir: Path, console: Console, *, fresh: bool = False) -> None:
@@ -92,11 +78,11 @@ def _train(job: Job) -> None:
         _observers(job, step) as observers,
     ):
         hosts.wait_for_all("restored")
-        _announce(job, step)
+        shown.announce(job, step)
         state = _steps(job, state, meta, metrics, writer, observers)
     if first:
         plots.plot_losses(metrics.records, job.run_dir / "loss.png", job.run_dir.name)
-    _sample(job, state.params)
+    shown.sample(job, state.params)
     job.console.print(f"run directory: {job.run_dir}")
 
 
@@ -166,7 +152,7 @@ def _steps(
         meta |= {"elapsed_s": clock.elapsed(), **more}
         writer.save(step, checkpoint.host_arrays(job.training.gathered(state)), meta)
 
-    with _progress(job.console) as progress:
+    with shown.progress(job.console) as progress:
         bar = progress.add_task("", total=config.steps, completed=step, shown="compiling")
         while pending or not resume.ended(config, step, metrics.records):
             if not pending:
@@ -193,7 +179,9 @@ def _steps(
                     save(pending=pending)
                     writer.wait()
                     raise
-                progress.console.print(_validation_line(record))
+                for name, words in VALIDATED.items():
+                    _require_number(job, step, words, record[name], writer)
+                progress.console.print(shown.validation_line(record))
                 metrics.add(record)
                 if told := overfitting.advice(metrics.records, config):
                     progress.console.print(told)
@@ -202,22 +190,18 @@ def _steps(
             else:
                 metrics.add(record)
             observers.record(record)
-            shown = "loss {train_loss:.4f}  {tokens_per_s:,.0f} tokens/s".format(**pending)
-            progress.update(bar, completed=step, shown=shown)
+            speed = "loss {train_loss:.4f}  {tokens_per_s:,.0f} tokens/s".format(**pending)
+            progress.update(bar, completed=step, shown=speed)
             pending = None
     return state
 
 
 def _utilization(job: Job, tokens_per_s: float) -> dict[str, float]:
     """The share of the devices' peak, where it is known."""
-    flops = flops_per_token(job.config.model, _parameters(job)) * tokens_per_s
+    flops = flops_per_token(job.config.model, job.parameters) * tokens_per_s
     devices = job.training.mesh.devices.ravel()
     share = utilization(flops, devices[0].device_kind, len(devices))
     return {} if share is None else {"mfu": round(share, 4)}
-
-
-def _parameters(job: Job) -> int:
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(job.training.state.params))
 
 
 def _stops(job: Job, step: int) -> bool:
@@ -249,9 +233,13 @@ def _require_finite(job: Job, step: int, unseen: list[dict], writer) -> None:
     unseen.clear()
     for at, measured in enumerate(seen, step - len(seen) + 1):
         for name, words in MEASURED.items():
-            if not math.isfinite(measured[name]):
-                writer.wait()  # so that the last good checkpoint is there
-                raise ValueError(_not_finite(job, at, f"{words} of step {at} is {measured[name]}"))
+            _require_number(job, at, words, measured[name], writer)
+
+
+def _require_number(job: Job, step: int, words: str, value: Any, writer) -> None:
+    if not math.isfinite(value):
+        writer.wait()  # so that the last good checkpoint is there
+        raise ValueError(_not_finite(job, step, f"{words} of step {step} is {value}"))
 
 
 def _not_finite(job: Job, step: int, what: str) -> str:
@@ -297,83 +285,10 @@ def _validate(job: Job, params) -> dict[str, float]:
         "block_size": config.model.block_size,
     }
     training = job.training
-    eval_step = _stoppable(
-        job, lambda params, batch: training.eval_step(params, training.put_batch(batch))
+    eval_step = job.stoppable(
+        lambda params, batch: training.eval_step(params, training.put_batch(batch))
     )
     return {
         "train_eval_loss": estimate(eval_step, params, job.tokens.train, **sizes),
         "val_loss": estimate(eval_step, params, job.tokens.validation, **sizes),
     }
-
-
-def _stoppable(job: Job, function: Callable) -> Callable:
-    def call(*args):
-        if hosts.alone():  # many processes leave between two steps only
-            job.stopping.check()
-        return function(*args)
-
-    return call
-
-
-def _validation_line(record: dict) -> str:
-    gap = record["val_loss"] - record["train_eval_loss"]
-    return (
-        f"step {record['step']:>6}  training text {record['train_eval_loss']:.4f}  "
-        f"validation text {record['val_loss']:.4f}  gap {gap:+.4f}"
-    )
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[shown]}"),
-        TimeRemainingColumn(),
-        console=console,
-    )
-
-
-def _announce(job: Job, step: int) -> None:
-    count, mesh = _parameters(job), job.training.mesh
-    model, rates = job.config.model, job.config.model.dropout
-    sites = {name: rate for name, rate in vars(rates).items() if rate}
-    parent = f", with the weights of {job.config.parent}" if job.config.parent else ""
-    job.console.print(
-        f"{count:,} parameters: {model.n_layer} layers, {model.n_head} heads, {model.n_embd} wide, "
-        f"{model.block_size} tokens of context, on {_devices(mesh)}\n"
-        f"{len(job.tokens.train):,} tokens to train on, {len(job.tokens.validation):,} to "
-        f"validate, {job.run.tokenizer.vocab_size} in the vocabulary\n"
-        f"dropout: {sites or 'none (--dropout 0.2 sets it)'}\n"
-        f"{f'going on from step {step} in' if step else 'writing'} {job.run_dir}{parent}"
-    )
-
-
-def _devices(mesh) -> str:
-    """Such as "cpu", or "8 of 8 TPU v4: data=8, fsdp=1, tensor=1"."""
-    kind, count = mesh.devices.flat[0].device_kind, jax.device_count()
-    if count == 1:
-        return kind
-    axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
-    return f"{mesh.size} of {count} {kind}: {axes}"
-
-
-def _sample(job: Job, params) -> None:
-    """Print a sample that begins with a new line, so any text's alphabet can prompt it."""
-    tokenizer = job.run.tokenizer
-    if job.config.sample_tokens == 0:
-        return
-    prompt = tokenizer.encode("\n" if "\n" in (tokenizer.alphabet or "\n") else " ")
-    ids = generate(
-        _stoppable(job, job.training.logits),
-        params,
-        prompt,
-        tokens=job.config.sample_tokens,
-        block_size=job.config.model.block_size,
-        vocab_size=tokenizer.vocab_size,
-        temperature=0.8,
-        seed=job.config.seed,
-    )
-    text = tokenizer.decode(list(ids))
-    job.console.rule("sample")
-    job.console.print(text, markup=False, highlight=False)
-    job.console.rule()

@@ -78,10 +78,12 @@ ALLOWED = {
         "overfitting": {"config", "resume"},
         "resume": {"checkpoint", "config", "metrics", "rundir"},
         "loop": {
-            *("batches", "checkpoint", "config", "evaluate", "finetune", "hosts", "metrics"),
-            *("observe", "overfitting", "plots", "resume", "rundir", "sample", "sharding"),
+            *("batches", "checkpoint", "config", "evaluate", "finetune", "hosts", "job", "metrics"),
+            *("observe", "overfitting", "plots", "resume", "rundir", "sharding", "shown"),
             *("stopping", "tokens", "train_step", "utilization"),
         },
+        "job": {"config", "hosts", "rundir", "stopping", "tokens", "train_step"},
+        "shown": {"job", "sample"},
         "replay": {
             *("batches", "checkpoint", "config", "finetune", "metrics", "model", "rundir"),
             *("sharding", "sites", "tokens", "train_step"),

@@ -178,6 +178,9 @@ def exploded(tmp_path_factory, cached_programs):
     return folder / "run", str(error.value)
 
 
+TEXTS = ("training", "validation")
+
+
 def finite(result):
     return all(map(math.isfinite, result.measured.values()))
 
@@ -242,3 +245,14 @@ def test_weights_that_are_no_numbers_are_not_saved_though_the_loss_is_one(tmp_pa
     result = replayed(tmp_path / "run", 1)
     assert math.isfinite(result.measured["train_loss"])
     assert not finite(result)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_validation_that_is_no_number_stops_the_run(tmp_path, monkeypatch, text):
+    estimates = iter([1.0, 1.0] + [math.nan if name == text else 1.0 for name in TEXTS])
+    monkeypatch.setattr(loop, "estimate", lambda *_, **__: next(estimates))
+    line = f"loss of the {text} text at the validation of step 4 is nan, .* is step 2\\."
+    with pytest.raises(ValueError, match=line):
+        run(CONFIG, tmp_path)
+    assert checkpoint.steps(tmp_path / "run") == [2]
+    assert [record["step"] for record in metrics.read(tmp_path / "run")] == [2]

@@ -1,0 +1,49 @@
+"""A run at work: what every part of the loop needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from rich.console import Console
+
+from minigpt import hosts
+from minigpt.config import Config
+from minigpt.rundir import Run
+from minigpt.stopping import Stopping
+from minigpt.tokens import Tokens
+from minigpt.train_step import Training
+
+
+class Job(NamedTuple):
+    """What every part of the loop needs."""
+
+    run: Run
+    tokens: Tokens
+    training: Training
+    run_dir: Path
+    console: Console
+    stopping: Stopping
+
+    @property
+    def config(self) -> Config:
+        """The run's settings."""
+        return self.run.config
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model learns."""
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.training.state.params))
+
+    def stoppable(self, function: Callable) -> Callable:
+        """The function, which raises Stopped instead if somebody asked for a stop."""
+
+        def call(*args):
+            if hosts.alone():  # many processes leave between two steps only
+                self.stopping.check()
+            return function(*args)
+
+        return call

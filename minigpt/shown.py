@@ -1,0 +1,79 @@
+"""What a run shows of itself while it goes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from minigpt.job import Job
+from minigpt.sample import generate
+
+
+def announce(job: Job, step: int) -> None:
+    """The model, the text, dropout and the folder."""
+    count, mesh = job.parameters, job.training.mesh
+    model, rates = job.config.model, job.config.model.dropout
+    sites = {name: rate for name, rate in vars(rates).items() if rate}
+    parent = f", with the weights of {job.config.parent}" if job.config.parent else ""
+    job.console.print(
+        f"{count:,} parameters: {model.n_layer} layers, {model.n_head} heads, {model.n_embd} wide, "
+        f"{model.block_size} tokens of context, on {_devices(mesh)}\n"
+        f"{len(job.tokens.train):,} tokens to train on, {len(job.tokens.validation):,} to "
+        f"validate, {job.run.tokenizer.vocab_size} in the vocabulary\n"
+        f"dropout: {sites or 'none (--dropout 0.2 sets it)'}\n"
+        f"{f'going on from step {step} in' if step else 'writing'} {job.run_dir}{parent}"
+    )
+
+
+def _devices(mesh) -> str:
+    """Such as "cpu", or "8 of 8 TPU v4: data=8, fsdp=1, tensor=1"."""
+    kind, count = mesh.devices.flat[0].device_kind, jax.device_count()
+    if count == 1:
+        return kind
+    axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
+    return f"{mesh.size} of {count} {kind}: {axes}"
+
+
+def progress(console: Console) -> Progress:
+    """The bar."""
+    return Progress(
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[shown]}"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def validation_line(record: dict[str, Any]) -> str:
+    """Both texts and the gap between them."""
+    gap = record["val_loss"] - record["train_eval_loss"]
+    return (
+        f"step {record['step']:>6}  training text {record['train_eval_loss']:.4f}  "
+        f"validation text {record['val_loss']:.4f}  gap {gap:+.4f}"
+    )
+
+
+def sample(job: Job, params: Any) -> None:
+    """Print a sample that begins with a new line, so any text's alphabet can prompt it."""
+    tokenizer = job.run.tokenizer
+    if job.config.sample_tokens == 0:
+        return
+    prompt = tokenizer.encode("\n" if "\n" in (tokenizer.alphabet or "\n") else " ")
+    ids = generate(
+        job.stoppable(job.training.logits),
+        params,
+        prompt,
+        tokens=job.config.sample_tokens,
+        block_size=job.config.model.block_size,
+        vocab_size=tokenizer.vocab_size,
+        temperature=0.8,
+        seed=job.config.seed,
+    )
+    text = tokenizer.decode(list(ids))
+    job.console.rule("sample")
+    job.console.print(text, markup=False, highlight=False)
+    job.console.rule()
