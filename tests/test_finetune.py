@@ -35,6 +35,7 @@ COMMAND = [
     *("--eval-every", "4", "--patience", "9", "--model.dropout.mlp-hidden", "0.2"),
 ]
 TIMED = ("tokens_per_s", "elapsed_s")
+ARRAYS = "arrays.safetensors"
 
 
 def write_texts(folder):
@@ -271,13 +272,13 @@ def test_a_parent_without_a_checkpoint(folder, capsys):
 
 def test_a_damaged_parent(folder, capsys):
     """The newest good checkpoint is taken, and it is said; there must be one."""
-    flip(folder / "parent" / "checkpoints" / "00000012" / checkpoint.ARRAYS)
+    flip(folder / "parent" / "checkpoints" / "00000012" / ARRAYS)
     code, shown, _ = run(capsys, *COMMAND)
     assert code == 0
     assert "step 8 is the newest good checkpoint" in " ".join(shown.split())
     assert checkpoint.steps(folder / "out" / "parent") == [8]
     for step in checkpoint.steps(folder / "parent")[:-1]:
-        flip(folder / "parent" / "checkpoints" / f"{step:08d}" / checkpoint.ARRAYS)
+        flip(folder / "parent" / "checkpoints" / f"{step:08d}" / ARRAYS)
     words = [*COMMAND, "--run-dir", "none"]
     is_one_line(run(capsys, *words), "none of its checkpoints can be restored")
     assert not (folder / "none").exists()
@@ -317,7 +318,7 @@ def test_a_begun_run_needs_no_parent(folder, capsys, whole, monkeypatch, what):
 
 
 def test_no_room_for_the_copy(made, folder, capsys, whole):
-    with room(size_of(made / "parent", checkpoint.ARRAYS) - 1):
+    with room(size_of(made / "parent", ARRAYS) - 1):
         is_one_line(run(capsys, *COMMAND), "File too large", "out/parent/checkpoints")
     assert not list(folder.rglob("*.partial"))
     is_one_line(run(capsys, "sample", "out"), "holds no checkpoint")
