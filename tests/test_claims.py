@@ -30,6 +30,21 @@ def test_a_verdict_is_one_of_three():
         claim.Finding("a", "b", "c", "perhaps")
 
 
+def test_a_verdict_by_cells_names_those_where_it_holds():
+    by = load("claim").verdict_by
+    assert by("the rate is", {0.1: True, 0.5: True}) == "holds"
+    assert by("the rate is", {0.1: False, 0.5: False}) == "does not hold"
+    some = by("the rate is", {0.1: True, 0.2: False, 0.5: True, 0.7: True})
+    assert some == "holds only when the rate is 0.1, 0.5 or 0.7 (not 0.2)"
+
+
+def test_stacked_splits_are_those_of_their_seeds():
+    data = load("data")
+    both = data.stacked(data.digits, [3, 4])
+    assert (both.y_test[1] == data.digits(seed=4).y_test).all()
+    assert both.x_train.shape == (2, 900, 64)
+
+
 def test_every_script_is_on_the_page():
     listed = [name for chapter in load("page").CHAPTERS.values() for name in chapter]
     assert sorted(listed) == sorted({path.stem for path in CLAIMS.glob("*.py")} - SHARED)

@@ -110,6 +110,19 @@ def verdict(holds: bool) -> str:
     return HOLDS if holds else FAILS
 
 
+def verdict_by(what: str, cells: dict) -> str:
+    """HOLDS if it holds in every cell, FAILS if in none, else ONLY_WHEN `what` is those cells.
+
+    `cells` has a bool for each setting: verdict_by("the rate is", {0.1: False, 0.5: True}).
+    """
+    where = [str(name) for name, holds in cells.items() if holds]
+    if len(where) in (0, len(cells)):
+        return verdict(bool(where))
+    listed = " or ".join(filter(None, [", ".join(where[:-1]), where[-1]]))
+    others = ", ".join(str(name) for name, holds in cells.items() if not holds)
+    return f"{ONLY_WHEN}{what} {listed} (not {others})"
+
+
 def main(experiment, doc: str, file: str, arguments=None) -> Path:
     """The command line of a claim's script; returns the JSON's path."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
