@@ -18,7 +18,14 @@ HERE = Path(__file__).parent
 
 # The chapters of the page: a title, and its scripts in order.
 CHAPTERS: dict[str, list[str]] = {
-    "The mechanism": [],
+    "The mechanism": [
+        "scaling",
+        "randomness",
+        "missing_scale",
+        "evaluation_mode",
+        "sub_networks",
+        "co_adaptation",
+    ],
     "What it does to learning": [],
     "Fine-tuning": [],
     "Uncertainty": [],
