@@ -11,6 +11,7 @@ from experiments import found, load
 from dropout_jax import apply_mask, dropout, dropout_unscaled, keep_mask
 
 HOLDS, FAILS = "holds", "does not hold"
+X = np.ones(3, np.float32)
 
 
 @pytest.fixture(autouse=True)
@@ -126,8 +127,8 @@ def test_modes_that_are_mixed_up_are_noticed():
 
 def test_a_mode_with_a_default_is_not_a_refusal():
     refuses = load("evaluation_mode").refuses
-    assert refuses(dropout, {"x": jnp.ones(3), "rate": 0.5})
-    assert not refuses(lambda x, rate, key=None: dropout(x, rate, key=key), {"x": 1.0, "rate": 0.5})
+    assert refuses(dropout, {"x": X, "rate": 0.5})
+    assert not refuses(lambda x, rate, key=None: dropout(x, rate, key=key), {"x": X, "rate": 0.5})
 
 
 def test_sub_networks(tmp_path):
