@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from dropout_jax import dropout, fold
@@ -51,7 +52,7 @@ def accuracy(logits, labels):
 def fit(
     loss: Callable[[Any, jax.Array, jax.Array], jax.Array],
     params: Any,
-    examples: int,
+    examples: int | jax.Array,
     key: jax.Array,
     *,
     steps: int,
@@ -59,14 +60,55 @@ def fit(
     tx: optax.GradientTransformation | None = None,
 ) -> Any:
     """Minimise loss(params, rows, key) over random rows of `examples`; Adam at 1e-3 unless told."""
+    more = {"steps": steps, "batch_size": batch_size, "tx": tx}
+    return fit_looking(loss, params, examples, key, lambda _: None, looks=1, **more)[0]
+
+
+def fit_looking(
+    loss: Callable[..., jax.Array],
+    params: Any,
+    examples: int | jax.Array,
+    key: jax.Array,
+    look: Callable[[Any], Any],
+    *,
+    looks: int,
+    steps: int,
+    per_step: tuple[jax.Array, ...] = (),
+    batch_size: int = 64,
+    tx: optax.GradientTransformation | None = None,
+) -> tuple[Any, Any]:
+    """The same, and what look(params) saw at `looks` even times; `looks` divides `steps`.
+
+    Arrays of `per_step` hold a value a step, such as a rate; the loss is given the step's values:
+    loss(params, rows, key, *values).
+    """
     tx = tx or optax.adam(1e-3)
 
-    def step(carry, i):
+    def step(carry, now):
         params, state = carry
+        i, values = now
         rows = jax.random.randint(fold(key, "rows", i), (batch_size,), 0, examples)
-        gradient = jax.grad(loss)(params, rows, fold(key, "dropout", i))
+        gradient = jax.grad(loss)(params, rows, fold(key, "dropout", i), *values)
         updates, state = tx.update(gradient, state, params)
         return (optax.apply_updates(params, updates), state), None
 
-    places = jnp.arange(steps, dtype=jnp.uint32)
-    return jax.lax.scan(step, (params, tx.init(params)), places)[0][0]
+    def some_steps(carry, now):
+        carry = jax.lax.scan(step, carry, now)[0]
+        return carry, look(carry[0])
+
+    places = (jnp.arange(steps, dtype=jnp.uint32), per_step)
+    parts = jax.tree.map(lambda leaf: leaf.reshape(looks, steps // looks, *leaf.shape[1:]), places)
+    (params, _), seen = jax.lax.scan(some_steps, (params, tx.init(params)), parts)
+    return params, seen
+
+
+def grid(run: Callable[..., Any], *axes) -> Any:
+    """run(a, b, ...) for all combinations of the axes' values: one program, one run at a time.
+
+    Results have an axis for each of `axes`. (On a CPU that takes less time than jax.vmap.)
+    """
+    combinations = jnp.meshgrid(*map(jnp.asarray, axes), indexing="ij")
+    flat = tuple(values.ravel() for values in combinations)
+    found = jax.jit(lambda flat: jax.lax.map(lambda values: run(*values), flat))(flat)
+    shape = combinations[0].shape
+    return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(*shape, *leaf.shape[1:]), found)
