@@ -4,7 +4,7 @@
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -102,13 +102,17 @@ def fit_looking(
     return params, seen
 
 
-def grid(run: Callable[..., Any], *axes) -> Any:
-    """run(a, b, ...) for all combinations of the axes' values: one program, one run at a time.
+def grid(run: Callable[..., Any], firsts: Iterable, *axes) -> Any:
+    """run(first, a, b, ...) for all combinations of the axes' values, one run at a time.
 
-    Results have an axis for each of `axes`. (On a CPU that takes less time than jax.vmap.)
+    One program does all for one of `firsts`, such as a seed; they may come with a progress bar.
+    Results have an axis for each of the axes. (On a CPU that takes less time than jax.vmap.)
     """
     combinations = jnp.meshgrid(*map(jnp.asarray, axes), indexing="ij")
     flat = tuple(values.ravel() for values in combinations)
-    found = jax.jit(lambda flat: jax.lax.map(lambda values: run(*values), flat))(flat)
-    shape = combinations[0].shape
-    return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(*shape, *leaf.shape[1:]), found)
+    of_one = jax.jit(lambda first: jax.lax.map(lambda values: run(first, *values), flat))
+    found = [jax.device_get(of_one(first)) for first in firsts]
+    sizes = tuple(len(axis) for axis in axes)
+    return jax.tree.map(
+        lambda *parts: np.stack(parts).reshape(-1, *sizes, *parts[0].shape[1:]), *found
+    )

@@ -1,0 +1,222 @@
+"""The claims about learning: each script in its smallest form, and the functions that decide."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from experiments import found, load
+
+from dropout_jax import dropout_unscaled
+
+
+def test_fits_that_look_end_as_fits_that_do_not():
+    nets = load("nets")
+    with jax.numpy_dtype_promotion("standard"):
+        params, key = {"x": jnp.ones(3)}, jax.random.key(0)
+
+        def loss(params, rows, key, *values):
+            return ((params["x"] - rows[:3]) ** 2).sum() * (values[0] if values else 1)
+
+        plain = nets.fit(loss, params, 10, key, steps=6)
+        looked, seen = nets.fit_looking(loss, params, 10, key, lambda p: p["x"], looks=3, steps=6)
+        still, _ = nets.fit_looking(
+            *(loss, params, 10, key, lambda _: None),
+            **{"looks": 1, "steps": 6, "per_step": (jnp.zeros(6),)},
+        )
+    np.testing.assert_array_equal(looked["x"], plain["x"])
+    assert seen.shape == (3, 3)
+    np.testing.assert_array_equal(seen[-1], plain["x"])
+    np.testing.assert_array_equal(still["x"], params["x"])  # every step was given its 0
+
+
+def test_a_grid_runs_every_combination():
+    grid = load("nets").grid
+    sums, products = grid(lambda a, b, c: (a + b + c, a * b * c), [1, 2], [10, 20, 30], (0.5, 0.0))
+    a, b, c = np.meshgrid([1, 2], [10, 20, 30], [0.5, 0.0], indexing="ij")
+    np.testing.assert_array_equal(sums, a + b + c)
+    np.testing.assert_array_equal(products, a * b * c)
+
+
+def test_the_crossing_is_where_the_gain_ends_for_good():
+    crossing = load("data_size").crossing
+    assert crossing((100, 1000, 10_000), [2, 1, -1]) == pytest.approx(math.sqrt(1e3 * 1e4))
+    assert crossing((100, 1000, 10_000), [-1, 3, -1]) == pytest.approx(1000 * 10**0.75)
+    assert crossing((100, 1000, 10_000), [-1, 1, 2]) is None
+    assert crossing((100, 1000, 10_000), [-1, -1, -2]) is None
+
+
+def test_data_size_verdicts_follow_the_gains():
+    """Gains by seed, size and rate, with a spread of 0.001 over seeds."""
+    script, claim = load("data_size"), load("claim")
+    sizes, rates = (100, 1000, 100_000), (0.0, 0.1, 0.5)
+    spread = np.array([-1, 0, 1])[:, None, None] * 0.001
+    gains = spread + np.array([[0, 0.01, 0.01], [0, 0.03, 0.03], [0, 0.01, -0.02]])
+    assert script.one_pass(gains, rates).verdict == claim.ONLY_WHEN + "the rate is 0.5 (not 0.1)"
+    assert script.little_capacity(gains, sizes, rates).verdict.startswith(claim.ONLY_WHEN)
+    assert script.tiny_data(gains, sizes, rates).verdict == claim.HOLDS
+    assert script.tiny_data(-gains, sizes, rates).verdict == claim.FAILS
+    assert script.small_data(spread - 0.1, gains, sizes, rates).verdict == claim.HOLDS
+    assert script.small_data(spread + 0.1, gains, sizes, rates).verdict == claim.FAILS
+    assert script.small_data(spread - 0.1, -gains, sizes, rates).verdict == claim.FAILS
+
+
+def test_data_size(tmp_path):
+    numbers = found("data_size", tmp_path)["numbers"]
+    for name in ("wide", "narrow"):
+        for by_rate in numbers["test accuracy gained"][name]:
+            assert by_rate[0] == {"mean": 0, "95 %": [0, 0]}  # rate 0 against itself
+    # Of 50 examples and no dropout, the wide network misses less in training than with masks on.
+    without, dropped = numbers["training accuracy"]["wide"][0]
+    assert dropped < without
+    # Learned something: 12,000 guesses at one of ten would be right with 0.1 and sd 0.003.
+    assert numbers["test accuracy"]["wide"][1][0] > 0.2
+
+
+def test_schedules_are_what_they_are_called():
+    schedules = load("schedules").schedules
+    with jax.numpy_dtype_promotion("standard"):
+        tables = {name: np.asarray(table) for name, table in schedules(0.5, 100).items()}
+        none = schedules(0.0, 100)
+    assert all(table.shape == (100, 4) for table in tables.values())
+    assert not any(np.any(table) for table in none.values())
+    assert (tables["constant"] == 0.5).all()
+    np.testing.assert_array_equal(tables["early"] + tables["late"], tables["constant"])
+    assert tables["early"][0, 0] == 0.5
+    np.testing.assert_allclose(
+        tables["decaying"][:, 0], 0.5 * (1 - np.arange(100) / 100), atol=1e-6
+    )
+    growing = 0.5 * (1 - np.exp(-np.arange(100) / 10))
+    np.testing.assert_allclose(tables["curriculum"][:, 3], growing, atol=1e-6)
+    np.testing.assert_allclose(tables["deeper"], [[0, 0.5 / 3, 1 / 3, 0.5]] * 100, atol=1e-6)
+
+
+def test_schedules_at_rate_0_are_one(tmp_path):
+    by_name = found("schedules", tmp_path)["numbers"]["test accuracy by rate"]
+    assert len({accuracies[0] for accuracies in by_name.values()}) == 1
+    assert len({accuracies[1] for accuracies in by_name.values()}) > 2
+
+
+def test_the_interaction_is_a_difference_of_differences():
+    table = load("interactions").table
+    without = np.array([[0.80, 0.82], [0.81, 0.84], [0.79, 0.80]])
+    adding = table(without, without + 0.05)
+    assert adding["interaction"] == pytest.approx((0, 0, 0), abs=1e-12)
+    instead = table(without, np.full((3, 2), 0.85))
+    assert instead["interaction"].mean == pytest.approx(-0.02)
+    assert instead["dropout's gain beside"] == (0, 0, 0)
+
+
+def test_the_verdict_beside_a_partner_is_of_the_gain_there():
+    script, claim = load("interactions"), load("claim")
+    alone = np.array([[0.80, 0.85], [0.81, 0.86], [0.79, 0.85]])
+    for partner, helps in (("weight decay", claim.HOLDS), ("batch norm", claim.FAILS)):
+        assert script.finding(partner, script.table(alone, alone)).verdict == helps
+        other = claim.FAILS if helps == claim.HOLDS else claim.HOLDS
+        assert script.finding(partner, script.table(alone, alone[:, ::-1])).verdict == other
+
+
+@pytest.mark.parametrize("norm", range(3))
+def test_a_net_evaluates_by_the_statistics_it_is_given(norm):
+    script, nets = load("interactions"), load("nets")
+    layers = nets.mlp_init(jax.random.key(0), (5, 7, 7, 3))
+    x = jax.random.normal(jax.random.key(1), (11, 5))
+    logits, seen = script.net(layers, x, 0.5, norm, key=None)
+    again, _ = script.net(layers, x, 0.5, norm, seen, key=None)
+    np.testing.assert_allclose(again, logits, rtol=1e-6)
+    alone, _ = script.net(layers, x[:2], 0.5, norm, seen, key=None)
+    np.testing.assert_allclose(alone, logits[:2], rtol=1e-4, atol=1e-5)  # not of its own two rows
+    other, _ = script.net(layers, x, 0.5, norm, key=jax.random.key(2))
+    assert not np.allclose(other, logits)
+
+
+def test_interactions(tmp_path):
+    for cells in found("interactions", tmp_path)["numbers"]["accuracy"].values():
+        mean = {name: cell["mean"] for name, cell in cells.items()}
+        both = mean["both"] - mean["partner"] - mean["dropout"] + mean["neither"]
+        assert mean["interaction"] == pytest.approx(both, abs=1e-5)
+        assert mean["neither"] > 0.3  # 6,000 guesses at one of ten: 0.1, sd 0.004
+
+
+def test_the_shift_of_variance_needs_the_scale():
+    """40,000 draws; the op without its scale has a ratio below 1 instead of 2."""
+    script = load("batch_norm")
+    assert script.is_closed_form(script.measured_and_closed_form(0.5, 40_000), 0.5, 40_000)
+    broken = script.measured_and_closed_form(0.5, 40_000, drop=dropout_unscaled)
+    assert not script.is_closed_form(broken, 0.5, 40_000)
+
+
+def test_batch_norms_see_more_variance_only_after_dropout(tmp_path):
+    numbers = found("batch_norm", tmp_path)["numbers"]
+    (before, after) = numbers["the same by place, rate and batch norm"]
+    without, dropped = before
+    np.testing.assert_allclose(without, 1, atol=1e-3)
+    np.testing.assert_allclose(after, 1, atol=1e-3)  # no batch norm comes after it
+    assert dropped[0] == pytest.approx(1, abs=1e-3)
+    assert min(dropped[1:]) > 1.2
+
+
+def test_steps_to_a_loss_are_read_off_the_curve():
+    script = load("cost")
+    losses = 2.0 ** -np.arange(1, 9)  # halves from look to look
+    assert script.first_below(losses, 2.0**-3.5) == pytest.approx(3.5 * script.EVERY)
+    assert script.first_below(losses, 1.0) == script.EVERY
+    assert math.isnan(script.first_below(losses, 0.001))
+    slow = 2.0 ** -np.arange(0.5, 4.5, 0.5)
+    curves = np.array([[losses, slow]] * 3)
+    assert script.ratios_of(curves, 2.0**-3, (0.0, 0.5))[0.5] == pytest.approx((2, 2, 2))
+    assert script.ratios_of(curves, 2.0**-7, (0.0, 0.5))[0.5] is None
+
+
+def test_a_ratio_of_steps_holds_within_its_bounds_alone():
+    script, claim = load("cost"), load("claim")
+    ratios = {0.3: {0.5: claim.Interval(2, 1.9, 2.1)}, 0.1: {0.5: None}}
+    verdict = script.within("a", "b", 1.5, 2.5, ratios).verdict
+    assert verdict.startswith(claim.ONLY_WHEN + "the training loss to be reached is 0.3")
+    assert script.within("a", "b", 2, 3, ratios).verdict == claim.FAILS
+
+
+def test_the_time_of_a_step_is_the_benchmarks():
+    script, claim = load("cost"), load("claim")
+    rows = json.loads(script.BENCHMARK.read_text())["rows"]
+    times = script.step_times({"rows": rows})
+    by = {(r["framework"], r["preset"], r["dropout"]): r for r in rows}
+    for name, found_ in times.items():
+        with_it, without = (by[(*name.split(", "), rate)] for rate in (0.2, 0.0))
+        values = (row["to_minigpt_without_dropout"][1] for row in (with_it, without))
+        assert found_.mean == pytest.approx(next(values) / next(values))
+        assert found_.low < found_.mean < found_.high
+    assert len(times) == 4
+    assert script.of_a_step({"a": claim.Interval(1.05, 1.0, 1.09)}).verdict == claim.HOLDS
+    assert script.of_a_step({"a": claim.Interval(1.05, 1.0, 1.11)}).verdict == claim.FAILS
+
+
+def test_cost(tmp_path):
+    numbers = found("cost", tmp_path)["numbers"]
+    without, dropped = (np.array(curve) for curve in numbers["training loss by rate and look"])
+    assert (dropped > without).all()
+    assert without[-1] < without[0] < math.log(10)
+
+
+def test_overfitting_is_measured_by_the_validation_text():
+    """Losses by rate, seed, text and look: without dropout the validation loss turns."""
+    script, claim = load("gpt_overfitting"), load("claim")
+    turning, falling = [[2, 1, 0.5], [2.5, 2.0, 2.6]], [[2, 1.2, 0.8], [2.5, 2.0, 1.9]]
+    losses = np.array([[turning] * 3, [falling] * 3])
+    losses += 0.01 * np.arange(3)[:, None, None]
+    found = script.measure(losses)
+    assert found["rise without dropout"].mean == pytest.approx(0.6)
+    assert found["best, change"].mean == pytest.approx(-0.1)
+    assert found["last, change"].mean == pytest.approx(-0.7)
+    assert [it.verdict for it in script.findings(found)] == [claim.HOLDS] * 2
+    assert [it.verdict for it in script.findings(script.measure(losses[::-1]))] == [claim.FAILS] * 2
+
+
+def test_gpt_overfitting(tmp_path):
+    result = found("gpt_overfitting", tmp_path)
+    losses = np.array(result["numbers"]["losses by rate, seed, text and step"])
+    assert losses.shape == (2, 3, 2, 10)
+    assert (losses[..., -1] < losses[..., 0]).all()  # one pass in 40 steps: both texts still fall
+    assert (losses[0] != losses[1]).all()
