@@ -53,11 +53,12 @@ def test_data_size_verdicts_follow_the_gains():
     script, claim = load("data_size"), load("claim")
     sizes, rates = (100, 1000, 100_000), (0.0, 0.1, 0.5)
     spread = np.array([-1, 0, 1])[:, None, None] * 0.001
-    gains = spread + np.array([[0, 0.01, 0.01], [0, 0.03, 0.03], [0, 0.01, -0.02]])
+    gains = spread + np.array([[0, 0.01, 0.01], [0, 0.05, 0.03], [0, 0.01, -0.02]])
     assert script.one_pass(gains, rates).verdict == claim.ONLY_WHEN + "the rate is 0.5 (not 0.1)"
-    assert script.little_capacity(gains, sizes, rates).verdict.startswith(claim.ONLY_WHEN)
-    assert script.tiny_data(gains, sizes, rates).verdict == claim.HOLDS
-    assert script.tiny_data(-gains, sizes, rates).verdict == claim.FAILS
+    assert script.little_capacity(gains, rates).verdict == claim.FAILS
+    assert script.little_capacity(-gains, rates).verdict == claim.HOLDS
+    assert script.tiny_data(gains, sizes).verdict == claim.HOLDS
+    assert script.tiny_data(-gains, sizes).verdict == claim.FAILS
     assert script.small_data(spread - 0.1, gains, sizes, rates).verdict == claim.HOLDS
     assert script.small_data(spread + 0.1, gains, sizes, rates).verdict == claim.FAILS
     assert script.small_data(spread - 0.1, -gains, sizes, rates).verdict == claim.FAILS
@@ -71,7 +72,7 @@ def test_data_size(tmp_path):
     # Of 50 examples and no dropout, the wide network misses less in training than with masks on.
     without, dropped = numbers["training accuracy"]["wide"][0]
     assert dropped < without
-    # Learned something: 12,000 guesses at one of ten would be right with 0.1 and sd 0.003.
+    # Learned something: 6,000 guesses at one of ten would be right with 0.1 and sd 0.004.
     assert numbers["test accuracy"]["wide"][1][0] > 0.2
 
 

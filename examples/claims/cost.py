@@ -25,7 +25,7 @@ from dropout_jax import fold
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "results" / "train_step-cpu.json"
 EVERY, TARGETS = 25, (0.3, 0.1, 0.03)
 ALEXNET = 'Krizhevsky et al., "ImageNet classification with deep convolutional ...", NeurIPS 2012'
-SRIVASTAVA = "Srivastava et al., JMLR 2014, section 10"
+SRIVASTAVA = "Srivastava et al., JMLR 2014, conclusion"
 
 
 def experiment(scale: claim.Scale) -> Result:
