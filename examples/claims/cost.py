@@ -125,7 +125,7 @@ def step_times(benchmark) -> dict[str, Interval]:
         if rate:
             half, without = 1.57 * (upper - lower) / np.sqrt(15), found[framework, preset, 0.0][1]
             values = (median / without, (median - half) / without, (median + half) / without)
-            times[f"{framework}, {preset}"] = Interval(*values)
+            times[f"{framework} on {preset}"] = Interval(*values)
     return times
 
 
@@ -157,10 +157,11 @@ def picture(losses, rates, ratios, times) -> Figure:
     middle.set(xlabel="rate", ylabel="steps / steps without dropout", title="steps")
     for axes in (left, middle):
         axes.legend(fontsize=8)
-    for i, found in enumerate(times.values()):
-        right.barh(i, found.mean, xerr=[[found.mean - found.low], [found.high - found.mean]])
+    for i, (name, found) in enumerate(times.items()):
+        error = [[found.mean - found.low], [found.high - found.mean]]
+        right.barh(i, found.mean, xerr=error, color="C1" if name.startswith("torch") else "C0")
     right.axvline(1, color="black", linewidth=0.8)
-    right.set_yticks(range(len(times)), [name.replace(", ", "\n") for name in times], fontsize=8)
+    right.set_yticks(range(len(times)), [name.replace(" on ", "\n") for name in times], fontsize=8)
     right.set(xlabel="time of a step at rate 0.2 / at 0", title="time (of the benchmark)")
     return figure
 
