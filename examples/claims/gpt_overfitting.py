@@ -3,9 +3,9 @@
 Two blocks of width 64 with a context of 32 learn the first 5,000 characters of Hamlet by 800 steps
 of 512 characters (82 passes) at a peak learning rate of 5e-3; with 10,000 characters and 500 steps
 it did not overfit yet, so this was chosen, by a run without dropout. Losses, in nats a character,
-are, dropout off, of even windows of the training text and of the play's last tenth, ten times a run.
-"Best" is the lowest of the ten losses of the validation text, which so choose the step for either
-rate; "last" chooses nothing. A seed decides initial weights, batches and masks.
+are, dropout off, of even windows of the training text and of the play's last tenth, ten times a
+run. "Best" is the lowest of the ten losses of the validation text, which so choose the step for
+either rate; "last" chooses nothing. A seed decides initial weights, batches and masks.
 """
 
 import dataclasses
