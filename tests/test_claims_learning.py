@@ -61,9 +61,12 @@ def test_data_size_verdicts_follow_the_gains():
     assert script.little_capacity(-gains, rates).verdict == claim.HOLDS
     assert script.tiny_data(gains, sizes).verdict == claim.HOLDS
     assert script.tiny_data(-gains, sizes).verdict == claim.FAILS
-    assert script.small_data(falls, gains, sizes, rates).verdict == claim.HOLDS
-    assert script.small_data(-falls, gains, sizes, rates).verdict == claim.FAILS
-    assert script.small_data(falls, -gains, sizes, rates).verdict == claim.FAILS
+    for changes, sign, verdict in ((falls, -1, claim.HOLDS), (falls, 1, claim.FAILS)):
+        assert script.small_data("a", changes, sizes, rates, sign).verdict == verdict
+        assert script.small_data("a", -changes, sizes, rates, -sign).verdict == verdict
+    gains[:, 0] *= -1
+    only = script.small_data("a", gains, sizes, rates, 1).verdict
+    assert only.startswith(claim.ONLY_WHEN + "the examples, and the rate, are 1000 at 0.1 or 1000")
 
 
 def test_data_size(tmp_path):
