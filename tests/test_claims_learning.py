@@ -226,3 +226,21 @@ def test_gpt_overfitting(tmp_path):
     assert losses.shape == (2, 3, 2, 10)
     assert (losses[..., -1] < losses[..., 0]).all()  # both texts still fall in 40 steps
     assert (losses[0] != losses[1]).all()
+
+
+def test_a_change_holds_by_its_sign():
+    script, claim = load("underfitting"), load("claim")
+    changes = {"a": {0.1: claim.Interval(0.2, 0.1, 0.3), 0.2: claim.Interval(0.1, -0.1, 0.3)}}
+    only = claim.ONLY_WHEN + "the rate is 0.1 (not 0.2)"
+    assert script.finding("b", changes, "a", 1).verdict == only
+    assert script.finding("b", changes, "a", -1).verdict == claim.FAILS
+
+
+def test_underfitting(tmp_path):
+    """In 24 steps early dropout is on in four of them alone, so it costs less than constant."""
+    over_none = found("underfitting", tmp_path)["numbers"]["over no dropout"]
+    early, constant = (
+        over_none[f"{when}, training loss"]["0.2"]["mean"] for when in ("early", "constant")
+    )
+    assert early < constant
+    assert constant > 0
