@@ -223,8 +223,8 @@ def test_overfitting_is_measured_by_the_validation_text():
 def test_gpt_overfitting(tmp_path):
     result = found("gpt_overfitting", tmp_path)
     losses = np.array(result["numbers"]["losses by rate, seed, text and step"])
-    assert losses.shape == (2, 3, 2, 10)
-    assert (losses[..., -1] < losses[..., 0]).all()  # both texts still fall in 40 steps
+    assert losses.shape == (2, 3, 2, 2)
+    assert (losses[..., -1] < losses[..., 0]).all()  # both texts still fall in 20 steps
     assert (losses[0] != losses[1]).all()
 
 

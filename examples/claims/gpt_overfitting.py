@@ -19,13 +19,13 @@ from matplotlib.figure import Figure
 
 from minigpt.config import OptimConfig
 
-RATES, EVALS = (0.0, 0.2), 10
+RATES = (0.0, 0.2)
 NANOGPT = "nanoGPT, config/train_shakespeare_char.py, whose rate is 0.2"
 
 
 def experiment(scale: claim.Scale) -> Result:
-    steps, characters = scale.pick(40, 800, 2000), scale.pick(1000, 5000, 20_000)
-    seeds = range(scale.pick(3, 3, 10))
+    steps, characters = scale.pick(20, 800, 2000), scale.pick(1000, 5000, 20_000)
+    seeds, evals = range(scale.pick(3, 3, 10)), scale.pick(2, 10, 10)
     model = dataclasses.replace(SMALL, block_size=32, **scale.pick({"n_layer": 1}, {}, {}))
     text = data.one_play()
     text = text._replace(train=text.train[:characters])
@@ -34,10 +34,10 @@ def experiment(scale: claim.Scale) -> Result:
     configs = {rate: config_of(steps, model, rate, optim=optim) for rate in RATES}
     trainings = {rate: compiled(config, text) for rate, config in configs.items()}
     for rate, seed in scale.track(jobs, "runs"):
-        found = train(trainings[rate], configs[rate], text, seed, evals=EVALS)
+        found = train(trainings[rate], configs[rate], text, seed, evals=evals)
         curves[rate].append((found.train, found.validation))
     losses = np.array([curves[rate] for rate in RATES])  # (rate, seed, text, look)
-    at = [steps * (i + 1) // EVALS for i in range(EVALS)]
+    at = [steps * (i + 1) // evals for i in range(evals)]
     numbers = {"rates": RATES, "steps": at, "losses by rate, seed, text and step": losses}
     measured = measure(losses)
     return Result(findings(measured), picture(at, losses), numbers | {"measured": measured})
