@@ -95,6 +95,7 @@ def section(name: str, found: dict, folder: str) -> str:
         for finding in found["findings"]
     ]
     scale = "" if found["scale"] == "default" else f" --{found['scale']}"
+    more = found["numbers"].get("table", [])  # a script's own: rows as dictionaries
     return "\n\n".join(
         [
             f"### {found['title']}",
@@ -102,6 +103,7 @@ def section(name: str, found: dict, folder: str) -> str:
             f"[numbers]({folder}/{name}.json))",
             f"![{found['title']}]({folder}/{name}.png)",
             tabulate(rows, ["claim", "made in", "measured", "verdict"], tablefmt="github"),
+            *([tabulate(more, "keys", tablefmt="github", disable_numparse=True)] if more else []),
         ]
     )
 
