@@ -1,4 +1,4 @@
-"""The command `minigpt`: train, finetune, sample, eval, replay."""
+"""The command `minigpt`: train, finetune, sample, eval, replay, uncertainty."""
 
 from __future__ import annotations
 
@@ -105,6 +105,33 @@ class Replay:
     """print one JSON object"""
 
 
+@dataclass(frozen=True)
+class Uncertainty:
+    """Colour a text by how unsure a model is of every character, by Monte Carlo dropout."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """the directory that `minigpt train` wrote"""
+    text: str | None = None
+    """the text, or name a --file"""
+    file: Path | None = None
+    """a UTF-8 text"""
+    measure: Literal["information", "entropy", "surprise"] = "information"
+    """what the model does not know (mutual information); with the text's own chance (entropy of the
+    mean prediction); or -log of the probability of the character that stands there"""
+    dropout: float | None = None
+    """one rate for the passes at nanoGPT's four sites; unset takes the rates of the training"""
+    passes: int = 30
+    top: float | None = None
+    """nats of the strongest colour, to compare texts; unset takes the largest in the text"""
+    html: Path | None = None
+    """write one HTML file too"""
+    json: bool = False
+    """print one JSON object instead"""
+    seed: int = 0
+    checkpoint: Literal["last", "best"] = "last"
+    """best is that of the lowest validation loss"""
+
+
 def main(args: list[str] | None = None) -> None:
     """Run the command line; a bad value is one line and exit code 2."""
     args = sys.argv[1:] if args is None else args
@@ -113,9 +140,10 @@ def main(args: list[str] | None = None) -> None:
             parse = {"train": _parse_train, "finetune": _parse_finetune}[args[0]]
             _train(parse(args[1:]))
             return
-        commands: Any = Train | Finetune | Sample | Eval | Replay
+        commands: Any = Train | Finetune | Sample | Eval | Replay | Uncertainty
         command = tyro.cli(commands, args=args, prog="minigpt")
-        {Sample: _sample, Eval: _eval, Replay: _replay}[type(command)](command)
+        run = {Sample: _sample, Eval: _eval, Replay: _replay, Uncertainty: _uncertainty}
+        run[type(command)](command)
     except (ValueError, OSError) as error:
         print(f"minigpt: {error}", file=sys.stderr, flush=True)
         _leave(2)
@@ -305,3 +333,34 @@ def _replay(command: Replay) -> None:
         print(json.dumps(plain(result)))
         return
     show(result, Console(highlight=False))
+
+
+def _uncertainty(command: Uncertainty) -> None:
+    from minigpt import coloured
+    from minigpt.files import replace
+    from minigpt.uncertainty import text_uncertainty
+
+    if (command.text is None) == (command.file is None):
+        raise ValueError("text: give either --text or --file, and one of them.")
+    text = _read_text(command.file) if command.file else command.text or ""
+    run, training = _load(command.run_dir, command.checkpoint)
+    options = {"dropout": command.dropout, "passes": command.passes, "seed": command.seed}
+    found = text_uncertainty(run, training.state.params, text, **options)._asdict()
+    top = coloured.top_of(found[command.measure], command.top)
+    if command.html:
+        page = coloured.page(text, found, command.measure, top)
+        replace(command.html, page.encode())
+    if command.json:
+        numbers = {name: [None if x != x else x for x in each] for name, each in found.items()}
+        print(json.dumps({"text": text} | numbers))
+        return
+    coloured.show(Console(highlight=False), text, found[command.measure], command.measure, top)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"file={str(path)!r} is not allowed: it must be UTF-8 text ({error})."
+        ) from None

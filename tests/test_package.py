@@ -88,9 +88,12 @@ ALLOWED = {
             *("batches", "checkpoint", "config", "finetune", "metrics", "model", "rundir"),
             *("sharding", "sites", "tokens", "train_step"),
         },
+        "uncertainty": {"config", "model", "rundir", "tokenizer"},
+        "coloured": set(),
         "cli": {
-            *("checkpoint", "config", "corpus", "evaluate", "finetune", "hosts", "loop"),
-            *("replay", "resume", "rundir", "sample", "tokens", "train_step"),
+            *("checkpoint", "coloured", "config", "corpus", "evaluate", "files", "finetune"),
+            *("hosts", "loop", "replay", "resume", "rundir", "sample", "tokens", "train_step"),
+            "uncertainty",
         },
     },
 }
