@@ -28,7 +28,7 @@ CHAPTERS: dict[str, list[str]] = {
     ],
     "What it does to learning": [],
     "Fine-tuning": [],
-    "Uncertainty": [],
+    "Uncertainty": ["uncertainty", "active_learning", "gpt_uncertainty"],
 }
 
 INTRODUCTION = """\
