@@ -1,7 +1,8 @@
 """Active learning: which digits to label next, by BALD, by entropy, or at random.
 
 An MLP of 784, 128, 128 and 10 with dropout 0.5 on both hidden layers starts from 20 labels, two of
-each digit, asks for 10 more a round, and is trained afresh each time (Adam at 1e-3, batches of 32).
+each digit, asks for 10 more a round, and is trained afresh each time: 500 steps of 32, Adam at 1e-3
+(with random labels alone, three times 200 steps gained nothing at 20 labels, 2 points at 300).
 The pool are 2,000 of MNIST's digits, the test 1,000 others. BALD takes the largest mutual
 information of 10 MC dropout passes; entropy, the largest entropy of the softmax without dropout.
 The strategies of a seed share split, first labels, initial weights and masks.
@@ -69,8 +70,8 @@ def run(pool, test, first, key, strategy, rounds: int, steps: int, passes: int):
 
 def experiment(scale: claim.Scale) -> claim.Result:
     """Every strategy from every seed."""
-    seeds, rounds = scale.pick((3, 3), (6, 29), (10, 99))
-    settings = {"rounds": rounds, "steps": scale.pick(20, 200, 400)}
+    seeds, rounds = scale.pick((3, 3), (5, 20), (10, 99))
+    settings = {"rounds": rounds, "steps": scale.pick(20, 500, 1000)}
     settings["passes"] = scale.pick(3, 10, 50)
     accuracies = []
     for seed in scale.track(range(seeds), "seeds"):

@@ -1,5 +1,7 @@
 """What the claims on uncertainty share: a last-layer Laplace approximation, and measures."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +46,7 @@ def _matrix(layer):
     return jnp.concatenate([layer["weights"], layer["bias"][None]])
 
 
+@functools.partial(jax.jit, static_argnames="coverage")
 def quality(p, labels, coverage: float = 0.8) -> dict[str, jax.Array]:
     """Accuracy, calibration and selective prediction of probabilities (rows, classes)."""
     right, confidence = p.argmax(-1) == labels, p.max(-1)
@@ -57,12 +60,14 @@ def quality(p, labels, coverage: float = 0.8) -> dict[str, jax.Array]:
     }
 
 
+@functools.partial(jax.jit, static_argnames="repeats")
 def calibrated_ece(p, key, repeats: int = 20) -> jax.Array:
     """The ECE that so many rows show if every probability is exactly right: it is not 0."""
     labels = jax.random.categorical(key, jnp.log(p), shape=(repeats, len(p)))
     return jax.vmap(lambda drawn: expected_calibration_error(p, drawn))(labels).mean()
 
 
+@jax.jit
 def told_apart(known, unknown) -> jax.Array:
     """AUROC of a score that should be higher for the unknown."""
     scores = jnp.concatenate([known, unknown])

@@ -1,0 +1,229 @@
+"""The claims on uncertainty: the approximations they write, and verdicts that can change."""
+
+import copy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from experiments import found, load
+
+claim, measures = load("claim"), load("measures")
+uncertainty, active_learning = load("uncertainty"), load("active_learning")
+gpt_uncertainty = load("gpt_uncertainty")
+
+
+def last_layer():
+    """A layer of 4 inputs and 3 classes, and 30 rows of what it is given."""
+    rng = np.random.default_rng(0)
+    layer = {"weights": rng.normal(size=(4, 3)), "bias": rng.normal(size=3)}
+    return jax.tree.map(jnp.float32, (layer, rng.normal(size=(30, 4)), np.arange(30) % 3))
+
+
+def test_laplace_is_the_inverse_of_the_losss_hessian():
+    layer, features, labels = last_layer()
+    inputs = jnp.concatenate([features, jnp.ones((30, 1))], axis=1)
+
+    def loss(flat):  # the negative log posterior; its Hessian does not depend on the labels
+        logits = jax.nn.log_softmax(inputs @ flat.reshape(3, 5).T)
+        chosen = jnp.take_along_axis(logits, labels.astype(int)[:, None], 1)
+        return -chosen.sum() + 0.7 * jnp.square(flat).sum() / 2
+
+    flat = jnp.concatenate([layer["weights"], layer["bias"][None]]).T.ravel()
+    ours = measures.laplace_covariance(layer, features, 0.7)
+    np.testing.assert_allclose(ours @ jax.hessian(loss)(flat), np.eye(15), rtol=0, atol=1e-4)
+
+
+def test_laplaces_logits_have_the_covariance_of_its_weights():
+    """Of 20,000 draws: mean within 4.9 sd / sqrt(n), covariances within 4.9 sd of theirs."""
+    layer, features, _ = last_layer()
+    covariance = measures.laplace_covariance(layer, features, 0.7)
+    rows, count = features[:2], 20_000
+    drawn = np.asarray(
+        measures.laplace_logits(layer, covariance, rows, jax.random.key(0), count), np.float64
+    )
+    for i, row in enumerate(np.asarray(rows)):
+        jacobian = np.kron(np.eye(3), np.append(row, 1.0))
+        wanted = jacobian @ np.asarray(covariance) @ jacobian.T
+        mean = np.asarray(row @ layer["weights"] + layer["bias"])
+        assert (abs(drawn[:, i].mean(0) - mean) < 4.9 * np.sqrt(wanted.diagonal() / count)).all()
+        variances = np.outer(wanted.diagonal(), wanted.diagonal()) + wanted**2
+        error = abs(np.cov(drawn[:, i].T) - wanted)
+        assert (error < 4.9 * np.sqrt(variances / count) + 2e-5).all()  # 1e-5 is its jitter
+
+
+def test_selective_accuracy_is_that_of_the_most_confident():
+    p = jnp.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.4, 0.6], [0.45, 0.55]])
+    labels = jnp.array([0, 0, 1, 1, 0])  # right, right, wrong, right, wrong
+    quality = measures.quality(p, labels, coverage=0.4)
+    assert float(quality["accuracy"]) == pytest.approx(0.6)
+    assert float(quality["selective"]) == 1
+    assert float(measures.quality(p, labels, coverage=0.6)["selective"]) == pytest.approx(2 / 3)
+
+
+def test_right_probabilities_have_an_ece_above_zero_that_shrinks_with_rows():
+    """Errors fall as 1 / sqrt(rows): 100 times the rows, a tenth of the ECE, within a half."""
+    p = jax.random.dirichlet(jax.random.key(0), jnp.ones(3), (20_000,))
+    few, many = (float(measures.calibrated_ece(p[:n], jax.random.key(1))) for n in (200, 20_000))
+    assert 5 < few / many < 20
+    sure = jnp.eye(3)[jnp.arange(200) % 3]
+    assert float(measures.calibrated_ece(sure, jax.random.key(1))) == 0
+
+
+def test_the_splits_share_no_image_and_the_unknown_are_eights_and_nines():
+    """Blank out what differs: every image is found by its bytes."""
+    everything = load("data").mnist(5000, 0)
+    label_of = {
+        np.asarray(x, np.float32).tobytes(): int(y)
+        for x, y in zip(everything.x_train, np.asarray(everything.y_train), strict=True)
+    }
+    (x, y), (held, _), labels, sets = uncertainty.split(0, 200, 100)
+    names = [{image.tobytes() for image in part} for part in (x, held, sets[uncertainty.IN])]
+    assert [len(part) for part in names] == [200, 50, 100]
+    assert len(set.union(*names)) == 350
+    assert max(*y, *labels) < 8
+    assert {label_of[image.tobytes()] for image in sets["digits 8 and 9"]} == {8, 9}
+    shuffled = sets["shuffled pixels"]
+    np.testing.assert_array_equal(np.sort(shuffled), np.sort(sets[uncertainty.IN]))
+
+
+@pytest.fixture(scope="module")
+def classifiers(tmp_path_factory):
+    return found("uncertainty", tmp_path_factory.mktemp("claims"))
+
+
+def test_every_method_is_in_the_table_with_its_cost(classifiers):
+    table = classifiers["numbers"]["table"]
+    assert [row["method"] for row in table] == list(uncertainty.COST)
+    assert {row["training runs"] for row in table} == {1, 5}
+    assert table[-1]["passes"] == "4"
+
+
+def test_identities_between_the_methods(classifiers):
+    """A temperature changes no answer, and where one pass is all, there is no disagreement."""
+    for run in classifiers["numbers"]["runs"]:
+        for where in (uncertainty.IN, uncertainty.SHIFTED):
+            for net in ("", ", dropout net"):
+                warm, plain = run[f"temperature{net}"][where], run[f"softmax{net}"][where]
+                assert warm["accuracy"] == plain["accuracy"]
+        assert set(run["softmax"]["by mutual information"].values()) == {0.5}
+        assert set(run["MC dropout"]["by mutual information"].values()) != {0.5}
+        assert run["MC dropout"][uncertainty.IN] != run["softmax, dropout net"][uncertainty.IN]
+
+
+def test_the_verdict_on_calibration_follows_the_numbers(classifiers):
+    runs = copy.deepcopy(classifiers["numbers"]["runs"])
+
+    def change(factor, places):
+        for run in runs:
+            run["MC dropout"] = copy.deepcopy(run["softmax, dropout net"])
+            for where in places:
+                for name in ("ECE", "NLL"):
+                    run["MC dropout"][where][name] -= factor
+        return uncertainty.findings(runs)[0].verdict
+
+    both = (uncertainty.IN, uncertainty.SHIFTED)
+    assert change(0.01, both) == claim.HOLDS
+    assert change(0.0, both) == claim.FAILS
+    assert change(-0.01, both) == claim.FAILS
+    shifted = "measured by ECE on digits rotated by 30°, NLL on digits rotated by 30°"
+    assert change(0.01, both[1:]) == claim.ONLY_WHEN + shifted
+
+
+def test_active_learning_asks_for_the_best_that_have_no_label():
+    score = jnp.arange(100, dtype=jnp.float32)
+    labelled = jnp.array([99, 98, 5, 0, 0, 0])
+    more = active_learning.asked(score, labelled, 3)
+    assert more.tolist() == list(range(97, 87, -1))
+    again = active_learning.asked(score, labelled, 2)
+    assert again.tolist() == list(range(97, 87, -1))
+
+
+def test_active_learning_labels_no_image_twice_and_begins_with_two_of_each():
+    rng = np.random.default_rng(0)
+    x, y = jnp.asarray(rng.random((80, 12)), jnp.float32), jnp.arange(80) % 10
+    first = active_learning.first_labels(np.asarray(y), 0)
+    assert np.bincount(np.asarray(y)[first]).tolist() == [2] * 10
+    settings = {"rounds": 3, "steps": 2, "passes": 2}
+    firsts = []
+    for strategy in range(3):
+        with jax.numpy_dtype_promotion("standard"):  # optax
+            accuracies, labelled = active_learning.run(
+                (x, y), (x, y), jnp.asarray(first), jax.random.key(0), strategy, **settings
+            )
+        assert len(set(labelled.tolist())) == 50
+        firsts.append(float(accuracies[0]))
+    assert len(set(firsts)) == 1  # all begin with the same network
+
+
+def test_bald_needs_dropout_in_its_passes(monkeypatch):
+    layers = load("nets").mlp_init(jax.random.key(0), (12, 8, 8, 10))
+    x = jnp.asarray(np.random.default_rng(0).random((5, 12)), jnp.float32)
+    assert (active_learning.scores(layers, x, jax.random.key(1), 20)[1] > 1e-4).all()
+    monkeypatch.setattr(active_learning, "RATE", 0.0)
+    assert (active_learning.scores(layers, x, jax.random.key(1), 20)[1] < 1e-6).all()
+
+
+def test_active_learnings_verdict_follows_the_curves():
+    noise = np.random.default_rng(0).normal(0, 1e-3, (5, 3, 7))
+    labels = 20 + 10 * np.arange(7)
+
+    def verdict(gain):
+        accuracies = 0.5 + noise
+        accuracies[:, 1] += gain
+        return active_learning.findings(accuracies, labels)[0].verdict
+
+    assert verdict(0.1) == claim.HOLDS
+    assert verdict(-0.1) == claim.FAILS
+    late = np.where(labels > 60, 0.1, -0.1)
+    assert verdict(late) == claim.ONLY_WHEN + "there are 70 to 80 labels"
+
+
+def test_active_learning_runs(tmp_path):
+    result = found("active_learning", tmp_path)
+    accuracy = np.array(result["numbers"]["accuracy"])
+    assert accuracy.shape == (3, 3, 3)
+    assert (accuracy[:, :, 0] == accuracy[:, :1, 0]).all()
+
+
+def test_the_gpts_texts_are_what_they_are_called():
+    text = load("data").one_play()
+    sets = gpt_uncertainty.sets(text, 6, 32)
+    assert all(batch.inputs.shape == (6, 32) for batch in sets.values())
+
+    def read(name):
+        return text.tokenizer.decode(sets[name].inputs.ravel())
+
+    assert "Every kind of dropout" in read("Python")
+    assert "Gallia" in read("Latin")
+    known, letters = (
+        np.sort(np.concatenate([sets[name].inputs, sets[name].targets[:, -1:]], axis=1))
+        for name in (gpt_uncertainty.KNOWN, "shuffled letters")
+    )
+    np.testing.assert_array_equal(known, letters)
+
+
+def test_the_gpts_runs(tmp_path):
+    result = found("gpt_uncertainty", tmp_path)
+    for run in result["numbers"]["runs"]:
+        assert run["quality"]["softmax"] != run["quality"]["MC dropout"]
+        assert set(run["AUROC"]) == set(gpt_uncertainty.UNKNOWN)
+
+
+def test_the_gpts_verdicts_follow_the_numbers():
+    def verdicts(information, loss):
+        runs = []
+        for seed in range(3):
+            scores = dict.fromkeys(gpt_uncertainty.SCORES.values(), 0.5 + seed / 1000)
+            told = {name: scores | {"information": information[name]} for name in information}
+            softmax = {"NLL": 2.0, "ECE": 0.01}
+            quality = {"softmax": softmax, "MC dropout": {"NLL": loss + seed / 1000, "ECE": 0.02}}
+            runs.append({"quality": quality, "AUROC": told})
+        return [finding.verdict for finding in gpt_uncertainty.findings(runs)]
+
+    better, worse = dict.fromkeys(gpt_uncertainty.UNKNOWN, 0.9), {"Python": 0.4, "Latin": 0.4}
+    assert verdicts(better, 1.9) == [claim.HOLDS, claim.FAILS, claim.HOLDS]
+    assert verdicts(better | worse, 2.1) == [
+        *(claim.FAILS, claim.FAILS),
+        claim.ONLY_WHEN + "the text is shuffled words, shuffled letters",
+    ]
