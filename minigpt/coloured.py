@@ -54,7 +54,7 @@ def _legend(name: str, top: float, coloured: bool) -> Text:
         legend.append(f" {level} ", _style(level) if coloured else "")
     legend.append(f" {top:.3g} or more")
     if not coloured:
-        legend.append("; . before which nothing is")
+        legend.append("; . is the first, which nothing comes before")
     return legend
 
 
@@ -123,9 +123,9 @@ def page(text: str, about: dict[str, Sequence[float]], name: str, top: float) ->
 
 
 def _span(character: str, level: int, numbers: dict[str, float]) -> str:
-    title = f"{json.dumps(character, ensure_ascii=False)}: " + ", ".join(
-        "nothing before it" if np.isnan(x) else f"{each} {x:.3f}" for each, x in numbers.items()
-    )
+    known = [f"{each} {x:.3f}" for each, x in numbers.items() if not np.isnan(x)]
+    about = ", ".join(known) or "nothing comes before it"
+    title = f"{json.dumps(character, ensure_ascii=False)}: {about}"
     shown = html.escape(character).replace("\r", "&#13;")
     mark = f' class="l{level}"' if level > 0 else ""
     return f'<span{mark} title="{html.escape(title)}">{shown}</span>'

@@ -98,16 +98,16 @@ def token_uncertainty(
 
 
 @functools.partial(jax.jit, static_argnames=("logits", "passes"))
-def _of_window(logits, params, given, following, key, passes: int) -> Uncertainty:
+def _of_window(logits, params, given, following, key, passes: int):
+    """The fields of Uncertainty, each (1, block_size)."""
+
     def predict(key):
         return jax.nn.softmax(logits(params, given, key))
 
     predictions = mc_dropout(predict, key, passes, batch_size=AT_ONCE)
     mean = predictions.mean(0)
     right = jnp.take_along_axis(mean, following[..., None], axis=-1)[..., 0]
-    return Uncertainty(
-        mutual_information(predictions), predictive_entropy(predictions), -jnp.log(right)
-    )
+    return mutual_information(predictions), predictive_entropy(predictions), -jnp.log(right)
 
 
 def by_character(text: str, tokenizer: Tokenizer, found: Uncertainty) -> Uncertainty:
