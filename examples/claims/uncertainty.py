@@ -154,6 +154,7 @@ def experiment(scale: claim.Scale) -> claim.Result:
         curves.append({m: measures.reliability(p[i], given[2]) for i, m in enumerate(COST)})
         chosen.append({name: float(value) for name, value in fitted.items()})
     numbers = {"table": table_of(runs, passes), "seeds": seeds, "fitted": chosen, "runs": runs}
+    numbers["reliability"] = curves
     return claim.Result(findings(runs), draw(runs, curves), numbers)
 
 
@@ -292,7 +293,9 @@ def draw(runs: list[dict], curves: list[dict]) -> Figure:
     right.set(title="Telling the unknown from test digits")
     for axes in (middle, right):
         axes.invert_yaxis()
-        axes.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, -0.13), ncols=3)
+        spaced = {"columnspacing": 1, "handlelength": 1, "fontsize": 9}
+        place = {"loc": "upper right", "bbox_to_anchor": (1, -0.12), "ncols": 3}
+        axes.legend(frameon=False, **place, **spaced)
     return figure
 
 
