@@ -8,7 +8,7 @@ import sys
 import jax
 
 CLAIMS = pathlib.Path(__file__).parent.parent / "examples" / "claims"
-SHARED = {"claim", "data", "nets", "gpt", "measures", "page"}
+SHARED = {"claim", "data", "nets", "gpt", "measures", "methods", "page"}
 
 
 def load(name):

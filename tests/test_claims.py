@@ -34,6 +34,8 @@ def test_a_verdict_by_cells_names_those_where_it_holds():
     by = load("claim").verdict_by
     assert by("the rate is", {0.1: True, 0.5: True}) == "holds"
     assert by("the rate is", {0.1: False, 0.5: False}) == "does not hold"
+    above, across = load("claim").Interval(2, 1, 3), load("claim").Interval(1, -1, 3)
+    assert by("measured by", {"a": above, "b": across}) == "holds only when measured by a (not b)"
     some = by("the rate is", {0.1: True, 0.2: False, 0.5: True, 0.7: True})
     assert some == "holds only when the rate is 0.1, 0.5 or 0.7 (not 0.2)"
 

@@ -115,13 +115,13 @@ def findings(accuracies, labels) -> list[claim.Finding]:
             "labels chosen at random.",
             source,
             f"Accuracy of BALD less random: {told(random)}. With {labels[-1]} labels: {ends}.",
-            claim.verdict_of(random, "there are "),
+            claim.verdict_by("there are", random),
         ),
         claim.Finding(
             "BALD chooses better than the entropy of a softmax without MC dropout.",
             source,
             f"Accuracy of BALD less entropy: {told(entropy)}.",
-            claim.verdict_of(entropy, "there are "),
+            claim.verdict_by("there are", entropy),
         ),
     ]
 

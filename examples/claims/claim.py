@@ -113,8 +113,12 @@ def verdict(holds: bool) -> str:
 def verdict_by(what: str, cells: dict) -> str:
     """HOLDS if it holds in every cell, FAILS if in none, else ONLY_WHEN `what` is those cells.
 
-    `cells` has a bool for each setting: verdict_by("the rate is", {0.1: False, 0.5: True}).
+    `cells` has a bool for each setting, or an interval of the difference that should be above 0:
+    verdict_by("the rate is", {0.1: False, 0.5: True}).
     """
+    cells = {
+        name: cell.positive if isinstance(cell, Interval) else cell for name, cell in cells.items()
+    }
     where = [str(name) for name, holds in cells.items() if holds]
     if len(where) in (0, len(cells)):
         return verdict(bool(where))

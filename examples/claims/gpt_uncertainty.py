@@ -169,7 +169,7 @@ def findings(runs: list[dict]) -> list[claim.Finding]:
             "AUROC per window of MC dropout's mutual information less that of the softmax's "
             + ", and ".join(f"{name}: {told(cells)}" for name, cells in against.items())
             + ".",
-            claim.verdict_of(best, "the text is "),
+            claim.verdict_by("the text is", best),
         ),
     ]
 

@@ -19,15 +19,18 @@ HERE = Path(__file__).parent
 # The chapters of the page: a title, and its scripts in order.
 CHAPTERS: dict[str, list[str]] = {
     "The mechanism": [
-        "scaling",
-        "randomness",
-        "missing_scale",
-        "evaluation_mode",
-        "sub_networks",
+        *("scaling", "randomness", "missing_scale", "evaluation_mode", "sub_networks"),
         "co_adaptation",
     ],
-    "What it does to learning": [],
-    "Fine-tuning": [],
+    "What it does to learning": [
+        *("data_size", "gpt_overfitting", "underfitting", "gpt_rates", "placement"),
+        *("interactions", "batch_norm", "schedules", "cost", "norm_order", "features"),
+    ],
+    "Variants where they belong": [
+        *("convolution", "selu", "recurrent", "drop_connect", "drop_path", "learned_rates"),
+        "r_drop",
+    ],
+    "Fine-tuning": ["genre"],
     "Uncertainty": ["uncertainty", "active_learning", "gpt_uncertainty"],
 }
 

@@ -1,0 +1,129 @@
+"""Ways to be unsure: networks of a seed trained, and every method's predictions measured."""
+
+import functools
+
+import data
+import jax
+import jax.numpy as jnp
+import measures
+import nets
+import numpy as np
+import scipy.ndimage
+
+from dropout_jax import fit_temperature, fold, mc_dropout, mutual_information
+
+RATE, MEMBERS, PRIORS = 0.5, 5, (1.0, 10.0, 100.0, 1000.0)
+# By method: training runs and forward passes.
+COST = {
+    "softmax": (1, "1"),
+    "temperature": (1, "1"),
+    "Laplace": (1, "1, and {} draws of logits"),
+    "ensemble": (MEMBERS, str(MEMBERS)),
+    "softmax, dropout net": (1, "1"),
+    "temperature, dropout net": (1, "1"),
+    "ensemble, dropout nets": (MEMBERS, str(MEMBERS)),
+    "MC dropout": (1, "{}"),
+}
+IN, SHIFTED = "test digits", "digits rotated by 30°"
+UNKNOWN = ("digits 8 and 9", "digits rotated by 90°", "shuffled pixels")
+
+
+def split(seed: int, size: int, rows: int):
+    """Images and labels to train on, to fit with and to test on; and the sets to predict."""
+    everything = data.mnist(5000, seed)
+    x, y = np.asarray(everything.x_train), np.asarray(everything.y_train)
+    known, unknown = np.flatnonzero(y < 8), np.flatnonzero(y >= 8)
+    train, held, test, _ = np.split(known, np.cumsum([size, size // 4, rows]))
+    sets = {
+        IN: x[test],
+        SHIFTED: rotated(x[test], 30),
+        "digits 8 and 9": x[unknown[:rows]],
+        "digits rotated by 90°": rotated(x[test], 90),
+        "shuffled pixels": np.random.default_rng(seed).permuted(x[test], axis=1),
+    }
+    return (x[train], y[train]), (x[held], y[held]), y[test], sets
+
+
+def rotated(images, degrees: float):
+    """Turned about the middle; the corners are black."""
+    square = images.reshape(-1, 28, 28)
+    turned = scipy.ndimage.rotate(square, degrees, axes=(1, 2), reshape=False, order=1)
+    return np.clip(turned, 0, 1).reshape(len(images), -1)
+
+
+def trained(x, y, key, rate, steps: int, width: int):
+    """One network."""
+
+    def loss(layers, rows, key):
+        return nets.cross_entropy(nets.mlp(layers, x[rows], rate, key=key), y[rows])
+
+    layers = nets.mlp_init(fold(key, "init"), (784, width, width, 8))
+    return nets.fit(loss, layers, len(y), fold(key, "fit"), steps=steps, batch_size=32)
+
+
+def evaluated(layers, x):
+    """Logits, dropout off."""
+    return nets.mlp(layers, x, 0.0, key=None)
+
+
+def features(layers, x):
+    """What the last layer is given."""
+    return jax.nn.relu(evaluated(layers[:-1], x))
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "passes", "width"))
+def one_seed(fit_on, held, labels, sets, key, steps: int, passes: int, width: int):
+    """Train, fit and predict: measures by method, and the probabilities of the test digits."""
+    keys, rates = jax.random.split(key, 2 * MEMBERS), jnp.array([0.0, RATE]).repeat(MEMBERS)
+    fitted = jax.vmap(lambda key, rate: trained(*fit_on, key, rate, steps, width))(keys, rates)
+    members, others = (
+        jax.tree.map(lambda leaf, i=i: leaf[i : i + MEMBERS], fitted) for i in (0, MEMBERS)
+    )
+    plain, dropping = (jax.tree.map(lambda leaf: leaf[0], each) for each in (members, others))
+    warm, warm_dropping = (
+        fit_temperature(evaluated(n, held[0]), held[1]) for n in (plain, dropping)
+    )
+    draws = fold(key, "draws")
+
+    def laplace(covariance, x):
+        seen = features(plain, x)
+        return jax.nn.softmax(measures.laplace_logits(plain[-1], covariance, seen, draws, passes))
+
+    def laplace_loss(precision):
+        covariance = measures.laplace_covariance(plain[-1], features(plain, fit_on[0]), precision)
+        return measures.quality(laplace(covariance, held[0]).mean(0), held[1])["NLL"]
+
+    prior = jnp.array(PRIORS)[jnp.argmin(jax.lax.map(laplace_loss, jnp.array(PRIORS)))]
+    covariance = measures.laplace_covariance(plain[-1], features(plain, fit_on[0]), prior)
+
+    def predict(x):
+        """Of every method in COST's order: probabilities, and their mutual information."""
+        one, other = evaluated(plain, x), evaluated(dropping, x)
+        stacks = [
+            jax.nn.softmax(one)[None],
+            jax.nn.softmax(one / warm)[None],
+            laplace(covariance, x),
+            jax.nn.softmax(jax.vmap(evaluated, (0, None))(members, x)),
+            jax.nn.softmax(other)[None],
+            jax.nn.softmax(other / warm_dropping)[None],
+            jax.nn.softmax(jax.vmap(evaluated, (0, None))(others, x)),
+            mc_dropout(lambda k: jax.nn.softmax(nets.mlp(dropping, x, RATE, key=k)), draws, passes),
+        ]
+        means, doubts = [stack.mean(0) for stack in stacks], map(mutual_information, stacks)
+        return jnp.stack(means), jnp.stack(list(doubts))
+
+    means, doubts = zip(*(predict(x) for x in sets.values()), strict=True)
+    means, doubts = (dict(zip(sets, found, strict=True)) for found in (means, doubts))
+    found = jax.vmap(lambda p, i: measured(p, i, labels, draws))(means, doubts)
+    return found, means[IN], {"temperature": warm, "prior": prior}
+
+
+def measured(p, information, labels, key):
+    """Of a method: its quality on both labelled sets, and how well each score finds unknowns."""
+    found = {name: measures.quality(p[name], labels) for name in (IN, SHIFTED)}
+    for name in (IN, SHIFTED):
+        found[name]["ECE if right"] = measures.calibrated_ece(p[name], key)
+    doubt = {name: 1 - each.max(-1) for name, each in p.items()}
+    for by, score in (("by confidence", doubt), ("by mutual information", information)):
+        found[by] = {name: measures.told_apart(score[IN], score[name]) for name in UNKNOWN}
+    return found
