@@ -51,7 +51,7 @@ def run(split, seed, rate, steps, draws):
         return nets.cross_entropy(logits, split.y_train[rows])
 
     key = jax.random.key(seed)
-    params = nets.mlp_init(fold(key, "weights"), (784, HIDDEN, HIDDEN, 10))
+    params = nets.mlp_init(fold(key, "weights"), (split.x_train.shape[1], HIDDEN, HIDDEN, 10))
     params = nets.fit(loss, params, len(split.y_train), fold(key, "fit"), steps=steps)
     everything = jnp.ones((2, HIDDEN))
 
@@ -152,7 +152,8 @@ def bar(axes, place, values, colour, width=0.7):
 def experiment(scale: claim.Scale) -> claim.Result:
     """All seeds and rates in one program."""
     seeds, steps, draws = scale.pick((3, 5, 1), (5, 600, 5), (10, 2000, 20))
-    splits = data.stacked(data.mnist, range(seeds))
+    load = scale.pick(data.digits, data.mnist, data.mnist)
+    splits = data.stacked(load, range(seeds))
     over_seeds = jax.vmap(lambda *x: run(*x, steps, draws), (0, 0, None))
     over_rates = jax.jit(jax.vmap(over_seeds, (None, None, 0)))
     found = over_rates(splits, jnp.arange(seeds, dtype=jnp.uint32), jnp.array(RATES))

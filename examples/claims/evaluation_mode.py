@@ -47,7 +47,7 @@ def price(split, seed, rate, steps, calls=5):
         return nets.accuracy(nets.mlp(params, split.x_test, rate, key=key), split.y_test)
 
     key = jax.random.key(seed)
-    params = nets.mlp_init(fold(key, "weights"), (784, 128, 128, 10))
+    params = nets.mlp_init(fold(key, "weights"), (split.x_train.shape[1], 128, 128, 10))
     params = nets.fit(loss, params, len(split.y_train), fold(key, "fit"), steps=steps)
     places = jnp.arange(calls, dtype=jnp.uint32)
     return accuracy(None), jax.lax.map(lambda i: accuracy(fold(key, "bug", i)), places).mean()
@@ -164,14 +164,15 @@ def experiment(scale: claim.Scale) -> claim.Result:
     seeds, steps = scale.pick((3, 10), (5, 400), (10, 1500))
     rates = scale.pick((0.2, 0.5), RATES, RATES)
     gpt_runs = scale.pick((2, 2, TINY), (4, 200), (5, 1000))
-    splits = data.stacked(data.mnist, range(seeds))
+    load = scale.pick(data.digits, data.mnist, data.mnist)
+    splits = data.stacked(load, range(seeds))
     over_seeds = jax.vmap(lambda *x: price(*x, steps), (0, 0, None))
     over_rates = jax.jit(jax.vmap(over_seeds, (None, None, 0)))
     off, on = map(np.asarray, over_rates(splits, jnp.arange(seeds), jnp.array(rates)))
     mlp = {rate: (off[i], on[i]) for i, rate in enumerate(rates)}
     gpt_rates = scale.track(scale.pick(GPT_RATES[:1], GPT_RATES, GPT_RATES), "GPTs")
     gpts = {rate: gpt_prices(rate, *gpt_runs) for rate in gpt_rates}
-    params = nets.mlp_init(jax.random.key(0), (784, 128, 128, 10))
+    params = nets.mlp_init(jax.random.key(0), (splits.x_test.shape[-1], 128, 128, 10))
     falls = {rate: interval(off - on) for rate, (off, on) in mlp.items()}
     rises = {rate: interval(on - off) for rate, (off, on) in gpts.items()}
     findings = [
