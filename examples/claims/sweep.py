@@ -1,0 +1,151 @@
+"""Runs of one small GPT at many rates: all seeds by one jax.vmap, and one program for every rate.
+
+The rates are traced, so the masks are drawn here and given to the model (minigpt.sites); seed,
+batches, masks and optimizer are those of the trainer, and a test compares the two.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from dropout_jax import apply_mask, fold, keep_mask
+from minigpt.batches import starts
+from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
+from minigpt.model import GPT
+from minigpt.optim import optimizer, schedule
+from minigpt.sites import places
+
+# A learning rate of 1 for ever: every step multiplies by its own, which so may be traced.
+CONSTANT = {"learning_rate": 1.0, "min_learning_rate": 1.0, "warmup_steps": 0}
+SITES = tuple(field.name for field in dataclasses.fields(DropoutConfig))
+NANOGPT = ("embed", "attn_weights", "attn_out", "mlp_out")
+
+
+class Curves(NamedTuple):
+    """Runs that differ by their seed."""
+
+    losses: dict[str, np.ndarray]
+    """of every text that is watched: (seeds, looks), dropout off"""
+    params: Any
+    """at the end, seeds first"""
+
+
+def initial(config: ModelConfig, vocab_size: int, seeds: range) -> Any:
+    """The weights that the trainer starts from, seeds first."""
+    each = [nnx.split(GPT(config, vocab_size, rngs=nnx.Rngs(seed)))[1] for seed in seeds]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+
+
+def masks(config: ModelConfig, rates: Mapping[str, Any], key: jax.Array, batch: int):
+    """A model that drops at these sites, and their masks and scales at rates that may be traced.
+
+    The masks are those that a model of these rates draws from the key itself.
+    """
+    dropping = dataclasses.replace(config, dropout=DropoutConfig(**dict.fromkeys(rates, 0.5)))
+    found = {}
+    for name, place in places(dropping, batch, config.block_size).items():
+        path = [int(part) if part.isdigit() else part for part in name.split("/")]
+        rate = next(rates[part] for part in path if part in rates)
+        scale = apply_mask(jnp.ones(()), jnp.ones((), bool), rate)
+        found[name] = keep_mask(fold(key, *path), rate, place.shape), scale
+    return dropping, found
+
+
+class Runner:
+    """Trains the GPT of a config from every seed at once, as often as asked, compiled once.
+
+    Calls may drop at `sites`. Without any, dropout is that of the config and cannot change: for
+    models that scan over their layers.
+    """
+
+    def __init__(self, config: Config, vocab_size: int, seeds: range, looks: int, sites=NANOGPT):
+        self.config, self.vocab_size, self.seeds, self.looks = config, vocab_size, seeds, looks
+        self.sites = sites
+        self._program = jax.jit(jax.vmap(self._run, in_axes=(0, 0, 0, None, None, None)))
+
+    def __call__(
+        self,
+        train: np.ndarray,
+        watched: Mapping[str, np.ndarray],
+        dropout: DropoutConfig | None = None,
+        *,
+        optim: OptimConfig | None = None,
+        params: Any = None,
+    ) -> Curves:
+        """Train on ids, from `params` (seeds first) or the seeds' own; `optim` may differ by call.
+
+        Only the learning rate, its warm-up and its end may: the rest is compiled.
+        """
+        config, time = self.config, self.config.model.block_size
+        if params is None:
+            params = initial(config.model, self.vocab_size, self.seeds)
+        each = [
+            [starts(train, seed, step, config.batch_size, time) for step in range(config.steps)]
+            for seed in self.seeds
+        ]
+        rows = windows(
+            train, np.reshape(each, (len(each), self.looks, -1, config.batch_size)), time
+        )
+        rate = schedule(optim or config.optim, config.steps)
+        losses, params = self._program(
+            params,
+            rows,
+            jnp.stack([jax.random.key(seed) for seed in self.seeds]),
+            self._rates(dropout or DropoutConfig()),
+            rate(jnp.arange(config.steps)).astype(jnp.float32),
+            {name: windows(ids, evenly(ids, time), time) for name, ids in watched.items()},
+        )
+        return Curves({name: np.asarray(loss, np.float64) for name, loss in losses.items()}, params)
+
+    def _rates(self, dropout: DropoutConfig) -> dict[str, float]:
+        rates = dataclasses.asdict(dropout)
+        others = [name for name, rate in rates.items() if rate and name not in self.sites]
+        if others:
+            raise ValueError(f"dropout={dropout} is not allowed: add {others} to the sites.")
+        return {name: float(rates[name]) for name in self.sites}
+
+    def _run(self, params, rows, key, rates, learning_rates, watched):
+        tx = optimizer(dataclasses.replace(self.config.optim, **CONSTANT), 1)
+
+        def step(carry, now):
+            params, state = carry
+            i, tokens, learning_rate = now
+            gradient = jax.grad(self._loss)(params, tokens, rates, fold(key, "dropout", i))
+            updates, state = tx.update(gradient, state, params)
+            updates = jax.tree.map(lambda leaf: leaf * learning_rate, updates)
+            return (optax.apply_updates(params, updates), state), None
+
+        def look(carry, now):
+            carry, _ = jax.lax.scan(step, carry, now)
+            return carry, {name: self._loss(carry[0], each) for name, each in watched.items()}
+
+        steps = jnp.arange(self.config.steps, dtype=jnp.uint32)
+        now = [each.reshape(self.looks, -1, *each.shape[1:]) for each in (steps, learning_rates)]
+        (params, _), losses = jax.lax.scan(look, (params, tx.init(params)), (now[0], rows, now[1]))
+        return losses, params
+
+    def _loss(self, params, tokens, rates=None, key=None):
+        settings, given = self.config.model, None
+        if key is not None and self.sites:
+            settings, given = masks(settings, rates, key, tokens.shape[0])
+            key = None
+        shape = jax.eval_shape(lambda: GPT(settings, self.vocab_size, rngs=nnx.Rngs(0)))
+        model = nnx.merge(nnx.split(shape)[0], params)
+        logits = model(tokens[:, :-1], key=key, masks=given)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
+
+
+def windows(ids: np.ndarray, begin: np.ndarray, time: int) -> np.ndarray:
+    """Windows of `time` ids and the next one."""
+    return ids[begin.astype(np.int64)[..., None] + np.arange(time + 1)].astype(np.int32)
+
+
+def evenly(ids: np.ndarray, time: int, count: int = 128) -> np.ndarray:
+    """Where `count` windows begin that are spread evenly over a text."""
+    return np.linspace(0, len(ids) - time - 1, count)
