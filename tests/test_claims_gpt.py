@@ -82,12 +82,25 @@ def test_a_leak_is_seen():
     assert leak(lambda x: x + x.sum(axis=1, keepdims=True), first, other) > 1
 
 
+def test_a_shuffled_window_keeps_its_words_lengths_and_letters():
+    """Every word's letters are there, in another order; the first word and spaces are as before."""
+    examples = load("features").examples
+    text = np.frombuffer(b"Now is the winter of our discontent made glorious summer " * 9, np.uint8)
+    rows, labels = examples(text, np.array([32]), 40, seed=0)
+    words = {bytes(sorted(word)) for word in bytes(text).split()}
+    for row, label in zip(rows.astype(np.uint8), labels, strict=True):
+        found = bytes(row).split(b" ")
+        assert all(bytes(sorted(word)) in words for word in found[1:-1] if word)
+        assert found[0] in bytes(text)
+        assert all(word in bytes(text) for word in found) == (label == 0)
+
+
 def test_gpt_rates(tmp_path):
     numbers = found("gpt_rates", tmp_path)["numbers"]
     cells = numbers["loss, difference to rate 0"]
     assert {len(each) for each in cells.values()} == {6}
     # Twenty steps cannot overfit: half of everything dropped is worse at fine-tuning.
-    assert cells["fine-tuning"]["0.5"]["95 %"][0] > 0
+    assert cells["500 characters, to the end"]["0.5"]["95 %"][0] > 0
 
 
 def test_placement(tmp_path):
@@ -101,7 +114,7 @@ def test_placement(tmp_path):
 
 def test_norm_order(tmp_path):
     losses = found("norm_order", tmp_path)["numbers"]["loss"]
-    assert len({each["mean"] for each in losses.values()}) == 12  # every cell is another run
+    assert len({each["mean"] for each in losses.values()}) == 4  # order and warm-up both matter
 
 
 def test_features(tmp_path):

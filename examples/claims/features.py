@@ -1,13 +1,15 @@
 """What a GPT's features are good for: shapes, the causal mask, which token to classify on.
 
-A GPT (2 layers, width 48, 64 characters of context) learns the plays without labels. Then comedies
-are told from histories by 64 characters, with a logistic regression on its frozen features, or with
-a linear head on the same GPT trained as a whole from its initial weights (Adam, 1e-3). The plays of
-the test (three of each kind, as many windows of each) have no label in training; one of each kind
-was not in the GPT's text either. Seeds decide weights, batches and windows.
+A GPT (2 layers, width 48, 64 characters of context) learns the plays without labels. Then windows
+of 64 characters are told from others whose words, but for the first, have their letters shuffled:
+with a logistic regression on its frozen features, or with a linear head on the same GPT trained as
+a whole from its initial weights (Adam, 1e-3). The windows of the test are from four plays that
+nothing was trained on. Seeds decide weights, batches and windows. (Comedy or history by as few
+characters, tried first, says little: 52 % on the last token, 61 % on the mean, chance 50 %.)
 """
 
 import dataclasses
+import itertools
 
 import claim
 import data
@@ -24,22 +26,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from dropout_jax import fold
-from minigpt import corpus
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
 from minigpt.model import GPT
 
 MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=48, block_size=64)
 RASCHKA = "Raschka, Build a large language model (from scratch), 2024, chapter 6"
-PLAYS = [  # comedies, histories: those of the training and those of the test
-    (
-        ["a-midsummer-night-s-dream", "as-you-like-it", "love-s-labours-lost"],
-        ["henry-iv-part-1", "henry-vi-part-1", "king-john"],
-    ),
-    (
-        ["twelfth-night", "much-ado-about-nothing", "two-gentlemen-of-verona"],
-        ["henry-v", "richard-ii", "henry-vi-part-3"],
-    ),
-]
 
 
 def experiment(scale: claim.Scale) -> claim.Result:
@@ -78,24 +69,23 @@ def leak(features, first, other) -> float:
     return float(max(found))
 
 
-def examples(plays: dict[str, np.ndarray], names, count: int, seed: int):
-    """Windows of both kinds, as many of each, and their kind, mixed."""
-    rng, found = np.random.default_rng(seed), []
-    for kind in names:
-        ids = [plays[name] for name in kind]
-        begin = [rng.integers(0, len(each) - 64, count) for each in ids]
-        rows = [each[at[:, None] + np.arange(64)] for each, at in zip(ids, begin, strict=True)]
-        found.append(rng.permutation(np.concatenate(rows))[: count // 2])
-    order = rng.permutation(len(found[0]) * 2)
-    labels = np.repeat([0, 1], len(found[0]))
-    return np.concatenate(found).astype(np.int32)[order], labels[order]
+def examples(ids: np.ndarray, spaces: np.ndarray, count: int, seed: int):
+    """Windows of a text, every second one with the letters of its words shuffled; and which."""
+    rng = np.random.default_rng(seed)
+    begin = rng.integers(0, len(ids) - MODEL.block_size, count)
+    rows = ids[begin[:, None] + np.arange(MODEL.block_size)].astype(np.int32)
+    for row in rows[1::2]:
+        ends = [*np.flatnonzero(np.isin(row, spaces)), len(row)]
+        for start, end in itertools.pairwise(ends):  # the first word stays: it ends at ends[0]
+            row[start + 1 : end] = rng.permutation(row[start + 1 : end])
+    return rows, np.arange(count) % 2
 
 
 def tasks(scale: claim.Scale):
     """Test accuracies by method and seed, and how many first features and characters differ."""
     text = data.all_plays()
-    plays = {name: text.tokenizer.encode(play) for name, play in corpus.plays().items()}
-    few, many, test = scale.pick((10, 20, 20), (100, 2000, 2000), (100, 10_000, 10_000))
+    spaces = text.tokenizer.encode(" \n")
+    few, many, test = scale.pick((10, 20, 20), (100, 1000, 1000), (100, 10_000, 10_000))
     steps, seeds = scale.pick(4, 500, 5000), range(scale.pick(3, 5, 5))
     optim = OptimConfig(3e-3, min_learning_rate=3e-4, warmup_steps=steps // 10)
     config = Config(steps=steps, batch_size=8, mesh="data=1", model=MODEL, optim=optim)
@@ -104,13 +94,13 @@ def tasks(scale: claim.Scale):
     pretrained = run(text.train, {}).params
     graph, _ = nnx.split(GPT(MODEL, vocab_size, rngs=nnx.Rngs(0)))
     features = jax.jit(lambda params, ids: nnx.merge(graph, params).features(ids, key=None))
-    scratch = jax.jit(lambda *given: from_scratch(graph, *given, steps=scale.pick(4, 300, 3000)))
+    scratch = jax.jit(lambda *given: from_scratch(graph, *given, steps=scale.pick(4, 200, 3000)))
     found, distinct = {}, []
     for seed in scale.track(seeds, "classifiers"):
         params = jax.tree.map(lambda leaf: leaf[seed], pretrained)  # noqa: B023
         initial = nnx.split(GPT(MODEL, vocab_size, rngs=nnx.Rngs(seed)))[1]
-        x, y = examples(plays, PLAYS[0], many, seed)
-        x_test, y_test = examples(plays, PLAYS[1], test, seed)
+        x, y = examples(text.train, spaces, many, seed)
+        x_test, y_test = examples(text.validation, spaces, test, seed)
         seen, seen_test = (np.asarray(features(params, each)) for each in (x, x_test))
         distinct.append((len(np.unique(seen_test[:, 0], axis=0)), len(np.unique(x_test[:, 0]))))
         pools = {

@@ -33,8 +33,8 @@ def experiment(scale: claim.Scale) -> claim.Result:
 def run_all(scale: claim.Scale) -> dict[tuple, np.ndarray]:
     """The loss by seed, by order, layers and rate (one program each), and warm-up."""
     text = data.all_plays()
-    shallow, deep = scale.pick((1, 2), (2, 12), (4, 24))
-    cells = [(norm, *rest) for rest in [(shallow, 0), (deep, 0), (deep, 0.1)] for norm in ORDERS]
+    stacks = scale.pick([(1, 0.1)], [(2, 0), (12, 0), (12, 0.1)], [(4, 0), (24, 0), (24, 0.1)])
+    cells = [(norm, *stack) for stack in stacks for norm in ORDERS]
     steps, seeds = scale.pick(10, 160, 1500), range(scale.pick(3, 5, 10))
     warm = OptimConfig(3e-3, min_learning_rate=3e-4, warmup_steps=steps // 5)
     cold, found = dataclasses.replace(warm, warmup_steps=0), {}

@@ -1,9 +1,9 @@
 """Where dropout goes in a GPT: each of seven places alone, and the usual sets, at rate 0.2.
 
-A GPT (2 layers, width 48, 32 characters of context) that has learned the first 6,000 characters of
-Hamlet by heart, after about 30 passes. Every set is compared with no dropout on Hamlet's last
-tenth, seed by seed, at the last step; the best single place is chosen on the first half of that
-tenth and measured on the second. Rate and learning rate were set before.
+A GPT (2 layers, width 48, 32 characters of context) reads the first 1,000 characters of Hamlet for
+about 75 passes: without dropout that overfits, which is why they are 1,000. Every set is compared
+with no dropout on the second half of Hamlet's last tenth, seed by seed, at the last step; the best
+single place is chosen on the first half. Rate and learning rate were set before.
 """
 
 import claim
@@ -55,9 +55,9 @@ USUAL = (
 def losses(scale: claim.Scale) -> list[dict[str, np.ndarray]]:
     """Final losses by set and seed: on the text to choose on, to measure on, and to train on."""
     text = data.one_play("hamlet")
-    ids = text.train[: scale.pick(500, 6000, 30_000)]
+    ids = text.train[: scale.pick(500, 1000, 10_000)]
     watched = dict(enumerate([*np.array_split(text.validation, 2), ids]))
-    steps, seeds = scale.pick(20, 600, 4000), range(scale.pick(3, 5, 10))
+    steps, seeds = scale.pick(20, 300, 4000), range(scale.pick(3, 5, 10))
     model = ModelConfig(n_layer=scale.pick(1, 2, 4), **SHAPE)
     optim = OptimConfig(learning_rate=3e-3, min_learning_rate=3e-4, warmup_steps=steps // 10)
     config = Config(steps=steps, batch_size=8, mesh="data=1", model=model, optim=optim)
@@ -88,7 +88,7 @@ def sets_beat_single(best: str, runs: dict[str, np.ndarray]) -> claim.Finding:
     good = [name for name in gains if gains[name].negative]
     told = "; ".join(f"{name}: {gain:+.3f}" for name, gain in gains.items())
     return claim.Finding(
-        "A usual set does better than any single place at the same rate",
+        "A set of places does better than any single place at the same rate",
         USUAL[1],
         f"Validation loss minus that of the best single place, {best}, in nats. {told}",
         either(good, list(gains), f"the set is {among(good)}"),

@@ -146,6 +146,6 @@ def windows(ids: np.ndarray, begin: np.ndarray, time: int) -> np.ndarray:
     return ids[begin.astype(np.int64)[..., None] + np.arange(time + 1)].astype(np.int32)
 
 
-def evenly(ids: np.ndarray, time: int, count: int = 128) -> np.ndarray:
+def evenly(ids: np.ndarray, time: int, count: int = 96) -> np.ndarray:
     """Where `count` windows begin that are spread evenly over a text."""
     return np.linspace(0, len(ids) - time - 1, count)
