@@ -127,6 +127,24 @@ def verdict_by(what: str, cells: dict) -> str:
     return f"{ONLY_WHEN}{what} {listed} (not {others})"
 
 
+def listed(cells: dict[Any, Interval], spec: str) -> str:
+    """Cells in a sentence: "0.1: 2 (1 to 3), 0.2: 4 (3 to 5)"."""
+    return ", ".join(f"{name}: {format(cell, spec)}" for name, cell in cells.items())
+
+
+def compare(sentence, source, ours: dict, theirs: dict, what: str, condition: str) -> Finding:
+    """Whether shares (accuracies) by cell and seed are above others, seed by seed, in points."""
+    gains = {cell: interval(100 * (ours[cell] - theirs[cell])) for cell in ours}
+    held = verdict_by(condition, gains)
+    return Finding(sentence, source, f"{what}: {listed(gains, '+.1f')}.", held)
+
+
+def draw(axes, x, intervals: Iterable[Interval], label: str, style: str = "o-", **more):
+    """Means, joined, with their intervals as bars."""
+    mean, low, high = np.array(list(intervals)).T
+    axes.errorbar(x, mean, (mean - low, high - mean), fmt=style, label=label, capsize=2, **more)
+
+
 def main(experiment, doc: str, file: str, arguments=None) -> Path:
     """The command line of a claim's script; returns the JSON's path."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])

@@ -116,3 +116,15 @@ def grid(run: Callable[..., Any], firsts: Iterable, *axes) -> Any:
     return jax.tree.map(
         lambda *parts: np.stack(parts).reshape(-1, *sizes, *parts[0].shape[1:]), *found
     )
+
+
+    places = jnp.arange(steps, dtype=jnp.uint32)
+    return jax.lax.scan(step, (params, tx.init(params)), places)[0][0]
+
+
+def over_rates_and_seeds(one: Callable, rates, splits) -> Any:
+    """one(rate, seed, split) for each rate and each seed's split, as one program: (rate, seed)."""
+    seeds = jnp.arange(len(splits.y_test), dtype=jnp.uint32)
+    of_rate = jax.vmap(one, (None, 0, 0))
+    program = jax.jit(jax.vmap(of_rate, (0, None, None)))
+    return jax.tree.map(np.asarray, program(jnp.array(rates), seeds, splits))
