@@ -108,7 +108,8 @@ def experiment(scale: claim.Scale) -> claim.Result:
             "the rate is",
         ),
     ]
-    numbers = {"rates": rates, "moments": moments, "accuracy": scores}
+    means = {kind: of_kind.mean(1) for kind, of_kind in moments.items()}
+    numbers = {"rates": rates, "moments (rate, layer, mean or variance)": means, "accuracy": scores}
     return claim.Result(findings, picture(moments, scores), numbers)
 
 
