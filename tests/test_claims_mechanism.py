@@ -178,3 +178,10 @@ def test_the_mask_takes_units_out():
     assert (logits == jnp.arange(3.0)).all()
     whole, _ = co.with_units(params, jnp.ones((2, 4)), jnp.ones((2, 128)))
     np.testing.assert_allclose(whole, nets.mlp(params, jnp.ones((2, 4)), 0.5, key=None), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("low", "high", "near"), [(-0.009, 0.009, True), (-0.003, 0.027, False)])
+def test_as_good_asks_for_a_whole_interval_within_a_point(low, high, near):
+    """An interval that is merely wide, and holds 0, is not yet "as good"."""
+    interval = load("claim").Interval((low + high) / 2, low, high)
+    assert load("sub_networks").near(interval) == near
