@@ -58,11 +58,12 @@ def validation_line(record: dict[str, Any]) -> str:
 
 
 def sample(job: Job, params: Any) -> None:
-    """Print a sample that begins with a new line, so any text's alphabet can prompt it."""
+    """Print a sample that begins with a new line, or with what any text of the alphabet may hold."""
     tokenizer = job.run.tokenizer
     if job.config.sample_tokens == 0:
         return
-    prompt = tokenizer.encode("\n" if "\n" in (tokenizer.alphabet or "\n") else " ")
+    alphabet = tokenizer.alphabet or "\n"
+    prompt = tokenizer.encode("\n" if "\n" in alphabet else alphabet[0])
     ids = generate(
         job.stoppable(job.training.logits),
         params,

@@ -6,6 +6,8 @@ DropBlock's blocks are 3 x 3. Adam at 1e-3, 400 steps of 32. The seed decides sp
 masks; differences are taken seed by seed at the same rate.
 """
 
+import functools
+
 import claim
 import data
 import jax
@@ -94,7 +96,7 @@ def switched_on(params, split):
 def experiment(scale: claim.Scale) -> claim.Result:
     """Train with each kind at each rate, and without."""
     seeds, steps = scale.pick(3, 6, 20), scale.pick(3, 400, 1500)
-    splits = data.digits_by_seed(200, seeds)
+    splits = data.stacked(functools.partial(data.digits, 200), range(seeds))
     params, accuracy = train(dropout, (0.0, *RATES), splits, steps)
     scores = {"no dropout": accuracy[:1].repeat(len(RATES), 0), "elementwise": accuracy[1:]}
     lost, correlation = switched_on(jax.tree.map(lambda x: x[0], params), splits)
@@ -123,7 +125,7 @@ def little(lost, correlation) -> claim.Finding:
         f"Neighbours in the first layer's maps correlate by {claim.interval(correlation):.2f}. A "
         "net trained without dropout, with dropout of rate 0.5 switched on, loses points of test "
         f"accuracy: {claim.listed(points, '.1f')}.",
-        claim.verdict_of({kind: gap.positive for kind, gap in less.items()}, "compared with"),
+        claim.verdict_by("compared with", {kind: gap.positive for kind, gap in less.items()}),
     )
 
 

@@ -9,6 +9,8 @@ mask by 2 points there.) The seed decides split, weights and masks; differences 
 seed at the same rate.
 """
 
+import functools
+
 import claim
 import data
 import jax
@@ -64,7 +66,7 @@ def train(kind: str, rates, splits, steps: int):
 def experiment(scale: claim.Scale) -> claim.Result:
     """Train with each kind at each rate, and without."""
     seeds, steps = scale.pick(3, 6, 20), scale.pick(3, 1200, 4000)
-    splits = data.digits_by_seed(200, seeds)
+    splits = data.stacked(functools.partial(data.digits, 200), range(seeds))
     rates = dict.fromkeys(KINDS, RATES) | {"dropout": (0.0, *RATES)}
     jobs = scale.track(KINDS, "kinds of dropout")
     found = {kind: train(kind, rates[kind], splits, steps) for kind in jobs}

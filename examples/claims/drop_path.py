@@ -7,6 +7,8 @@ differences are taken seed by seed. Blocks removed at the test are drawn at rand
 of ten tries.
 """
 
+import functools
+
 import claim
 import data
 import jax
@@ -79,7 +81,7 @@ def train(splits, steps: int):
 def experiment(scale: claim.Scale) -> claim.Result:
     """Train with each pattern of rates."""
     seeds, steps = scale.pick(3, 6, 20), scale.pick(3, 400, 2000)
-    found = train(data.digits_by_seed(300, seeds), steps)
+    found = train(data.stacked(functools.partial(data.digits, 300), range(seeds)), steps)
     scores = dict(zip(PATTERNS, found, strict=True))
     whole = {name: x[:, 0] for name, x in scores.items()}
     findings = [deep(whole), linear(whole), shorter(scores)]

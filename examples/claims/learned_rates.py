@@ -7,6 +7,7 @@ can move it. Fixed rates have the same penalty on the weights. The seed decides 
 noise; the sets of a seed are nested.
 """
 
+import functools
 import itertools
 
 import claim
@@ -72,7 +73,7 @@ def train(learn: bool, rates, splits, steps: int, sizes=SIZES):
 def experiment(scale: claim.Scale) -> claim.Result:
     """Learn the rates at every size, and train with fixed ones."""
     seeds, steps = scale.pick(3, 5, 10), scale.pick(3, 2000, 8000)
-    splits = data.digits_by_seed(max(SIZES), seeds)
+    splits = data.stacked(functools.partial(data.digits, max(SIZES)), range(seeds))
     jobs = scale.track((True, False), "learned and fixed rates")
     (learned, score), (_, fixed) = (
         train(learn, STARTS if learn else FIXED, splits, steps) for learn in jobs
@@ -101,7 +102,7 @@ def falls(learned) -> claim.Finding:
         "The learned rate falls as data grows.",
         GAL,
         f"Rates by layer and examples, from 0.1: {claim.listed(ends, '.3f')}.",
-        claim.verdict_of(cells, "what grows is the data of"),
+        claim.verdict_by("what grows is the data of", cells),
     )
 
 
@@ -116,7 +117,7 @@ def forgets_start(learned) -> claim.Finding:
         GAL,
         "Largest difference of a layer's rate, from 0.1 or from 0.5, by examples: "
         f"{claim.listed(gaps, '.3f')}.",
-        claim.verdict_of({size: gap.high < 0.02 for size, gap in gaps.items()}, "the examples are"),
+        claim.verdict_by("the examples are", {size: gap.high < 0.02 for size, gap in gaps.items()}),
     )
 
 

@@ -118,10 +118,6 @@ def grid(run: Callable[..., Any], firsts: Iterable, *axes) -> Any:
     )
 
 
-    places = jnp.arange(steps, dtype=jnp.uint32)
-    return jax.lax.scan(step, (params, tx.init(params)), places)[0][0]
-
-
 def over_rates_and_seeds(one: Callable, rates, splits) -> Any:
     """one(rate, seed, split) for each rate and each seed's split, as one program: (rate, seed)."""
     seeds = jnp.arange(len(splits.y_test), dtype=jnp.uint32)

@@ -7,6 +7,8 @@ of sklearn's digits, standardised, 600 steps of 32, Adam at 1e-3; tested on all 
 seed decides weights, inputs or split, and masks.
 """
 
+import functools
+
 import claim
 import data
 import jax
@@ -86,7 +88,7 @@ def accuracies(drop, rates, splits, steps: int):
 def experiment(scale: claim.Scale) -> claim.Result:
     """Moments by depth, and what training makes of them."""
     seeds, steps = scale.pick(3, 6, 10), scale.pick(5, 600, 2000)
-    splits, rates = data.digits_by_seed(300, seeds), (0.0, *RATES)
+    splits, rates = data.stacked(functools.partial(data.digits, 300), range(seeds)), (0.0, *RATES)
     rows = scale.pick(64, 256, 256)
     moments = {k: statistics(drop, rates, seeds, rows=rows) for k, drop in KINDS.items()}
     jobs = scale.track(KINDS.items(), "training")
@@ -123,7 +125,7 @@ def kept(moments, sentence: str, keeps: bool = True) -> claim.Finding:
         sentence,
         SOURCE,
         f"After layer {DEPTH} by rate: mean {last['mean']}; variance {last['variance']}.",
-        claim.verdict_of({r: stays(x) == keeps for r, x in moments.items()}, "the rate is"),
+        claim.verdict_by("the rate is", {r: stays(x) == keeps for r, x in moments.items()}),
     )
 
 
