@@ -6,7 +6,9 @@ other 1,000 images, each in two places, are the test. Every run takes 2,000 step
 batches of 32), whatever its training set: hundreds of passes over the smallest, and two thirds of a
 pass over the largest, where an example is hardly seen twice. Dropout is on both hidden layers; wide
 ones have 128 units, narrow ones 8. A seed decides images, places, initial weights and batches, so
-all comparisons are within a seed. No rate is chosen: findings name theirs.
+all comparisons are within a seed. No rate is chosen: findings name theirs. (A first trial, of 1,000
+steps at 1e-3 and digits twice as far off, was too short for dropout: with 1,000 examples and rate
+0.5 the accuracy in training was 28 points below that without. Steps and task were then changed.)
 """
 
 import claim
