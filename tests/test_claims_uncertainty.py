@@ -71,7 +71,7 @@ def test_right_probabilities_have_an_ece_above_zero_that_shrinks_with_rows():
 
 
 def test_the_splits_share_no_image_and_the_unknown_are_eights_and_nines():
-    """Blank out what differs: every image is found by its bytes."""
+    """An image is known by its bytes."""
     everything = load("data").mnist(5000, 0)
     label_of = {
         np.asarray(x, np.float32).tobytes(): int(y)

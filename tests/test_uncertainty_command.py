@@ -212,7 +212,10 @@ def test_the_pages_text_is_the_text_and_its_titles_have_the_numbers():
     values = np.linspace(0, 2, len(STRANGE))
     values[0] = np.nan
     about = {"information": values, "entropy": values * 2, "surprise": values * 3}
-    page = Page(coloured.page(STRANGE, about, "entropy", 4.0))
+    written = coloured.page(STRANGE, about, "entropy", 4.0)
+    for escaped in ("&lt;", "&gt;", "&amp;", "&quot;", "&#13;"):
+        assert f">{escaped}</span>" in written
+    page = Page(written)
     assert page.shown == STRANGE
     assert page.open == []
     assert page.links == []  # nothing else is needed

@@ -3,7 +3,8 @@
 MLPs of two hidden layers of 128 learn the digits 0 to 7 of MNIST from 2,400 images. 600 others fit
 the temperature and choose the Laplace prior; 1,000 or so are the test; 8 and 9 are unknown. Adam at
 1e-3, 1,200 steps of 32, no weight decay; MC dropout's networks have rate 0.5 on the hidden layers.
-The networks of a seed share its split; a seed's ensemble has the plain network as a member.
+The networks of a seed share its split. Ensembles are of 5 networks that differ in initial weights,
+batches and masks; the first of them is the network of the other rows.
 """
 
 import claim
