@@ -58,7 +58,7 @@ def validation_line(record: dict[str, Any]) -> str:
 
 
 def sample(job: Job, params: Any) -> None:
-    """Print a sample that begins with a new line, or with what any text of the alphabet may hold."""
+    """Print a sample that begins with a new line, or with the first character of the alphabet."""
     tokenizer = job.run.tokenizer
     if job.config.sample_tokens == 0:
         return
