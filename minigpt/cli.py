@@ -1,4 +1,4 @@
-"""The command `minigpt`: train, finetune, sample, eval, replay, uncertainty."""
+"""The command `minigpt`: train, finetune, sample, eval, replay, uncertainty, classify."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ try:
 except ModuleNotFoundError as missing:
     sys.exit(f"minigpt needs {missing.name}: pip install 'dropout-jax[train]'")
 
-from minigpt.config import PRESETS, Config, DropoutConfig, PresetName
+from minigpt.config import PRESETS, ClassifyConfig, Config, DropoutConfig, PresetName
 from minigpt.corpus import is_play
 
 DEFAULT_PRESET: PresetName = "shakespeare-char-cpu"
@@ -132,6 +132,27 @@ class Uncertainty:
     """best is that of the lowest validation loss"""
 
 
+@dataclass(frozen=True)
+class Classify:
+    """Fine-tune a trained model as a classifier, and report on texts that it has not seen.
+
+    Of a text longer than the model's context the beginning is taken. Without --data the task is the
+    genre of Shakespeare's speeches, split by play. The same command gives the same result.
+    """
+
+    run_dir: tyro.conf.Positional[Path]
+    """the directory that `minigpt train` wrote"""
+    data: Path | None = None
+    """a CSV file with the columns text and label, and perhaps split: train, validation or test"""
+    out: Path | None = None
+    """where the classifier is written; unset takes the first free RUN_DIR/classify[-N]"""
+    checkpoint: Literal["last", "best"] = "last"
+    """best is that of the lowest validation loss"""
+    settings: Annotated[ClassifyConfig, tyro.conf.arg(name="")] = dataclasses.field(
+        default_factory=ClassifyConfig
+    )
+
+
 def main(args: list[str] | None = None) -> None:
     """Run the command line; a bad value is one line and exit code 2."""
     args = sys.argv[1:] if args is None else args
@@ -140,9 +161,10 @@ def main(args: list[str] | None = None) -> None:
             parse = {"train": _parse_train, "finetune": _parse_finetune}[args[0]]
             _train(parse(args[1:]))
             return
-        commands: Any = Train | Finetune | Sample | Eval | Replay | Uncertainty
+        commands: Any = Train | Finetune | Sample | Eval | Replay | Uncertainty | Classify
         command = tyro.cli(commands, args=args, prog="minigpt")
         run = {Sample: _sample, Eval: _eval, Replay: _replay, Uncertainty: _uncertainty}
+        run |= {Classify: _classify}
         run[type(command)](command)
     except (ValueError, OSError) as error:
         print(f"minigpt: {error}", file=sys.stderr, flush=True)
@@ -364,3 +386,39 @@ def _read_text(path: Path) -> str:
         raise ValueError(
             f"file={str(path)!r} is not allowed: it must be UTF-8 text ({error})."
         ) from None
+
+
+def _classify(command: Classify) -> None:
+    from minigpt import baselines, report
+    from minigpt.classify import Body, fit
+    from minigpt.labelled import Split, read_csv
+    from minigpt.rundir import new_folder
+    from minigpt.scores import scores
+    from minigpt.speeches import genres
+
+    settings, console = command.settings, Console(highlight=False)
+    run, training = _load(command.run_dir, command.checkpoint)
+    data = read_csv(command.data, settings.seed) if command.data else genres()
+    body = Body(run.config.model, run.vocab_size, run.tokenizer, training.state.params)
+    counts = {name: len(part.texts) for name, part in data._asdict().items()}
+    console.print(f"texts: {counts}, labels: {', '.join(data.classes())}", markup=False)
+
+    folder = new_folder(command.out, command.run_dir / "classify")
+    trained = fit(body, data, settings, lambda look: console.print(report.line(look)))
+    console.print(f"the best parameters are those of step {trained.step}")
+    cut = Split(*(part._replace(texts=trained.visible(part.texts)) for part in data))
+    predicted = {
+        "majority class": baselines.majority(cut),
+        "tf-idf, logistic regression": baselines.tfidf(cut, settings.class_weights),
+        "GPT": trained.predict(data.test.texts),
+    }
+    found = {
+        name: scores(data.test.labels, labels, trained.labels) for name, labels in predicted.items()
+    }
+    report.show(found, console)
+
+    trained.save(folder)
+    about = {"data": command.data and str(command.data), "texts": counts, "step": trained.step}
+    about |= {"settings": dataclasses.asdict(settings), "looks": trained.looks}
+    report.save(found, about, folder)
+    console.print(f"classifier, report.json and confusion.png: {folder}", soft_wrap=True)

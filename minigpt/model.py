@@ -8,6 +8,7 @@ table.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from flax import nnx
 from jax import lax
 
 from dropout_jax import dot_product_attention
-from minigpt.config import ModelConfig
+from minigpt.config import DropoutConfig, ModelConfig
 from minigpt.sharding import by_rows
 from minigpt.sites import Site
 
@@ -109,6 +110,19 @@ class GPT(nnx.Module):
             return nnx.merge(graph, jax.tree.map(lambda leaf: leaf[i], stacked))
 
         return map(layer, range(self.config.n_layer))
+
+
+def set_rates(model: GPT, rates: DropoutConfig) -> None:
+    """Give a model other rates; if traced, one compiled step serves them all. Not with scan_layers.
+
+    >>> model = GPT(ModelConfig(1, 1, 8, 4), vocab_size=5, rngs=nnx.Rngs(0))
+    >>> set_rates(model, DropoutConfig.uniform(0.5))
+    >>> model.config.dropout.embed
+    0.5
+    """
+    model.config = config = dataclasses.replace(model.config, dropout=rates)
+    for block in model.blocks:
+        block.rate, block.attn.config, block.mlp.rates = rates.drop_path, config, rates
 
 
 class Block(nnx.Module):

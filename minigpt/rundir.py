@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import tomllib
 from pathlib import Path
@@ -94,6 +95,23 @@ class Run(NamedTuple):
                 f"{str(path)!r} is damaged, or of another version of minigpt ({error}). Put a copy "
                 "back, or train in another --run-dir."
             ) from None
+
+
+def new_folder(wanted: Path | None, default: Path) -> Path:
+    """Make an empty folder: the one that is wanted, or the first free of DEFAULT, DEFAULT-2, ..."""
+
+    def is_free(path: Path) -> bool:
+        return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+    numbered = (default.with_name(f"{default.name}-{n}") for n in itertools.count(2))
+    folder = wanted or next(filter(is_free, itertools.chain([default], numbered)))
+    if not is_free(folder):
+        raise ValueError(
+            f"out={str(folder)!r} is not allowed: it must be new or an empty folder, so that "
+            "nothing is overwritten. Choose another --out."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _config_of(tables: dict[str, Any]) -> Config:

@@ -22,6 +22,7 @@ OPTAX = {
     *("test_train_step", "test_checkpoint", "test_config", "test_cli", "test_schedules"),
     *("test_mesh", "test_options", "test_replay", "test_trouble"),
     *("test_observe", "test_finetune", "test_overfitting", "test_uncertainty_command"),
+    "test_classify",
 }
 
 

@@ -90,10 +90,18 @@ ALLOWED = {
         },
         "uncertainty": {"config", "model", "rundir", "tokenizer"},
         "coloured": set(),
+        "labelled": {"corpus", "tokenizer"},
+        "speeches": {"corpus", "labelled"},
+        "scores": set(),
+        "baselines": {"labelled", "scores"},
+        "report": {"files", "scores"},
+        "classify": {
+            *("checkpoint", "config", "labelled", "model", "optim", "scores", "tokenizer"),
+        },
         "cli": {
-            *("checkpoint", "coloured", "config", "corpus", "evaluate", "files", "finetune"),
-            *("hosts", "loop", "replay", "resume", "rundir", "sample", "tokens", "train_step"),
-            "uncertainty",
+            *("baselines", "checkpoint", "classify", "coloured", "config", "corpus", "evaluate"),
+            *("files", "finetune", "hosts", "labelled", "loop", "replay", "report", "resume"),
+            *("rundir", "sample", "scores", "speeches", "tokens", "train_step", "uncertainty"),
         },
     },
 }
