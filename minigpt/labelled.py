@@ -95,7 +95,7 @@ def read_csv(data: Path, seed: int) -> Split:
             )
         found = [_checked(row, data, reader.line_num, "split" in header) for row in reader]
     except csv.Error as error:
-        where = f"data={str(data)!r}, line {reader.line_num}"
+        where = f"data={str(data)!r}, after line {reader.line_num}"
         raise ValueError(f"{where}: this is not CSV ({error}).") from None
     texts, labels = [row["text"] for row in found], [row["label"] for row in found]
     given = [row["split"] for row in found if "split" in header]
