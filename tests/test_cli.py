@@ -11,7 +11,7 @@ import tomllib
 import pytest
 from tiny import TEXT
 
-from minigpt import cli
+from minigpt import cli, options
 from minigpt.config import PRESETS, DropoutConfig
 from minigpt.rundir import Run
 from minigpt.tokenizer import Tokenizer
@@ -183,7 +183,7 @@ def test_later_settings_win(tmp_path):
     file.write_text("steps = 7\n[model]\nn_layer = 3\nbias = true\n")
     args = ["--preset", "shakespeare-char", "--config", str(file)]
     args += ["--dropout", "0.3", "--model.dropout.embed", "0.4", "--model.n-layer", "5"]
-    settings = cli._parse_train(args).settings
+    settings = options.parse_train(args).settings
     assert (settings.batch_size, settings.steps, settings.model.n_layer) == (64, 7, 5)
     assert settings.model.bias is True
     assert settings.model.dropout == DropoutConfig(0.4, 0.3, 0.3, 0.0, 0.3, 0.0)
@@ -191,7 +191,7 @@ def test_later_settings_win(tmp_path):
 
 def test_presets_are_what_the_command_starts_from():
     for name, config in PRESETS.items():
-        assert cli._parse_train(["--preset", name]).settings == config
+        assert options.parse_train(["--preset", name]).settings == config
 
 
 def test_the_same_command_again_shows_the_finished_run(trained):

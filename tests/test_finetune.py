@@ -14,7 +14,7 @@ from test_resume import HERE, environment, kills
 from test_trouble import files, flip, is_one_line, room, size_of, stopping_at
 from tiny import TEXT
 
-from minigpt import checkpoint, cli, finetune, metrics
+from minigpt import checkpoint, cli, finetune, metrics, options
 from minigpt.batches import batch
 from minigpt.config import PRESETS
 from minigpt.rundir import Run
@@ -189,7 +189,7 @@ def test_later_settings_win(folder):
     (folder / "some.toml").write_text("steps = 7\nparent = 'no'\n[optim]\nwarmup_steps = 2\n")
     words = ["parent", "--data", "other.txt", "--config", "some.toml", "--dropout", "0.4"]
     words += ["--model.dropout.embed", "0.1", "--patience", "None"]
-    found = cli._parse_finetune(words).settings
+    found = options.parse_finetune(words).settings
     assert found.parent == folder / "parent"
     assert (found.steps, found.patience, found.optim.warmup_steps) == (7, None, 2)
     assert found.optim.learning_rate == pytest.approx(0.005)

@@ -98,10 +98,11 @@ ALLOWED = {
         "classify": {
             *("checkpoint", "config", "labelled", "model", "optim", "scores", "tokenizer"),
         },
+        "options": {"config", "finetune", "rundir"},
         "cli": {
-            *("baselines", "checkpoint", "classify", "coloured", "config", "corpus", "evaluate"),
-            *("files", "finetune", "hosts", "labelled", "loop", "replay", "report", "resume"),
-            *("rundir", "sample", "scores", "speeches", "tokens", "train_step", "uncertainty"),
+            *("baselines", "checkpoint", "classify", "coloured", "corpus", "evaluate", "files"),
+            *("hosts", "labelled", "loop", "options", "replay", "report", "resume", "rundir"),
+            *("sample", "scores", "speeches", "tokens", "train_step", "uncertainty"),
         },
     },
 }
