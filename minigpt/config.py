@@ -195,7 +195,7 @@ class ClassifyConfig:
     eval_every: int = 50
     """steps between looks at the validation part; the best parameters are kept"""
     patience: int | None = 4
-    """stop after this many looks without a lower loss; None trains to the last step"""
+    """stop after this many looks without a better macro-F1; None trains to the last step"""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(3e-4, 3e-5, warmup_steps=50))
 
     def __post_init__(self):

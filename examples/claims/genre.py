@@ -2,14 +2,14 @@
 
 A GPT (two layers, 48 wide, 64 characters) is pretrained on 32 plays, all but the six of the test,
 and becomes a classifier by minigpt.classify: comedy, history or tragedy, from the first 64
-characters of a speech, without its speaker. A seed decides 1,000 training speeches, the head, the
+characters of a speech, without its speaker. A seed decides 2,000 training speeches, the head, the
 batches and the masks; all rates share it, so differences are paired. Training plays, three others
 for the validation (which stops training and chooses scikit-learn's C) and the six of the test have
-no play in common; the validation's were in the pretraining. Losses are weighted for balance, tf-idf
-sees the same characters of the same speeches, and the learning rate is half the pretraining's and
-was not tuned. The default form makes 120 steps of 16 speeches, two passes, which is little: there
-every GPT stays near the majority class in accuracy, and the rates cannot be told apart. Intervals
-are over seeds: they leave out the choice of plays and of the one body.
+no play in common; the validation's were in the pretraining. Losses are weighted for balance, and
+tf-idf sees the same characters of the same speeches. The head reads the mean over the tokens, and
+batches are of 32 at 2e-3: without dropout these did about best on the validation plays, of last and
+mean, 16, 32 and 64, and 1e-3, 2e-3 and 3e-3 (the last token and batches of 16 did clearly worse).
+Intervals are over seeds: they leave out the choice of plays and of the one body.
 """
 
 import dataclasses
@@ -79,16 +79,16 @@ def run(body: Body, data: Split, settings: ClassifyConfig) -> dict:
 
 
 def experiment(scale: claim.Scale) -> claim.Result:
-    steps, seeds = scale.pick(6, 120, 600), scale.pick(2, 3, 5)
-    sizes = scale.pick((60, 30, 60), (1000, 300, 1500), (8000, 1800, 4000))
-    optim = OptimConfig(1e-3, 1e-4, warmup_steps=steps // 6)
-    body, data = pretrained(scale.pick(6, 500, 4000)), genres(test=TEST)
+    steps, seeds = scale.pick(6, 220, 800), scale.pick(2, 3, 5)
+    sizes = scale.pick((60, 30, 60), (2000, 300, 1500), (8000, 1800, 4000))
+    optim = OptimConfig(2e-3, 2e-4, warmup_steps=steps // 10)
+    body, data = pretrained(scale.pick(6, 1000, 6000)), genres(test=TEST)
     runs = []
     for seed in scale.track(range(seeds), "genre of a speech"):
         settings = ClassifyConfig(
-            seed=seed, steps=steps, batch_size=16, eval_every=max(steps // 4, 1), optim=optim
+            seed=seed, steps=steps, batch_size=32, eval_every=max(steps // 4, 1), optim=optim
         )
-        settings = dataclasses.replace(settings, class_weights="balanced")
+        settings = dataclasses.replace(settings, class_weights="balanced", pool="mean")
         runs.append(run(body, sample(data, seed, sizes), settings))
     table = {name: np.array([found[name] for found in runs]) for name in runs[0]}
     return claim.Result(findings(table), figure(table), {"table": rows(table)})
