@@ -7,6 +7,8 @@ from experiments import found, load
 
 from minigpt import corpus, speeches
 
+pytestmark = pytest.mark.claims
+
 
 @pytest.fixture(scope="module")
 def genre():
@@ -58,9 +60,11 @@ def test_a_seed_draws_its_own_training_speeches_and_the_same_others(genre):
 
 
 def test_the_smallest_form(genre, tmp_path):
-    numbers = found("genre", tmp_path)["numbers"]["table"]
+    table = found("genre", tmp_path)["numbers"]["table"]
+    numbers = {row["classifier"]: row for row in table}
     assert len(numbers) == len(genre.CELLS) + 3
     # Three classes and always the same one: its recall is 1, and its precision its share p, so that
     # the macro-F1 is 2p / (1 + p) / 3.
-    share, f1 = (numbers[genre.MAJORITY][name]["mean"] for name in ("accuracy", "macro-F1"))
-    assert f1 == pytest.approx(2 * share / (1 + share) / 3, abs=1e-3)
+    majority = numbers[genre.MAJORITY]
+    share, f1 = (float(majority[name].split()[0]) for name in ("accuracy", "macro-F1"))
+    assert f1 == pytest.approx(2 * share / (1 + share) / 3, abs=2e-3)

@@ -10,6 +10,8 @@ from experiments import found, load
 
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
 
+pytestmark = pytest.mark.claims
+
 
 def rising(*means):
     """Runs by rate (rows) whose five seeds differ by 0.01 at most."""

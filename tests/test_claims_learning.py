@@ -11,6 +11,8 @@ from experiments import found, load
 
 from dropout_jax import dropout_unscaled
 
+pytestmark = pytest.mark.claims
+
 
 def test_fits_that_look_end_as_fits_that_do_not():
     nets = load("nets")

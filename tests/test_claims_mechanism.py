@@ -10,6 +10,8 @@ from experiments import found, load
 
 from dropout_jax import apply_mask, dropout, dropout_unscaled, keep_mask
 
+pytestmark = pytest.mark.claims
+
 HOLDS, FAILS = "holds", "does not hold"
 X = np.ones(3, np.float32)
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from experiments import found, load
 
+pytestmark = pytest.mark.claims
+
 claim, measures = load("claim"), load("measures")
 uncertainty, active_learning = load("uncertainty"), load("active_learning")
 gpt_uncertainty = load("gpt_uncertainty")

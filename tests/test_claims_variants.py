@@ -8,6 +8,8 @@ from experiments import found, load
 
 from dropout_jax import dropout, fold
 
+pytestmark = pytest.mark.claims
+
 
 @pytest.fixture(autouse=True)
 def promotion_of_optax(strict_promotion):

@@ -186,7 +186,7 @@ def test_later_settings_win(tmp_path):
     settings = options.parse_train(args).settings
     assert (settings.batch_size, settings.steps, settings.model.n_layer) == (64, 7, 5)
     assert settings.model.bias is True
-    assert settings.model.dropout == DropoutConfig(0.4, 0.3, 0.3, 0.0, 0.3, 0.0)
+    assert settings.model.dropout == dataclasses.replace(DropoutConfig.uniform(0.3), embed=0.4)
 
 
 def test_presets_are_what_the_command_starts_from():

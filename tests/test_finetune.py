@@ -68,7 +68,7 @@ def outcome(run_dir):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, cached_programs):
+def made(tmp_path_factory):
     """A folder with a parent and its child."""
     folder = tmp_path_factory.mktemp("made")
     write_texts(folder)

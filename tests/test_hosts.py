@@ -98,6 +98,7 @@ def test_losses_are_those_of_one_process_and_rows_are_read_once(folder):
         np.testing.assert_array_equal(np.concatenate(read, axis=1), expected)
 
 
+@pytest.mark.torture  # a minute
 def test_when_one_process_dies_the_others_end_and_the_run_goes_on_exactly(folder):
     finish(folder, begin(folder, "whole", 2, 1, steps=200), "whole")
     begun = begin(folder, "killed", 2, 1, steps=200)

@@ -68,7 +68,7 @@ def command(*args):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, cached_programs):
+def trained(tmp_path_factory):
     with jax.numpy_dtype_promotion("standard"):
         return run(DROPPING, tmp_path_factory.mktemp("trained"))
 
@@ -163,7 +163,7 @@ def test_another_text_is_refused(trained, tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
-def exploded(tmp_path_factory, cached_programs):
+def exploded(tmp_path_factory):
     """A run whose weights grow a hundredfold a step, and the line it ended with."""
     folder, fsync = tmp_path_factory.mktemp("exploded"), os.fsync
 

@@ -74,7 +74,7 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, cached_programs):
+def made(tmp_path_factory):
     """A run, and one that was stopped after step 6, with checkpoints of the steps 4 and 6."""
     with jax.numpy_dtype_promotion("standard"), pytest.MonkeyPatch.context() as patch:
         for name in ("whole", "stopped"):

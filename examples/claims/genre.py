@@ -94,12 +94,13 @@ def experiment(scale: claim.Scale) -> claim.Result:
     return claim.Result(findings(table), figure(table), {"table": rows(table)})
 
 
-def rows(table: dict) -> dict:
+def rows(table: dict) -> list[dict[str, str]]:
     """Every cell's accuracy and macro-F1, with their intervals."""
-    return {
-        named(cell): dict(zip(("accuracy", "macro-F1"), map(claim.interval, values.T), strict=True))
-        for cell, values in table.items()
-    }
+    found = {cell: [f"{claim.interval(each):.3f}" for each in v.T] for cell, v in table.items()}
+    return [
+        {"classifier": named(cell), "accuracy": accuracy, "macro-F1": f1}
+        for cell, (accuracy, f1) in found.items()
+    ]
 
 
 def named(cell) -> str:

@@ -7,6 +7,7 @@
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -82,7 +83,13 @@ def table(results: dict[str, dict]) -> str:
         for name, found in results.items()
         for finding in found["findings"]
     ]
-    return tabulate(rows, ["claim", "verdict", "experiment"], tablefmt="github")
+    return markdown(rows, ["claim", "verdict", "experiment"])
+
+
+def markdown(rows, headers) -> str:
+    """A table without the spaces that line up its source."""
+    padded = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+    return re.sub("-{3,}", "---", re.sub(" {2,}", " ", padded))
 
 
 def anchor(title: str) -> str:
@@ -105,8 +112,8 @@ def section(name: str, found: dict, folder: str) -> str:
             f"`python examples/claims/{name}.py{scale}` ([script](../examples/claims/{name}.py), "
             f"[numbers]({folder}/{name}.json))",
             f"![{found['title']}]({folder}/{name}.png)",
-            tabulate(rows, ["claim", "made in", "measured", "verdict"], tablefmt="github"),
-            *([tabulate(more, "keys", tablefmt="github", disable_numparse=True)] if more else []),
+            markdown(rows, ["claim", "made in", "measured", "verdict"]),
+            *([markdown(more, "keys")] if more else []),
         ]
     )
 
