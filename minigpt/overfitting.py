@@ -23,12 +23,13 @@ from typing import Any
 from minigpt import resume
 from minigpt.config import Config
 
-# What can be done about overfitting, the best first, as docs/claims.md measures.
+# What can be done about overfitting, the best first, as docs/claims.md measures: data_size for the
+# first, gpt_overfitting and gpt_rates for the next two, interactions for the others.
 REMEDIES = (
     "more text",
     "the best checkpoint (--checkpoint best in sample and eval) and an earlier stop (--patience 3)",
     "more dropout (--dropout)",
-    "a smaller model (--model.n-embd, --model.n-layer)",
+    "label smoothing (--label-smoothing 0.1)",
     "more weight decay (--optim.weight-decay)",
 )
 HELPS = f" What helps, best first by docs/claims.md: {'; '.join(REMEDIES)}."

@@ -8,7 +8,7 @@ import sys
 import jax
 
 CLAIMS = pathlib.Path(__file__).parent.parent / "examples" / "claims"
-SHARED = {"claim", "data", "gpt", "measures", "methods", "nets", "page", "sweep"}
+SHARED = {"claim", "data", "gpt", "measures", "methods", "nets", "page", "rates", "sweep"}
 
 
 def load(name):

@@ -59,3 +59,20 @@ def test_the_page_in_the_repository_is_made_of_the_results_beside_it():
     results = {name: json.loads((docs / "claims" / f"{name}.json").read_text()) for name in names}
     assert (docs / "claims.md").read_text() == page.page(results, "claims")
     assert all(found["scale"] != "smallest" for found in results.values())
+
+
+def test_a_recommended_rate_gains_with_its_whole_interval_and_is_0_otherwise():
+    interval, best = load("claim").Interval, load("rates").best
+    unsure, low, high = interval(3, -1, 7), interval(1, 0.5, 1.5), interval(2, 0.1, 3.9)
+    assert best({0.1: low, 0.2: high, 0.5: unsure}) == (0.2, high)
+    assert best({0.1: unsure, 0.5: unsure}) == (0.0, unsure)
+
+
+def test_the_readme_has_the_pages_rates():
+    page, docs = load("page"), CLAIMS.parent.parent / "docs"
+    names = [name for chapter in page.CHAPTERS.values() for name in chapter]
+    results = {name: json.loads((docs / "claims" / f"{name}.json").read_text()) for name in names}
+    rows = load("rates").rows(results)
+    readme = (docs.parent / "README.md").read_text()
+    for row in rows:
+        assert f"| {row['setting']} | {row['rate']} | {row['why']} |" in readme

@@ -26,6 +26,7 @@ from rich.progress import track
 
 HOLDS, FAILS = "holds", "does not hold"
 ONLY_WHEN = "holds only when "
+NEGLIGIBLE = 0.005  # of a difference in accuracy, where a claim is that there is none
 
 
 class Interval(NamedTuple):

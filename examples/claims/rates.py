@@ -1,0 +1,67 @@
+"""The rates that the project recommends, read off the experiments' results.
+
+Of a setting: the rate with the largest gain among those whose whole interval is above 0; where
+there is none, 0.
+"""
+
+from claim import Interval
+
+SETTINGS = {
+    "GPT, pretraining on more text than it sees once": "pretraining",
+    "GPT, fine-tuning on 6,000 characters, stopped early": "6,000 characters, stopped early",
+    "GPT, fine-tuning on 1,000 characters, stopped early": "1,000 characters, stopped early",
+    "GPT, fine-tuning on 1,000 characters, to the end": "1,000 characters, to the end",
+}
+PARTNERS, BESIDE = ("layer norm", "augmentation", "early stopping"), "dropout's gain beside"
+
+
+def best(gains: dict[float, Interval]) -> tuple[float, Interval]:
+    """The rate, and its gain; for rate 0 what the least of the others gains, or costs."""
+    helping = {rate: gain for rate, gain in gains.items() if gain.positive}
+    rate = max(helping, key=lambda rate: helping[rate].mean, default=0.0)
+    return rate, gains[rate or min(gains)]
+
+
+def rows(results: dict[str, dict]) -> list[dict[str, str]]:
+    """Setting, rate, what it gains, and the experiment that measured it."""
+    found = []
+
+    def add(setting: str, script: str, gains: dict[float, Interval], unit: str, spec: str) -> None:
+        rate, gain = best(gains)
+        what = f"gains {gain:{spec}}" if rate else f"{min(gains):g} brings {gain:{spec}}"
+        row = {"setting": setting, "rate": f"{rate:g}", "why": f"{what} {unit}"}
+        found.append(row | {"measured by": f"[{script}](../examples/claims/{script}.py)"})
+
+    losses = results["gpt_rates"]["numbers"]["loss, difference to rate 0"]
+    for setting, name in SETTINGS.items():
+        gains = {float(rate): negative(of(each)) for rate, each in losses[name].items()}
+        add(setting, "gpt_rates", gains, "nats a character", "+.3f")
+    numbers = results["data_size"]["numbers"]
+    gained = numbers["test accuracy gained"]
+    for width, title in (("wide", "MLP of 128 units"), ("narrow", "MLP of 8 units")):
+        for size, cells in zip(numbers["sizes"], gained[width], strict=True):
+            if size not in (300, 1000, 100_000):
+                continue
+            gains = dict(zip(numbers["rates"], map(of, cells), strict=True))
+            gains.pop(0.0)
+            setting = f"{title}, images, {size:,} examples"
+            add(setting, "data_size", {r: points(g) for r, g in gains.items()}, "points", "+.1f")
+    for partner in PARTNERS:
+        gain = points(of(results["interactions"]["numbers"]["accuracy"][partner][BESIDE]))
+        add(f"MLP, 500 images, beside {partner}", "interactions", {0.5: gain}, "points", "+.2f")
+    return found
+
+
+def of(found: dict) -> Interval:
+    """An interval as the JSON has it."""
+    return Interval(found["mean"], *found["95 %"])
+
+
+def negative(interval: Interval) -> Interval:
+    """Of a loss's difference, what is gained."""
+    return Interval(-interval.mean, -interval.high, -interval.low)
+
+
+def points(interval: Interval) -> Interval:
+    """A share in hundredths."""
+    return Interval(*(100 * value for value in interval))
