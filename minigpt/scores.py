@@ -26,6 +26,7 @@ def scores(truth: list[str], predicted: list[str], labels: Sequence[str]) -> Sco
     """Compare with the truth."""
     matrix = confusion_matrix(truth, predicted, labels=labels)
     columns = precision_recall_fscore_support(truth, predicted, labels=labels, **_ZERO)
+    columns = *columns[:3], matrix.sum(axis=1)  # its own supports are floats if a label has none
     names, lists = (
         ("precision", "recall", "f1", "support"),
         [np.asarray(c).tolist() for c in columns],
@@ -35,10 +36,9 @@ def scores(truth: list[str], predicted: list[str], labels: Sequence[str]) -> Sco
         for label, *row in zip(labels, *lists, strict=True)
     }
     accuracy = float(np.trace(matrix) / matrix.sum())
-    macro = float(np.mean([each["f1"] for each in classes.values()]))
-    return Scores(accuracy, macro, classes, matrix.tolist())
+    return Scores(accuracy, macro_f1(truth, predicted), classes, matrix.tolist())
 
 
 def macro_f1(truth: Any, predicted: Any) -> float:
-    """The mean of the classes' F1."""
+    """The mean of the F1 of the classes that there are, in the truth or among the answers."""
     return float(f1_score(truth, predicted, average="macro", **_ZERO))

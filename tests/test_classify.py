@@ -308,6 +308,15 @@ def test_scores_by_hand():
     assert found.macro_f1 == pytest.approx((2 / 3 + 4 / 5) / 3)
 
 
+def test_a_label_that_a_part_lacks_costs_nothing():
+    """All answers are right, so the F1 of those labels that there are is 1."""
+    found = scores.scores(list("aab"), list("aab"), ("a", "b", "c"))
+    assert (found.accuracy, found.macro_f1) == (1, 1)
+    supports = [each["support"] for each in found.classes.values()]
+    assert json.dumps(supports) == "[2, 1, 0]"
+    assert scores.scores(list("aab"), list("aac"), ("a", "b", "c")).macro_f1 == pytest.approx(1 / 3)
+
+
 def test_the_baselines():
     assert baselines.majority(DATA._replace(train=Labelled(["a"] * 3, ["x", "y", "y"]))) == (
         ["y"] * 24
