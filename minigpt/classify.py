@@ -235,8 +235,19 @@ def fit(
     begun = Trained(config, body.vocab_size, body.tokenizer, tuple(names), settings, None, 0, [])
     params = begun.program().create(jax.random.key(settings.seed))
     begun = begun._replace(params=body.within(params))
-    rows = begun.rows(data.train.texts), begun.rows(data.validation.texts)
-    return _fitted(begun, *rows, _labels(data, names, settings), seen)
+    rows = _rows(begun, data)
+    return _fitted(begun, rows["train"], rows["validation"], _labels(data, names, settings), seen)
+
+
+def _rows(begun: Trained, data: Split) -> dict[str, Rows]:
+    """Every part's, the test's too: a text that cannot be read is told before the training."""
+    rows = {}
+    for name, part in data._asdict().items():
+        try:
+            rows[name] = begun.rows(part.texts)
+        except ValueError as error:
+            raise ValueError(f"the {name} part's {error}") from None
+    return rows
 
 
 def _fitted(

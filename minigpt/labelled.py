@@ -68,7 +68,9 @@ def pad(
         try:
             ids = tokenizer.encode(text[:block_size])[:block_size]  # a character is an id or more
         except ValueError as error:
-            raise ValueError(f"example {i + 1}: {error} Or leave it out: --unknown drop.") from None
+            raise ValueError(
+                f"example {i + 1}, {texts[i][:40]!r}: {error} Or leave it out: --unknown drop."
+            ) from None
         if not len(ids):
             raise ValueError(
                 f"example {i + 1} is not allowed: no character of {texts[i][:40]!r} is left. "

@@ -153,6 +153,16 @@ def test_a_body_that_scans_over_its_layers_is_the_same_body():
     assert same(*(fit(body, DATA, settings).params for body in bodies))
 
 
+@pytest.mark.parametrize("part", Split._fields)
+def test_a_text_that_cannot_be_read_is_told_before_the_training(part):
+    """Of the test too, which is read at the end: or its training would be lost."""
+    strange = Labelled(["ab", "axc"], ["with a", "with b"])
+    looks = []
+    with pytest.raises(ValueError, match=f"^the {part} part's example 2, 'axc': text has 'x'"):
+        fit(BODY, DATA._replace(**{part: strange}), SETTINGS, looks.append)
+    assert looks == []
+
+
 def test_training_stops_when_the_validation_loss_no_longer_falls():
     settings = dataclasses.replace(SETTINGS, steps=200, eval_every=1, patience=3)
     found = fit(BODY, DATA, dataclasses.replace(settings, optim=OptimConfig(0.5, 0.5)))
@@ -215,7 +225,7 @@ def test_texts_are_cut_padded_and_their_lengths_told():
     rows = pad(TOKENIZER, ["abc", "aaaaaac"], 5)
     assert rows.tokens.tolist() == [[0, 1, 2, 0, 0], [0] * 5]
     assert rows.lengths.tolist() == [3, 5]
-    with pytest.raises(ValueError, match=r"example 2: text has 'x'.*--unknown drop"):
+    with pytest.raises(ValueError, match=r"example 2, 'axb': text has 'x'.*--unknown drop"):
         pad(TOKENIZER, ["a", "axb"], 5)
     assert pad(TOKENIZER, ["axb", "xxxxxc"], 2, drop_unknown=True).lengths.tolist() == [2, 1]
     with pytest.raises(ValueError, match="example 1 is not allowed: no character of 'x' is left"):
