@@ -50,6 +50,11 @@ def _leave(code: int) -> None:
     sys.exit(code)
 
 
+def _console(*, quiet: bool = False) -> Console:
+    """Where what it is given is shown as it is: a path's brackets, a label's colons."""
+    return Console(highlight=False, markup=False, emoji=False, quiet=quiet)
+
+
 def _train(command: Begin) -> None:
     from minigpt import hosts
     from minigpt.loop import train
@@ -67,7 +72,7 @@ def _train(command: Begin) -> None:
     name = command.preset if isinstance(command, Train) else f"{parent and parent.name}-finetuned"
     run_dir = settings.run_dir or choose(Path("runs"), name, settings, fresh=fresh)
     settings = dataclasses.replace(settings, run_dir=run_dir)
-    console = Console(highlight=False, quiet=not hosts.is_first())
+    console = _console(quiet=not hosts.is_first())
     train(settings, run_dir, console, fresh=fresh)
 
 
@@ -138,7 +143,7 @@ def _replay(command: Replay) -> None:
     if command.json:
         print(json.dumps(plain(result)))
         return
-    show(result, Console(highlight=False))
+    show(result, _console())
 
 
 def _uncertainty(command: Uncertainty) -> None:
@@ -160,7 +165,7 @@ def _uncertainty(command: Uncertainty) -> None:
         numbers = {name: [None if x != x else x for x in each] for name, each in found.items()}
         print(json.dumps({"text": text} | numbers))
         return
-    coloured.show(Console(highlight=False), text, found[command.measure], command.measure, top)
+    coloured.show(_console(), text, found[command.measure], command.measure, top)
 
 
 def _read_text(path: Path) -> str:
@@ -180,12 +185,12 @@ def _classify(command: Classify) -> None:
     from minigpt.scores import scores
     from minigpt.speeches import genres
 
-    settings, console = command.settings, Console(highlight=False)
+    settings, console = command.settings, _console()
     run, training = _load(command.run_dir, command.checkpoint)
     data = read_csv(command.data, settings.seed) if command.data else genres()
     body = Body(run.config.model, run.vocab_size, run.tokenizer, training.state.params)
     counts = {name: len(part.texts) for name, part in data._asdict().items()}
-    console.print(f"texts: {counts}, labels: {', '.join(data.classes())}", markup=False)
+    console.print(f"texts: {counts}, labels: {', '.join(data.classes())}")
 
     folder = new_folder(command.out, command.run_dir / "classify")
     trained = fit(body, data, settings, lambda look: console.print(report.line(look)))

@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from minigpt.files import replace
 from minigpt.scores import Scores
@@ -42,11 +42,11 @@ def _classes(name: str, found: Scores) -> Table:
     written = len(found.classes) <= MOST_WRITTEN // 2
     if written:
         for label in found.classes:
-            table.add_column(f"as {escape(label)}", justify="right")
+            table.add_column(Text(f"as {label}"), justify="right")
     for (label, each), row in zip(found.classes.items(), found.confusion, strict=True):
         numbers = [f"{each[column]:.3f}" for column in ("precision", "recall", "f1")]
         counts = [str(count) for count in row] if written else []
-        table.add_row(escape(label), *numbers, str(each["support"]), *counts)
+        table.add_row(Text(label), *numbers, str(each["support"]), *counts)
     return table
 
 

@@ -76,5 +76,5 @@ def sample(job: Job, params: Any) -> None:
     )
     text = tokenizer.decode(list(ids))
     job.console.rule("sample")
-    job.console.print(text, markup=False, highlight=False)
+    job.console.print(text, markup=False, emoji=False, highlight=False)
     job.console.rule()

@@ -1,6 +1,7 @@
 """The classifier: padding, frozen parameters, exact repeats, its folder, its data, its command."""
 
 import dataclasses
+import io
 import json
 
 import jax
@@ -8,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from rich.console import Console
 from tiny import MODEL, TEXT, with_dropout
 
-from minigpt import baselines, cli, corpus, scores, speeches
+from minigpt import baselines, cli, corpus, report, scores, speeches
 from minigpt.classify import Body, Classifier, fit, load, places, pooled
 from minigpt.config import ClassifyConfig, DropoutConfig, OptimConfig
 from minigpt.labelled import Labelled, Split, pad, read_csv
@@ -327,6 +329,16 @@ def test_a_label_that_a_part_lacks_costs_nothing():
     assert scores.scores(list("aab"), list("aac"), ("a", "b", "c")).macro_f1 == pytest.approx(1 / 3)
 
 
+def test_labels_are_shown_as_they_are():
+    """Not as rich's markup or emoji."""
+    labels = ("[red]", ":heart:")
+    found = scores.scores(list(labels), list(labels), labels)
+    console = Console(file=io.StringIO(), width=200, record=True)
+    report.show({"GPT": found}, console)
+    shown = console.export_text()
+    assert all(shown.count(label) == 2 for label in labels)
+
+
 def test_the_baselines():
     assert baselines.majority(DATA._replace(train=Labelled(["a"] * 3, ["x", "y", "y"]))) == (
         ["y"] * 24
@@ -354,7 +366,10 @@ def test_the_command_writes_a_classifier_that_loads(tmp_path, capsys):
     command += ["--unknown", "drop", "--batch-size", "4"]
     for _ in range(2):
         cli.main(command)
+    brackets = tmp_path / "[bold] and [" / "x]"  # rich's markup, if it were taken for that
+    cli.main([*command, "--out", str(brackets)])
     shown = capsys.readouterr().out
+    assert f"confusion.png: {brackets}\n" in shown
     for part in ("majority class", "tf-idf", "GPT", "macro-F1", "precision", "as not"):
         assert part in shown
     reports = [run / folder / "report.json" for folder in ("classify", "classify-2")]
