@@ -87,6 +87,6 @@ def _costs(last: dict[str, Any], config: Config) -> str | None:
         return None
     return (
         f"no gap: the validation text's loss is {gap:+.4f} from the training text's, which is "
-        "within noise. Nothing is learnt by heart, so dropout may be costing: --dropout 0 is worth "
-        "a try."
+        f"{'within noise' if gap >= -noise(loss, config) else 'below it'}. Nothing is learnt by "
+        "heart, so dropout may be costing: --dropout 0 is worth a try."
     )

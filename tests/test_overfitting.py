@@ -133,6 +133,13 @@ def test_no_gap_at_the_end_is_named_if_dropout_is_on():
     assert when(ending(1.95, 2.0, dataclasses.replace(DEFAULT, model=drop_path))) == [2]
 
 
+def test_a_validation_text_that_is_easier_is_not_called_noise():
+    """Three standard errors are 0.068."""
+    for validation, words in ((1.95, "-0.0500"), (1.95, "which is within noise"), (1.5, "-0.5000")):
+        assert words in ending(2.0, validation)[1]
+    assert "within noise" not in ending(2.0, 1.5)[1]
+
+
 def test_a_coarse_estimate_shows_no_gap_and_no_absence_of_one():
     assert when(ending(1.95, 2.0, dataclasses.replace(DROPPING, eval_batches=9))) == []
     assert when(ending(1.95, 2.0, dataclasses.replace(DROPPING, eval_batches=10))) == [2]
