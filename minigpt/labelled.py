@@ -86,10 +86,16 @@ def read_csv(data: Path, seed: int) -> Split:
     Without a column split a tenth of each label's rows, chosen by the seed, is for validation, and
     another for the test.
     """
-    lines = io.StringIO("".join(corpus.decoded(corpus.blocks(data), data)).removeprefix("\ufeff"))
-    reader = csv.DictReader(lines, strict=True)
+    content = "".join(corpus.decoded(corpus.blocks(data), data)).removeprefix("\ufeff")
+    reader = csv.DictReader(io.StringIO(content), strict=True)
+    limit = csv.field_size_limit(len(content) + 1)  # a cell may be as long as the file
     try:
         header = reader.fieldnames or []
+        if twice := [name for name in (*COLUMNS, "split") if header.count(name) > 1]:
+            raise ValueError(
+                f"data={str(data)!r} is not allowed: it has the column {twice[0]!r} more than "
+                f"once. Its first line names {header}."
+            )
         if missing := [name for name in COLUMNS if name not in header]:
             raise ValueError(
                 f"data={str(data)!r} is not allowed: it lacks the column {missing[0]!r}. Its first "
@@ -99,6 +105,8 @@ def read_csv(data: Path, seed: int) -> Split:
     except csv.Error as error:
         where = f"data={str(data)!r}, after line {reader.line_num}"
         raise ValueError(f"{where}: this is not CSV ({error}).") from None
+    finally:
+        csv.field_size_limit(limit)
     texts, labels = [row["text"] for row in found], [row["label"] for row in found]
     given = [row["split"] for row in found if "split" in header]
     parts = given or _random_parts(labels, seed)

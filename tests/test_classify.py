@@ -1,5 +1,6 @@
 """The classifier: padding, frozen parameters, exact repeats, its folder, its data, its command."""
 
+import csv
 import dataclasses
 import io
 import json
@@ -249,6 +250,14 @@ def test_a_file_is_split_by_label_and_every_row_is_in_one_part(tmp_path):
     assert read_csv(path, seed=2) != found
 
 
+def test_a_text_may_be_long(tmp_path):
+    """Longer than Python's csv allows by itself, which is left as it was."""
+    path, limit = tmp_path / "x.csv", csv.field_size_limit()
+    path.write_text("text,label,split\n" + f"{'a' * 2 * limit},b,train\n")
+    assert [len(text) for text in read_csv(path, seed=1).train.texts] == [2 * limit]
+    assert csv.field_size_limit() == limit
+
+
 def test_a_column_split_decides(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("split,label,text\ntrain,a,one\ntest,a,two\nvalidation,b,three\ntrain,b,four\n")
@@ -262,6 +271,7 @@ def test_a_column_split_decides(tmp_path):
     [
         ("text,kind\na,b\n", "lacks the column 'label'.*names \\['text', 'kind'\\]"),
         ("", "lacks the column 'text'"),
+        ("text,label,text\na,b,c\n", "has the column 'text' more than once"),
         ("text,label\na,b\na\n", "line 3: there must be a cell for each column"),
         ("text,label\na,b,c\n", "line 2: there must be a cell"),
         ("text,label\n ,b\n", "line 2: text is empty"),
