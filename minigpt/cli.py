@@ -191,6 +191,11 @@ def _classify(command: Classify) -> None:
     body = Body(run.config.model, run.vocab_size, run.tokenizer, training.state.params)
     counts = {name: len(part.texts) for name, part in data._asdict().items()}
     console.print(f"texts: {counts}, labels: {', '.join(data.classes())}")
+    if leaked := data.leaked():
+        console.print(
+            f"{leaked} of the test part's texts are in another part too, word for word, so the "
+            "test says less of new texts. Remove them, or name the parts in a column split."
+        )
 
     folder = new_folder(command.out, command.run_dir / "classify")
     trained = fit(body, data, settings, lambda look: console.print(report.line(look)))

@@ -44,6 +44,11 @@ class Split(NamedTuple):
             raise ValueError(f"labels={known} are not allowed: there must be at least two.")
         return known
 
+    def leaked(self) -> int:
+        """How many texts of the test are among those that are trained or chosen by too."""
+        seen = {*self.train.texts, *self.validation.texts}
+        return sum(text in seen for text in self.test.texts)
+
 
 class Rows(NamedTuple):
     """Texts as ids, padded on the right to one width; the first `length` of a row are real."""

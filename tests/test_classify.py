@@ -316,6 +316,12 @@ def test_parts_must_hold_what_they_are_for():
         Split(*[Labelled(["a"], ["only"])] * 3).classes()
 
 
+def test_texts_of_the_test_that_are_in_another_part_are_counted():
+    one, two, three = (Labelled(list(part), ["a"] * len(part)) for part in ("ab", "cc", "bcdb"))
+    assert Split(one, two, three).leaked() == 3
+    assert Split(one, two, Labelled(["d"], ["a"])).leaked() == 0
+
+
 # Its report.
 
 
@@ -373,6 +379,12 @@ def test_the_command_writes_a_classifier_that_loads(tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(command)
     assert "a character that the run" in capsys.readouterr().err
+    with data.open("a") as file:
+        file.write("\n" + "\n".join(["be,be"] * 30))
+    with pytest.raises(SystemExit):
+        cli.main(command)
+    assert "3 of the test part's texts are in another part too" in capsys.readouterr().out
+    data.write_text("text,label\n" + "\n".join(lines))
     command += ["--unknown", "drop", "--batch-size", "4"]
     for _ in range(2):
         cli.main(command)
@@ -380,6 +392,7 @@ def test_the_command_writes_a_classifier_that_loads(tmp_path, capsys):
     cli.main([*command, "--out", str(brackets)])
     shown = capsys.readouterr().out
     assert f"confusion.png: {brackets}\n" in shown
+    assert "in another part too" not in shown
     for part in ("majority class", "tf-idf", "GPT", "macro-F1", "precision", "as not"):
         assert part in shown
     reports = [run / folder / "report.json" for folder in ("classify", "classify-2")]
