@@ -32,7 +32,8 @@ class Uncertainty(NamedTuple):
     entropy: np.ndarray
     """of the passes' mean: all that is uncertain, the text's own chance with it"""
     surprise: np.ndarray
-    """-log of the mean probability of the token that stands there"""
+    """-log of the mean probability of the token that stands there; at most 87, of the least float32
+    that is no subnormal"""
 
 
 def text_uncertainty(
@@ -107,7 +108,9 @@ def _of_window(logits, params, given, following, key, passes: int):
     predictions = mc_dropout(predict, key, passes, batch_size=AT_ONCE)
     mean = predictions.mean(0)
     right = jnp.take_along_axis(mean, following[..., None], axis=-1)[..., 0]
-    return mutual_information(predictions), predictive_entropy(predictions), -jnp.log(right)
+    # Not infinite, which neither JSON nor a scale of colours could hold.
+    surprise = -jnp.log(jnp.maximum(right, jnp.finfo(right.dtype).tiny))
+    return mutual_information(predictions), predictive_entropy(predictions), surprise
 
 
 def by_character(text: str, tokenizer: Tokenizer, found: Uncertainty) -> Uncertainty:

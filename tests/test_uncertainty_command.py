@@ -128,6 +128,16 @@ def test_every_character_has_context():
     assert (seen[8:] > 4.9).all()
 
 
+def test_what_has_no_chance_at_all_is_a_finite_surprise():
+    """The model is so sure of 0 that the probability of 1 is no float32."""
+
+    def logits(params, tokens, key):
+        return jnp.broadcast_to(jnp.array([500.0, 0.0]), (*tokens.shape, 2))
+
+    found = token_uncertainty(logits, None, np.array([0, 1, 0]), block_size=8, passes=2)
+    assert found.surprise[1:] == pytest.approx([126 * np.log(2), 0])
+
+
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_unused_rows_of_the_table_have_no_part(scan_layers):
     config = dataclasses.replace(MODEL, scan_layers=scan_layers)
