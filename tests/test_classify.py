@@ -345,7 +345,6 @@ def test_a_label_that_a_part_lacks_costs_nothing():
     assert scores.scores(list("aab"), list("aac"), ("a", "b", "c")).macro_f1 == pytest.approx(1 / 3)
 
 
-<<<<<<< HEAD
 def test_labels_are_shown_as_they_are():
     """Not as rich's markup or emoji."""
     labels = ("[red]", ":heart:")
@@ -356,8 +355,6 @@ def test_labels_are_shown_as_they_are():
     assert all(shown.count(label) == 2 for label in labels)
 
 
-=======
->>>>>>> e4b2fec (A test's macro-F1 is of the classes that it has; supports are whole numbers)
 def test_the_baselines():
     assert baselines.majority(DATA._replace(train=Labelled(["a"] * 3, ["x", "y", "y"]))) == (
         ["y"] * 24
