@@ -199,6 +199,7 @@ def _classify(command: Classify) -> None:
 
     folder = new_folder(command.out, command.run_dir / "classify")
     trained = fit(body, data, settings, lambda look: console.print(report.line(look)))
+    trained.save(folder)  # before all that could fail
     console.print(f"the best parameters are those of step {trained.step}")
     cut = Split(*(part._replace(texts=trained.visible(part.texts)) for part in data))
     predicted = {
@@ -211,7 +212,6 @@ def _classify(command: Classify) -> None:
     }
     report.show(found, console)
 
-    trained.save(folder)
     about = {"data": command.data and str(command.data), "texts": counts, "step": trained.step}
     about |= {"settings": dataclasses.asdict(settings), "looks": trained.looks}
     report.save(found, about, folder)

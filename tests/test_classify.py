@@ -366,7 +366,7 @@ def test_the_baselines():
 # Its command.
 
 
-def test_the_command_writes_a_classifier_that_loads(tmp_path, capsys):
+def test_the_command_writes_a_classifier_that_loads(tmp_path, capsys, monkeypatch):
     run, data = tmp_path / "run", tmp_path / "x.csv"
     (tmp_path / "text.txt").write_text(TEXT)
     tiny = ["--steps", "2", "--batch-size", "2", "--sample-tokens", "0", "--model.n-layer", "1"]
@@ -406,3 +406,11 @@ def test_the_command_writes_a_classifier_that_loads(tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main([*command, "--out", str(run / "classify")])
     assert "it must be new or an empty folder" in capsys.readouterr().err
+
+    def fails(*_):
+        raise ValueError("no words")
+
+    monkeypatch.setattr(baselines, "tfidf", fails)
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--out", str(tmp_path / "kept")])
+    assert same(load(tmp_path / "kept").params, one.params)  # what comes after loses no training
