@@ -187,6 +187,12 @@ def parse_finetune(args: list[str]) -> Finetune:
         settings = _settings(finetune.defaults(begun, parent, steps), chosen)
         default = Finetune(settings=dataclasses.replace(settings, parent=parent))
     command = tyro.cli(Finetune, args=args, default=default, prog=prog, config=_TYRO)
+    named, first = command.settings.parent, default.settings.parent
+    if named is None or named.resolve() != first:
+        raise ValueError(
+            f"parent={str(named)!r} is not allowed: it must be the first word, which is "
+            f"{str(first)!r}. Leave --parent out."
+        )
     if command.settings.data is None:
         raise ValueError(
             "data=None is not allowed: it must be the text to go on with, --data FILE or one play, "

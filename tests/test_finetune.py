@@ -254,6 +254,7 @@ def test_every_field_of_the_model_is_of_the_shape_or_may_change():
         (["finetune", "--data", "other.txt"], "minigpt finetune RUN_DIR"),
         (["finetune", "parent"], "data=None is not allowed"),
         (["finetune", "nowhere", "--data", "other.txt"], "no run directory"),
+        (["finetune", "parent", "--data", "other.txt", "--parent", "b"], "parent='b' is not"),
         (["train", "--parent", "nowhere"], "no run directory"),
         (["train", "--parent", "parent"], "model.n_layer=4 is not allowed"),
     ],
