@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -88,5 +89,7 @@ def plot_confusion(found: Scores, path: Path, title: str) -> None:
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=9)
     figure.colorbar(image, ax=axes, label="share of the true label's texts", shrink=0.8)
     png = io.BytesIO()
-    figure.savefig(png, dpi=120, format="png")
+    with warnings.catch_warnings():  # a box stands for it here; the tables and report.json have it
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
+        figure.savefig(png, dpi=120, format="png")
     replace(path, png.getvalue())

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -353,6 +354,14 @@ def test_labels_are_shown_as_they_are():
     report.show({"GPT": found}, console)
     shown = console.export_text()
     assert all(shown.count(label) == 2 for label in labels)
+
+
+def test_a_label_that_the_font_lacks_is_drawn_without_a_word(tmp_path):
+    found = scores.scores(["\U00020000", "b"], ["b", "b"], ("\U00020000", "b"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report.plot_confusion(found, tmp_path / "x.png", "title")
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_baselines():
