@@ -153,6 +153,18 @@ def test_every_site_has_its_shape_and_is_drawn_once(key):
     assert list(shapes.values()) == [(3, 32, 8), *block, *block]
 
 
+def test_every_site_has_its_own_rate(key):
+    """What `places` says, and what the model drops there, within 4.9 sd."""
+    rates = {site: 0.1 * (i + 1) for i, site in enumerate(SITES)}
+    config = with_dropout(**rates)
+    masks = drawn(gpt(config), key)
+    for name, place in places(config, *TOKENS.shape).items():
+        site = next(part for part in name.split("/") if part in rates)
+        assert place.rate == rates[site], name
+        share, size = 1 - masks[name].mean(), masks[name].size
+        assert abs(share - place.rate) < 4.9 * (place.rate * (1 - place.rate) / size) ** 0.5, name
+
+
 def test_masks_differ_by_step_layer_site_head_and_row(key):
     config = with_dropout(ALL, **dict.fromkeys(SITES, 0.5))
     first = drawn(gpt(config), fold(key, "dropout", 0))
