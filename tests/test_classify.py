@@ -15,7 +15,8 @@ from rich.console import Console
 from tiny import MODEL, TEXT, with_dropout
 
 from minigpt import baselines, cli, corpus, report, scores, speeches
-from minigpt.classify import Body, Classifier, fit, load, places, pooled
+from minigpt.classifier import Classifier, pooled
+from minigpt.classify import Body, fit, load, places
 from minigpt.config import ClassifyConfig, DropoutConfig, OptimConfig
 from minigpt.labelled import Labelled, Split, pad, read_csv
 from minigpt.model import GPT, set_rates

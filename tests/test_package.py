@@ -95,7 +95,9 @@ ALLOWED = {
         "scores": set(),
         "baselines": {"labelled", "scores"},
         "report": {"files", "scores"},
+        "classifier": {"config", "model"},
         "classify": {
+            "classifier",
             *("checkpoint", "config", "labelled", "model", "optim", "scores", "tokenizer"),
         },
         "options": {"config", "finetune", "rundir"},

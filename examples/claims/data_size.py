@@ -155,25 +155,21 @@ def tiny_data(gains, sizes) -> Finding:
 
 
 def little_capacity(gains, rates) -> Finding:
-    found = {rate: interval(gains[:, :, i].mean(1)) for i, rate in enumerate(rates) if rate}
-    told = "; ".join(f"{rate}: {gain:+.1%}" for rate, gain in found.items())
-    return Finding(
-        "Where capacity is small dropout lowers the accuracy of the test",
-        DEEP_LEARNING,
-        f"8 units a layer, mean of the sizes, by rate: {told}",
-        verdict_by("the rate is", {rate: gain.negative for rate, gain in found.items()}),
-    )
+    text = "Where capacity is small dropout lowers the accuracy of the test"
+    return costs(text, "8 units a layer, mean of the sizes", gains.mean(1), rates, "+.1%")
 
 
 def one_pass(gains, rates) -> Finding:
-    found = {rate: interval(gains[:, -1, i]) for i, rate in enumerate(rates) if rate}
-    told = "; ".join(f"{rate}: {gain:+.2%}" for rate, gain in found.items())
-    return Finding(
-        "In one pass over much data dropout does not help: it costs",
-        DEEP_LEARNING,
-        f"wide, hardly an example seen twice, by rate: {told}",
-        verdict_by("the rate is", {rate: gain.negative for rate, gain in found.items()}),
-    )
+    text = "In one pass over much data dropout does not help: it costs"
+    return costs(text, "wide, hardly an example seen twice", gains[:, -1], rates, "+.2%")
+
+
+def costs(text: str, setting: str, gains, rates, spec: str) -> Finding:
+    """Of gains by (seed, rate): that dropout lowers the accuracy."""
+    found = {rate: interval(gains[:, i]) for i, rate in enumerate(rates) if rate}
+    told = "; ".join(f"{rate}: {gain:{spec}}" for rate, gain in found.items())
+    held = verdict_by("the rate is", {rate: gain.negative for rate, gain in found.items()})
+    return Finding(text, DEEP_LEARNING, f"{setting}, by rate: {told}", held)
 
 
 def picture(sizes, rates, gains, crossings) -> Figure:

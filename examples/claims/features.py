@@ -9,7 +9,9 @@ characters, tried first, says little: 52 % on the last token, 61 % on the mean, 
 """
 
 import dataclasses
+import functools
 import itertools
+import operator
 
 import claim
 import data
@@ -56,7 +58,7 @@ def stacks(scale: claim.Scale) -> tuple[dict[str, bool], dict[str, float]]:
             ours = features(gpt, first)
             name = f"{depth} {norm}-norm layers"
             shapes[name] = ours.shape == (4, 64, MODEL.n_embd)
-            causal[name] = leak(lambda ids: features(gpt, ids), first, other)  # noqa: B023
+            causal[name] = leak(functools.partial(features, gpt), first, other)
     return shapes, causal
 
 
@@ -97,7 +99,7 @@ def tasks(scale: claim.Scale):
     scratch = jax.jit(lambda *given: from_scratch(graph, *given, steps=scale.pick(4, 200, 3000)))
     found, distinct = {}, []
     for seed in scale.track(seeds, "classifiers"):
-        params = jax.tree.map(lambda leaf: leaf[seed], pretrained)  # noqa: B023
+        params = jax.tree.map(operator.itemgetter(seed), pretrained)
         initial = nnx.split(GPT(MODEL, vocab_size, rngs=nnx.Rngs(seed)))[1]
         x, y = examples(text.train, spaces, many, seed)
         x_test, y_test = examples(text.validation, spaces, test, seed)
