@@ -8,7 +8,6 @@ import sys
 import jax
 
 CLAIMS = pathlib.Path(__file__).parent.parent / "examples" / "claims"
-SHARED = {"claim", "data", "gpt", "measures", "methods", "nets", "page", "rates", "sweep"}
 
 
 def load(name):
@@ -20,7 +19,7 @@ def load(name):
 
 def found(name, folder):
     """The JSON of the script's smallest form; its picture is there too."""
-    script, claim = load(name), load("claim")
+    script, claim = load(name), load("common.claim")
     words = ["--smallest", "--out", str(folder)]
     with jax.numpy_dtype_promotion("standard"):  # optax
         path = claim.main(script.experiment, script.__doc__, script.__file__, words)

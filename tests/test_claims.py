@@ -4,19 +4,19 @@ import json
 
 import numpy as np
 import pytest
-from experiments import CLAIMS, SHARED, load
+from experiments import CLAIMS, load
 
 
 def test_an_interval_covers_the_mean_at_95_percent():
     """Of 4,000 intervals of five normal draws 95 % hold the mean: sd 14, bounds at 4.9 sd."""
-    interval = load("claim").interval
+    interval = load("common.claim").interval
     draws = np.random.default_rng(0).normal(3, 2, (4000, 5))
     covered = sum(found.low < 3 < found.high for found in map(interval, draws))
     assert abs(covered - 3800) < 68
 
 
 def test_an_interval_is_written_once_with_its_unit():
-    found = load("claim").Interval(0.912, 0.905, 0.919)
+    found = load("common.claim").Interval(0.912, 0.905, 0.919)
     assert f"{found:.2f}" == "0.91 (0.91 to 0.92)"
     assert f"{found:.1%}" == "91.2% (90.5 to 91.9%)"
     assert found.positive
@@ -24,24 +24,24 @@ def test_an_interval_is_written_once_with_its_unit():
 
 
 def test_a_verdict_is_one_of_three():
-    claim = load("claim")
+    claim = load("common.claim")
     claim.Finding("a", "b", "c", claim.ONLY_WHEN + "data is scarce")
     with pytest.raises(ValueError, match="verdict='perhaps'"):
         claim.Finding("a", "b", "c", "perhaps")
 
 
 def test_a_verdict_by_cells_names_those_where_it_holds():
-    by = load("claim").verdict_by
+    by = load("common.claim").verdict_by
     assert by("the rate is", {0.1: True, 0.5: True}) == "holds"
     assert by("the rate is", {0.1: False, 0.5: False}) == "does not hold"
-    above, across = load("claim").Interval(2, 1, 3), load("claim").Interval(1, -1, 3)
+    above, across = load("common.claim").Interval(2, 1, 3), load("common.claim").Interval(1, -1, 3)
     assert by("measured by", {"a": above, "b": across}) == "holds only when measured by a (not b)"
     some = by("the rate is", {0.1: True, 0.2: False, 0.5: True, 0.7: True})
     assert some == "holds only when the rate is 0.1, 0.5 or 0.7 (not 0.2)"
 
 
 def test_stacked_splits_are_those_of_their_seeds():
-    data = load("data")
+    data = load("common.data")
     both = data.stacked(data.digits, [3, 4])
     assert (both.y_test[1] == data.digits(seed=4).y_test).all()
     assert both.x_train.shape == (2, 900, 64)
@@ -49,7 +49,7 @@ def test_stacked_splits_are_those_of_their_seeds():
 
 def test_every_script_is_on_the_page():
     listed = [name for chapter in load("page").CHAPTERS.values() for name in chapter]
-    assert sorted(listed) == sorted({path.stem for path in CLAIMS.glob("*.py")} - SHARED)
+    assert sorted(listed) == sorted({path.stem for path in CLAIMS.glob("*.py")} - {"page"})
 
 
 def test_the_page_in_the_repository_is_made_of_the_results_beside_it():
@@ -62,7 +62,7 @@ def test_the_page_in_the_repository_is_made_of_the_results_beside_it():
 
 
 def test_a_recommended_rate_gains_with_its_whole_interval_and_is_0_otherwise():
-    interval, best = load("claim").Interval, load("rates").best
+    interval, best = load("common.claim").Interval, load("common.rates").best
     unsure, low, high = interval(3, -1, 7), interval(1, 0.5, 1.5), interval(2, 0.1, 3.9)
     assert best({0.1: low, 0.2: high, 0.5: unsure}) == (0.2, high)
     assert best({0.1: unsure, 0.5: unsure}) == (0.0, unsure)
@@ -72,7 +72,7 @@ def test_the_readme_has_the_pages_rates():
     page, docs = load("page"), CLAIMS.parent.parent / "docs"
     names = [name for chapter in page.CHAPTERS.values() for name in chapter]
     results = {name: json.loads((docs / "claims" / f"{name}.json").read_text()) for name in names}
-    rows = load("rates").rows(results)
+    rows = load("common.rates").rows(results)
     readme = (docs.parent / "README.md").read_text()
     for row in rows:
         assert f"| {row['setting']} | {row['rate']} | {row['why']} |" in readme

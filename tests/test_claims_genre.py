@@ -31,32 +31,33 @@ def test_verdicts_follow_from_the_differences_seed_by_seed(genre):
     assert [finding.verdict for finding in worse[3:]] == ["holds", "does not hold"]
 
 
-def test_the_body_has_not_read_the_test(genre, monkeypatch):
+def test_the_body_has_not_read_the_test(monkeypatch):
     """What the pretraining is given holds no speech of the test's plays."""
-    given = {}
+    speech, given = load("common.speech"), {}
 
     def train(training, config, text, **_):
         given["text"] = text
         raise InterruptedError
 
-    monkeypatch.setattr(genre, "train", train)
-    monkeypatch.setattr(genre, "compiled", lambda *_: None)
+    monkeypatch.setattr(speech, "train", train)
+    monkeypatch.setattr(speech, "compiled", lambda *_: None)
     with pytest.raises(InterruptedError), jax.numpy_dtype_promotion("standard"):
-        genre.pretrained(1)
+        speech.pretrained(1)
     read = given["text"].tokenizer.decode(given["text"].train)
     plays = corpus.plays()
-    assert len(read) == sum(len(text) for name, text in plays.items() if name not in genre.TEST)
-    test = speeches.genres(test=genre.TEST).test.texts
+    assert len(read) == sum(len(text) for name, text in plays.items() if name not in speech.TEST)
+    test = speeches.genres(test=speech.TEST).test.texts
     assert len(test) > 1500
     assert not any(text in read for text in test[::20] if len(text) > 100)
 
 
-def test_a_seed_draws_its_own_training_speeches_and_the_same_others(genre):
-    data = speeches.genres(test=genre.TEST)
-    one, two = (genre.sample(data, seed, (100, 50, 50)) for seed in (0, 1))
+def test_a_seed_draws_its_own_training_speeches_and_the_same_others():
+    speech = load("common.speech")
+    data = speeches.genres(test=speech.TEST)
+    one, two = (speech.sample(data, seed, (100, 50, 50)) for seed in (0, 1))
     assert one.train != two.train
     assert one[1:] == two[1:]
-    assert max(map(len, one.train.texts)) <= genre.LENGTH
+    assert max(map(len, one.train.texts)) <= speech.LENGTH
 
 
 def test_the_smallest_form(genre, tmp_path):

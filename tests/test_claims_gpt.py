@@ -20,7 +20,7 @@ def rising(*means):
 
 def test_a_sweep_is_the_trainers_run():
     """Masks, batches, optimizer and schedule: every parameter as after minigpt's own steps."""
-    sweep, gpt, data = load("sweep"), load("gpt"), load("data")
+    sweep, gpt, data = load("common.sweep"), load("common.gpt"), load("common.data")
     rates = DropoutConfig(0.1, 0.2, 0.3, 0.4, 0.1, 0.2, 0.5)
     model = ModelConfig(n_layer=1, n_head=2, n_embd=32, block_size=8)
     optim = OptimConfig(learning_rate=3e-3, warmup_steps=2)
@@ -36,7 +36,7 @@ def test_a_sweep_is_the_trainers_run():
 
 
 def test_a_sweep_refuses_a_rate_at_a_site_it_was_not_compiled_for():
-    sweep = load("sweep")
+    sweep = load("common.sweep")
     config = Config(steps=4, batch_size=4, model=ModelConfig(n_embd=32))
     with pytest.raises(ValueError, match="add \\['mlp_hidden'\\] to the sites"):
         sweep.Runner(config, 65, range(2), looks=1)._rates(DropoutConfig(mlp_hidden=0.1))
@@ -51,7 +51,7 @@ def test_what_is_chosen_on_one_text_is_measured_on_the_other():
 
 def test_the_best_rate_verdict_follows_the_losses():
     """The best rates are chosen on the first text; the gain is that of the second."""
-    rates, claim = load("gpt_rates"), load("claim")
+    rates, claim = load("gpt_rates"), load("common.claim")
     low, high = rising(*range(7)), rising(*range(7))[::-1]
     dip = rising(3, 1, 1, 1, 3, 3, 3)
     within = rates.best_within
@@ -64,7 +64,7 @@ def test_the_best_rate_verdict_follows_the_losses():
 
 
 def test_zero_is_best_only_where_every_rate_is_worse():
-    rates, claim = load("gpt_rates"), load("claim")
+    rates, claim = load("gpt_rates"), load("common.claim")
 
     def verdict(*means):
         return rates.zero_is_best(rates.by_rate(None, rising(*means))).verdict
@@ -107,7 +107,7 @@ def test_gpt_rates(tmp_path):
 
 def test_placement(tmp_path):
     numbers = found("placement", tmp_path)["numbers"]
-    sites = load("sweep").SITES
+    sites = load("common.sweep").SITES
     assert numbers["best single"] in sites
     # Each site is switched on: no two of them train alike.
     means = {numbers["training loss"][site]["mean"] for site in (*sites, "none")}

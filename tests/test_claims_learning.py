@@ -15,7 +15,7 @@ pytestmark = pytest.mark.claims
 
 
 def test_fits_that_look_end_as_fits_that_do_not():
-    nets = load("nets")
+    nets = load("common.nets")
     with jax.numpy_dtype_promotion("standard"):
         params, key = {"x": jnp.ones(3)}, jax.random.key(0)
 
@@ -35,7 +35,7 @@ def test_fits_that_look_end_as_fits_that_do_not():
 
 
 def test_a_grid_runs_every_combination():
-    grid = load("nets").grid
+    grid = load("common.nets").grid
     axes = ([1.0, 2.0], [10.0, 20.0, 30.0], (0.5, 0.0))
     sums, products = grid(lambda a, b, c: (a + b + c, a * b * c), *axes)
     a, b, c = np.meshgrid(*axes, indexing="ij")
@@ -53,7 +53,7 @@ def test_the_crossing_is_where_the_gain_ends_for_good():
 
 def test_data_size_verdicts_follow_the_gains():
     """Gains by seed, size and rate, with a spread of 0.001 over seeds."""
-    script, claim = load("data_size"), load("claim")
+    script, claim = load("data_size"), load("common.claim")
     sizes, rates = (100, 1000, 100_000), (0.0, 0.1, 0.5)
     spread = np.array([-1, 0, 1])[:, None, None] * 0.001
     gains = spread + np.array([[0, 0.01, 0.01], [0, 0.05, 0.03], [0, 0.01, -0.02]])
@@ -118,7 +118,7 @@ def test_the_interaction_is_a_difference_of_differences():
 
 
 def test_the_verdict_beside_a_partner_is_of_the_gain_there():
-    script, claim = load("interactions"), load("claim")
+    script, claim = load("interactions"), load("common.claim")
     alone = np.array([[0.80, 0.85], [0.81, 0.86], [0.79, 0.85]])
     for partner, helps in (("weight decay", claim.HOLDS), ("batch norm", claim.FAILS)):
         assert script.finding(partner, script.table(alone, alone)).verdict == helps
@@ -128,7 +128,7 @@ def test_the_verdict_beside_a_partner_is_of_the_gain_there():
 
 @pytest.mark.parametrize("norm", range(3))
 def test_a_net_evaluates_by_the_statistics_it_is_given(norm):
-    script, nets = load("interactions"), load("nets")
+    script, nets = load("interactions"), load("common.nets")
     layers = nets.mlp_init(jax.random.key(0), (5, 7, 7, 3))
     x = jax.random.normal(jax.random.key(1), (11, 5))
     logits, seen = script.net(layers, x, 0.5, norm, key=None)
@@ -179,7 +179,7 @@ def test_steps_to_a_loss_are_read_off_the_curve():
 
 
 def test_a_ratio_of_steps_holds_within_its_bounds_alone():
-    script, claim = load("cost"), load("claim")
+    script, claim = load("cost"), load("common.claim")
     ratios = {0.3: {0.5: claim.Interval(2, 1.9, 2.1)}, 0.1: {0.5: None}}
     verdict = script.within("a", "b", 1.5, 2.5, ratios).verdict
     assert verdict.startswith(claim.ONLY_WHEN + "the training loss to be reached is 0.3")
@@ -187,7 +187,7 @@ def test_a_ratio_of_steps_holds_within_its_bounds_alone():
 
 
 def test_the_time_of_a_step_is_the_benchmarks():
-    script, claim = load("cost"), load("claim")
+    script, claim = load("cost"), load("common.claim")
     rows = json.loads(script.BENCHMARK.read_text())["rows"]
     times = script.step_times({"rows": rows})
     by = {(r["framework"], r["preset"], r["dropout"]): r for r in rows}
@@ -210,7 +210,7 @@ def test_cost(tmp_path):
 
 def test_overfitting_is_measured_by_the_validation_text():
     """Losses by rate, seed, text and look: without dropout the validation loss turns."""
-    script, claim = load("gpt_overfitting"), load("claim")
+    script, claim = load("gpt_overfitting"), load("common.claim")
     turning, falling = [[2, 1, 0.5], [2.5, 2.0, 2.6]], [[2, 1.2, 0.8], [2.5, 2.0, 1.9]]
     losses = np.array([[turning] * 3, [falling] * 3])
     losses += 0.01 * np.arange(3)[:, None, None]
@@ -231,7 +231,7 @@ def test_gpt_overfitting(tmp_path):
 
 
 def test_a_change_holds_by_its_sign():
-    script, claim = load("underfitting"), load("claim")
+    script, claim = load("underfitting"), load("common.claim")
     changes = {"a": {0.1: claim.Interval(0.2, 0.1, 0.3), 0.2: claim.Interval(0.1, -0.1, 0.3)}}
     only = claim.ONLY_WHEN + "the rate is 0.1 (not 0.2)"
     assert script.finding("b", changes, "a", 1).verdict == only

@@ -173,7 +173,7 @@ def test_correlation_is_that_of_numpy_without_dead_units():
 
 def test_the_mask_takes_units_out():
     """All of them gone, the last layer's bias is all that is left."""
-    co, nets = load("co_adaptation"), load("nets")
+    co, nets = load("co_adaptation"), load("common.nets")
     params = nets.mlp_init(jax.random.key(0), (4, 128, 128, 3))
     params[-1]["bias"] = jnp.arange(3.0)
     logits, _ = co.with_units(params, jnp.ones((2, 4)), jnp.zeros((2, 128)))
@@ -185,5 +185,5 @@ def test_the_mask_takes_units_out():
 @pytest.mark.parametrize(("low", "high", "near"), [(-0.009, 0.009, True), (-0.003, 0.027, False)])
 def test_as_good_asks_for_a_whole_interval_within_a_point(low, high, near):
     """An interval that is merely wide, and holds 0, is not yet "as good"."""
-    interval = load("claim").Interval((low + high) / 2, low, high)
+    interval = load("common.claim").Interval((low + high) / 2, low, high)
     assert load("sub_networks").near(interval) == near

@@ -10,7 +10,7 @@ from experiments import found, load
 
 pytestmark = pytest.mark.claims
 
-claim, measures = load("claim"), load("measures")
+claim, measures = load("common.claim"), load("common.measures")
 uncertainty, active_learning = load("uncertainty"), load("active_learning")
 gpt_uncertainty = load("gpt_uncertainty")
 
@@ -74,7 +74,7 @@ def test_right_probabilities_have_an_ece_above_zero_that_shrinks_with_rows():
 
 def test_the_splits_share_no_image_and_the_unknown_are_eights_and_nines():
     """An image is known by its bytes."""
-    everything = load("data").mnist(5000, 0)
+    everything = load("common.data").mnist(5000, 0)
     label_of = {
         np.asarray(x, np.float32).tobytes(): int(y)
         for x, y in zip(everything.x_train, np.asarray(everything.y_train), strict=True)
@@ -161,7 +161,7 @@ def test_active_learning_labels_no_image_twice_and_begins_with_two_of_each():
 
 
 def test_bald_needs_dropout_in_its_passes(monkeypatch):
-    layers = load("nets").mlp_init(jax.random.key(0), (12, 8, 8, 10))
+    layers = load("common.nets").mlp_init(jax.random.key(0), (12, 8, 8, 10))
     x = jnp.asarray(np.random.default_rng(0).random((5, 12)), jnp.float32)
     assert (active_learning.scores(layers, x, jax.random.key(1), 20)[1] > 1e-4).all()
     monkeypatch.setattr(active_learning, "RATE", 0.0)
@@ -193,7 +193,7 @@ def test_active_learning_runs(tmp_path):
 
 
 def test_the_gpts_texts_are_what_they_are_called():
-    text = load("data").one_play()
+    text = load("common.data").one_play()
     sets = gpt_uncertainty.sets(text, 6, 32)
     assert all(batch.inputs.shape == (6, 32) for batch in sets.values())
 

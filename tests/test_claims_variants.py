@@ -51,7 +51,7 @@ def test_selu_leaves_when_alpha_dropout_is_not_corrected():
 def test_convolution_is_xlas(key):
     convolution = load("convolution")
     x = jax.random.normal(key, (2, 8, 8, 3))
-    layer = load("nets").dense_init(key, 27, 5)
+    layer = load("common.nets").dense_init(key, 27, 5)
     kernel = layer["weights"].reshape(3, 3, 3, 5)
     expected = jax.lax.conv_general_dilated(
         x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -95,7 +95,7 @@ def test_a_locked_unit_is_out_for_the_whole_sequence(key):
 
 
 def test_drop_connect_has_a_mask_for_each_row(key):
-    drop_connect, nets = load("drop_connect"), load("nets")
+    drop_connect, nets = load("drop_connect"), load("common.nets")
     layer, x = nets.dense_init(key, 16, 4), jnp.ones((3, 16))
     each, one = (
         drop_connect.layer_of(kind, layer, x, 0.5, key=key) for kind in drop_connect.KINDS[1:]
@@ -122,7 +122,7 @@ def test_a_block_of_rate_one_is_removed(key):
 
 
 def test_the_learned_rate_falls_or_the_claim_fails():
-    learned_rates, claim = load("learned_rates"), load("claim")
+    learned_rates, claim = load("learned_rates"), load("common.claim")
     noise = np.random.default_rng(0).normal(0, 0.001, (2, 5, 4, 3))
     falling = np.array([0.4, 0.3, 0.2, 0.1])[:, None] + noise
     assert learned_rates.falls(falling).verdict == claim.HOLDS
@@ -135,7 +135,7 @@ def test_the_learned_rate_falls_or_the_claim_fails():
 def test_the_penalty_is_of_one_example_in_size(key):
     """A hundred times the data has a hundredth of it, and little data raises a small rate."""
     learned_rates = load("learned_rates")
-    layers = load("nets").mlp_init(key, (64, 64, 64, 10))
+    layers = load("common.nets").mlp_init(key, (64, 64, 64, 10))
 
     def total(logit, size):
         return learned_rates.penalty(layers, [logit] * 3, size)
@@ -146,7 +146,7 @@ def test_the_penalty_is_of_one_example_in_size(key):
 
 
 def test_r_drop_is_two_passes_and_their_divergence(key):
-    r_drop, nets, data = load("r_drop"), load("nets"), load("data")
+    r_drop, nets, data = load("r_drop"), load("common.nets"), load("common.data")
     split, rows = data.digits(100), jnp.arange(8)
     layers = nets.mlp_init(key, (64, 64, 64, 10))
     plain, one, five = (
@@ -163,7 +163,7 @@ def test_r_drop_is_two_passes_and_their_divergence(key):
 
 
 def test_a_verdict_of_cells():
-    claim = load("claim")
+    claim = load("common.claim")
     rng = np.random.default_rng(0)
     low = {rate: rng.normal(0.5, 0.01, 5) for rate in (0.1, 0.5)}
     high = {0.1: low[0.1] + rng.normal(0.1, 0.01, 5), 0.5: low[0.5] - 0.1}

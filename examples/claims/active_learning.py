@@ -10,14 +10,12 @@ The strategies of a seed share split, first labels, initial weights and masks.
 
 import functools
 
-import claim
-import data
 import jax
 import jax.numpy as jnp
-import nets
 import numpy as np
 from matplotlib.figure import Figure
 
+from common import claim, data, nets
 from dropout_jax import fold, mc_dropout, mutual_information, predictive_entropy
 
 RATE, FIRST, MORE = 0.5, 20, 10

@@ -11,15 +11,14 @@ limit of running averages, or are taken again without dropout. Accuracy is that 
 digits. A seed decides the split, initial weights and batches.
 """
 
-import claim
-import data
 import jax
 import jax.numpy as jnp
 import numpy as np
-from claim import Finding, Result, interval, verdict_by
 from matplotlib.figure import Figure
-from nets import accuracy, cross_entropy, dense, fit, grid, mlp_init
 
+from common import claim, data
+from common.claim import Finding, Result, interval, verdict_by
+from common.nets import accuracy, cross_entropy, dense, fit, grid, mlp_init
 from dropout_jax import dropout, fold
 
 BEFORE, AFTER = (1.0, 1.0, 0.0), (0.0, 0.0, 1.0)  # times the rate, by hidden layer

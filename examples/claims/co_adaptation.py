@@ -7,15 +7,13 @@ of units over the test set; units that never change are left out. The seed decid
 weights, the batches and the masks.
 """
 
-import claim
-import data
 import jax
 import jax.numpy as jnp
-import nets
 import numpy as np
-from claim import Finding, interval
 from matplotlib.figure import Figure
 
+from common import claim, data, nets
+from common.claim import Finding, interval
 from dropout_jax import dropout_unscaled, fold
 
 RATES = (0.0, 0.2, 0.5)

@@ -8,14 +8,12 @@ masks; differences are taken seed by seed at the same rate.
 
 import functools
 
-import claim
-import data
 import jax
 import jax.numpy as jnp
-import nets
 import numpy as np
 from matplotlib.figure import Figure
 
+from common import charts, claim, data, nets
 from dropout_jax import drop_block, dropout, fold, spatial_dropout
 
 RATES = (0.1, 0.25, 0.5)
@@ -148,9 +146,9 @@ def picture(scores, lost) -> Figure:
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     for i, kind in enumerate(KINDS):
-        claim.draw(left, [kind], [claim.interval(100 * lost[kind])], kind, color=f"C{i}")
+        charts.points(left, [kind], [claim.interval(100 * lost[kind])], kind, color=f"C{i}")
         gains = 100 * (scores[kind] - scores["no dropout"])
-        claim.draw(right, np.array(RATES) + 0.006 * (i - 1), map(claim.interval, gains), kind)
+        charts.points(right, np.array(RATES) + 0.006 * (i - 1), map(claim.interval, gains), kind)
     left.set(ylabel="points of test accuracy lost", title="trained without, switched on at 0.5")
     left.set(xlim=(-0.5, 2.5), ylim=(0, None))
     right.axhline(0, color="0.6", linestyle=":")

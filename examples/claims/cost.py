@@ -11,15 +11,14 @@ benchmarks/bench_train_step.py on minigpt's presets, medians of 15 rounds.
 import json
 from pathlib import Path
 
-import claim
-import data
 import jax
 import jax.numpy as jnp
 import numpy as np
-from claim import Finding, Interval, Result, interval, verdict_by
 from matplotlib.figure import Figure
-from nets import cross_entropy, fit_looking, grid, mlp, mlp_init
 
+from common import claim, data
+from common.claim import Finding, Interval, Result, interval, verdict_by
+from common.nets import cross_entropy, fit_looking, grid, mlp, mlp_init
 from dropout_jax import fold
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "results" / "train_step-cpu.json"

@@ -11,16 +11,15 @@ steps at 1e-3 and digits twice as far off, was too short for dropout: with 1,000
 0.5 the accuracy in training was 28 points below that without. Steps and task were then changed.)
 """
 
-import claim
-import data
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from claim import Finding, Result, interval, verdict, verdict_by
 from matplotlib.figure import Figure
-from nets import accuracy, cross_entropy, fit, grid, mlp, mlp_init
 
+from common import claim, data
+from common.claim import Finding, Result, interval, verdict, verdict_by
+from common.nets import accuracy, cross_entropy, fit, grid, mlp, mlp_init
 from dropout_jax import fold
 
 RATES = (0.0, 0.1, 0.2, 0.5)

@@ -11,12 +11,10 @@ seed at the same rate.
 
 import functools
 
-import claim
-import data
 import jax
-import nets
 from matplotlib.figure import Figure
 
+from common import charts, claim, data, nets
 from dropout_jax import drop_connect, dropout, fold
 
 RATES, KINDS = (0.1, 0.25, 0.5), ("dropout", "DropConnect, a mask each", "DropConnect, one mask")
@@ -100,7 +98,7 @@ def picture(scores, none) -> Figure:
     axes = figure.subplots()
     for i, (kind, cells) in enumerate(scores.items()):
         gains = [claim.interval(100 * (of_rate - none)) for of_rate in cells.values()]
-        claim.draw(axes, [rate + 0.005 * (i - 1) for rate in RATES], gains, kind)
+        charts.points(axes, [rate + 0.005 * (i - 1) for rate in RATES], gains, kind)
     axes.axhline(0, color="0.6", linestyle=":")
     axes.set(xlabel="rate", ylabel="points of test accuracy above no dropout", xticks=RATES)
     figure.legend(loc="outside upper center", ncols=3)

@@ -9,13 +9,11 @@ of ten tries.
 
 import functools
 
-import claim
-import data
 import jax
 import jax.numpy as jnp
-import nets
 from matplotlib.figure import Figure
 
+from common import charts, claim, data, nets
 from dropout_jax import drop_path, fold, linear_over_depth
 
 DEPTH, WIDTH = 16, 64
@@ -135,9 +133,9 @@ def picture(scores) -> Figure:
     for i, (name, found) in enumerate(scores.items()):
         gain = claim.interval(100 * (found - scores["none"])[:, 0])
         points = map(claim.interval, 100 * found.T)
-        claim.draw(right, REMOVED, points, name, color=f"C{i}")
+        charts.points(right, REMOVED, points, name, color=f"C{i}")
         if i:
-            claim.draw(left, [name], [gain], name, color=f"C{i}")
+            charts.points(left, [name], [gain], name, color=f"C{i}")
     left.axhline(0, color="0.6", linestyle=":")
     left.set(ylabel="points of test accuracy above none", xlabel="rates in training")
     left.set(xlim=(-0.5, 2.5))

@@ -9,18 +9,15 @@ MLP's split, the weights, the batches and the masks.
 import inspect
 import itertools
 
-import claim
-import data
-import gpt
 import jax
 import jax.numpy as jnp
-import nets
 import numpy as np
-from claim import Finding, interval
 from flax import nnx
 from matplotlib.figure import Figure
 
 import dropout_jax
+from common import claim, data, gpt, nets
+from common.claim import Finding, interval
 from dropout_jax import fold
 from minigpt.config import ModelConfig
 from minigpt.evaluate import estimate

@@ -13,21 +13,18 @@ import functools
 import itertools
 import operator
 
-import claim
-import data
 import jax
 import jax.numpy as jnp
-import nets
 import numpy as np
-import sweep
 from flax import nnx
-from gpt_rates import among, either
 from matplotlib.figure import Figure
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from common import claim, data, nets, sweep
 from dropout_jax import fold
+from gpt_rates import among, either
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
 from minigpt.model import GPT
 

@@ -14,49 +14,23 @@ Intervals are over seeds: they leave out the choice of plays and of the one body
 
 import dataclasses
 
-import claim
 import numpy as np
-from data import Text
-from gpt import compiled, config_of, train
 from matplotlib.figure import Figure
 
-from minigpt import baselines, corpus
+from common import claim
+from common.speech import TEST, pretrained, sample
+from minigpt import baselines
 from minigpt.classify import Body, fit
-from minigpt.config import ClassifyConfig, ModelConfig, OptimConfig
-from minigpt.labelled import Labelled, Split
+from minigpt.config import ClassifyConfig, OptimConfig
+from minigpt.labelled import Split
 from minigpt.scores import scores
 from minigpt.speeches import genres
-from minigpt.tokenizer import tokenizer_of
 
-TEST = ("twelfth-night", "as-you-like-it", "henry-v", "richard-iii", "macbeth", "king-lear")
-LENGTH = 64
-MODEL = ModelConfig(n_layer=2, n_head=4, n_embd=48, block_size=LENGTH)
 RATES = (0.0, 0.05, 0.1, 0.2, 0.3)
 CELLS = [*((rate, 0.0) for rate in RATES), *((0.0, rate) for rate in RATES[1:]), (0.1, 0.1)]
 SCRATCH, TFIDF, MAJORITY = "from scratch", "tf-idf + logistic regression", "majority class"
 BERT = "Devlin et al., BERT, NAACL 2019: 0.1 everywhere, in fine-tuning as in pretraining"
 ULMFIT = "Howard and Ruder, ULMFiT, ACL 2018"
-
-
-def pretrained(steps: int) -> Body:
-    """A GPT that has read every play but those of the test."""
-    plays = corpus.plays()
-    tokenizer = tokenizer_of("char", "".join(plays.values()))
-    read = tokenizer.encode("".join(text for name, text in plays.items() if name not in TEST))
-    config = config_of(steps, MODEL)
-    text = Text(read, read[: 40 * LENGTH], tokenizer)
-    params = train(compiled(config, text), config, text, seed=0, evals=1).params
-    return Body(MODEL, tokenizer.vocab_size, tokenizer, params)
-
-
-def sample(data: Split, seed: int, sizes: tuple[int, int, int]) -> Split:
-    """The seed's training speeches; the others' are always the same. All are cut to LENGTH."""
-    parts = []
-    for part, size, each in zip(data, sizes, (seed, 0, 0), strict=True):
-        rows = np.random.default_rng(each).permutation(len(part.texts))[:size]
-        texts, labels = ([column[i] for i in rows] for column in part)
-        parts.append(Labelled([text[:LENGTH] for text in texts], labels))
-    return Split(*parts)
 
 
 def measure(data: Split, labels: list[str]) -> tuple[float, float]:

@@ -10,13 +10,12 @@ either rate; "last" chooses nothing. A seed decides initial weights, batches and
 
 import dataclasses
 
-import claim
-import data
 import numpy as np
-from claim import Finding, Interval, Result, interval, verdict
-from gpt import SMALL, compiled, config_of, train
 from matplotlib.figure import Figure
 
+from common import claim, data
+from common.claim import Finding, Interval, Result, interval, verdict
+from common.gpt import SMALL, compiled, config_of, train
 from minigpt.config import OptimConfig
 
 RATES = (0.0, 0.2)

@@ -12,15 +12,12 @@ half; the last quarter), seed by seed. Learning rates were set before, without d
 
 import collections
 
-import claim
-import data
 import jax
 import jax.numpy as jnp
-import nets
 import numpy as np
-import sweep
 from matplotlib.figure import Figure
 
+from common import claim, data, nets, sweep
 from dropout_jax import fold
 from minigpt import corpus
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig

@@ -10,16 +10,13 @@ equally many windows. MC dropout is the mean of 20 passes; the softmax has dropo
 import functools
 from pathlib import Path
 
-import claim
-import data
-import gpt
 import jax
 import jax.numpy as jnp
-import measures
 import numpy as np
 from flax import nnx
 from matplotlib.figure import Figure
 
+from common import claim, data, gpt, measures
 from dropout_jax import fold, mc_dropout, mutual_information, predictive_entropy
 from minigpt.batches import Batch, windows
 from minigpt.model import GPT

@@ -13,16 +13,15 @@ the split, initial weights and batches. (A first trial took 1,000 steps, too few
 augmentation, and eight seeds.)
 """
 
-import claim
-import data
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from claim import Finding, Result, interval, verdict
 from matplotlib.figure import Figure
-from nets import accuracy, dense, fit_looking, grid, mlp_init
 
+from common import claim, data
+from common.claim import Finding, Result, interval, verdict
+from common.nets import accuracy, dense, fit_looking, grid, mlp_init
 from dropout_jax import dropout, fold
 
 RATE, LOOKS = 0.5, 10

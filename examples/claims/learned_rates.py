@@ -10,13 +10,11 @@ noise; the sets of a seed are nested.
 import functools
 import itertools
 
-import claim
-import data
 import jax
 import jax.numpy as jnp
-import nets
 from matplotlib.figure import Figure
 
+from common import charts, claim, data, nets
 from dropout_jax import concrete_dropout, concrete_dropout_penalty, dropout, fold
 
 SIZES, STARTS, FIXED = (50, 150, 450, 1400), (0.1, 0.5), (0.0, 0.1, 0.5)
@@ -135,10 +133,10 @@ def picture(rates, score, fixed) -> Figure:
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     for j, layer in enumerate(LAYERS):
-        claim.draw(left, SIZES, map(claim.interval, rates[:, :, j].T), layer)
-    claim.draw(right, SIZES, map(claim.interval, 100 * score.T), "learned")
+        charts.points(left, SIZES, map(claim.interval, rates[:, :, j].T), layer)
+    charts.points(right, SIZES, map(claim.interval, 100 * score.T), "learned")
     for rate, found in zip(FIXED, fixed, strict=True):
-        claim.draw(right, SIZES, map(claim.interval, 100 * found.T), f"{rate} everywhere", ".--")
+        charts.points(right, SIZES, map(claim.interval, 100 * found.T), f"{rate} everywhere", ".--")
     for axes in (left, right):
         axes.set(xscale="log", xlabel="training examples")
         axes.set_xticks(SIZES, SIZES)

@@ -4,15 +4,13 @@ Digits of 8 x 8, 900 to train on and 897 to test; an MLP of 128 ReLU units a hid
 1e-3, 600 steps of 64. The seed decides the split, the weights, the batches and the masks.
 """
 
-import claim
-import data
 import jax
 import jax.numpy as jnp
-import nets
 import numpy as np
-from claim import Finding, interval
 from matplotlib.figure import Figure
 
+from common import claim, data, nets
+from common.claim import Finding, interval
 from dropout_jax import dropout, dropout_unscaled, fold
 
 RATES = (0.2, 0.5, 0.8)

@@ -8,13 +8,11 @@ The loss is that on four plays not seen in training, dropout off.
 
 import dataclasses
 
-import claim
-import data
 import numpy as np
-import sweep
-from gpt_rates import among, either
 from matplotlib.figure import Figure
 
+from common import claim, data, sweep
+from gpt_rates import among, either
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
 
 ORDERS = {"pre": "pre-norm", "post": "post-norm"}

@@ -12,9 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import rates
 from rich.console import Console
 from tabulate import tabulate
+
+from common import rates
 
 HERE = Path(__file__).parent
 

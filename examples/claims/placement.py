@@ -6,13 +6,11 @@ with no dropout on the second half of Hamlet's last tenth, seed by seed, at the 
 single place is chosen on the first half. Rate and learning rate were set before.
 """
 
-import claim
-import data
 import numpy as np
-import sweep
-from gpt_rates import SHAPE, among, either
 from matplotlib.figure import Figure
 
+from common import claim, data, sweep
+from gpt_rates import SHAPE, among, either
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
 
 RATE = 0.2

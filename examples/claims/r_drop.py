@@ -10,13 +10,11 @@ split, weights, rows and masks; the sets of a seed are nested, and differences s
 
 import functools
 
-import claim
-import data
 import jax
 import jax.numpy as jnp
-import nets
 from matplotlib.figure import Figure
 
+from common import charts, claim, data, nets
 from dropout_jax import fold, r_drop_divergence
 
 SIZES, RATE = (50, 150, 450, 1400), 0.3
@@ -123,9 +121,9 @@ def picture(cells) -> Figure:
     left, right = figure.subplots(1, 2)
     for name, of in cells["accuracy"].items():
         base = cells["accuracy"]["two passes"]
-        claim.draw(left, SIZES, [claim.interval(100 * (of[n] - base[n])) for n in SIZES], name)
+        charts.points(left, SIZES, [claim.interval(100 * (of[n] - base[n])) for n in SIZES], name)
         found = [claim.interval(cells["inconsistency"][name][n]) for n in SIZES]
-        claim.draw(right, SIZES, found, name)
+        charts.points(right, SIZES, found, name)
     for axes in (left, right):
         axes.set(xscale="log", xlabel="training examples")
         axes.set_xticks(SIZES, SIZES)

@@ -4,14 +4,14 @@ Every chain of draws has keys of its own; what is counted are the elements that 
 The expected share is the mask's own, 1 - T / 2^16, at most 2^-17 from the rate.
 """
 
-import claim
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
-from claim import Finding, interval
 from matplotlib.figure import Figure
 
+from common import claim
+from common.claim import Finding, interval
 from dropout_jax import dropout, fold, keep_mask
 
 RATES = (0.1, 0.2, 0.5)

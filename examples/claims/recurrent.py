@@ -12,14 +12,13 @@ every kind remembered everything.) The seed decides weights, data and masks.
 - zoneout: each unit of h and of c keeps its old value (Krueger et al.)
 """
 
-import claim
 import jax
 import jax.numpy as jnp
-import nets
 import numpy as np
 import optax
 from matplotlib.figure import Figure
 
+from common import charts, claim, nets
 from dropout_jax import dropout, fold, locked_dropout, zoneout
 
 LENGTH, SYMBOLS, UNITS, RATE = 24, 8, 32, 0.5
@@ -140,7 +139,7 @@ def picture(right) -> Figure:
     for axes, (mode, kinds) in zip(figure.subplots(1, 2), right.items(), strict=True):
         for kind, found in kinds.items():
             points = map(claim.interval, 100 * found.T)
-            claim.draw(axes, np.arange(1, LENGTH + 1), points, kind, ".-")
+            charts.points(axes, np.arange(1, LENGTH + 1), points, kind, ".-")
         axes.axhline(100 / SYMBOLS, color="0.6", linestyle=":", label="chance")
         axes.set(xlabel="steps since the symbol", ylabel="right answers, %", ylim=(0, 105))
         axes.set(title=f"dropout {mode}")

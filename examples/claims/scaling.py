@@ -4,13 +4,13 @@ Exact facts over 11 rates, and the sum of 4,096 positive numbers over many masks
 decides the numbers and the masks.
 """
 
-import claim
 import jax
 import jax.numpy as jnp
 import numpy as np
-from claim import Finding, interval
 from matplotlib.figure import Figure
 
+from common import claim
+from common.claim import Finding, interval
 from dropout_jax import dropout, dropout_unscaled, fold, keep_mask
 
 RATES = (0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9)

@@ -10,16 +10,15 @@ choose nothing. A seed decides the split, initial weights and batches. (A first 
 0.1 to 0.6; most seeds chose 0.1 or 0.2, so the grid was made finer there.)
 """
 
-import claim
-import data
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from claim import Finding, Result, interval, verdict, verdict_by
 from matplotlib.figure import Figure
-from nets import accuracy, cross_entropy, dense, fit_looking, grid, mlp_init
 
+from common import claim, data
+from common.claim import Finding, Result, interval, verdict, verdict_by
+from common.nets import accuracy, cross_entropy, dense, fit_looking, grid, mlp_init
 from dropout_jax import (
     curriculum_dropout,
     dropout,

@@ -9,14 +9,12 @@ seed decides weights, inputs or split, and masks.
 
 import functools
 
-import claim
-import data
 import jax
 import jax.numpy as jnp
-import nets
 import numpy as np
 from matplotlib.figure import Figure
 
+from common import charts, claim, data, nets
 from dropout_jax import alpha_dropout, dropout, fold
 
 DEPTH, RATES = 20, (0.05, 0.1, 0.2)
@@ -139,7 +137,7 @@ def picture(moments, scores) -> Figure:
             if rate or kind == "alpha":
                 label = f"{kind}, {rate}" if rate else "no dropout"
                 left.plot(layers, found[:, :, 1].mean(0), style, color=f"C{i}", label=label)
-        claim.draw(right, (0, *RATES), map(claim.interval, scores[kind]), kind, f"o{style}")
+        charts.points(right, (0, *RATES), map(claim.interval, scores[kind]), kind, f"o{style}")
     left.axhspan(*DOMAIN["variance"], color="0.9", label="the theorem's domain")
     left.set(xlabel="layer", ylabel="variance of activations", xticks=range(0, DEPTH + 1, 5))
     left.set(ylim=(0.7, 3.9))

@@ -6,16 +6,14 @@ Adam at 1e-3, 1,000 steps of 64; "the average" is that over samples of their own
 the split, the weights, the batches and the masks.
 """
 
-import claim
-import data
 import jax
 import jax.numpy as jnp
-import nets
 import numpy as np
 import scipy.special
-from claim import Finding, interval
 from matplotlib.figure import Figure
 
+from common import claim, data, nets
+from common.claim import Finding, interval
 from dropout_jax import apply_mask, fold, mc_dropout
 
 RATES, DEPTHS = (0.2, 0.5, 0.8), (1, 2, 4)

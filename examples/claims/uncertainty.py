@@ -7,12 +7,12 @@ The networks of a seed share its split. Ensembles are of 5 networks that differ 
 batches and masks; the first of them is the network of the other rows.
 """
 
-import claim
 import jax
-import measures
 import numpy as np
 from matplotlib.figure import Figure
-from methods import COST, IN, MEMBERS, SHIFTED, UNKNOWN, one_seed, split
+
+from common import claim, measures
+from common.methods import COST, IN, MEMBERS, SHIFTED, UNKNOWN, one_seed, split
 
 
 def experiment(scale: claim.Scale) -> claim.Result:

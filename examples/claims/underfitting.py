@@ -7,15 +7,14 @@ training loss is that of all 4,000, dropout off, after the last step; the accura
 other digits. Nothing is chosen. A seed decides the split, initial weights and batches.
 """
 
-import claim
-import data
 import jax
 import jax.numpy as jnp
 import numpy as np
-from claim import Finding, Result, interval, verdict_by
 from matplotlib.figure import Figure
-from nets import accuracy, cross_entropy, fit_looking, grid, mlp, mlp_init
 
+from common import claim, data
+from common.claim import Finding, Result, interval, verdict_by
+from common.nets import accuracy, cross_entropy, fit_looking, grid, mlp, mlp_init
 from dropout_jax import early_dropout, fold
 
 LIU = 'Liu et al., "Dropout reduces underfitting", ICML 2023'

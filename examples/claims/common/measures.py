@@ -5,8 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from claim import Interval, interval
 
+from common.claim import Interval, interval
 from dropout_jax import (
     auroc,
     brier_score,

@@ -4,7 +4,7 @@ Of a setting: the rate with the largest gain among those whose whole interval is
 there is none, 0.
 """
 
-from claim import Interval
+from common.claim import Interval
 
 SETTINGS = {
     "GPT, pretraining on more text than it sees once": "pretraining",
@@ -34,7 +34,7 @@ def rows(results: dict[str, dict]) -> list[dict[str, str]]:
 
     losses = results["gpt_rates"]["numbers"]["loss, difference to rate 0"]
     for setting, name in SETTINGS.items():
-        gains = {float(rate): negative(of(each)) for rate, each in losses[name].items()}
+        gains = {float(rate): -of(each) for rate, each in losses[name].items()}
         add(setting, "gpt_rates", gains, "nats a character", "+.3f")
     numbers = results["data_size"]["numbers"]
     gained = numbers["test accuracy gained"]
@@ -42,12 +42,12 @@ def rows(results: dict[str, dict]) -> list[dict[str, str]]:
         for size, cells in zip(numbers["sizes"], gained[width], strict=True):
             if size not in (300, 1000, 100_000):
                 continue
-            gains = dict(zip(numbers["rates"], map(of, cells), strict=True))
-            gains.pop(0.0)
+            found_at = zip(numbers["rates"], map(of, cells), strict=True)
+            gains = {rate: gain.percent() for rate, gain in found_at if rate}
             setting = f"{title}, images, {size:,} examples"
-            add(setting, "data_size", {r: points(g) for r, g in gains.items()}, "points", "+.1f")
+            add(setting, "data_size", gains, "points", "+.1f")
     for partner in PARTNERS:
-        gain = points(of(results["interactions"]["numbers"]["accuracy"][partner][BESIDE]))
+        gain = of(results["interactions"]["numbers"]["accuracy"][partner][BESIDE]).percent()
         add(f"MLP, 500 images, beside {partner}", "interactions", {0.5: gain}, "points", "+.2f")
     return found
 
@@ -55,13 +55,3 @@ def rows(results: dict[str, dict]) -> list[dict[str, str]]:
 def of(found: dict) -> Interval:
     """An interval as the JSON has it."""
     return Interval(found["mean"], *found["95 %"])
-
-
-def negative(interval: Interval) -> Interval:
-    """Of a loss's difference, what is gained."""
-    return Interval(-interval.mean, -interval.high, -interval.low)
-
-
-def points(interval: Interval) -> Interval:
-    """A share in hundredths."""
-    return Interval(*(100 * value for value in interval))

@@ -1,6 +1,6 @@
 """What the claims share: the size of a run, intervals over seeds, verdicts, JSON and picture.
 
-A script of this folder looks at one subject. Its experiment(scale) trains what it needs and returns
+A script of the folder above looks at one subject. Its experiment(scale) trains what it needs and returns
 a Result: the findings, a figure, and the numbers behind both. Its last lines are
 
     if __name__ == "__main__":
@@ -40,6 +40,14 @@ class Interval(NamedTuple):
         """Such as `f"{x:.2f}"` for "0.91 (0.90 to 0.92)"; a % is written once."""
         mean, low, high = (format(value, spec) for value in self)
         return f"{mean} ({low.removesuffix('%')} to {high})"
+
+    def __neg__(self) -> "Interval":
+        """Of a fall, where this is of a rise."""
+        return Interval(-self.mean, -self.high, -self.low)
+
+    def percent(self) -> "Interval":
+        """Of a share, in hundredths."""
+        return Interval(*(100 * value for value in self))
 
     @property
     def positive(self) -> bool:
@@ -133,17 +141,24 @@ def listed(cells: dict[Any, Interval], spec: str) -> str:
     return ", ".join(f"{name}: {format(cell, spec)}" for name, cell in cells.items())
 
 
+def by_cell(
+    text: str,
+    source: str,
+    what: str,
+    cells: dict[Any, Interval],
+    condition: str,
+    spec: str = "+.3f",
+    sign: int = 1,
+) -> Finding:
+    """The finding on a claim that a difference is above 0 in every cell, or below for sign=-1."""
+    held = verdict_by(condition, cells if sign > 0 else {name: -it for name, it in cells.items()})
+    return Finding(text, source, f"{what}: {listed(cells, spec)}", held)
+
+
 def compare(sentence, source, ours: dict, theirs: dict, what: str, condition: str) -> Finding:
     """Whether shares (accuracies) by cell and seed are above others, seed by seed, in points."""
     gains = {cell: interval(100 * (ours[cell] - theirs[cell])) for cell in ours}
-    held = verdict_by(condition, gains)
-    return Finding(sentence, source, f"{what}: {listed(gains, '+.1f')}.", held)
-
-
-def draw(axes, x, intervals: Iterable[Interval], label: str, style: str = "o-", **more):
-    """Means, joined, with their intervals as bars."""
-    mean, low, high = np.array(list(intervals)).T
-    axes.errorbar(x, mean, (mean - low, high - mean), fmt=style, label=label, capsize=2, **more)
+    return by_cell(sentence, source, what, gains, condition, "+.1f")
 
 
 def main(experiment, doc: str, file: str, arguments=None) -> Path:

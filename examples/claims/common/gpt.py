@@ -4,8 +4,8 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
-from data import Text
 
+from common.data import Text
 from minigpt.batches import batch
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
 from minigpt.evaluate import estimate

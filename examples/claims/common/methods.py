@@ -2,14 +2,12 @@
 
 import functools
 
-import data
 import jax
 import jax.numpy as jnp
-import measures
-import nets
 import numpy as np
 import scipy.ndimage
 
+from common import data, measures, nets
 from dropout_jax import fit_temperature, fold, mc_dropout, mutual_information
 
 RATE, MEMBERS, PRIORS = 0.5, 5, (1.0, 10.0, 100.0, 1000.0)

@@ -1,0 +1,1 @@
+"""What the experiments share; the scripts beside this folder are the experiments."""

@@ -1,0 +1,36 @@
+"""The genre task of the claims: a GPT that read no play of the test, and a seed's speeches."""
+
+import numpy as np
+
+from common.data import Text
+from common.gpt import compiled, config_of, train
+from minigpt import corpus
+from minigpt.classify import Body
+from minigpt.config import ModelConfig
+from minigpt.labelled import Labelled, Split
+from minigpt.tokenizer import tokenizer_of
+
+TEST = ("twelfth-night", "as-you-like-it", "henry-v", "richard-iii", "macbeth", "king-lear")
+LENGTH = 64
+MODEL = ModelConfig(n_layer=2, n_head=4, n_embd=48, block_size=LENGTH)
+
+
+def pretrained(steps: int) -> Body:
+    """A GPT that has read every play but those of the test."""
+    plays = corpus.plays()
+    tokenizer = tokenizer_of("char", "".join(plays.values()))
+    read = tokenizer.encode("".join(text for name, text in plays.items() if name not in TEST))
+    config = config_of(steps, MODEL)
+    text = Text(read, read[: 40 * LENGTH], tokenizer)
+    params = train(compiled(config, text), config, text, seed=0, evals=1).params
+    return Body(MODEL, tokenizer.vocab_size, tokenizer, params)
+
+
+def sample(data: Split, seed: int, sizes: tuple[int, int, int]) -> Split:
+    """The seed's training speeches; the others' are always the same. All are cut to LENGTH."""
+    parts = []
+    for part, size, each in zip(data, sizes, (seed, 0, 0), strict=True):
+        rows = np.random.default_rng(each).permutation(len(part.texts))[:size]
+        texts, labels = ([column[i] for i in rows] for column in part)
+        parts.append(Labelled([text[:LENGTH] for text in texts], labels))
+    return Split(*parts)
