@@ -1,7 +1,7 @@
 """What the claims share: the size of a run, intervals over seeds, verdicts, JSON and picture.
 
-A script of the folder above looks at one subject. Its experiment(scale) trains what it needs and returns
-a Result: the findings, a figure, and the numbers behind both. Its last lines are
+A script of the folder above looks at one subject. Its experiment(scale) trains what it needs and
+returns a Result: the findings, a figure, and the numbers behind both. Its last lines are
 
     if __name__ == "__main__":
         claim.main(experiment, __doc__, __file__)
