@@ -124,3 +124,18 @@ def over_rates_and_seeds(one: Callable, rates, splits) -> Any:
     of_rate = jax.vmap(one, (None, 0, 0))
     program = jax.jit(jax.vmap(of_rate, (0, None, None)))
     return jax.tree.map(np.asarray, program(jnp.array(rates), seeds, splits))
+
+
+def trained_mlp(split, seed, rate, hidden: Iterable[int], *, steps: int, drop: Callable = dropout):
+    """The layers of an MLP of ten classes with these hidden sizes, trained on a split.
+
+    The seed decides the weights, the batches and the masks.
+    """
+
+    def loss(params, rows, key):
+        logits = mlp(params, split.x_train[rows], rate, key=key, drop=drop)
+        return cross_entropy(logits, split.y_train[rows])
+
+    key = jax.random.key(seed)
+    params = mlp_init(fold(key, "weights"), (split.x_train.shape[-1], *hidden, 10))
+    return fit(loss, params, len(split.y_train), fold(key, "fit"), steps=steps)
