@@ -22,8 +22,9 @@ HERE = Path(__file__).parent
 # The chapters of the page: a title, and its scripts in order.
 CHAPTERS: dict[str, list[str]] = {
     "The mechanism": [
-        *("scaling", "randomness", "missing_scale", "evaluation_mode", "sub_networks"),
-        "co_adaptation",
+        *("scaling", "randomness", "unscaled_softmax", "missing_scale", "evaluation_mode"),
+        *("forgotten_evaluation", "geometric_mean", "sub_networks"),
+        *("monte_carlo_samples", "co_adaptation", "feature_correlation"),
     ],
     "What it does to learning": [
         *("data_size", "gpt_overfitting", "underfitting", "gpt_rates", "placement"),

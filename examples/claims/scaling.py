@@ -1,22 +1,35 @@
 """Survivors are scaled, and the sum is kept.
 
-Exact facts over 11 rates, and the sum of 4,096 positive numbers over many masks at four. The seed
-decides the numbers and the masks.
+Exact facts over 11 rates, and the sum of 4,096 positive numbers over 1,000 masks a seed at four,
+ten seeds. The seed decides the numbers and the masks.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 
-from common import claim
-from common.claim import Finding, interval
+from common import charts, claim
+from common.claim import Finding, Interval, Result, interval, listed, verdict_by
 from dropout_jax import dropout, dropout_unscaled, fold, keep_mask
 
 RATES = (0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9)
 SUM_RATES = (0.1, 0.2, 0.5, 0.8)
 NEAR = 0.002  # of the sum: what counts as kept
 SRIVASTAVA = "Srivastava et al., Dropout, JMLR 2014"
+
+
+def experiment(scale: claim.Scale) -> Result:
+    seeds, draws = scale.pick((3, 100), (10, 1000), (20, 10_000))
+    ones = factors(dropout)
+    hand, book = (equal(line, seeds, dropout) for line in (by_hand, textbook))
+    kept, lost = (sums(seeds, draws, drop) for drop in (dropout, dropout_unscaled))
+    numbers = {"1 becomes": ones, "sum scaled": kept, "sum not scaled": lost}
+    return Result(findings(ones, hand, book, kept, lost), picture(ones, kept, lost), numbers)
+
+
+def factors(drop) -> dict[float, float]:
+    """What 1 becomes, by rate."""
+    return {rate: float(drop(jnp.ones(999), rate, key=jax.random.key(0)).max()) for rate in RATES}
 
 
 def by_hand(x, rate, key):
@@ -31,107 +44,73 @@ def textbook(x, rate, key):
     return keep_mask(key, rate, x.shape) * x / (1.0 - rate)
 
 
-def difference(function, hand, rate, keys):
-    """Whether both give the same bits for every key, and how far apart what is kept is at most."""
-    same, most = True, 0.0
-    for key in map(jax.random.key, range(keys)):
+def equal(line, keys: int, drop) -> dict[float, bool]:
+    """Whether the line gives the function's bits for every key, by rate."""
+
+    def bits(function, rate, key):
         x = jax.random.normal(fold(key, "x"), (64, 100))
-        ours, theirs = np.asarray(function(x, rate, key=key)), np.asarray(hand(x, rate, key))
-        same &= ours.tobytes() == theirs.tobytes()
-        most = max(most, (np.abs(theirs - ours) / np.where(ours == 0, 1, np.abs(ours))).max())
-    return same, most
+        return np.asarray(function(x, rate, key=key)).tobytes()
+
+    every = [jax.random.key(i) for i in range(keys)]
+    return {rate: all(bits(line, rate, k) == bits(drop, rate, k) for k in every) for rate in RATES}
 
 
-def mean_sum(seed, rate, draws, drop):
-    """The mean over masks of the sum after dropout, as a share of the sum before."""
-    key = jax.random.key(seed)
-    x = jnp.abs(jax.random.normal(fold(key, "x"), (4096,)))
-    places = jnp.arange(draws, dtype=jnp.uint32)
-    after = jax.lax.map(lambda i: drop(x, rate, key=fold(key, i)).sum(), places)
-    return after.mean() / x.sum()
+def sums(seeds: int, draws: int, drop) -> dict[float, Interval]:
+    """The mean over masks of the sum after dropout, as a share of the sum before, by rate."""
+
+    def left(seed, rate):
+        key = jax.random.key(seed)
+        x = jnp.abs(jax.random.normal(fold(key, "x"), (4096,)))
+        places = jnp.arange(draws, dtype=jnp.uint32)
+        return jax.lax.map(lambda i: drop(x, rate, key=fold(key, i)).sum(), places).mean() / x.sum()
+
+    of_seeds = jax.jit(jax.vmap(left, (0, None)))
+    return {rate: interval(of_seeds(jnp.arange(seeds), rate)) for rate in SUM_RATES}
 
 
-def left(seeds, draws, drop):
-    """The share of the sum that is left: an interval by rate."""
-    over = jax.jit(jax.vmap(lambda seed, rate: mean_sum(seed, rate, draws, drop), (0, None)))
-    return {rate: interval(over(jnp.arange(seeds), rate)) for rate in SUM_RATES}
-
-
-def factor_finding(drop=dropout):
-    """What 1 becomes."""
-    became = {rate: float(drop(jnp.ones(999), rate, key=jax.random.key(0)).max()) for rate in RATES}
-    exact = {rate: np.float32(one) == np.float32(1 / (1 - rate)) for rate, one in became.items()}
-    off = {rate: abs(one * (1 - rate) - 1) for rate, one in became.items()}
-    return became, Finding(
-        "Survivors are scaled to exactly 1 / (1 - rate): at rate 0.2, 1 becomes 1.25",
-        f"{SRIVASTAVA}, section 10; d2l.ai, Dropout",
-        f"at rate 0.2, 1 becomes {became[0.2]:.9g} (65536/52429 in float32), {off[0.2]:.1e} of "
-        "itself away: the scale is the inverse of the probability that the mask really has, a "
-        f"multiple of 2^-16; over {len(RATES)} rates at most {max(off.values()):.1e} away",
-        claim.verdict_by("the rate is", exact),
-    )
-
-
-def hand_finding(keys, drop=dropout):
-    """The five lines."""
-    hand = {rate: difference(drop, by_hand, rate, keys) for rate in RATES}
-    book = {rate: difference(drop, textbook, rate, keys) for rate in RATES}
-    equal = [sum(same for same, _ in found.values()) for found in (hand, book)]
-    return Finding(
-        "A mask made by hand in five lines is the function, bit for bit",
-        "d2l.ai, Dropout",
-        f"{len(RATES)} rates, {keys} keys, 6,400 elements: all bits equal at {equal[0]} rates with "
-        f"the scale that the mask really has; with d2l.ai's x / (1 - rate) on the same mask at "
-        f"{equal[1]}, and at most {max(most for _, most in book.values()):.1e} of the value apart",
-        claim.verdict_by("the rate is", {rate: same for rate, (same, _) in hand.items()}),
-    )
-
-
-def sum_finding(kept, lost):
-    """With the scale and without."""
+def findings(ones, hand, book, kept, lost) -> list[Finding]:
+    exact = {rate: np.float32(one) == np.float32(1 / (1 - rate)) for rate, one in ones.items()}
+    off = [abs(one * (1 - rate) - 1) for rate, one in ones.items()]
 
     def near(found, value):
         return value - NEAR < found.low and found.high < value + NEAR
 
-    holds = {rate: near(kept[rate], 1) and near(lost[rate], 1 - rate) for rate in kept}
-    each = [f"rate {rate}: {kept[rate]:.4f} and {lost[rate]:.4f}" for rate in kept]
-    return Finding(
-        "The scale keeps the sum on average; without it the sum falls by the rate",
-        f"{SRIVASTAVA}; d2l.ai, Dropout",
-        f"share of the sum left, with and without the scale: {'; '.join(each)} (the claim: the "
-        f"intervals are within {NEAR} of 1 and of 1 - rate)",
-        claim.verdict_by("the rate is", holds),
-    )
+    return [
+        Finding(
+            "Survivors are scaled to exactly 1 / (1 - rate): at rate 0.2, 1 becomes 1.25",
+            f"{SRIVASTAVA}, section 10; d2l.ai, Dropout",
+            f"at rate 0.2, 1 becomes {ones[0.2]:.9g} (65536/52429 in float32), the inverse of the "
+            f"mask's own probability; over {len(RATES)} rates at most {max(off):.1e} of it away",
+            verdict_by("the rate is", exact),
+        ),
+        Finding(
+            "A mask made by hand in five lines is the function, bit for bit",
+            "d2l.ai, Dropout",
+            f"all bits equal at {sum(hand.values())} of {len(RATES)} rates with the scale that the "
+            f"mask really has, and at {sum(book.values())} with d2l.ai's x / (1 - rate) on it",
+            verdict_by("the rate is", hand),
+        ),
+        Finding(
+            "The scale keeps the sum on average; without it the sum falls by the rate",
+            f"{SRIVASTAVA}; d2l.ai, Dropout",
+            f"share of the sum left (the claim: within {NEAR} of 1 and of 1 - rate), with the "
+            f"scale: {listed(kept, '.4f')}; without it: {listed(lost, '.4f')}",
+            verdict_by("the rate is", {r: near(kept[r], 1) and near(lost[r], 1 - r) for r in kept}),
+        ),
+    ]
 
 
-def draw(became, kept, lost):
-    """The factor's distance, and the sums."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    off = [(one * (1 - rate) - 1) * 1e6 for rate, one in became.items()]
-    left.bar(range(len(off)), off, color="C0")
-    left.set_xticks(range(len(off)), list(map(str, became)))
+def picture(ones, kept, lost):
+    figure, (left, right) = charts.panels(5.5, 5.5, height=4)
+    left.bar([str(rate) for rate in ones], [(one * (1 - r) - 1) * 1e6 for r, one in ones.items()])
     left.axhline(0, color="0.3", lw=0.8)
-    left.set(title="what 1 becomes, against 1 / (1 - rate)", xlabel="rate")
-    left.set_ylabel("relative difference, millionths")
-    for found, colour, label in ((kept, "C0", "scaled"), (lost, "C3", "not scaled")):
-        right.plot(list(found), [each.mean for each in found.values()], "o", c=colour, label=label)
-    ends = np.array([0, 1])
-    right.plot(ends, ends * 0 + 1, "C0:", ends, 1 - ends, "C3:", lw=1)
-    right.set(title="the sum of 4,096 numbers, mean over masks", xlabel="rate")
-    right.set_ylabel("share of the sum before")
-    right.legend(loc="lower left")
+    left.set(title="what 1 becomes, against 1 / (1 - rate)", ylabel="relative difference, 1e-6")
+    right.plot([0, 1], [1, 1], "C0:", [0, 1], [1, 0], "C1:", lw=1)  # what is expected
+    series = {"scaled": kept.values(), "not scaled": lost.values()}
+    charts.lines(right, SUM_RATES, series, "o", title="sum of 4,096 numbers, share of that before")
+    for axes in (left, right):
+        axes.set_xlabel("rate")
     return figure
-
-
-def experiment(scale: claim.Scale) -> claim.Result:
-    """What 1 becomes, the five lines, and the sum."""
-    seeds, draws = scale.pick((3, 100), (10, 1000), (20, 10_000))
-    became, factor = factor_finding()
-    kept, lost = (left(seeds, draws, drop) for drop in (dropout, dropout_unscaled))
-    numbers = {"1 becomes": became, "sum scaled": kept, "sum not scaled": lost}
-    findings = [factor, hand_finding(seeds), sum_finding(kept, lost)]
-    return claim.Result(findings, draw(became, kept, lost), numbers)
 
 
 if __name__ == "__main__":
