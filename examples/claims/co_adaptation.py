@@ -32,7 +32,7 @@ def experiment(scale: claim.Scale) -> Result:
 
 
 def train_and_remove(rate, seed, split, *, steps, draws):
-    """A network's accuracies by the share removed, and the rise of its loss without its worst unit."""
+    """A network's accuracies by the share removed, and the rise of its loss by its worst."""
     params = nets.trained_mlp(split, seed, rate, (HIDDEN, HIDDEN), steps=steps)
     everything, key = jnp.ones((2, HIDDEN)), jax.random.key(seed)
 
