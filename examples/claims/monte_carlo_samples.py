@@ -64,15 +64,21 @@ def findings(found, counts) -> list[Finding]:
 
 
 def picture(found, counts):
-    figure, panels = charts.panels(4.6, 4.6, 4.6)
-    labels = ("total variation to the average", "test error", "test log-loss (nats)")
-    for axes, name, label in zip(panels, ("distance", "error", "log-loss"), labels, strict=True):
-        for i, (depth, cells) in enumerate(found.items()):
-            scaled, *sampled = map(interval, cells[name].T)
-            charts.points(axes, counts, sampled, f"{depth} hidden: samples", color=f"C{i}")
-            axes.axhline(scaled.mean, color=f"C{i}", ls="--", label="weight scaling")
-        axes.set(xscale="log", yscale="log", xlabel="Monte Carlo samples", ylabel=label)
-    panels[0].legend(fontsize=8, loc="lower left")
+    figure, (left, middle, right) = charts.panels(4.6, 4.6, 4.6)
+
+    def series(name, less):
+        every = {d: x[name][:, 1:] - less * x[name][:, :1] for d, x in found.items()}
+        return {f"hidden layers: {d}": map(interval, each.T) for d, each in every.items()}
+
+    charts.lines(left, counts, series("distance", 0), title="dashed: weight scaling", yscale="log")
+    charts.lines(middle, counts, series("error", 1), title="test error less weight scaling's")
+    charts.lines(right, counts, series("log-loss", 1), title="test log-loss less weight scaling's")
+    for i, each in enumerate(found.values()):
+        left.axhline(each["distance"][:, 0].mean(), color=f"C{i}", ls="--")
+    for axes, label in ((left, "total variation to the average"), (middle, ""), (right, "nats")):
+        axes.set(xscale="log", xlabel="Monte Carlo samples", ylabel=label)
+    for axes in (middle, right):
+        axes.axhline(0, color="black", lw=0.8)
     return figure
 
 

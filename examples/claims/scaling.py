@@ -51,8 +51,8 @@ def equal(line, keys: int, drop) -> dict[float, bool]:
         x = jax.random.normal(fold(key, "x"), (64, 100))
         return np.asarray(function(x, rate, key=key)).tobytes()
 
-    every = [jax.random.key(i) for i in range(keys)]
-    return {rate: all(bits(line, rate, k) == bits(drop, rate, k) for k in every) for rate in RATES}
+    every = list(map(jax.random.key, range(keys)))
+    return {r: all(bits(line, r, key) == bits(drop, r, key) for key in every) for r in RATES}
 
 
 def sums(seeds: int, draws: int, drop) -> dict[float, Interval]:
@@ -108,8 +108,7 @@ def picture(ones, kept, lost):
     right.plot([0, 1], [1, 1], "C0:", [0, 1], [1, 0], "C1:", lw=1)  # what is expected
     series = {"scaled": kept.values(), "not scaled": lost.values()}
     charts.lines(right, SUM_RATES, series, "o", title="sum of 4,096 numbers, share of that before")
-    for axes in (left, right):
-        axes.set_xlabel("rate")
+    figure.supxlabel("rate")
     return figure
 
 
