@@ -9,8 +9,8 @@ single place is chosen on the first half. Rate and learning rate were set before
 import numpy as np
 from matplotlib.figure import Figure
 
-from common import claim, data, sweep
-from gpt_rates import SHAPE, among, either
+from common import charts, claim, data, sweep
+from common.claim import Finding, Interval, Result, by_cell, interval
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
 
 RATE = 0.2
@@ -20,34 +20,28 @@ SETS = {
     "Annotated Transformer (5)": ("embed", "attn_weights", "attn_out", "mlp_hidden", "mlp_out"),
     "all seven": sweep.SITES,
 }
-
-
-def experiment(scale: claim.Scale) -> claim.Result:
-    choosing, measuring, train = losses(scale)
-    none = measuring.pop("none")
-    cells = {name: claim.interval(each - none) for name, each in measuring.items()}
-    best = min(sweep.SITES, key=lambda site: choosing[site].mean())
-    findings = [
-        helps("Dropout at any one place of a GPT helps where it overfits", SINGLE, cells),
-        helps("The usual sets of places help where a GPT overfits", USUAL, cells),
-        sets_beat_single(best, measuring),
-        weights_add(measuring),
-    ]
-    numbers = {"loss, difference to none": cells, "loss without dropout": claim.interval(none)}
-    numbers["training loss"] = {name: claim.interval(each) for name, each in train.items()}
-    return claim.Result(findings, draw(cells), numbers | {"best single": best})
-
-
 SINGLE = (
-    sweep.SITES,
     "Gal and Ghahramani, Dropout as a Bayesian approximation, ICML 2016 (before every weight "
-    "layer); Huang et al., Deep networks with stochastic depth, ECCV 2016 (drop_path)",
+    "layer); Huang et al., Deep networks with stochastic depth, ECCV 2016 (drop_path)"
 )
 USUAL = (
-    tuple(SETS),
     "Vaswani et al., Attention is all you need, NeurIPS 2017, 5.4; Radford et al., GPT-2, 2019; "
-    "Rush, The annotated transformer, 2018",
+    "Rush, The annotated transformer, 2018"
 )
+WEIGHTS = "GPT2Config of Hugging Face (attn_pdrop 0.1); Zehui et al., DropAttention, 2019"
+
+
+def experiment(scale: claim.Scale) -> Result:
+    choosing, measuring, train = losses(scale)
+    best = min(sweep.SITES, key=lambda site: choosing[site].mean())
+    cells = {name: interval(measuring[name] - measuring["none"]) for name in (*sweep.SITES, *SETS)}
+    numbers = {
+        "loss, difference to none": cells,
+        "loss without dropout": interval(measuring["none"]),
+        "training loss": {name: interval(each) for name, each in train.items()},
+        "best single": best,
+    }
+    return Result(findings(cells, measuring, best), picture(cells), numbers)
 
 
 def losses(scale: claim.Scale) -> list[dict[str, np.ndarray]]:
@@ -56,7 +50,7 @@ def losses(scale: claim.Scale) -> list[dict[str, np.ndarray]]:
     ids = text.train[: scale.pick(500, 1000, 10_000)]
     watched = dict(enumerate([*np.array_split(text.validation, 2), ids]))
     steps, seeds = scale.pick(20, 300, 4000), range(scale.pick(3, 5, 10))
-    model = ModelConfig(n_layer=scale.pick(1, 2, 4), **SHAPE)
+    model = ModelConfig(n_layer=scale.pick(1, 2, 4), n_head=2, n_embd=48, block_size=32)
     optim = OptimConfig(learning_rate=3e-3, min_learning_rate=3e-4, warmup_steps=steps // 10)
     config = Config(steps=steps, batch_size=8, mesh="data=1", model=model, optim=optim)
     run = sweep.Runner(config, text.tokenizer.vocab_size, seeds, looks=1, sites=sweep.SITES)
@@ -69,56 +63,36 @@ def losses(scale: claim.Scale) -> list[dict[str, np.ndarray]]:
     return found
 
 
-def helps(words: str, group: tuple, cells: dict[str, claim.Interval]) -> claim.Finding:
-    names, source = group
-    good = [name for name in names if cells[name].negative]
-    told = "; ".join(f"{name}: {cells[name]:+.3f}" for name in names)
-    return claim.Finding(
-        words,
-        source,
-        f"Validation loss minus that without dropout, in nats, rate {RATE}. {told}",
-        either(good, list(names), f"it is at {among(good)}"),
-    )
-
-
-def sets_beat_single(best: str, runs: dict[str, np.ndarray]) -> claim.Finding:
-    gains = {name: claim.interval(runs[name] - runs[best]) for name in SETS}
-    good = [name for name in gains if gains[name].negative]
-    told = "; ".join(f"{name}: {gain:+.3f}" for name, gain in gains.items())
-    return claim.Finding(
-        "A set of places does better than any single place at the same rate",
-        USUAL[1],
-        f"Validation loss minus that of the best single place, {best}, in nats. {told}",
-        either(good, list(gains), f"the set is {among(good)}"),
-    )
-
-
-def weights_add(runs: dict[str, np.ndarray]) -> claim.Finding:
+def findings(
+    cells: dict[str, Interval], measuring: dict[str, np.ndarray], best: str
+) -> list[Finding]:
+    """What is said of single places, of sets, and of one against the other."""
+    what = f"Loss minus that without dropout, in nats, rate {RATE}"
+    alone, sets = ({name: cells[name] for name in names} for names in (sweep.SITES, SETS))
+    beyond = {name: interval(measuring[name] - measuring[best]) for name in SETS}
     three, four = list(SETS)[:2]
-    gain = claim.interval(runs[four] - runs[three])
-    return claim.Finding(
+    more = {f"{four} minus {three}": interval(measuring[four] - measuring[three])}
+    text = (
+        "Dropout at any one place of a GPT helps where it overfits",
+        "The usual sets of places help where a GPT overfits",
+        "A set of places does better than any single place at the same rate",
         "Dropping attention weights too is better than the three places of the first Transformer",
-        "GPT2Config of Hugging Face (attn_pdrop 0.1); Zehui et al., DropAttention, 2019",
-        f"Validation loss, {four} minus {three}: {gain:+.3f} nats",
-        claim.verdict(gain.negative),
     )
+    than_best = f"Loss minus that of the best single place, {best}, in nats"
+    return [
+        by_cell(text[0], SINGLE, what, alone, "it is at", sign=-1),
+        by_cell(text[1], USUAL, what, sets, "the set is", sign=-1),
+        by_cell(text[2], USUAL, than_best, beyond, "the set is", sign=-1),
+        by_cell(text[3], WEIGHTS, "Loss in nats", more, "it is", sign=-1),
+    ]
 
 
-def draw(cells: dict[str, claim.Interval]) -> Figure:
-    """A bar a set; left is better."""
-    figure = Figure(figsize=(8.5, 4.6), layout="constrained")
-    axes = figure.subplots()
-    means, lows, highs = np.array(list(cells.values())).T
-    colours = ["tab:blue" if name in sweep.SITES else "tab:orange" for name in cells]
-    axes.barh(range(len(cells)), means, color=colours)
-    axes.errorbar(
-        means, range(len(cells)), xerr=[means - lows, highs - means], fmt="none", color="black"
-    )
-    axes.set_yticks(range(len(cells)), cells)
-    axes.invert_yaxis()
-    axes.axvline(0, color="gray", linewidth=0.8)
-    axes.set_xlabel("validation loss minus that without dropout, nats (below 0: it helps)")
-    axes.set_title(f"A GPT that overfits, dropout {RATE}: one place alone (blue), sets (orange)")
+def picture(cells: dict[str, Interval]) -> Figure:
+    """A row a set; left is better."""
+    figure, (axes,) = charts.panels(8, height=4.6)
+    what = "validation loss minus that without dropout, nats (below 0: it helps)"
+    charts.forest(axes, cells, xlabel=what, title=f"A GPT that overfits, dropout {RATE}")
+    axes.axhline(len(sweep.SITES) - 0.5, color="gray", linestyle=":")  # places above, sets below
     return figure
 
 
