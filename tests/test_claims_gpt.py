@@ -54,47 +54,77 @@ def test_the_best_rate_verdict_follows_the_losses():
     rates, claim = load("gpt_rates"), load("common.claim")
     low, high = rising(*range(7)), rising(*range(7))[::-1]
     dip = rising(3, 1, 1, 1, 3, 3, 3)
-    within = rates.best_within
-    assert within((0.02, 0.1), {"a": np.stack([dip, dip])}).verdict == claim.HOLDS
-    assert within((0.02, 0.1), {"a": np.stack([low, low])}).verdict == claim.FAILS
-    both = {"a": np.stack([dip, dip]), "b": np.stack([high, high])}
-    assert within((0.02, 0.1), both).verdict == claim.ONLY_WHEN + "it is a"
-    fooled = np.stack([dip, low])  # best on the first text, not on the second
-    assert within((0.02, 0.1), {"a": fooled}).verdict == claim.FAILS
+
+    def verdict(**settings):
+        runs = {name: np.stack(both) for name, both in settings.items()}
+        return rates.best_within(0.02, 0.1, runs, "a field", "a source").verdict
+
+    assert verdict(a=[dip, dip]) == claim.HOLDS
+    assert verdict(a=[low, low]) == claim.FAILS
+    only = "it is a (0.02 against 0) (not b (0.1 against 0.5))"
+    assert verdict(a=[dip, dip], b=[high, high]) == claim.ONLY_WHEN + only
+    assert verdict(a=[dip, low]) == claim.FAILS  # best on the first text, not on the second
 
 
 def test_zero_is_best_only_where_every_rate_is_worse():
     rates, claim = load("gpt_rates"), load("common.claim")
 
     def verdict(*means):
-        return rates.zero_is_best(rates.by_rate(None, rising(*means))).verdict
+        return rates.findings({rates.PRETRAINED: rates.by_rate(rising(*means))})[0].verdict
 
     assert verdict(1, 2, 3, 4, 5, 6, 7) == claim.HOLDS
     assert verdict(9, 2, 3, 4, 5, 6, 7) == claim.FAILS
-    only = verdict(4.5, 2, 3, 4, 5, 6, 7)
-    assert only == claim.ONLY_WHEN + "the rate it is compared with is 0.2, 0.3 or 0.5"
+    only = "the rate it is compared with is 0.2, 0.3 or 0.5 (not 0.02, 0.05, 0.1)"
+    assert verdict(4.5, 2, 3, 4, 5, 6, 7) == claim.ONLY_WHEN + only
 
 
 def test_a_leak_is_seen():
-    """Sums over the past leak nothing; sums over the whole text do."""
-    leak = load("features").leak
-    first, other = jnp.arange(8.0).reshape(1, 8, 1), jnp.ones((1, 8, 1))
-    first, other = first[..., 0], other[..., 0]
-    assert leak(lambda x: jnp.cumsum(x, axis=1), first, other) == 0
-    assert leak(lambda x: x + x.sum(axis=1, keepdims=True), first, other) > 1
+    """Sums over the past leak nothing; sums over the whole text do, at every position."""
+    change = load("block_shapes").change
+    first, other = jnp.arange(8.0).reshape(1, 8), jnp.ones((1, 8))
+    past = change(lambda x: jnp.cumsum(x, axis=1)[..., None], first, other, at=4)
+    assert (past == 0).tolist() == [True] * 4 + [False] * 4
+    whole = change(lambda x: (x + x.sum(axis=1, keepdims=True))[..., None], first, other, at=4)
+    assert (whole > 1).all()
 
 
-def test_a_shuffled_window_keeps_its_words_lengths_and_letters():
-    """Every word's letters are there, in another order; the first word and spaces are as before."""
-    examples = load("features").examples
-    text = np.frombuffer(b"Now is the winter of our discontent made glorious summer " * 9, np.uint8)
-    rows, labels = examples(text, np.array([32]), 40, seed=0)
-    words = {bytes(sorted(word)) for word in bytes(text).split()}
-    for row, label in zip(rows.astype(np.uint8), labels, strict=True):
-        found = bytes(row).split(b" ")
-        assert all(bytes(sorted(word)) in words for word in found[1:-1] if word)
-        assert found[0] in bytes(text)
-        assert all(word in bytes(text) for word in found) == (label == 0)
+def test_every_second_window_is_read_backwards():
+    features = load("features")
+    text = np.arange(1000)
+    rows, labels = features.windows(text, 6, seed=0)
+    steps = np.diff(rows, axis=1)
+    assert labels.tolist() == [0, 1] * 3
+    assert (steps == np.where(labels, -1, 1)[:, None]).all()
+
+
+def test_the_token_verdict_wants_the_first_at_chance_and_the_last_above():
+    """Not merely an interval that contains chance: one within two points of it."""
+    features, claim = load("features"), load("common.claim")
+    seeds = np.linspace(-0.01, 0.01, 5)
+
+    def verdict(first, last, spread=1):
+        runs = [{9: mean + spread * seeds} for mean in (first, last)]
+        return features.findings(*runs, {9: seeds}, many=9)[0].verdict
+
+    assert verdict(0.505, 0.7) == claim.HOLDS
+    assert verdict(0.505, 0.7, spread=9) == claim.FAILS
+    assert verdict(0.53, 0.7) == claim.FAILS
+    assert verdict(0.505, 0.49) == claim.FAILS
+
+
+def test_the_norm_verdicts_follow_the_losses():
+    norm_order, claim = load("norm_order"), load("common.claim")
+    seeds = np.linspace(0, 0.01, 3)
+    post, pre = {"with warm-up": 2.7, "without warm-up": 3.0}, 2.6
+
+    def verdicts(pre_cold):
+        best = {(8, "post", name): mean + seeds for name, mean in post.items()}
+        best |= {(8, "pre", "with warm-up"): pre + seeds, (8, "pre", "without warm-up"): pre_cold}
+        return [finding.verdict for finding in norm_order.findings(best, (8,))]
+
+    assert verdicts(pre + 0.02 + seeds) == [claim.HOLDS] * 3
+    assert verdicts(pre + 0.06 + seeds) == [claim.HOLDS, claim.HOLDS, claim.FAILS]
+    assert verdicts(3.1 + seeds) == [claim.FAILS, claim.HOLDS, claim.FAILS]
 
 
 def test_gpt_rates(tmp_path):
@@ -114,14 +144,33 @@ def test_placement(tmp_path):
     assert len(means) == len(sites) + 1
 
 
+def test_image_rates(tmp_path):
+    numbers = found("image_rates", tmp_path)["numbers"]
+    # Five steps learn, and cannot overfit: half of everything dropped is worse.
+    assert numbers["accuracy"][0]["mean"] > 0.2
+    assert numbers["loss, difference to rate 0"]["0.5"]["95 %"][0] > 0
+
+
 def test_norm_order(tmp_path):
-    losses = found("norm_order", tmp_path)["numbers"]["loss"]
-    assert len({each["mean"] for each in losses.values()}) == 4  # order and warm-up both matter
+    cells = found("norm_order", tmp_path)["numbers"]
+    rates = {str(rate) for rate in load("norm_order").RATES}
+    assert {rate for cell in cells.values() for rate in cell["loss by learning rate"]} == rates
+    # Order, warm-up and learning rate all matter.
+    losses = [
+        each["mean"] for cell in cells.values() for each in cell["loss by learning rate"].values()
+    ]
+    assert len(losses) == len(set(losses)) == 12
+
+
+def test_block_shapes(tmp_path):
+    result = found("block_shapes", tmp_path)
+    assert [finding["verdict"] for finding in result["findings"]] == ["holds", "holds"]
+    for change in result["numbers"]["largest change by position"].values():
+        assert max(change[:32]) == 0 < min(change[32:])
 
 
 def test_features(tmp_path):
-    shape, causal, tokens, _ = found("features", tmp_path)["findings"]
-    assert shape["verdict"] == causal["verdict"] == "holds"
-    words = tokens["measured"].split()
-    seen, characters = int(words[words.index("have") + 1]), int(words[words.index("for") + 1])
-    assert seen == characters > 10
+    numbers = found("features", tmp_path)["numbers"]
+    # A first token's features are those of its character, whatever follows.
+    for seen, characters in numbers["different first features and characters"]:
+        assert seen == characters > 10

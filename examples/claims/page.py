@@ -27,8 +27,9 @@ CHAPTERS: dict[str, list[str]] = {
         *("monte_carlo_samples", "co_adaptation", "feature_correlation"),
     ],
     "What it does to learning": [
-        *("data_size", "gpt_overfitting", "underfitting", "gpt_rates", "placement"),
-        *("interactions", "batch_norm", "schedules", "cost", "norm_order", "features"),
+        *("data_size", "gpt_overfitting", "underfitting", "gpt_rates", "image_rates", "placement"),
+        *("interactions", "batch_norm", "schedules", "cost", "norm_order", "block_shapes"),
+        "features",
     ],
     "Variants where they belong": [
         *("convolution", "selu", "recurrent", "drop_connect", "drop_path", "learned_rates"),
