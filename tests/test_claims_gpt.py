@@ -88,13 +88,15 @@ def test_a_leak_is_seen():
     assert (whole > 1).all()
 
 
-def test_every_second_window_is_read_backwards():
-    features = load("features")
-    text = np.arange(1000)
-    rows, labels = features.windows(text, 6, seed=0)
-    steps = np.diff(rows, axis=1)
-    assert labels.tolist() == [0, 1] * 3
-    assert (steps == np.where(labels, -1, 1)[:, None]).all()
+def test_every_second_window_ends_a_word():
+    text = np.frombuffer(b"Now is the winter of our discontent made glorious summer " * 9, np.uint8)
+    letters = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz", np.uint8)
+    rows, labels = load("features").windows(text, letters, 40, seed=0)
+    words = bytes(text).split()
+    assert labels.tolist() == [0, 1] * 20
+    for row, label in zip(rows.astype(np.uint8), labels, strict=True):
+        assert bytes(row) in bytes(text)
+        assert (bytes(row).split()[-1] in words) == label
 
 
 def test_the_token_verdict_wants_the_first_at_chance_and_the_last_above():
@@ -113,18 +115,21 @@ def test_the_token_verdict_wants_the_first_at_chance_and_the_last_above():
 
 
 def test_the_norm_verdicts_follow_the_losses():
+    """Losses at two rates; the second is the best for pre-norm, the first for post-norm."""
     norm_order, claim = load("norm_order"), load("common.claim")
-    seeds = np.linspace(0, 0.01, 3)
-    post, pre = {"with warm-up": 2.7, "without warm-up": 3.0}, 2.6
+    seeds, (pre, post, pre_cold, post_cold) = np.linspace(0, 0.01, 3), norm_order.ORDERS
 
-    def verdicts(pre_cold):
-        best = {(8, "post", name): mean + seeds for name, mean in post.items()}
-        best |= {(8, "pre", "with warm-up"): pre + seeds, (8, "pre", "without warm-up"): pre_cold}
-        return [finding.verdict for finding in norm_order.findings(best, (8,))]
+    def verdicts(cold, at_pres_rate=3.3):
+        losses = {pre: (9, 2.6), post: (2.7, at_pres_rate), pre_cold: (9, cold), post_cold: (3, 9)}
+        chosen = {(8, *cell): int(cell[0] == "pre") for cell in losses}
+        measured = {(8, *cell): np.array(each)[:, None] + seeds for cell, each in losses.items()}
+        found = norm_order.findings(measured, chosen, (8,))
+        return [finding.verdict == claim.HOLDS for finding in found]
 
-    assert verdicts(pre + 0.02 + seeds) == [claim.HOLDS] * 3
-    assert verdicts(pre + 0.06 + seeds) == [claim.HOLDS, claim.HOLDS, claim.FAILS]
-    assert verdicts(3.1 + seeds) == [claim.FAILS, claim.HOLDS, claim.FAILS]
+    assert verdicts(2.62) == [True, True, True, True]
+    assert verdicts(2.66) == [True, True, True, False]
+    assert verdicts(3.1) == [False, True, True, False]
+    assert verdicts(2.62, at_pres_rate=2.5) == [True, True, False, True]
 
 
 def test_gpt_rates(tmp_path):
@@ -159,7 +164,7 @@ def test_norm_order(tmp_path):
     losses = [
         each["mean"] for cell in cells.values() for each in cell["loss by learning rate"].values()
     ]
-    assert len(losses) == len(set(losses)) == 12
+    assert len(losses) == len(set(losses)) == 8
 
 
 def test_block_shapes(tmp_path):
