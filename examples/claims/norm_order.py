@@ -80,7 +80,8 @@ def findings(measured: dict[tuple, np.ndarray], chosen: dict[tuple, int], depths
     worse = "Without warm-up a post-norm stack trains worse than a pre-norm one"
     needs = "A post-norm stack needs warm-up"
     slower = "A post-norm stack does not stand the learning rate that is the best for pre-norm"
-    spared = minus(pre_cold, pre, pre_cold)
+    spared, cold = minus(pre_cold, pre, pre_cold), minus(post_cold, pre_cold, post_cold)
+    told = f"post-norm at pre-norm's rate minus pre-norm, both {WARM}"
     without = above(
         f"A pre-norm stack does without warm-up (it loses less than {BOUND} nats by it)",
         f"pre-norm {COLD} minus {WARM}",
@@ -88,9 +89,9 @@ def findings(measured: dict[tuple, np.ndarray], chosen: dict[tuple, int], depths
     )
     held = verdict_by("the layers are", {n: cell.high < BOUND for n, cell in spared.items()})
     return [
-        above(worse, f"post-norm minus pre-norm, {COLD}", minus(post_cold, pre_cold, post_cold)),
+        above(worse, f"post-norm minus pre-norm, both {COLD}", cold),
         above(needs, f"post-norm {COLD} minus {WARM}", minus(post_cold, post, post_cold)),
-        above(slower, "post-norm at pre-norm's rate minus pre-norm, warm", minus(post, pre, pre)),
+        above(slower, told, minus(post, pre, pre)),
         dataclasses.replace(without, verdict=held),
     ]
 
