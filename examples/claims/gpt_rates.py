@@ -110,6 +110,7 @@ def picture(cells: dict[str, dict[float, Interval]]) -> Figure:
         charts.lines(axes, range(1, len(RATES)), series, xlabel="dropout rate", title=what)
         axes.axhline(0, color="gray", linewidth=0.8)
         axes.set_xticks(range(1, len(RATES)), RATES[1:])
+        axes.margins(y=0.25)  # room for the legend
     panels[0].set_ylabel("loss minus that of rate 0, nats\n(below 0: dropout helps)")
     return figure
 

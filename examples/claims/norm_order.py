@@ -101,7 +101,7 @@ def picture(measured: dict[tuple, np.ndarray], depths: tuple) -> Figure:
     figure, panels = charts.panels(*[5] * len(depths))
     for axes, depth in zip(panels, depths, strict=True):
         groups = {
-            f"{norm}-norm\n{warm_up}": {
+            f"{norm}-norm {warm_up}".replace(" ", "\n"): {
                 f"learning rate {rate:g}": interval(losses)
                 for rate, losses in zip(RATES, measured[depth, norm, warm_up], strict=True)
             }
