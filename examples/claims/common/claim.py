@@ -199,3 +199,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, (np.ndarray, np.generic, jax.Array)):
         return plain(np.asarray(value).tolist())
     return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def intervals(values, names: Iterable) -> dict[Any, Interval]:
+    """The interval over seeds, the first axis, of each of the second, by its name."""
+    return {name: interval(column) for name, column in zip(names, values.T, strict=True)}

