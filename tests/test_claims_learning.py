@@ -43,32 +43,42 @@ def test_a_grid_runs_every_combination():
     np.testing.assert_array_equal(products, a * b * c)
 
 
-def test_the_crossing_is_where_the_gain_ends_for_good():
-    crossing = load("data_size").crossing
-    assert crossing((100, 1000, 10_000), [2, 1, -1]) == pytest.approx(math.sqrt(1e3 * 1e4))
-    assert crossing((100, 1000, 10_000), [-1, 3, -1]) == pytest.approx(1000 * 10**0.75)
-    assert crossing((100, 1000, 10_000), [-1, 1, 2]) is None
-    assert crossing((100, 1000, 10_000), [-1, -1, -2]) is None
-
-
 def test_data_size_verdicts_follow_the_gains():
     """Gains by seed, size and rate, with a spread of 0.001 over seeds."""
     script, claim = load("data_size"), load("common.claim")
     sizes, rates = (100, 1000, 100_000), (0.0, 0.1, 0.5)
     spread = np.array([-1, 0, 1])[:, None, None] * 0.001
     gains = spread + np.array([[0, 0.01, 0.01], [0, 0.05, 0.03], [0, 0.01, -0.02]])
+
+    def verdicts(falls, wide, narrow):
+        gains = {"wide": wide, "narrow": narrow}
+        return [it.verdict for it in script.findings(falls, gains, sizes, rates)]
+
+    costs = claim.ONLY_WHEN + "the rate is {} (not {})"
     falls = np.full_like(gains, -0.1)
-    assert script.one_pass(gains, rates).verdict == claim.ONLY_WHEN + "the rate is 0.5 (not 0.1)"
-    assert script.little_capacity(gains, rates).verdict == claim.FAILS
-    assert script.little_capacity(-gains, rates).verdict == claim.HOLDS
-    assert script.tiny_data(gains, sizes).verdict == claim.HOLDS
-    assert script.tiny_data(-gains, sizes).verdict == claim.FAILS
-    for changes, sign, verdict in ((falls, -1, claim.HOLDS), (falls, 1, claim.FAILS)):
-        assert script.small_data("a", changes, sizes, rates, sign).verdict == verdict
-        assert script.small_data("a", -changes, sizes, rates, -sign).verdict == verdict
+    assert verdicts(falls, gains, -gains) == [*[claim.HOLDS] * 4, costs.format(0.5, 0.1)]
+    assert verdicts(-falls, -gains, gains) == [*[claim.FAILS] * 4, costs.format(0.1, 0.5)]
     gains[:, 0] *= -1
-    only = script.small_data("a", gains, sizes, rates, 1).verdict
-    assert only.startswith(claim.ONLY_WHEN + "the examples, and the rate, are 1000 at 0.1 or 1000")
+    only = verdicts(gains, gains, gains)
+    among = claim.ONLY_WHEN + "the examples, and the rate, are "
+    small, large = "100 at 0.1 {} 100 at 0.5", "1000 at 0.1 {} 1000 at 0.5"
+    assert only[0] == f"{among}{small.format('or')} (not {large.format(',')})".replace(" ,", ",")
+    assert only[1] == f"{among}{large.format('or')} (not {small.format(',')})".replace(" ,", ",")
+
+
+def test_moved_digits_are_25_places_of_each_image():
+    """Those at the centre are MNIST's, and no two of an image are in one place."""
+    data = load("common.data")
+    train, test = data.moved_mnist(jax.random.key(0))
+    images, labels = data.all_mnist()
+    i = 7 + 4000 * np.arange(25)
+    x, y = train(i)
+    assert len(np.unique(x, axis=0)) == 25
+    assert len(set(y.tolist())) == 1
+    found_at = (data.halved(images).reshape(5000, -1)[:, None] == x).all(-1)
+    assert found_at.any(1).sum() == 1  # the image at its centre, once
+    assert labels[found_at.any(1)] == y[0]
+    np.testing.assert_array_equal(test(np.arange(2000))[1][:1000], test(np.arange(1000, 2000))[1])
 
 
 def test_data_size(tmp_path):
