@@ -242,10 +242,14 @@ def test_gpt_overfitting(tmp_path):
 
 def test_a_change_holds_by_its_sign():
     script, claim = load("underfitting"), load("common.claim")
-    changes = {"a": {0.1: claim.Interval(0.2, 0.1, 0.3), 0.2: claim.Interval(0.1, -0.1, 0.3)}}
+    changes = {0.1: claim.Interval(0.2, 0.1, 0.3), 0.2: claim.Interval(0.1, -0.1, 0.3)}
+    names = ("early, training loss", "early, test accuracy", "constant, training loss")
     only = claim.ONLY_WHEN + "the rate is 0.1 (not 0.2)"
-    assert script.finding("b", changes, "a", 1).verdict == only
-    assert script.finding("b", changes, "a", -1).verdict == claim.FAILS
+    verdicts = [it.verdict for it in script.findings(dict.fromkeys(names, changes))]
+    assert verdicts == [claim.FAILS, only, only]
+    falls = {rate: -change for rate, change in changes.items()}
+    verdicts = [it.verdict for it in script.findings(dict.fromkeys(names, falls))]
+    assert verdicts == [only, claim.FAILS, claim.FAILS]
 
 
 def test_underfitting(tmp_path):

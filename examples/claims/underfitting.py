@@ -9,68 +9,28 @@ other digits. Nothing is chosen. A seed decides the split, initial weights and b
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from matplotlib.figure import Figure
 
-from common import claim, data
-from common.claim import Finding, Result, interval, verdict_by
+from common import charts, claim, data
+from common.claim import Finding, Result, by_cell, intervals
 from common.nets import accuracy, cross_entropy, fit_looking, grid, mlp, mlp_init
 from dropout_jax import early_dropout, fold
 
 LIU = 'Liu et al., "Dropout reduces underfitting", ICML 2023'
-RATES = (0.1, 0.2, 0.3)
-EARLY, CONSTANT = range(2)
+WHEN = ("early", "constant")
 
 
 def experiment(scale: claim.Scale) -> Result:
     steps, seeds = scale.pick(24, 400, 2000), range(scale.pick(3, 20, 50))
-    bar, rates = scale.track(seeds, "seeds"), (0.0, *scale.pick(RATES[1:2], RATES, RATES))
-    # By seed, whether early or constant, and rate; then minus that of the seed without dropout.
-    loss, right = (
-        found[:, :, 1:] - found[:, :, :1]
-        for found in grid(run_of(rates, steps), bar, (0, 1), range(len(rates)))
-    )
+    bar, rates = scale.track(seeds, "seeds"), scale.pick((0.2,), (0.1, 0.2, 0.3), (0.1, 0.2, 0.3))
+    # By seed, whether early or constant, and rate, the first of which is 0.
+    loss, right = grid(run_of((0.0, *rates), steps), bar, (0, 1), range(1 + len(rates)))
     found = {
-        name: {rate: interval(values[:, which, i]) for i, rate in enumerate(rates[1:])}
-        for name, values, which in (
-            ("early, training loss", loss, EARLY),
-            ("early, test accuracy", right, EARLY),
-            ("constant, training loss", loss, CONSTANT),
-            ("constant, test accuracy", right, CONSTANT),
-        )
+        f"{when}, {what}": intervals(values[:, i, 1:] - values[:, i, :1], rates)
+        for what, values in {"training loss": loss, "test accuracy": right}.items()
+        for i, when in enumerate(WHEN)
     }
-    findings = [
-        finding(
-            "Early dropout lowers the training loss of a model that underfits",
-            found,
-            "early, training loss",
-            -1,
-        ),
-        finding(
-            "Early dropout raises the test accuracy of a model that underfits",
-            found,
-            "early, test accuracy",
-            1,
-        ),
-        finding(
-            "Constant dropout raises the training loss of a model that underfits",
-            found,
-            "constant, training loss",
-            1,
-        ),
-    ]
-    return Result(findings, picture(found), {"steps": steps, "over no dropout": found})
-
-
-def finding(text: str, found, name: str, sign: int) -> Finding:
-    """A claim that a change, over no dropout, has a sign, by rate."""
-    style = "+.2%" if "accuracy" in name else "+.4f"
-    told = "; ".join(f"{rate}: {change:{style}}" for rate, change in found[name].items())
-    held = {
-        rate: change.positive if sign > 0 else change.negative
-        for rate, change in found[name].items()
-    }
-    return Finding(text, LIU, f"{name}, change by rate: {told}", verdict_by("the rate is", held))
+    return Result(findings(found), picture(found), {"steps": steps, "over no dropout": found})
 
 
 def run_of(rates, steps: int):
@@ -84,41 +44,53 @@ def run_of(rates, steps: int):
         ]
     )
 
-    def run(seed, which, rate):
+    def run(seed, when, rate):
         key = jax.random.key(seed)
         train, test = jnp.split(jax.random.permutation(fold(key, "images"), len(images)), [4000])
         params = mlp_init(fold(key, "weights"), (196, 16, 16, 16, 10))
 
-        def logits(params, rows, rate, key):
-            return mlp(params, images[rows], rate, key=key)
-
         def loss(params, rows, key, rate):
-            return cross_entropy(logits(params, train[rows], rate, key), labels[train[rows]])
+            logits = mlp(params, images[train[rows]], rate, key=key)
+            return cross_entropy(logits, labels[train[rows]])
 
-        more = {"looks": 1, "steps": steps, "per_step": (tables[which, rate],)}
+        more = {"looks": 1, "steps": steps, "per_step": (tables[when, rate],)}
         fitting = fold(key, "fit")
         params, _ = fit_looking(loss, params, 4000, fitting, lambda _: None, **more)
-        last = loss(params, jnp.arange(4000), None, 0.0)
-        return last, accuracy(logits(params, test, 0.0, None), labels[test])
+        right = accuracy(mlp(params, images[test], 0.0, key=None), labels[test])
+        return loss(params, jnp.arange(4000), None, 0.0), right
 
     return run
 
 
+def findings(found) -> list[Finding]:
+    """Of the changes over no dropout, by rate."""
+
+    def finding(when: str, verb: str, what: str, spec: str, sign: int) -> Finding:
+        text = f"{when.capitalize()} dropout {verb} the {what} of a model that underfits"
+        name = f"{when}, {what}"
+        return by_cell(text, LIU, f"{name}, change by rate", found[name], "the rate is", spec, sign)
+
+    return [
+        finding("early", "lowers", "training loss", "+.4f", -1),
+        finding("early", "raises", "test accuracy", "+.2%", 1),
+        finding("constant", "raises", "training loss", "+.4f", 1),
+    ]
+
+
 def picture(found) -> Figure:
     """The change of training loss and of test accuracy, by rate."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    for axes, what in zip(figure.subplots(1, 2), ("training loss", "test accuracy"), strict=True):
-        unit, factor = ("points", 100) if "accuracy" in what else ("nats", 1)
-        for i, when in enumerate(("early", "constant")):
-            cells = factor * np.array(list(found[f"{when}, {what}"].values()))
-            mean, low, high = cells.T
-            rates = np.array(list(found[f"{when}, {what}"])) + 0.004 * i
-            axes.errorbar(
-                rates, mean, yerr=[mean - low, high - mean], fmt="o-", capsize=4, label=when
-            )
+    figure, panels = charts.panels(5, 5, height=4)
+    for axes, what in zip(panels, ("training loss, nats", "test accuracy, points"), strict=True):
+        name, unit = what.split(", ")
+        cells = {when: found[f"{when}, {name}"] for when in WHEN}
+        series = {
+            when: [it.percent() if unit == "points" else it for it in each.values()]
+            for when, each in cells.items()
+        }
+        names = {"xlabel": "rate", "ylabel": f"change over no dropout, {unit}", "title": name}
+        rates = list(cells["early"])
+        charts.lines(axes, rates, series, apart=0.004, xticks=rates, **names)
         axes.axhline(0, color="black", linewidth=0.8)
-        axes.set(xlabel="rate", ylabel=f"change over no dropout, {unit}", title=what)
-        axes.legend()
     return figure
 
 
