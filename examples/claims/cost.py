@@ -1,27 +1,21 @@
-"""The cost of dropout: steps to the same training loss, and the time of a step.
+"""Cost: training steps to the same loss, with dropout and without.
 
 An MLP of two hidden layers of 128 units, dropout on both, learns 4,000 MNIST digits of 14 x 14
 pixels by Adam (at 1e-3, batches of 64). The loss is that of all 4,000, dropout off, every 25 steps;
 a run has reached a loss at the first look below it, interpolated between looks. Ratios of steps are
-against the same seed without dropout, which decides the split, initial weights and batches. The
-time of a step is not measured here: it is read from benchmarks/results/train_step-cpu.json, made by
-benchmarks/bench_train_step.py on minigpt's presets, medians of 15 rounds.
+against the same seed without dropout, which decides the split, initial weights and batches.
 """
-
-import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from common import claim, data
+from common import charts, claim, data
 from common.claim import Finding, Interval, Result, interval, verdict_by
 from common.nets import cross_entropy, fit_looking, grid, mlp, mlp_init
 from dropout_jax import fold
 
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "results" / "train_step-cpu.json"
 EVERY, TARGETS = 25, (0.3, 0.1, 0.03)
 ALEXNET = 'Krizhevsky et al., "ImageNet classification with deep convolutional ...", NeurIPS 2012'
 SRIVASTAVA = "Srivastava et al., JMLR 2014, conclusion"
@@ -33,20 +27,13 @@ def experiment(scale: claim.Scale) -> Result:
     targets = scale.pick((1.5, 1.0), TARGETS, TARGETS)
     losses = grid(run_of(steps), scale.track(seeds, "seeds"), rates)  # (seed, rate, look)
     ratios = {target: ratios_of(losses, target, rates) for target in targets}
-    times = step_times(json.loads(BENCHMARK.read_text()))
-    findings = [
-        within("Dropout at rate 0.5 roughly doubles the iterations", ALEXNET, 1.5, 2.5, ratios),
-        within("Dropout at rate 0.5 takes 2 to 3 times longer to train", SRIVASTAVA, 2, 3, ratios),
-        of_a_step(times),
-    ]
     numbers = {
         "rates": rates,
         "looks, in steps": EVERY,
         "training loss by rate and look": losses.mean(0),
         "steps to the same loss, as a ratio, by loss and rate": ratios,
-        "time of a step, as a ratio": times,
     }
-    return Result(findings, picture(losses, rates, ratios, times), numbers)
+    return Result(findings(ratios), picture(losses, rates, ratios), numbers)
 
 
 def run_of(steps: int):
@@ -95,73 +82,37 @@ def ratios_of(losses, target: float, rates) -> dict[float, Interval | None]:
     return {rate: None if np.isnan(them).any() else interval(them) for rate, them in found.items()}
 
 
-def within(text: str, source: str, low: float, high: float, ratios) -> Finding:
-    """A claim on the ratio of steps at rate 0.5: it holds where the whole interval is within."""
-    found = {target: by_rate[0.5] for target, by_rate in ratios.items()}
-    told = "; ".join(f"{at}: {it:.2f}" if it else f"{at}: not reached" for at, it in found.items())
-    held = {at: it is not None and low <= it.low and it.high <= high for at, it in found.items()}
-    return Finding(
-        text,
-        source,
-        f"steps at rate 0.5 over those at 0, by training loss to be reached: {told} "
-        f"(it holds where the interval is within {low} to {high})",
-        verdict_by("the training loss to be reached is", held),
-    )
+def findings(ratios) -> list[Finding]:
+    """Of the ratios of steps by loss and rate: a claim holds where one is within its bounds."""
+    cells = {target: by_rate[0.5] for target, by_rate in ratios.items()}
+    told = ", ".join(f"{at}: {it:.2f}" if it else f"{at}: not reached" for at, it in cells.items())
+    what, condition = "steps at rate 0.5 over those at 0", "the training loss to be reached is"
+    found = []
+    for text, source, low, high in (
+        ("Dropout at rate 0.5 roughly doubles the iterations", ALEXNET, 1.5, 2.5),
+        ("Dropout at rate 0.5 takes 2 to 3 times longer to train", SRIVASTAVA, 2, 3),
+    ):
+        measured = f"{what}, by training loss: {told} (it holds within {low} to {high})"
+        held = {at: bool(it) and low <= it.low and it.high <= high for at, it in cells.items()}
+        found.append(Finding(text, source, measured, verdict_by(condition, held)))
+    return found
 
 
-def step_times(benchmark) -> dict[str, Interval]:
-    """By framework and preset: a step with dropout over one without.
-
-    Of the median, from the quartiles of 15 rounds: 1.57 IQR / sqrt(15) to either side (McGill et
-    al., "Variations of box plots", 1978).
-    """
-    found = {
-        (row["framework"], row["preset"], row["dropout"]): row["to_minigpt_without_dropout"]
-        for row in benchmark["rows"]
-    }
-    times = {}
-    for (framework, preset, rate), (lower, median, upper) in found.items():
-        if rate:
-            half, without = 1.57 * (upper - lower) / np.sqrt(15), found[framework, preset, 0.0][1]
-            values = (median / without, (median - half) / without, (median + half) / without)
-            times[f"{framework} on {preset}"] = Interval(*values)
-    return times
-
-
-def of_a_step(times) -> Finding:
-    told = "; ".join(f"{name} {found:.2f}" for name, found in times.items())
-    return Finding(
-        "Dropout is cheap to compute: it adds less than a tenth to a step",
-        "Goodfellow et al., Deep Learning, 2016, section 7.12, who say cheap without a figure",
-        f"time of a step at rate 0.2 over one at 0, on a CPU: {told}",
-        verdict_by("it is", {name: found.high < 1.1 for name, found in times.items()}),
-    )
-
-
-def picture(losses, rates, ratios, times) -> Figure:
-    """Training loss by steps, the ratio of steps by rate, and the time of a step."""
-    figure = Figure(figsize=(14, 4.2), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
+def picture(losses, rates, ratios) -> Figure:
+    """Training loss by steps, and the ratio of steps by rate."""
+    figure, (left, right) = charts.panels(6.5, 6.5)
     steps = EVERY * (1 + np.arange(losses.shape[-1]))
-    for i, rate in enumerate(rates):
-        left.plot(steps, losses[:, i].mean(0), color=f"C{i}", label=f"rate {rate}")
+    for rate, curve in zip(rates, losses.mean(0), strict=True):
+        left.plot(steps, curve, label=f"rate {rate}")
+    left.set(yscale="log", xlabel="step", ylabel="training loss, nats, dropout off")
+    left.legend(fontsize=8)
     for i, (target, by_rate) in enumerate(ratios.items()):
         left.axhline(target, color="gray", linestyle=":", linewidth=1)
         known = {rate: found for rate, found in by_rate.items() if found}
-        low, high = ([abs(it.mean - it[side]) for it in known.values()] for side in (1, 2))
-        means = [it.mean for it in known.values()]
-        style = {"fmt": f"C{i}o-", "capsize": 3, "label": f"to a loss of {target}"}
-        middle.errorbar(list(known), means, yerr=[low, high], **style)
-    left.set(yscale="log", xlabel="step", ylabel="training loss, nats, dropout off")
-    middle.set(xlabel="rate", ylabel="steps / steps without dropout", title="steps")
-    for axes in (left, middle):
-        axes.legend(fontsize=8)
-    for i, (name, found) in enumerate(times.items()):
-        error = [[found.mean - found.low], [found.high - found.mean]]
-        right.barh(i, found.mean, xerr=error, color="C1" if name.startswith("torch") else "C0")
-    right.axvline(1, color="black", linewidth=0.8)
-    right.set_yticks(range(len(times)), [name.replace(" on ", "\n") for name in times], fontsize=8)
-    right.set(xlabel="time of a step at rate 0.2 / at 0", title="time (of the benchmark)")
+        at = np.array(list(known)) + 0.005 * i
+        charts.points(right, at, known.values(), f"to a loss of {target}")
+    right.set(xlabel="rate", ylabel="steps / steps without dropout")
+    right.legend(fontsize=8)
     return figure
 
 
