@@ -34,8 +34,7 @@ def experiment(scale: claim.Scale) -> Result:
     steps, rates = scale.pick(60, 800, 2000), scale.pick((0.0, 0.5), RATES, RATES)
     bar = scale.track(range(scale.pick(3, 10, 20)), "seeds")
     validation, test = grid(run_of(rates, steps), bar, range(len(NAMES)), range(len(rates)))
-    best = validation.argmax(-1, keepdims=True)  # for each seed and schedule
-    tuned = np.take_along_axis(test, best, -1)[..., 0]
+    tuned = np.take_along_axis(test, validation.argmax(-1, keepdims=True), -1)[..., 0]
     gains = intervals(tuned[:, 1:] - tuned[:, :1], NAMES[1:])
     none = interval(tuned[:, 0] - test[:, 0, 0])
     numbers = {
@@ -98,9 +97,7 @@ def findings(none, gains) -> list[Finding]:
             by_cell(f"{name.capitalize()} {better}", source, what, {name: gains[name]}, by, "+.2%")
             for name, source in BETTER.items()
         ),
-        by_cell(
-            wins, advice, f"it gains {none:+.2%} over none; over it have", gains, by, "+.2%", -1
-        ),
+        by_cell(wins, advice, f"it gains {none:+.2%} over none; the others", gains, by, "+.2%", -1),
         Finding(
             "No schedule does better than a tuned constant rate",
             "the weaker form of the same advice",
