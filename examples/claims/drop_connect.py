@@ -14,30 +14,25 @@ import functools
 import jax
 from matplotlib.figure import Figure
 
-from common import charts, claim, data, nets
+from common import charts, data, nets
+from common.claim import Finding, Result, Scale, compare, interval, main
 from dropout_jax import drop_connect, dropout, fold
 
 RATES, KINDS = (0.1, 0.25, 0.5), ("dropout", "DropConnect, a mask each", "DropConnect, one mask")
 WAN = "Wan et al., Regularization of neural networks using DropConnect, ICML 2013"
 
 
-def layer_of(kind: str, layer, x, rate, *, key):
-    """A dense layer whose inputs, or whose weights, are dropped."""
-    if kind == "dropout" or key is None:
-        return nets.dense(layer, dropout(x, rate, key=key))
-    weights, bias = layer["weights"], layer["bias"]
-    if kind == "DropConnect, one mask":
-        return x @ drop_connect(weights, rate, key=key) + bias
-    keys = jax.random.split(key, len(x))
-    return jax.vmap(lambda row, key: row @ drop_connect(weights, rate, key=key))(x, keys) + bias
-
-
-def net(kind: str, layers, x, rate, *, key):
-    """Logits; `key=None` evaluates."""
-    x = nets.dense(layers[0], x)
-    for i, layer in enumerate(layers[1:]):
-        x = layer_of(kind, layer, jax.nn.relu(x), rate, key=fold(key, "layer", i))
-    return x
+def experiment(scale: Scale) -> Result:
+    """Train with each kind at each rate, and without."""
+    seeds, steps = scale.pick(3, 6, 20), scale.pick(3, 1200, 4000)
+    splits = data.stacked(functools.partial(data.digits, 200), range(seeds))
+    rates = dict.fromkeys(KINDS, RATES) | {"dropout": (0.0, *RATES)}
+    jobs = scale.track(KINDS, "kinds of dropout")
+    found = {kind: train(kind, rates[kind], splits, steps) for kind in jobs}
+    scores = {kind: dict(zip(rates[kind], found[kind]["test"], strict=True)) for kind in KINDS}
+    none = scores["dropout"].pop(0.0)
+    numbers = {"no dropout": none, "test accuracy": scores, "all": found}
+    return Result(findings(scores, none), picture(scores, none), numbers)
 
 
 def train(kind: str, rates, splits, steps: int):
@@ -61,49 +56,54 @@ def train(kind: str, rates, splits, steps: int):
     return nets.over_rates_and_seeds(one, rates, splits)
 
 
-def experiment(scale: claim.Scale) -> claim.Result:
-    """Train with each kind at each rate, and without."""
-    seeds, steps = scale.pick(3, 6, 20), scale.pick(3, 1200, 4000)
-    splits = data.stacked(functools.partial(data.digits, 200), range(seeds))
-    rates = dict.fromkeys(KINDS, RATES) | {"dropout": (0.0, *RATES)}
-    jobs = scale.track(KINDS, "kinds of dropout")
-    found = {kind: train(kind, rates[kind], splits, steps) for kind in jobs}
-    scores = {kind: dict(zip(rates[kind], found[kind]["test"], strict=True)) for kind in KINDS}
-    none = scores["dropout"].pop(0.0)
+def net(kind: str, layers, x, rate, *, key):
+    """Logits; `key=None` evaluates."""
+    x = nets.dense(layers[0], x)
+    for i, layer in enumerate(layers[1:]):
+        x = layer_of(kind, layer, jax.nn.relu(x), rate, key=fold(key, "layer", i))
+    return x
+
+
+def layer_of(kind: str, layer, x, rate, *, key):
+    """A dense layer whose inputs, or whose weights, are dropped."""
+    if kind == "dropout" or key is None:
+        return nets.dense(layer, dropout(x, rate, key=key))
+    weights, bias = layer["weights"], layer["bias"]
+    if kind == "DropConnect, one mask":
+        return x @ drop_connect(weights, rate, key=key) + bias
+    keys = jax.random.split(key, len(x))
+    return jax.vmap(lambda row, key: row @ drop_connect(weights, rate, key=key))(x, keys) + bias
+
+
+def findings(scores, none) -> list[Finding]:
+    """DropConnect with a mask each against no dropout, dropout and one mask."""
     units, each, shared = KINDS
-    findings = [
-        better(each, "no dropout", scores | {"no dropout": dict.fromkeys(RATES, none)}),
-        better(each, units, scores),
-        better(each, shared, scores),
-    ]
-    numbers = {"no dropout": none, "test accuracy": scores, "all": found}
-    return claim.Result(findings, picture(scores, none), numbers)
-
-
-def better(kind: str, other: str, scores) -> claim.Finding:
-    """One kind against another."""
-    sentence = {
+    sentences = {
         "no dropout": "DropConnect generalises better than no dropout.",
-        "dropout": "DropConnect generalises better than dropout.",
-        "DropConnect, one mask": "DropConnect needs a mask for each example: with one for the "
-        "batch it generalises worse.",
-    }[other]
-    what = f"Points of test accuracy, a mask each, above {other}, by rate"
-    return claim.compare(sentence, WAN, scores[kind], scores[other], what, "the rate is")
+        units: "DropConnect generalises better than dropout.",
+        shared: "DropConnect needs a mask for each example: with one for the batch it generalises "
+        "worse.",
+    }
+    scores = scores | {"no dropout": dict.fromkeys(RATES, none)}
+    what = "Points of test accuracy, a mask each, above {}, by rate"
+    return [
+        compare(sentence, WAN, scores[each], scores[other], what.format(other), "the rate is")
+        for other, sentence in sentences.items()
+    ]
 
 
 def picture(scores, none) -> Figure:
     """What each kind gains on no dropout, by rate."""
-    figure = Figure(figsize=(6.5, 3.8), layout="constrained")
-    axes = figure.subplots()
-    for i, (kind, cells) in enumerate(scores.items()):
-        gains = [claim.interval(100 * (of_rate - none)) for of_rate in cells.values()]
-        charts.points(axes, [rate + 0.005 * (i - 1) for rate in RATES], gains, kind)
+    figure, [axes] = charts.panels(7)
+    gains = {
+        kind: [interval(100 * (cells[rate] - none)) for rate in RATES]
+        for kind, cells in scores.items()
+    }
     axes.axhline(0, color="0.6", linestyle=":")
-    axes.set(xlabel="rate", ylabel="points of test accuracy above no dropout", xticks=RATES)
-    figure.legend(loc="outside upper center", ncols=3)
+    charts.lines(axes, RATES, gains, apart=0.006, xlabel="dropout rate in training", xticks=RATES)
+    axes.set(ylabel="points of test accuracy above no dropout")
     return figure
 
 
 if __name__ == "__main__":
-    claim.main(experiment, __doc__, __file__)
+    main(experiment, __doc__, __file__)
