@@ -1,10 +1,9 @@
-"""Stochastic depth: rates over the depth of a residual net, and blocks removed.
+"""Stochastic depth: rates over the depth of a residual net.
 
 300 of sklearn's digits to train on, all others to test; a linear layer to 64 units, sixteen
 residual blocks (layer norm, 64 units with ReLU, linear), layer norm and a readout. DropPath drops a
 block's branch row by row. Adam at 1e-3, 400 steps of 32. The seed decides split, weights and masks;
-differences are taken seed by seed. Blocks removed at the test are drawn at random, others for each
-of ten tries.
+differences are taken seed by seed.
 """
 
 import functools
@@ -13,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from matplotlib.figure import Figure
 
-from common import charts, claim, data, nets
+from common import charts, data, nets
+from common.claim import Finding, Result, Scale, compare, interval, main
 from dropout_jax import drop_path, fold, linear_over_depth
 
 DEPTH, WIDTH = 16, 64
@@ -23,9 +23,37 @@ PATTERNS = {
     "uniform 0.5": (0.5,) * DEPTH,
     "linear to 0.5": linear_over_depth(0.5, DEPTH),
 }
-REMOVED = (0, 1, 2, 4, 8)
 HUANG = "Huang et al., Deep networks with stochastic depth, ECCV 2016"
-FAN = "Fan, Grave and Joulin, Reducing transformer depth on demand, ICLR 2020"
+
+
+def experiment(scale: Scale) -> Result:
+    """Train with each pattern of rates."""
+    seeds, steps = scale.pick(3, 6, 20), scale.pick(3, 400, 2000)
+    splits = data.stacked(functools.partial(data.digits, 300), range(seeds))
+    jobs = scale.track(PATTERNS.items(), "patterns of rates")
+    scores = {name: train(rates, splits, steps, accuracy) for name, rates in jobs}
+    return Result(findings(scores), picture(scores), {"accuracy": scores})
+
+
+def train(rates, splits, steps: int, look):
+    """What look(params, split, key) sees of nets trained with a block's rate each, by seed."""
+
+    def one(rates, seed, split):
+        key = jax.random.key(seed)
+
+        def loss(params, rows, key):
+            logits = net(params, split.x_train[rows], rates, key=key)
+            return nets.cross_entropy(logits, split.y_train[rows])
+
+        params = nets.fit(loss, init(key), len(split.x_train), key, steps=steps, batch_size=32)
+        return look(params, split, key)
+
+    return nets.over_rates_and_seeds(one, [rates], splits)[0]
+
+
+def accuracy(params, split, key):
+    """On the test's digits, with all blocks."""
+    return nets.accuracy(net(params, split.x_test, jnp.zeros(DEPTH), key=None), split.y_test)
 
 
 def init(key):
@@ -39,7 +67,7 @@ def init(key):
 
 
 def net(params, x, rates, *, key):
-    """Logits, with a rate for each block."""
+    """Logits, with a rate for each block; `key=None` evaluates."""
 
     def block(x, inputs):
         i, rate, layers = inputs
@@ -52,97 +80,39 @@ def net(params, x, rates, *, key):
     return nets.dense(params["out"], jax.nn.standardize(x))
 
 
-def train(splits, steps: int):
-    """Test accuracy with blocks removed, for (pattern, seed, how many)."""
-
-    def one(rates, seed, split):
-        key = jax.random.key(seed)
-
-        def loss(params, rows, key):
-            logits = net(params, split.x_train[rows], rates, key=key)
-            return nets.cross_entropy(logits, split.y_train[rows])
-
-        def without(count, i):
-            """Rate 1 removes a block, rate 0 leaves it; the tries are the same in all patterns."""
-            order = jax.random.permutation(fold(key, "removed", i), DEPTH)
-            logits = net(params, split.x_test, jnp.float32(order < count), key=key)
-            return nets.accuracy(logits, split.y_test)
-
-        params = nets.fit(loss, init(key), len(split.x_train), key, steps=steps, batch_size=32)
-        tries = jnp.arange(10, dtype=jnp.uint32)
-        of_count = jax.vmap(without, (None, 0))
-        return jax.lax.map(lambda count: of_count(count, tries).mean(), jnp.array(REMOVED))
-
-    return nets.over_rates_and_seeds(one, list(PATTERNS.values()), splits)
-
-
-def experiment(scale: claim.Scale) -> claim.Result:
-    """Train with each pattern of rates."""
-    seeds, steps = scale.pick(3, 6, 20), scale.pick(3, 400, 2000)
-    found = train(data.stacked(functools.partial(data.digits, 300), range(seeds)), steps)
-    scores = dict(zip(PATTERNS, found, strict=True))
-    whole = {name: x[:, 0] for name, x in scores.items()}
-    findings = [deep(whole), linear(whole), shorter(scores)]
-    return claim.Result(findings, picture(scores), {"removed": REMOVED, "accuracy": scores})
-
-
-def deep(whole) -> claim.Finding:
-    """Each pattern against none."""
-    dropped = {name: x for name, x in whole.items() if name != "none"}
-    return claim.compare(
-        "Stochastic depth makes a deep residual net generalise better.",
-        HUANG,
-        dropped,
-        dict.fromkeys(dropped, whole["none"]),
-        f"Test accuracy without it {claim.interval(whole['none']):.1%}. Points above that",
-        "the rates are",
-    )
-
-
-def linear(whole) -> claim.Finding:
-    """Linear rates against uniform ones of the same last rate, and of the same mean."""
-    others = {"uniform 0.5": whole["uniform 0.5"], "uniform 0.25": whole["uniform 0.25"]}
-    return claim.compare(
-        "Rates that grow linearly with depth generalise better than uniform ones.",
-        HUANG,
-        dict.fromkeys(others, whole["linear to 0.5"]),
-        others,
-        "Points of test accuracy, linear to 0.5 (mean 0.25) minus uniform",
-        "compared with",
-    )
-
-
-def shorter(scores) -> claim.Finding:
-    """What removing blocks costs a net trained with uniform 0.5, and one trained without."""
-    ours, theirs = scores["uniform 0.5"], scores["none"]
-    cells = dict(enumerate(REMOVED))
-    return claim.compare(
-        "A net trained with layers dropped can lose layers at evaluation.",
-        FAN,
-        {count: ours[:, i] - ours[:, 0] for i, count in cells.items() if count},
-        {count: theirs[:, i] - theirs[:, 0] for i, count in cells.items() if count},
-        f"Points of accuracy saved by training with uniform 0.5, by blocks removed of {DEPTH}",
-        "the blocks removed are",
-    )
+def findings(scores) -> list[Finding]:
+    """Each pattern against none; linear rates against uniform of the same last rate or mean."""
+    none, linear = scores["none"], scores["linear to 0.5"]
+    dropped = {name: each for name, each in scores.items() if name != "none"}
+    uniform = {name: scores[name] for name in ("uniform 0.5", "uniform 0.25")}
+    return [
+        compare(
+            "Stochastic depth makes a deep residual net generalise better.",
+            HUANG,
+            dropped,
+            dict.fromkeys(dropped, none),
+            f"Test accuracy without it {interval(none):.1%}. Points above that",
+            "the rates are",
+        ),
+        compare(
+            "Rates that grow linearly with depth generalise better than uniform ones.",
+            HUANG,
+            dict.fromkeys(uniform, linear),
+            uniform,
+            "Points of test accuracy, linear to 0.5 (mean 0.25) minus uniform",
+            "compared with",
+        ),
+    ]
 
 
 def picture(scores) -> Figure:
-    """Accuracy by pattern, and as blocks are removed."""
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for i, (name, found) in enumerate(scores.items()):
-        gain = claim.interval(100 * (found - scores["none"])[:, 0])
-        points = map(claim.interval, 100 * found.T)
-        charts.points(right, REMOVED, points, name, color=f"C{i}")
-        if i:
-            charts.points(left, [name], [gain], name, color=f"C{i}")
-    left.axhline(0, color="0.6", linestyle=":")
-    left.set(ylabel="points of test accuracy above none", xlabel="rates in training")
-    left.set(xlim=(-0.5, 2.5))
-    right.set(xlabel=f"blocks removed, of {DEPTH}", ylabel="test accuracy, %")
-    right.legend()
+    """Accuracy gained by pattern of rates."""
+    figure, [axes] = charts.panels(7, height=2.8)
+    none = scores["none"]
+    gains = {name: interval(100 * (scores[name] - none)) for name in PATTERNS if name != "none"}
+    charts.forest(axes, gains, xlabel="points of test accuracy above no stochastic depth")
     return figure
 
 
 if __name__ == "__main__":
-    claim.main(experiment, __doc__, __file__)
+    main(experiment, __doc__, __file__)
