@@ -3,8 +3,7 @@
 sklearn's digits, 397 kept for the test; an MLP 64-64-64-10 with ReLU and dropout of its inputs and
 of both hidden layers, each with a rate of its own, learned from 0.1 and from 0.5; prior length
 scale 0.1. The logit of a rate is ten times its parameter, so that Adam (1e-3, 2,000 steps of 32)
-can move it. Fixed rates have the same penalty on the weights. The seed decides split, weights and
-noise; the sets of a seed are nested.
+can move it. The seed decides split, weights and noise; the sets of a seed are nested.
 """
 
 import functools
@@ -12,14 +11,55 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from matplotlib.figure import Figure
 
-from common import charts, claim, data, nets
-from dropout_jax import concrete_dropout, concrete_dropout_penalty, dropout, fold
+from common import charts, data, nets
+from common.claim import Finding, Result, Scale, by_cell, interval, main
+from dropout_jax import concrete_dropout, concrete_dropout_penalty, fold
 
-SIZES, STARTS, FIXED = (50, 150, 450, 1400), (0.1, 0.5), (0.0, 0.1, 0.5)
-LAYERS = ("inputs", "hidden 1", "hidden 2")
+SIZES, STARTS, LAYERS = (50, 150, 450, 1400), (0.1, 0.5), ("inputs", "hidden 1", "hidden 2")
+MARGIN = 0.02  # of a rate, within which it does not matter what it was learned from
 GAL = "Gal, Hron and Kendall, Concrete dropout, NeurIPS 2017"
+
+
+def experiment(scale: Scale) -> Result:
+    """Learn the rates at every size, from each start."""
+    splits, steps = sets(scale)
+    jobs = scale.track(STARTS, "starts")
+    rates = np.concatenate([train([start], splits, steps)[0] for start in jobs])
+    numbers = {"sizes": SIZES, "learned (start, seed, size, layer)": rates}
+    return Result([falls(rates[0]), forgets_start(rates)], picture(rates), numbers)
+
+
+def sets(scale: Scale):
+    """The seeds' splits, and for how many steps to train."""
+    seeds, steps = scale.pick(3, 5, 10), scale.pick(3, 2000, 8000)
+    return data.stacked(functools.partial(data.digits, max(SIZES)), range(seeds)), steps
+
+
+def train(starts, splits, steps: int):
+    """Learned rates and test accuracy, for (start, seed, size)."""
+
+    def one(start, seed, split, size):
+        key = jax.random.key(seed)
+
+        def loss(params, rows, key):
+            layers, at = params["layers"], 10 * params["logits"]
+            logits = net(layers, split.x_train[rows], at, key=key, drop=concrete_dropout)
+            entropy = nets.cross_entropy(logits, split.y_train[rows])
+            return entropy + penalty(layers, at, size)
+
+        layers = nets.mlp_init(fold(key, "weights"), (64, 64, 64, 10))
+        logit = jnp.log(start) - jnp.log1p(-start)
+        params = {"layers": layers, "logits": jnp.full(3, logit / 10)}
+        params = nets.fit(loss, params, size, key, steps=steps, batch_size=32)
+        at = 10 * params["logits"]
+        logits = net(params["layers"], split.x_test, at, key=None, drop=concrete_dropout)
+        return jax.nn.sigmoid(at), nets.accuracy(logits, split.y_test)
+
+    by_size, sizes = jax.vmap(one, (None, None, None, 0)), jnp.array(SIZES)
+    return nets.over_rates_and_seeds(lambda *a: by_size(*a, sizes), starts, splits)
 
 
 def net(layers, x, rates, *, key, drop):
@@ -32,120 +72,45 @@ def net(layers, x, rates, *, key, drop):
 
 def penalty(layers, logits, size):
     """Concrete dropout's addition to a mean cross-entropy over `size` examples."""
+    scales = {"weight_scale": 0.1**2 / size, "dropout_scale": 1 / size}
     return sum(
-        concrete_dropout_penalty(
-            layer["weights"], logit, weight_scale=0.1**2 / size, dropout_scale=1 / size
-        )
+        concrete_dropout_penalty(layer["weights"], logit, **scales)
         for layer, logit in zip(layers, logits, strict=True)
     )
 
 
-def train(learn: bool, rates, splits, steps: int, sizes=SIZES):
-    """Learned rates and test accuracy, for (first or fixed rate, seed, size)."""
-
-    def one(rate, seed, split, size):
-        key, logit = jax.random.key(seed), jnp.log(rate) - jnp.log1p(-rate)
-        drop = concrete_dropout if learn else dropout
-
-        def of(params):
-            return 10 * params["logits"] if learn else [rate] * 3
-
-        def loss(params, rows, key):
-            logits = net(params["layers"], split.x_train[rows], of(params), key=key, drop=drop)
-            # Not learned: the weights' share of the penalty at that rate, whose entropy is fixed.
-            at = of(params) if learn else [jnp.maximum(logit, -20.0)] * 3
-            own = penalty(params["layers"], at, size)
-            return nets.cross_entropy(logits, split.y_train[rows]) + own
-
-        layers = nets.mlp_init(fold(key, "weights"), (64, 64, 64, 10))
-        params = {"layers": layers, "logits": jnp.full(3, logit / 10 if learn else 0.0)}
-        params = nets.fit(loss, params, size, key, steps=steps, batch_size=32)
-        logits = net(params["layers"], split.x_test, of(params), key=None, drop=drop)
-        return jax.nn.sigmoid(10 * params["logits"]), nets.accuracy(logits, split.y_test)
-
-    by_size = jax.vmap(one, (None, None, None, 0))
-    each = jnp.array(sizes)
-    return nets.over_rates_and_seeds(lambda *a: by_size(*a, each), rates, splits)
-
-
-def experiment(scale: claim.Scale) -> claim.Result:
-    """Learn the rates at every size, and train with fixed ones."""
-    seeds, steps = scale.pick(3, 5, 10), scale.pick(3, 2000, 8000)
-    splits = data.stacked(functools.partial(data.digits, max(SIZES)), range(seeds))
-    jobs = scale.track((True, False), "learned and fixed rates")
-    (learned, score), (_, fixed) = (
-        train(learn, STARTS if learn else FIXED, splits, steps) for learn in jobs
-    )
-    findings = [falls(learned), forgets_start(learned)]
-    findings += [better(score[0], of, rate) for rate, of in zip(FIXED, fixed, strict=True)]
-    numbers = {"sizes": SIZES, "learned (start, seed, size, layer)": learned}
-    numbers |= {"accuracy, learned": score, "accuracy, fixed": dict(zip(FIXED, fixed, strict=True))}
-    return claim.Result(findings, picture(learned[0], score[0], fixed), numbers)
-
-
-def falls(learned) -> claim.Finding:
-    """Whether each layer's rate falls from each size to the next."""
-    rates = learned[0]
+def falls(rates) -> Finding:
+    """Whether each layer's rate, for (seed, size, layer), falls from each size to the next."""
+    change = np.diff(rates, axis=1)
     cells = {
-        f"{layer} from {a} to {b}": claim.interval(rates[:, i, j] - rates[:, i + 1, j]).positive
+        f"{layer} from {few} to {more}": interval(change[:, i, j])
         for j, layer in enumerate(LAYERS)
-        for i, (a, b) in enumerate(itertools.pairwise(SIZES))
+        for i, (few, more) in enumerate(itertools.pairwise(SIZES))
     }
-    ends = {
-        f"{layer}, {SIZES[i]}": claim.interval(rates[:, i, j])
-        for j, layer in enumerate(LAYERS)
-        for i in (0, -1)
-    }
-    return claim.Finding(
-        "The learned rate falls as data grows.",
-        GAL,
-        f"Rates by layer and examples, from 0.1: {claim.listed(ends, '.3f')}.",
-        claim.verdict_by("what grows is the data of", cells),
-    )
+    what = "Change of the rate learned from 0.1, by layer and examples"
+    text, condition = "The learned rate falls as data grows.", "what grows is the data of"
+    return by_cell(text, GAL, what, cells, condition, sign=-1)
 
 
-def forgets_start(learned) -> claim.Finding:
-    """Whether the rate learned depends on the first."""
-    gaps = {
-        size: claim.interval(abs(learned[0, :, i] - learned[1, :, i]).max(-1))
-        for i, size in enumerate(SIZES)
-    }
-    return claim.Finding(
-        "The rate is learned: what it starts from does not matter (within 0.02).",
-        GAL,
-        "Largest difference of a layer's rate, from 0.1 or from 0.5, by examples: "
-        f"{claim.listed(gaps, '.3f')}.",
-        claim.verdict_by("the examples are", {size: gap.high < 0.02 for size, gap in gaps.items()}),
-    )
+def forgets_start(rates) -> Finding:
+    """Whether the rates learned, for (start, seed, size, layer), depend on their start."""
+    gaps = abs(rates[0] - rates[1]).max(-1)
+    beyond = {size: interval(gaps[:, i] - MARGIN) for i, size in enumerate(SIZES)}
+    text = f"The rate is learned: what it starts from does not matter (within {MARGIN})."
+    what = f"A layer's largest difference, from 0.1 or 0.5, minus {MARGIN}, by examples"
+    return by_cell(text, GAL, what, beyond, "the examples are", sign=-1)
 
 
-def better(score, fixed, rate) -> claim.Finding:
-    """Learned rates against one fixed rate everywhere."""
-    cells = [{size: of[:, i] for i, size in enumerate(SIZES)} for of in (score, fixed)]
-    other = f"{rate} everywhere" if rate else "no dropout"
-    what = f"Points of test accuracy above {other}, by examples"
-    sentence = f"Learned rates generalise better than {other}."
-    return claim.compare(sentence, GAL, *cells, what, "the examples are")
-
-
-def picture(rates, score, fixed) -> Figure:
-    """Rates and accuracy against the size of the data."""
-    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for j, layer in enumerate(LAYERS):
-        charts.points(left, SIZES, map(claim.interval, rates[:, :, j].T), layer)
-    charts.points(right, SIZES, map(claim.interval, 100 * score.T), "learned")
-    for rate, found in zip(FIXED, fixed, strict=True):
-        charts.points(right, SIZES, map(claim.interval, 100 * found.T), f"{rate} everywhere", ".--")
-    for axes in (left, right):
-        axes.set(xscale="log", xlabel="training examples")
-        axes.set_xticks(SIZES, SIZES)
-        axes.minorticks_off()
-        axes.legend()
-    left.set(ylabel="learned rate", ylim=(0, None))
-    right.set(ylabel="test accuracy, %")
+def picture(rates) -> Figure:
+    """Rates against the size of the data."""
+    figure, panels = charts.panels(5, 5)
+    for axes, start, of_start in zip(panels, STARTS, rates, strict=True):
+        learned = {layer: map(interval, of_start[:, :, j].T) for j, layer in enumerate(LAYERS)}
+        charts.lines(axes, range(len(SIZES)), learned, ylabel="learned rate", ylim=(0, 0.5))
+        axes.set(title=f"learned from {start}", xlabel="training examples")
+        axes.set(xticks=range(len(SIZES)), xticklabels=SIZES)
     return figure
 
 
 if __name__ == "__main__":
-    claim.main(experiment, __doc__, __file__)
+    main(experiment, __doc__, __file__)

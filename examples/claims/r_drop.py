@@ -14,18 +14,55 @@ import jax
 import jax.numpy as jnp
 from matplotlib.figure import Figure
 
-from common import charts, claim, data, nets
+from common import charts, data, nets
+from common.claim import Finding, Result, Scale, by_cell, compare, interval, main
 from dropout_jax import fold, r_drop_divergence
 
 SIZES, RATE = (50, 150, 450, 1400), 0.3
 # The weight of the divergence, and whether the second pass has other rows.
 METHODS = {
-    "two passes": (0, 0),
-    "twice the batch": (0, 1),
-    "R-Drop, 1": (1, 0),
-    "R-Drop, 5": (5, 0),
+    "two passes": (0.0, 0.0),
+    "twice the batch": (0.0, 1.0),
+    "R-Drop, 1": (1.0, 0.0),
+    "R-Drop, 5": (5.0, 0.0),
 }
 LIANG = "Liang et al., R-Drop, NeurIPS 2021"
+
+
+def experiment(scale: Scale) -> Result:
+    """Train with every method at every size."""
+    seeds, steps = scale.pick(3, 6, 20), scale.pick(3, 2000, 8000)
+    splits = data.stacked(functools.partial(data.digits, max(SIZES)), range(seeds))
+    cells = {"accuracy": {}, "inconsistency": {}}
+    for method in scale.track(METHODS, "methods"):
+        for what, found in train(METHODS[method], splits, steps).items():
+            cells[what][method] = dict(zip(SIZES, found.T, strict=True))
+    return Result(findings(**cells), picture(**cells), cells)
+
+
+def train(method, splits, steps: int):
+    """Test accuracy and inconsistency, for (seed, size)."""
+
+    def one(method, seed, split, size):
+        (weight, other), key = method, jax.random.key(seed)
+
+        def loss(layers, rows, key):
+            fresh = jax.random.randint(fold(key, "others"), rows.shape, 0, size)
+            others = jnp.where(other > 0, fresh, rows)
+            return loss_of(layers, split, rows, others, weight, key=key)
+
+        layers = nets.mlp_init(fold(key, "weights"), (64, 64, 64, 10))
+        layers = nets.fit(loss, layers, size, key, steps=steps, batch_size=32)
+        off = nets.mlp(layers, split.x_test, RATE, key=None)
+        on = nets.mlp(layers, split.x_test, RATE, key=fold(key, "noisy"))
+        return {
+            "accuracy": nets.accuracy(off, split.y_test),
+            "inconsistency": r_drop_divergence(on, off).mean(),
+        }
+
+    by_size, sizes = jax.vmap(one, (None, None, None, 0)), jnp.array(SIZES)
+    found = nets.over_rates_and_seeds(lambda *a: by_size(*a, sizes), [method], splits)
+    return {what: of_methods[0] for what, of_methods in found.items()}
 
 
 def loss_of(layers, split, rows, others, weight, *, key):
@@ -39,100 +76,37 @@ def loss_of(layers, split, rows, others, weight, *, key):
     return entropy + weight * r_drop_divergence(*passes).mean()
 
 
-def inconsistency(layers, x, key):
-    """The divergence of a pass with dropout from the pass without, over unseen examples."""
-    noisy = nets.mlp(layers, x, RATE, key=fold(key, "noisy"))
-    return r_drop_divergence(noisy, nets.mlp(layers, x, RATE, key=None)).mean()
+def findings(accuracy, inconsistency) -> list[Finding]:
+    """R-Drop against both plain methods of its cost, and what it does to the noisy net."""
+    found, condition = [], "the examples are"
+    for ours in ("R-Drop, 1", "R-Drop, 5"):
+        for other in ("two passes", "twice the batch"):
+            text = f"R-Drop (weight {ours[-1]}) generalises better than plain dropout with {other}."
+            what = "Points of test accuracy, by training examples"
+            found.append(compare(text, LIANG, accuracy[ours], accuracy[other], what, condition))
+    ours, plain = (inconsistency[method] for method in ("R-Drop, 5", "two passes"))
+    change = {size: interval(ours[size] / plain[size] - 1) for size in SIZES}
+    text = "R-Drop makes the net with dropout agree more with the net without."
+    what = "Change of their divergence on unseen examples, weight 5 against two passes, by examples"
+    return [*found, by_cell(text, LIANG, what, change, condition, "+.0%", sign=-1)]
 
 
-def train(splits, steps: int):
-    """Test accuracy and inconsistency, for (method, seed, size)."""
-
-    def one(method, seed, split, size):
-        (weight, other), key = method, jax.random.key(seed)
-
-        def loss(layers, rows, key):
-            fresh = jax.random.randint(fold(key, "others"), rows.shape, 0, size)
-            others = jnp.where(other > 0, fresh, rows)
-            return loss_of(layers, split, rows, others, weight, key=key)
-
-        layers = nets.mlp_init(fold(key, "weights"), (64, 64, 64, 10))
-        layers = nets.fit(loss, layers, size, key, steps=steps, batch_size=32)
-        logits = nets.mlp(layers, split.x_test, RATE, key=None)
-        return {
-            "accuracy": nets.accuracy(logits, split.y_test),
-            "inconsistency": inconsistency(layers, split.x_test, key),
-        }
-
-    by_size, sizes = jax.vmap(one, (None, None, None, 0)), jnp.array(SIZES)
-    methods = [tuple(map(float, method)) for method in METHODS.values()]
-    return nets.over_rates_and_seeds(lambda *a: by_size(*a, sizes), methods, splits)
-
-
-def experiment(scale: claim.Scale) -> claim.Result:
-    """Train with every method at every size, as one program."""
-    seeds, steps = scale.pick(3, 6, 20), scale.pick(3, 2000, 8000)
-    found = train(data.stacked(functools.partial(data.digits, max(SIZES)), range(seeds)), steps)
-    cells = {
-        what: {
-            name: {size: of[:, i] for i, size in enumerate(SIZES)}
-            for name, of in zip(METHODS, found[what], strict=True)
-        }
-        for what in found
-    }
-    findings = [
-        *(
-            better(cells["accuracy"], ours, other)
-            for ours in ("R-Drop, 1", "R-Drop, 5")
-            for other in ("two passes", "twice the batch")
-        ),
-        consistent(cells["inconsistency"]),
-    ]
-    return claim.Result(findings, picture(cells), cells)
-
-
-def better(accuracy, ours: str, other: str) -> claim.Finding:
-    """R-Drop against a plain method of the same cost."""
-    sentence = f"R-Drop (weight {ours[-1]}) generalises better than plain dropout with {other}."
-    what = "Points of test accuracy, by training examples"
-    return claim.compare(sentence, LIANG, accuracy[ours], accuracy[other], what, "the examples are")
-
-
-def consistent(found) -> claim.Finding:
-    """Whether R-Drop brings the passes with dropout to the pass without."""
-    ratios = {
-        size: claim.interval(found["R-Drop, 5"][size] / found["two passes"][size]) for size in SIZES
-    }
-    return claim.Finding(
-        "R-Drop makes the net with dropout agree more with the net without.",
-        LIANG,
-        "Divergence of the two on unseen examples, R-Drop (weight 5) over two passes: "
-        + claim.listed(ratios, ".2f")
-        + ".",
-        claim.verdict_by(
-            "the examples are", {size: ratio.high < 1 for size, ratio in ratios.items()}
-        ),
-    )
-
-
-def picture(cells) -> Figure:
+def picture(accuracy, inconsistency) -> Figure:
     """Accuracy and inconsistency against the size of the data."""
-    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for name, of in cells["accuracy"].items():
-        base = cells["accuracy"]["two passes"]
-        charts.points(left, SIZES, [claim.interval(100 * (of[n] - base[n])) for n in SIZES], name)
-        found = [claim.interval(cells["inconsistency"][name][n]) for n in SIZES]
-        charts.points(right, SIZES, found, name)
+    figure, [left, right] = charts.panels(5, 5)
+    base = accuracy["two passes"]
+    gains = {
+        method: [interval(100 * (of[size] - base[size])) for size in SIZES]
+        for method, of in accuracy.items()
+    }
+    charts.lines(left, range(4), gains, apart=0.06, ylabel="points of accuracy above two passes")
+    off = {method: map(interval, of.values()) for method, of in inconsistency.items()}
+    charts.lines(right, range(4), off, apart=0.06, ylim=(0, None))
+    right.set(ylabel="divergence, dropout on from off (nats)")
     for axes in (left, right):
-        axes.set(xscale="log", xlabel="training examples")
-        axes.set_xticks(SIZES, SIZES)
-        axes.minorticks_off()
-    left.set(ylabel="points of test accuracy above two passes")
-    right.set(ylabel="divergence, dropout on from off (nats)", ylim=(0, None))
-    left.legend()
+        axes.set(xlabel="training examples", xticks=range(len(SIZES)), xticklabels=SIZES)
     return figure
 
 
 if __name__ == "__main__":
-    claim.main(experiment, __doc__, __file__)
+    main(experiment, __doc__, __file__)
