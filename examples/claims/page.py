@@ -32,7 +32,8 @@ CHAPTERS: dict[str, list[str]] = {
         "features",
     ],
     "Variants where they belong": [
-        *("convolution", "selu", "recurrent", "drop_connect", "drop_path", "learned_rates"),
+        *("convolution", "feature_maps", "selu_moments", "selu", "recurrent", "zoneout"),
+        *("drop_connect", "drop_path", "removed_blocks", "learned_rates", "learned_against_fixed"),
         "r_drop",
     ],
     "Fine-tuning": ["genre"],
