@@ -80,6 +80,7 @@ def picture(off, on) -> Figure:
         charts.lines(axes, range(1, LENGTH + 1), shares, ".-", apart=0.15, ylim=(0, 105))
         axes.set(xlabel="steps since the symbol", title=f"tested with dropout {mode}")
     panels[0].set(ylabel="right answers, % (dotted: by chance)")
+    panels[1].get_legend().remove()
     return figure
 
 
