@@ -111,6 +111,7 @@ def picture(scores) -> Figure:
     none = scores["none"]
     gains = {name: interval(100 * (scores[name] - none)) for name in PATTERNS if name != "none"}
     charts.forest(axes, gains, xlabel="points of test accuracy above no stochastic depth")
+    axes.margins(y=0.3)
     return figure
 
 

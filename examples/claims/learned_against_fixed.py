@@ -72,14 +72,14 @@ def picture(scores) -> Figure:
     """What learned rates gain on each fixed one, against the size of the data."""
     figure, [axes] = charts.panels(7)
     gains = {
-        f"{rate} everywhere" if rate else "no dropout": [
+        f"on {rate} everywhere" if rate else "on no dropout": [
             interval(100 * (scores["learned"][size] - scores[rate][size])) for size in SIZES
         ]
         for rate in FIXED
     }
     axes.axhline(0, color="0.6", linestyle=":")
     charts.lines(axes, np.arange(len(SIZES)), gains, apart=0.08, xlabel="training examples")
-    axes.set(ylabel="points of test accuracy above")
+    axes.set(ylabel="points of test accuracy that learned rates gain")
     axes.set(xticks=range(len(SIZES)), xticklabels=SIZES)
     return figure
 
