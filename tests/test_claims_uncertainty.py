@@ -11,8 +11,10 @@ from experiments import found, load
 pytestmark = pytest.mark.claims
 
 claim, measures = load("common.claim"), load("common.measures")
-uncertainty, active_learning = load("uncertainty"), load("active_learning")
-gpt_uncertainty = load("gpt_uncertainty")
+methods, texts = load("common.methods"), load("common.texts")
+uncertainty, out_of_distribution = load("uncertainty"), load("out_of_distribution")
+active_learning, genre_uncertainty = load("active_learning"), load("genre_uncertainty")
+gpt_uncertainty, gpt_other_texts = load("gpt_uncertainty"), load("gpt_other_texts")
 
 
 def last_layer():
@@ -79,14 +81,14 @@ def test_the_splits_share_no_image_and_the_unknown_are_eights_and_nines():
         np.asarray(x, np.float32).tobytes(): int(y)
         for x, y in zip(everything.x_train, np.asarray(everything.y_train), strict=True)
     }
-    (x, y), (held, _), labels, sets = uncertainty.split(0, 200, 100)
-    names = [{image.tobytes() for image in part} for part in (x, held, sets[uncertainty.IN])]
+    (x, y), (held, _), labels, sets = methods.split(0, 200, 100)
+    names = [{image.tobytes() for image in part} for part in (x, held, sets[methods.IN])]
     assert [len(part) for part in names] == [200, 50, 100]
     assert len(set.union(*names)) == 350
     assert max(*y, *labels) < 8
     assert {label_of[image.tobytes()] for image in sets["digits 8 and 9"]} == {8, 9}
     shuffled = sets["shuffled pixels"]
-    np.testing.assert_array_equal(np.sort(shuffled), np.sort(sets[uncertainty.IN]))
+    np.testing.assert_array_equal(np.sort(shuffled), np.sort(sets[methods.IN]))
 
 
 @pytest.fixture(scope="module")
@@ -94,23 +96,50 @@ def classifiers(tmp_path_factory):
     return found("uncertainty", tmp_path_factory.mktemp("claims"))
 
 
-def test_every_method_is_in_the_table_with_its_cost(classifiers):
-    table = classifiers["numbers"]["table"]
-    assert [row["method"] for row in table] == list(uncertainty.COST)
-    assert {row["training runs"] for row in table} == {1, 5}
-    assert table[-1]["passes"] == "4"
+@pytest.fixture(scope="module")
+def detectors(tmp_path_factory):
+    return found("out_of_distribution", tmp_path_factory.mktemp("claims"))
 
 
-def test_identities_between_the_methods(classifiers):
+def test_every_method_is_in_the_tables_with_its_cost(classifiers, detectors):
+    for result in (classifiers, detectors):
+        table = result["numbers"]["table"]
+        assert [row["method"] for row in table] == list(methods.COST)
+        assert {row["training runs"] for row in table} == {1, 5}
+        assert table[-1]["passes"] == "4"
+
+
+def test_identities_between_the_methods(classifiers, detectors):
     """A temperature changes no answer, and where one pass is all, there is no disagreement."""
     for run in classifiers["numbers"]["runs"]:
-        for where in (uncertainty.IN, uncertainty.SHIFTED):
+        for where in (methods.IN, methods.SHIFTED):
             for net in ("", ", dropout net"):
                 warm, plain = run[f"temperature{net}"][where], run[f"softmax{net}"][where]
                 assert warm["accuracy"] == plain["accuracy"]
+        assert run["MC dropout"][methods.IN] != run["softmax, dropout net"][methods.IN]
+    for run in detectors["numbers"]["runs"]:
         assert set(run["softmax"]["by mutual information"].values()) == {0.5}
         assert set(run["MC dropout"]["by mutual information"].values()) != {0.5}
-        assert run["MC dropout"][uncertainty.IN] != run["softmax, dropout net"][uncertainty.IN]
+
+
+def test_the_verdict_on_detection_follows_the_numbers():
+    def verdict(gain):
+        runs = []
+        for seed in range(3):
+            scores = {by: dict.fromkeys(methods.UNKNOWN, 0.7 + seed / 1000) for by in by_names}
+            better = {name: value + gain[name] for name, value in scores[by_names[1]].items()}
+            of_mc = scores | {by_names[1]: better}
+            runs.append({"MC dropout": of_mc, "softmax, dropout net": scores})
+        return out_of_distribution.findings(runs)[0].verdict
+
+    by_names = list(out_of_distribution.SCORES.values())
+    one, *others = methods.UNKNOWN
+    assert verdict(dict.fromkeys(methods.UNKNOWN, 0.1)) == claim.HOLDS
+    assert verdict(dict.fromkeys(methods.UNKNOWN, -0.1)) == claim.FAILS
+    assert verdict({one: 0.1, **dict.fromkeys(others, -0.1)}) == (
+        "holds only when the unknown are digits 8 and 9 (not digits rotated by 90°, shuffled "
+        "pixels)"
+    )
 
 
 def test_the_verdict_on_calibration_follows_the_numbers(classifiers):
@@ -124,7 +153,7 @@ def test_the_verdict_on_calibration_follows_the_numbers(classifiers):
                     run["MC dropout"][where][name] -= factor
         return uncertainty.findings(runs)[0].verdict
 
-    both = (uncertainty.IN, uncertainty.SHIFTED)
+    both = (methods.IN, methods.SHIFTED)
     assert change(0.01, both) == claim.HOLDS
     assert change(0.0, both) == claim.FAILS
     assert change(-0.01, both) == claim.FAILS
@@ -194,7 +223,8 @@ def test_active_learning_runs(tmp_path):
 
 def test_the_gpts_texts_are_what_they_are_called():
     text = load("common.data").one_play()
-    sets = gpt_uncertainty.sets(text, 6, 32)
+    sets = texts.windowed(text, 6, 32)
+    assert tuple(sets) == (texts.KNOWN, *texts.UNKNOWN)
     assert all(batch.inputs.shape == (6, 32) for batch in sets.values())
 
     def read(name):
@@ -204,32 +234,114 @@ def test_the_gpts_texts_are_what_they_are_called():
     assert "Gallia" in read("Latin")
     known, letters = (
         np.sort(np.concatenate([sets[name].inputs, sets[name].targets[:, -1:]], axis=1))
-        for name in (gpt_uncertainty.KNOWN, "shuffled letters")
+        for name in (texts.KNOWN, texts.SHUFFLED)
     )
     np.testing.assert_array_equal(known, letters)
 
 
-def test_the_gpts_runs(tmp_path):
-    result = found("gpt_uncertainty", tmp_path)
-    for run in result["numbers"]["runs"]:
+def test_the_gpts_run(tmp_path):
+    for run in found("gpt_uncertainty", tmp_path)["numbers"]["runs"]:
         assert run["quality"]["softmax"] != run["quality"]["MC dropout"]
-        assert set(run["AUROC"]) == set(gpt_uncertainty.UNKNOWN)
+
+
+def test_the_gpts_and_other_texts_run(tmp_path):
+    for run in found("gpt_other_texts", tmp_path)["numbers"]["runs"]:
+        assert tuple(run["AUROC"]) == texts.UNKNOWN
+        assert all(0 <= score <= 1 for each in run["AUROC"].values() for score in each.values())
+        assert len({each["information"] for each in run["AUROC"].values()}) > 1
 
 
 def test_the_gpts_verdicts_follow_the_numbers():
-    def verdicts(information, loss):
+    def calibration(loss):
+        softmax = {"NLL": 2.0, "ECE": 0.01}
+        runs = [
+            {"softmax": softmax, "MC dropout": {"NLL": loss + seed / 1000, "ECE": 0.02}}
+            for seed in range(3)
+        ]
+        findings = gpt_uncertainty.findings([{"quality": run} for run in runs])
+        return [finding.verdict for finding in findings]
+
+    def detection(information):
         runs = []
         for seed in range(3):
-            scores = dict.fromkeys(gpt_uncertainty.SCORES.values(), 0.5 + seed / 1000)
+            scores = dict.fromkeys(gpt_other_texts.SCORES.values(), 0.5 + seed / 1000)
             told = {name: scores | {"information": information[name]} for name in information}
-            softmax = {"NLL": 2.0, "ECE": 0.01}
-            quality = {"softmax": softmax, "MC dropout": {"NLL": loss + seed / 1000, "ECE": 0.02}}
-            runs.append({"quality": quality, "AUROC": told})
-        return [finding.verdict for finding in gpt_uncertainty.findings(runs)]
+            runs.append({"AUROC": told})
+        return gpt_other_texts.findings(runs)[0].verdict
 
-    better, worse = dict.fromkeys(gpt_uncertainty.UNKNOWN, 0.9), {"Python": 0.4, "Latin": 0.4}
-    assert verdicts(better, 1.9) == [claim.HOLDS, claim.FAILS, claim.HOLDS]
-    assert verdicts(better | worse, 2.1) == [
-        *(claim.FAILS, claim.FAILS),
-        "holds only when the text is shuffled words or shuffled letters (not Python, Latin)",
-    ]
+    better, worse = dict.fromkeys(texts.UNKNOWN, 0.9), {"Python": 0.4, "Latin": 0.4}
+    assert calibration(1.9) == [claim.HOLDS, claim.FAILS]
+    assert calibration(2.1) == [claim.FAILS, claim.FAILS]
+    assert detection(better) == claim.HOLDS
+    assert detection(better | worse) == (
+        "holds only when the text is shuffled words or shuffled letters (not Python, Latin)"
+    )
+
+
+def test_texts_beside_speeches_are_as_long_and_shuffled_letters_are_theirs():
+    alphabet = load("common.data").one_play().tokenizer.alphabet
+    speeches = ["O, that this too too solid flesh would melt", "To be", "Ay, my lord; ay."]
+    others = texts.beside(speeches, alphabet)
+    assert set(others) == {"Python", "Latin", texts.SHUFFLED}
+    for pieces in others.values():
+        assert [len(piece) for piece in pieces] == [len(speech) for speech in speeches]
+        assert set("".join(pieces)) <= set(alphabet)
+    assert others["Latin"][0].startswith("Gallia est omnis")
+    for piece, speech in zip(others[texts.SHUFFLED], speeches, strict=True):
+        assert sorted(piece) == sorted(speech)
+    assert others[texts.SHUFFLED] != speeches
+
+
+def test_judged_has_the_quality_of_the_first_set_and_tells_the_others_from_it():
+    """Sure and right on the known; unsure on one unknown set, and as sure on the other."""
+    sure, unsure = jnp.tile(jnp.array([0.9, 0.1]), (8, 1)), jnp.full((8, 2), 0.5)
+    one = {"known": sure[None], "doubted": unsure[None], "taken for known": sure[None]}
+    split = jnp.stack([jnp.roll(sure, 1, axis=1), sure])  # its samples disagree
+    two = {"known": jnp.stack([sure, sure]), "doubted": split, "taken for known": split[:, ::-1]}
+    stacks = {name: {"one pass": one[name], "two passes": two[name]} for name in one}
+    judged = measures.judged(stacks, jnp.zeros(8, jnp.int32))
+    assert judged["one pass"]["quality"]["accuracy"] == 1
+    assert judged["one pass"]["AUROC"] == {
+        score: {"doubted": 1, "taken for known": 0.5} for score in ("confidence", "entropy")
+    }
+    assert judged["two passes"]["AUROC"]["information"]["doubted"] == 1
+
+
+@pytest.fixture(scope="module")
+def genre(tmp_path_factory):
+    return found("genre_uncertainty", tmp_path_factory.mktemp("claims"))["numbers"]
+
+
+def test_the_genres_methods_keep_the_identities_between_them(genre):
+    """A temperature changes no answer; dropout and other members do change probabilities."""
+    assert [row["method"] for row in genre["table"]] == list(genre_uncertainty.METHODS)
+    for run in genre["runs"]:
+        quality = {method: each["quality"] for method, each in run.items()}
+        assert quality["temperature"]["accuracy"] == quality["softmax"]["accuracy"]
+        assert quality["temperature"]["NLL"] != quality["softmax"]["NLL"]
+        losses = {quality[method]["NLL"] for method in ("softmax", "MC dropout", "ensemble")}
+        assert len(losses) == 3
+        assert "information" not in run["softmax"]["AUROC"]
+        assert set(run["MC dropout"]["AUROC"]["information"].values()) != {0.5}
+
+
+def test_the_genres_verdicts_follow_the_numbers(genre):
+    def change(method, amount, names=("ECE", "NLL", "Brier")):
+        runs = copy.deepcopy(genre["runs"])
+        for run in runs:
+            run["MC dropout"] = copy.deepcopy(run["softmax"])
+            run["MC dropout"]["AUROC"]["information"] = run["softmax"]["AUROC"]["confidence"]
+            run["temperature"], run["ensemble"] = (copy.deepcopy(run["softmax"]) for _ in range(2))
+            for name in names:
+                run[method]["quality"][name] -= amount
+        return [finding.verdict for finding in genre_uncertainty.findings(runs)[:4]]
+
+    fails = [claim.FAILS] * 4
+    assert change("temperature", 0.1) == [claim.FAILS, claim.HOLDS, claim.FAILS, claim.FAILS]
+    assert change("ensemble", 0.1) == [claim.FAILS, claim.FAILS, claim.HOLDS, claim.FAILS]
+    assert change("MC dropout", 0.1)[0] == claim.HOLDS
+    assert change("MC dropout", 0.1, ["ECE"])[0] == (
+        "holds only when measured by ECE (not NLL, Brier)"
+    )
+    assert change("MC dropout", -0.1, ["selective"])[3] == claim.HOLDS
+    assert change("MC dropout", 0.0) == fails

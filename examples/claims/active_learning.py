@@ -15,11 +15,30 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from common import claim, data, nets
+from common import charts, claim, data, nets
+from common.claim import by_cell
 from dropout_jax import fold, mc_dropout, mutual_information, predictive_entropy
 
 RATE, FIRST, MORE = 0.5, 20, 10
 STRATEGIES = ("random", "BALD", "entropy")
+
+
+def experiment(scale: claim.Scale) -> claim.Result:
+    """Every strategy from every seed."""
+    seeds, rounds = scale.pick((3, 3), (7, 20), (10, 99))
+    settings = {"rounds": rounds, "steps": scale.pick(20, 500, 1000)}
+    settings["passes"] = scale.pick(3, 10, 50)
+    strategies, found = jnp.arange(len(STRATEGIES)), []
+    for seed in scale.track(range(seeds), "seeds"):
+        part, key = data.mnist(2000, seed), jax.random.key(seed)
+        pool, test = (part.x_train, part.y_train), (part.x_test[:1000], part.y_test[:1000])
+        first = jnp.asarray(first_labels(np.asarray(part.y_train), seed), jnp.int32)
+        every = jax.vmap(functools.partial(run, **settings), (None, None, None, None, 0))
+        found.append(np.asarray(every(pool, test, first, key, strategies)[0]))
+    accuracies = np.array(found)  # (seeds, strategies, rounds)
+    labels = FIRST + MORE * np.arange(rounds)
+    numbers = {"labels": labels, "strategies": STRATEGIES, "accuracy": accuracies}
+    return claim.Result(findings(accuracies, labels), picture(accuracies, labels), numbers)
 
 
 def first_labels(y, seed: int):
@@ -66,76 +85,36 @@ def run(pool, test, first, key, strategy, rounds: int, steps: int, passes: int):
     return accuracies, labelled
 
 
-def experiment(scale: claim.Scale) -> claim.Result:
-    """Every strategy from every seed."""
-    seeds, rounds = scale.pick((3, 3), (7, 20), (10, 99))
-    settings = {"rounds": rounds, "steps": scale.pick(20, 500, 1000)}
-    settings["passes"] = scale.pick(3, 10, 50)
-    accuracies = []
-    for seed in scale.track(range(seeds), "seeds"):
-        part = data.mnist(2000, seed)
-        first = jnp.asarray(first_labels(np.asarray(part.y_train), seed), jnp.int32)
-        test = (part.x_test[:1000], part.y_test[:1000])
-        every = jax.vmap(
-            lambda i, part=part, test=test, first=first, seed=seed: run(
-                (part.x_train, part.y_train), test, first, jax.random.key(seed), i, **settings
-            )[0]
-        )
-        accuracies.append(np.asarray(every(jnp.arange(len(STRATEGIES)))))
-    accuracies = np.array(accuracies)  # (seeds, strategies, rounds)
-    labels = FIRST + MORE * np.arange(rounds)
-    numbers = {"labels": labels, "strategies": STRATEGIES, "accuracy": accuracies}
-    return claim.Result(findings(accuracies, labels), draw(accuracies, labels), numbers)
-
-
 def findings(accuracies, labels) -> list[claim.Finding]:
     """Differences of the mean accuracy over the first, middle and last third of the rounds."""
     of = dict(zip(STRATEGIES, np.moveaxis(accuracies, 1, 0), strict=True))
     parts = np.array_split(np.arange(1, len(labels)), min(3, len(labels) - 1))
-
-    def against(other):
-        found = {}
-        for part in parts:
-            name = f"{labels[part[0]]} to {labels[part[-1]]} labels"
-            found[name] = claim.interval((of["BALD"] - of[other])[:, part].mean(1))
-        return found
-
-    def told(cells):
-        return "; ".join(f"with {name}, {cell:.1%}" for name, cell in cells.items())
-
-    random, entropy = against("random"), against("entropy")
-    last = {name: claim.interval(each[:, -1]) for name, each in of.items()}
-    ends = ", ".join(f"{name} {cell:.1%}" for name, cell in last.items())
     source = "Gal, Islam and Ghahramani, Deep Bayesian active learning with image data, ICML 2017"
+
+    def against(other: str, text: str) -> claim.Finding:
+        gains = {
+            f"{labels[part[0]]} to {labels[part[-1]]} labels": claim.interval(
+                (of["BALD"] - of[other])[:, part].mean(1)
+            )
+            for part in parts
+        }
+        return by_cell(text, source, f"Accuracy of BALD less {other}", gains, "there are", ".1%")
+
+    bald = "Labels chosen by BALD, the mutual information of MC dropout,"
     return [
-        claim.Finding(
-            "Labels chosen by BALD, the mutual information of MC dropout, are worth more than "
-            "labels chosen at random.",
-            source,
-            f"Accuracy of BALD less random: {told(random)}. With {labels[-1]} labels: {ends}.",
-            claim.verdict_by("there are", random),
-        ),
-        claim.Finding(
-            "BALD chooses better than the entropy of a softmax without MC dropout.",
-            source,
-            f"Accuracy of BALD less entropy: {told(entropy)}.",
-            claim.verdict_by("there are", entropy),
-        ),
+        against("random", f"{bald} are worth more than labels chosen at random."),
+        against("entropy", "BALD chooses better than the entropy of a softmax without MC dropout."),
     ]
 
 
-def draw(accuracies, labels) -> Figure:
+def picture(accuracies, labels) -> Figure:
     """Accuracy against labels."""
-    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for i, name in enumerate(STRATEGIES):
-        found = np.array([claim.interval(column) for column in accuracies[:, i].T])
-        axes.plot(labels, found[:, 0], "o-", ms=3, label=name)
-        axes.fill_between(labels, found[:, 1], found[:, 2], alpha=0.15)
-    axes.set(xlabel="labelled images", ylabel="test accuracy")
-    axes.set(title=f"MNIST, {len(accuracies)} seeds, mean and 95 % interval")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="lower right")
+    figure, (axes,) = charts.panels(7.5)
+    curves = {
+        name: [claim.interval(column) for column in accuracies[:, i].T]
+        for i, name in enumerate(STRATEGIES)
+    }
+    charts.lines(axes, labels, curves, apart=1.5, xlabel="labelled images", ylabel="test accuracy")
     return figure
 
 

@@ -37,7 +37,10 @@ CHAPTERS: dict[str, list[str]] = {
         "r_drop",
     ],
     "Fine-tuning": ["genre"],
-    "Uncertainty": ["uncertainty", "active_learning", "gpt_uncertainty"],
+    "Uncertainty": [
+        *("uncertainty", "out_of_distribution", "active_learning", "genre_uncertainty"),
+        *("gpt_uncertainty", "gpt_other_texts"),
+    ],
 }
 
 INTRODUCTION = """\

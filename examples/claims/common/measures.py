@@ -1,18 +1,30 @@
-"""What the claims on uncertainty share: a last-layer Laplace approximation, and measures."""
+"""What the claims on uncertainty share: a last-layer Laplace approximation, measures, tables."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.axes import Axes
 
+from common import charts
 from common.claim import Interval, interval
 from dropout_jax import (
     auroc,
     brier_score,
     expected_calibration_error,
+    mutual_information,
     negative_log_likelihood,
+    predictive_entropy,
 )
+
+# What should be higher for the unknown, of stacked probabilities.
+SCORES = {
+    "confidence": lambda stack: 1 - stack.mean(0).max(-1),
+    "entropy": predictive_entropy,
+    "information": mutual_information,
+}
 
 
 def laplace_covariance(layer, features, precision):
@@ -74,6 +86,26 @@ def told_apart(known, unknown) -> jax.Array:
     return auroc(scores, jnp.arange(len(scores)) >= len(known))
 
 
+def judged(stacks: dict[str, dict], labels) -> dict[str, dict]:
+    """By method, from stacks[text or image set][method] of (samples, rows, classes).
+
+    The first set has labels: quality and reliability are of it; scores should tell the others from
+    it. One sample disagrees with nothing, so that it has no mutual information.
+    """
+    known, *others = stacks
+    found = {}
+    for method, stack in stacks[known].items():
+        scores = {name: SCORES[name] for name in list(SCORES)[: 2 if len(stack) == 1 else 3]}
+        told = {
+            name: {to: told_apart(score(stack), score(stacks[to][method])) for to in others}
+            for name, score in scores.items()
+        }
+        mean = stack.mean(0)
+        found[method] = jax.tree.map(float, {"quality": quality(mean, labels), "AUROC": told})
+        found[method]["reliability"] = reliability(mean, labels)
+    return found
+
+
 def differences(more: list[dict], less: list[dict]) -> dict[str, Interval]:
     """more - less by name, each list having one dictionary a seed."""
     return {
@@ -88,3 +120,62 @@ def reliability(p, labels, bins: int = 10) -> tuple[np.ndarray, np.ndarray]:
     parts = np.array_split(np.argsort(confidence, kind="stable"), bins)
     means = [(confidence[part].mean(), right[part].mean()) for part in parts]
     return tuple(np.array(means).T)
+
+
+def lowered(runs: list[dict], worse: str, better: str, names, where="quality"):
+    """How much lower a method's measures are than another's, seed by seed."""
+    found = differences(*([run[method][where] for run in runs] for method in (worse, better)))
+    return {name: found[name] for name in names}
+
+
+def table(costs: dict, passes: int, columns: Callable[[str], dict[str, str]]) -> list[dict]:
+    """Every method with its training runs, forward passes, and further columns."""
+    return [
+        {"method": method, "training runs": trained, "passes": forward.format(passes)}
+        | columns(method)
+        for method, (trained, forward) in costs.items()
+    ]
+
+
+def columns(qualities: list[dict], suffix: str = "") -> dict[str, str]:
+    """A table's columns of a method's quality: means over seeds."""
+    mean = {name: float(np.mean([each[name] for each in qualities])) for name in qualities[0]}
+    found = {f"accuracy{suffix}": f"{mean['accuracy']:.1%}"}
+    found |= {f"{name}{suffix}": f"{mean[name]:.3f}" for name in ("NLL", "ECE", "Brier")}
+    return found | {f"accuracy at 80 %{suffix}": f"{mean['selective']:.1%}"}
+
+
+def auroc_columns(aurocs: list[dict[str, dict[str, float]]], scores=tuple(SCORES)):
+    """A table's columns of a method's AUROC by score and unknown set: means over seeds."""
+    found = {}
+    for unknown in aurocs[0]["confidence"]:
+        of_scores = [
+            f"{np.mean([each[score][unknown] for each in aurocs]):.3f}"
+            for score in scores
+            if score in aurocs[0]
+        ]
+        found[f"AUROC, {unknown}: {', '.join(scores)}"] = ", ".join(of_scores)
+    return found
+
+
+def draw_reliability(axes: Axes, curves: dict[str, list], title: str):
+    """Of each method the mean over seeds of what `reliability` returned."""
+    found = {method: np.mean(each, axis=0) for method, each in curves.items()}
+    low = min(values.min() for values in found.values()) - 0.02
+    high = max(values.max() for values in found.values()) + 0.02
+    axes.plot([low, high], [low, high], color="0.7", label="exactly right")
+    for method, (confidence, accuracy) in found.items():
+        axes.plot(confidence, accuracy, "o-", markersize=4, label=method)
+    axes.set(xlabel="confidence", ylabel="accuracy", title=title)
+    axes.legend(fontsize=8)
+
+
+def draw_auroc(axes: Axes, series: dict[str, list[dict[str, float]]], title: str):
+    """Bars by unknown set, one a series: a list of AUROC by set, one dictionary a seed."""
+    unknown = next(iter(series.values()))[0]
+    groups = {
+        name: {label: interval([each[name] for each in runs]) for label, runs in series.items()}
+        for name in unknown
+    }
+    charts.bars(axes, groups, ylabel="AUROC (0.5: by chance)", title=title)
+    axes.axhline(0.5, color="black", linewidth=0.8)
