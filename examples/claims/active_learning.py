@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from common import charts, claim, data, nets
-from common.claim import by_cell
+from common.claim import by_cell, interval
 from dropout_jax import fold, mc_dropout, mutual_information, predictive_entropy
 
 RATE, FIRST, MORE = 0.5, 20, 10
@@ -25,18 +25,15 @@ STRATEGIES = ("random", "BALD", "entropy")
 
 def experiment(scale: claim.Scale) -> claim.Result:
     """Every strategy from every seed."""
-    seeds, rounds = scale.pick((3, 3), (7, 20), (10, 99))
-    settings = {"rounds": rounds, "steps": scale.pick(20, 500, 1000)}
-    settings["passes"] = scale.pick(3, 10, 50)
-    strategies, found = jnp.arange(len(STRATEGIES)), []
+    seeds, rounds, steps, passes = scale.pick((3, 3, 20, 3), (7, 20, 500, 10), (10, 99, 1000, 50))
+    one = functools.partial(run, rounds=rounds, steps=steps, passes=passes)
+    every, found = jax.vmap(one, (None, None, None, None, 0)), []
     for seed in scale.track(range(seeds), "seeds"):
         part, key = data.mnist(2000, seed), jax.random.key(seed)
         pool, test = (part.x_train, part.y_train), (part.x_test[:1000], part.y_test[:1000])
         first = jnp.asarray(first_labels(np.asarray(part.y_train), seed), jnp.int32)
-        every = jax.vmap(functools.partial(run, **settings), (None, None, None, None, 0))
-        found.append(np.asarray(every(pool, test, first, key, strategies)[0]))
-    accuracies = np.array(found)  # (seeds, strategies, rounds)
-    labels = FIRST + MORE * np.arange(rounds)
+        found.append(np.asarray(every(pool, test, first, key, jnp.arange(len(STRATEGIES)))[0]))
+    accuracies, labels = np.array(found), FIRST + MORE * np.arange(rounds)
     numbers = {"labels": labels, "strategies": STRATEGIES, "accuracy": accuracies}
     return claim.Result(findings(accuracies, labels), picture(accuracies, labels), numbers)
 
@@ -65,7 +62,6 @@ def asked(score, labelled, count):
 def run(pool, test, first, key, strategy, rounds: int, steps: int, passes: int):
     """Test accuracy of every round, and the rows that were labelled, in order."""
     (x, y), (x_test, y_test) = pool, test
-    sizes = (x.shape[1], 128, 128, 10)
     labelled = jnp.zeros(FIRST + MORE * rounds, jnp.int32).at[:FIRST].set(first)
 
     def one_round(labelled, i):
@@ -75,7 +71,7 @@ def run(pool, test, first, key, strategy, rounds: int, steps: int, passes: int):
             rows = labelled[rows]
             return nets.cross_entropy(nets.mlp(layers, x[rows], RATE, key=key), y[rows])
 
-        layers = nets.mlp_init(fold(key_of, "init"), sizes)
+        layers = nets.mlp_init(fold(key_of, "init"), (x.shape[1], 128, 128, 10))
         layers = nets.fit(loss, layers, count, fold(key_of, "fit"), steps=steps, batch_size=32)
         more = asked(scores(layers, x, fold(key_of, "ask"), passes)[strategy], labelled, count)
         labelled = jax.lax.dynamic_update_slice(labelled, more, (count,))
@@ -88,32 +84,27 @@ def run(pool, test, first, key, strategy, rounds: int, steps: int, passes: int):
 def findings(accuracies, labels) -> list[claim.Finding]:
     """Differences of the mean accuracy over the first, middle and last third of the rounds."""
     of = dict(zip(STRATEGIES, np.moveaxis(accuracies, 1, 0), strict=True))
-    parts = np.array_split(np.arange(1, len(labels)), min(3, len(labels) - 1))
+    thirds = np.array_split(np.arange(1, len(labels)), min(3, len(labels) - 1))
+    parts = {f"{labels[rows[0]]} to {labels[rows[-1]]} labels": rows for rows in thirds}
     source = "Gal, Islam and Ghahramani, Deep Bayesian active learning with image data, ICML 2017"
 
     def against(other: str, text: str) -> claim.Finding:
-        gains = {
-            f"{labels[part[0]]} to {labels[part[-1]]} labels": claim.interval(
-                (of["BALD"] - of[other])[:, part].mean(1)
-            )
-            for part in parts
-        }
+        gain = of["BALD"] - of[other]
+        gains = {name: interval(gain[:, rows].mean(1)) for name, rows in parts.items()}
         return by_cell(text, source, f"Accuracy of BALD less {other}", gains, "there are", ".1%")
 
-    bald = "Labels chosen by BALD, the mutual information of MC dropout,"
+    mutual = "Labels chosen by BALD, the mutual information of MC dropout, are worth more than"
     return [
-        against("random", f"{bald} are worth more than labels chosen at random."),
+        against("random", f"{mutual} labels chosen at random."),
         against("entropy", "BALD chooses better than the entropy of a softmax without MC dropout."),
     ]
 
 
 def picture(accuracies, labels) -> Figure:
-    """Accuracy against labels."""
+    """Accuracy, (seeds, strategies, rounds), against labels."""
     figure, (axes,) = charts.panels(7.5)
-    curves = {
-        name: [claim.interval(column) for column in accuracies[:, i].T]
-        for i, name in enumerate(STRATEGIES)
-    }
+    columns = zip(STRATEGIES, np.moveaxis(accuracies, 1, 0), strict=True)
+    curves = {name: [interval(column) for column in each.T] for name, each in columns}
     charts.lines(axes, labels, curves, apart=1.5, xlabel="labelled images", ylabel="test accuracy")
     return figure
 

@@ -17,10 +17,7 @@ GAL = "Gal and Ghahramani, Dropout as a Bayesian approximation, ICML 2016"
 ENSEMBLES = "Lakshminarayanan et al., NeurIPS 2017; Ovadia et al., NeurIPS 2019"
 GUO = "Guo et al., On calibration of modern neural networks, ICML 2017"
 OVADIA = "Ovadia et al., Can you trust your model's uncertainty?, NeurIPS 2019"
-LEIBIG = (
-    "Leibig et al., Leveraging uncertainty information from deep neural networks for disease "
-    "detection, Scientific Reports 2017"
-)
+LEIBIG = "Leibig et al., Leveraging uncertainty information, Scientific Reports 2017"
 
 
 def experiment(scale: claim.Scale) -> claim.Result:
@@ -96,12 +93,12 @@ def findings(runs: list[dict]) -> list[claim.Finding]:
 def picture(runs: list[dict], curves: list[dict]) -> Figure:
     """Reliability, and calibration with and without a shift."""
     figure, (left, right) = charts.panels(5, 7.5)
-    shown = {
-        method: [each[method] for each in curves] for method in COST if "dropout net" not in method
-    }
-    measures.draw_reliability(left, shown, f"Reliability on the {IN}")
+    shown = [method for method in COST if "dropout net" not in method]
+    methods = [*shown, *(method for method in COST if method not in shown)]  # colours by place
+    reliability = {method: [each[method] for each in curves] for method in shown}
+    measures.draw_reliability(left, reliability, f"Reliability on the {IN}")
     ece = {
-        where: {method: interval([run[method][where]["ECE"] for run in runs]) for method in COST}
+        where: {method: interval([run[method][where]["ECE"] for run in runs]) for method in methods}
         for where in (IN, SHIFTED)
     }
     charts.bars(right, ece, ylabel="expected calibration error", title="Calibration, and a shift")

@@ -179,3 +179,5 @@ def draw_auroc(axes: Axes, series: dict[str, list[dict[str, float]]], title: str
     }
     charts.bars(axes, groups, ylabel="AUROC (0.5: by chance)", title=title)
     axes.axhline(0.5, color="black", linewidth=0.8)
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.08), "fontsize": 8}
+    axes.legend(ncols=3 if len(series) > 4 else 4, **below)
