@@ -294,12 +294,12 @@ def test_texts_beside_speeches_are_as_long_and_shuffled_letters_are_theirs():
 
 def test_judged_has_the_quality_of_the_first_set_and_tells_the_others_from_it():
     """Sure and right on the known; unsure on one unknown set, and as sure on the other."""
-    sure, unsure = jnp.tile(jnp.array([0.9, 0.1]), (8, 1)), jnp.full((8, 2), 0.5)
+    sure, unsure = jnp.tile(jnp.array([0.9, 0.1]), (20, 1)), jnp.full((20, 2), 0.5)
     one = {"known": sure[None], "doubted": unsure[None], "taken for known": sure[None]}
     split = jnp.stack([jnp.roll(sure, 1, axis=1), sure])  # its samples disagree
     two = {"known": jnp.stack([sure, sure]), "doubted": split, "taken for known": split[:, ::-1]}
     stacks = {name: {"one pass": one[name], "two passes": two[name]} for name in one}
-    judged = measures.judged(stacks, jnp.zeros(8, jnp.int32))
+    judged = measures.judged(stacks, jnp.zeros(20, jnp.int32))
     assert judged["one pass"]["quality"]["accuracy"] == 1
     assert judged["one pass"]["AUROC"] == {
         score: {"doubted": 1, "taken for known": 0.5} for score in ("confidence", "entropy")
