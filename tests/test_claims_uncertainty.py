@@ -128,7 +128,7 @@ def test_the_verdict_on_detection_follows_the_numbers():
         for seed in range(3):
             scores = {by: dict.fromkeys(methods.UNKNOWN, 0.7 + seed / 1000) for by in by_names}
             better = {name: value + gain[name] for name, value in scores[by_names[1]].items()}
-            of_mc = scores | {by_names[1]: better}
+            of_mc = {by_names[0]: dict.fromkeys(methods.UNKNOWN, 0.99), by_names[1]: better}
             runs.append({"MC dropout": of_mc, "softmax, dropout net": scores})
         return out_of_distribution.findings(runs)[0].verdict
 
@@ -319,8 +319,8 @@ def test_the_genres_methods_keep_the_identities_between_them(genre):
         quality = {method: each["quality"] for method, each in run.items()}
         assert quality["temperature"]["accuracy"] == quality["softmax"]["accuracy"]
         assert quality["temperature"]["NLL"] != quality["softmax"]["NLL"]
-        losses = {quality[method]["NLL"] for method in ("softmax", "MC dropout", "ensemble")}
-        assert len(losses) == 3
+        losses = [quality[method]["NLL"] for method in ("softmax", "MC dropout", "ensemble")]
+        assert min(np.diff(sorted(losses))) > 1e-5  # more than rounding
         assert "information" not in run["softmax"]["AUROC"]
         assert set(run["MC dropout"]["AUROC"]["information"].values()) != {0.5}
 

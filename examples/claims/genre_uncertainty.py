@@ -1,12 +1,13 @@
 """Uncertainty of a fine-tuned classifier: the genre of a speech, and texts that are no speech.
 
 A GPT (two layers, 48 wide, pretrained on 32 plays) learns comedy, history or tragedy from the first
-64 characters of 4,000 speeches, 160 steps of 32 at 2e-3, with dropout 0.2 in head and body; the
+64 characters of 4,000 speeches, 240 steps of 32 at 5e-3, with dropout 0.1 in head and body; the
 classes weigh the same, as they are about equally common in the test: 800 speeches of six plays that
-it never read. Three other plays choose among four looks, and fit the temperature. MC dropout is the
-mean of 20 passes; an ensemble is five classifiers that differ in head, batches and masks, the first
-being that of the other rows. Unknown texts have the lengths of speeches of the test. A seed decides
-the training speeches and its classifiers; body, test and unknown texts are the same for all.
+it never read. Three other plays fit the temperature. MC dropout is the mean of 20 passes; an
+ensemble is five classifiers that differ in head, batches and masks, the first being that of the
+other rows. Unknown texts have the lengths of speeches of the test. A seed decides the training
+speeches and its classifiers; body, test and unknown texts are the same for all four. First, 160
+steps at 2e-3 with dropout 0.2 left it at 37 % of the test, as good as always saying history.
 """
 
 from common import charts, claim
@@ -26,7 +27,7 @@ from minigpt.classify import fit
 from minigpt.config import ClassifyConfig, OptimConfig
 from minigpt.speeches import genres
 
-RATE, MEMBERS = 0.2, 5
+RATE, MEMBERS = 0.1, 5
 METHODS = {name: COST[name] for name in ("softmax", "temperature", "ensemble", "MC dropout")}
 GAL, GUO = "Gal and Ghahramani, ICML 2016", "Guo et al., ICML 2017"
 DEEP, HENDRYCKS = "Lakshminarayanan et al., NeurIPS 2017", "Hendrycks and Gimpel, ICLR 2017"
@@ -35,11 +36,11 @@ LEIBIG, SMITH = "Leibig et al., Scientific Reports 2017", "Smith and Gal, UAI 20
 
 def experiment(scale: claim.Scale) -> claim.Result:
     """Fit the classifiers of a seed, predict the test and the unknown texts, and measure."""
-    seeds, steps, passes = scale.pick((3, 4, 3), (5, 160, 20), (10, 800, 50))
+    seeds, steps, passes = scale.pick((3, 4, 3), (4, 240, 20), (10, 800, 50))
     sizes = scale.pick((60, 30, 40), (4000, 600, 800), (8000, 1800, 3600))
     body, data = pretrained(scale.pick(4, 1000, 6000)), genres(test=TEST)
-    optim = OptimConfig(2e-3, 2e-4, warmup_steps=steps // 10)
-    settings = {"optim": optim, "steps": steps, "eval_every": steps // 4, "pool": "mean"}
+    optim = OptimConfig(5e-3, 5e-4, warmup_steps=steps // 10)
+    settings = {"optim": optim, "steps": steps, "eval_every": steps, "pool": "mean"}
     settings |= {"class_weights": "balanced", "head_dropout": RATE, "dropout": RATE}
     runs = []
     for seed in scale.track(range(seeds), "classifiers"):

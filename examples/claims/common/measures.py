@@ -102,7 +102,7 @@ def judged(stacks: dict[str, dict], labels) -> dict[str, dict]:
         }
         mean = stack.mean(0)
         found[method] = jax.tree.map(float, {"quality": quality(mean, labels), "AUROC": told})
-        found[method]["reliability"] = reliability(mean, labels)
+        found[method]["reliability"] = reliability(mean, labels, bins=5)
     return found
 
 
@@ -161,9 +161,9 @@ def auroc_columns(aurocs: list[dict[str, dict[str, float]]], scores=tuple(SCORES
 def draw_reliability(axes: Axes, curves: dict[str, list], title: str):
     """Of each method the mean over seeds of what `reliability` returned."""
     found = {method: np.mean(each, axis=0) for method, each in curves.items()}
-    low = min(values.min() for values in found.values()) - 0.02
-    high = max(values.max() for values in found.values()) + 0.02
-    axes.plot([low, high], [low, high], color="0.7", label="exactly right")
+    confidences = np.stack([confidence for confidence, _ in found.values()])
+    ends = [confidences.min(), confidences.max()]
+    axes.plot(ends, ends, color="0.7", label="exactly right")
     for method, (confidence, accuracy) in found.items():
         axes.plot(confidence, accuracy, "o-", markersize=4, label=method)
     axes.set(xlabel="confidence", ylabel="accuracy", title=title)
@@ -180,4 +180,4 @@ def draw_auroc(axes: Axes, series: dict[str, list[dict[str, float]]], title: str
     charts.bars(axes, groups, ylabel="AUROC (0.5: by chance)", title=title)
     axes.axhline(0.5, color="black", linewidth=0.8)
     below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.08), "fontsize": 8}
-    axes.legend(ncols=3 if len(series) > 4 else 4, **below)
+    axes.legend(ncols=3 if len(series) > 4 else 2, **below)
