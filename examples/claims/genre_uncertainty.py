@@ -6,8 +6,9 @@ classes weigh the same, as they are about equally common in the test: 800 speech
 it never read. Three other plays fit the temperature. MC dropout is the mean of 20 passes; an
 ensemble is five classifiers that differ in head, batches and masks, the first being that of the
 other rows. Unknown texts have the lengths of speeches of the test. A seed decides the training
-speeches and its classifiers; body, test and unknown texts are the same for all four. First, 160
-steps at 2e-3 with dropout 0.2 left it at 37 % of the test, as good as always saying history.
+speeches and its classifiers; body, test and unknown texts are the same for all four. One classifier
+is right for 37 % of the test, as is always saying history; so it was with the first settings, 160
+steps at 2e-3 with dropout 0.2. What is found here is of a classifier that has hardly learned.
 """
 
 from common import charts, claim
@@ -71,7 +72,6 @@ def findings(runs: list[dict]) -> list[claim.Finding]:
 
     confidence = auroc(runs, "softmax", "confidence")
     found = {name: interval([each[name] - 0.5 for each in confidence]) for name in confidence[0]}
-    gain = differences(auroc(runs, "MC dropout", "information"), confidence)
     held_back = lowered(runs, "MC dropout", "softmax", ["selective"])["selective"]
     return [
         calibration("MC dropout is better calibrated than softmax", GAL, "softmax", "MC dropout"),
@@ -86,9 +86,13 @@ def findings(runs: list[dict]) -> list[claim.Finding]:
             "Softmax confidence tells other texts from speeches",
             *(HENDRYCKS, "its AUROC less 0.5", found, "the text is"),
         ),
-        by_cell(
-            "Mutual information tells other texts from speeches better than softmax confidence",
-            *(SMITH, "AUROC of MC dropout's, less softmax's", gain, "the text is"),
+        *(
+            by_cell(
+                f"Mutual information ({method}) tells them better than softmax confidence",
+                *(SMITH if method == "MC dropout" else DEEP, "AUROC of the first less the other"),
+                *(differences(auroc(runs, method, "information"), confidence), "the text is"),
+            )
+            for method in ("MC dropout", "ensemble")
         ),
     ]
 
