@@ -11,17 +11,8 @@ is right for 37 % of the test, as is always saying history; so it was with the f
 steps at 2e-3 with dropout 0.2. What is found here is of a classifier that has hardly learned.
 """
 
-from common import charts, claim
+from common import charts, claim, measures
 from common.claim import by_cell, interval
-from common.measures import (
-    auroc_columns,
-    columns,
-    differences,
-    draw_auroc,
-    draw_reliability,
-    lowered,
-    table,
-)
 from common.methods import COST, of_classifiers
 from common.speech import TEST, pretrained, sample
 from minigpt.classify import fit
@@ -52,9 +43,9 @@ def experiment(scale: claim.Scale) -> claim.Result:
 
     def measured(method: str) -> dict[str, str]:
         quality, auroc = ([run[method][what] for run in runs] for what in ("quality", "AUROC"))
-        return columns(quality) | auroc_columns(auroc)
+        return measures.columns(quality) | measures.auroc_columns(auroc)
 
-    numbers = {"table": table(METHODS, passes, measured), "runs": runs}
+    numbers = {"table": measures.table(METHODS, passes, measured), "runs": runs}
     return claim.Result(findings(runs), picture(runs), numbers)
 
 
@@ -67,12 +58,12 @@ def findings(runs: list[dict]) -> list[claim.Finding]:
     """Differences, seed by seed."""
 
     def calibration(text: str, source: str, worse: str, better: str) -> claim.Finding:
-        cells = lowered(runs, worse, better, ("ECE", "NLL", "Brier"))
+        cells = measures.lowered(runs, worse, better, ("ECE", "NLL", "Brier"))
         return by_cell(text, source, f"{worse} less {better}", cells, "measured by")
 
     confidence = auroc(runs, "softmax", "confidence")
     found = {name: interval([each[name] - 0.5 for each in confidence]) for name in confidence[0]}
-    held_back = lowered(runs, "MC dropout", "softmax", ["selective"])["selective"]
+    held_back = measures.lowered(runs, "MC dropout", "softmax", ["selective"])["selective"]
     return [
         calibration("MC dropout is better calibrated than softmax", GAL, "softmax", "MC dropout"),
         calibration("Temperature scaling calibrates softmax", GUO, "softmax", "temperature"),
@@ -90,7 +81,10 @@ def findings(runs: list[dict]) -> list[claim.Finding]:
             by_cell(
                 f"Mutual information ({method}) tells them better than softmax confidence",
                 *(SMITH if method == "MC dropout" else DEEP, "AUROC of the first less the other"),
-                *(differences(auroc(runs, method, "information"), confidence), "the text is"),
+                *(
+                    measures.differences(auroc(runs, method, "information"), confidence),
+                    "the text is",
+                ),
             )
             for method in ("MC dropout", "ensemble")
         ),
@@ -101,11 +95,11 @@ def picture(runs: list[dict]):
     """Reliability on the test, and detection of unknown texts."""
     figure, (left, right) = charts.panels(5, 7)
     curves = {method: [run[method]["reliability"] for run in runs] for method in METHODS}
-    draw_reliability(left, curves, "The genre of a speech of unseen plays")
+    measures.draw_reliability(left, curves, "The genre of a speech of unseen plays")
     shown = [("softmax", "confidence"), ("MC dropout", "confidence")]
     shown += [(method, "information") for method in ("MC dropout", "ensemble")]
     series = {", ".join(each): auroc(runs, *each) for each in shown}
-    draw_auroc(right, series, "Telling other texts from speeches")
+    measures.draw_auroc(right, series, "Telling other texts from speeches")
     return figure
 
 
