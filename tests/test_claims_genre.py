@@ -1,4 +1,4 @@
-"""The genre's script: no play on both sides, and verdicts that follow from the numbers."""
+"""The genre's scripts: no play on both sides, and verdicts that follow from the numbers."""
 
 import jax
 import numpy as np
@@ -6,6 +6,7 @@ import pytest
 from experiments import found, load
 
 from minigpt import corpus, speeches
+from minigpt.labelled import Labelled, Split
 
 pytestmark = pytest.mark.claims
 
@@ -15,20 +16,46 @@ def genre():
     return load("genre")
 
 
-def table(genre, **gains):
-    """Five seeds of macro-F1 about 0.4; `gains` raise a cell's."""
-    noise = np.random.default_rng(0).normal(0, 0.002, (5, 2))
-    names = [*genre.CELLS, genre.SCRATCH, genre.TFIDF, genre.MAJORITY]
-    return {name: 0.4 + noise * (i % 3) + gains.get(str(name), 0) for i, name in enumerate(names)}
+@pytest.fixture(scope="module")
+def rates():
+    return load("genre_rates")
+
+
+def worth(names, **gains):
+    """Five seeds of macro-F1 about 0.4, with noise that all share; `gains` raise a name's."""
+    seeds, noise = np.random.default_rng(0).normal(0, [[0.1], [0.002]], (2, 5))
+    each = [0.4 + seeds + noise * (i % 3) + gains.get(str(name), 0) for i, name in enumerate(names)]
+    return {
+        name: {"macro-F1": f1, "accuracy": 1 - f1} for name, f1 in zip(names, each, strict=True)
+    }
 
 
 def test_verdicts_follow_from_the_differences_seed_by_seed(genre):
-    for gain, verdict in ((0.1, "holds"), (0.0, "does not hold"), (-0.1, "does not hold")):
-        findings = genre.findings(table(genre, **{"(0.1, 0.0)": gain}))
-        assert findings[0].verdict == verdict
-        assert f"{gain:+.3f}"[:4] in findings[0].measured or gain == 0
-    worse = genre.findings(table(genre, **{genre.SCRATCH: -0.1, genre.TFIDF: 0.1}))
-    assert [finding.verdict for finding in worse[3:]] == ["holds", "does not hold"]
+    """Which are far smaller than those between seeds."""
+    names = [genre.PRETRAINED, genre.SCRATCH, genre.TFIDF, genre.MAJORITY]
+
+    def verdicts(**gains):
+        values = worth(names, **gains)
+        gained = {what: genre.gains(values, what) for what in ("macro-F1", "accuracy")}
+        return [finding.verdict for finding in genre.findings(gained)]
+
+    assert verdicts() == ["does not hold"] * 2
+    assert verdicts(**{genre.SCRATCH: -0.1, genre.TFIDF: 0.1}) == ["holds", "does not hold"]
+    assert verdicts(**{genre.SCRATCH: 0.1, genre.TFIDF: -0.1}) == ["does not hold", "holds"]
+
+
+def test_a_rate_is_compared_with_no_dropout_of_the_same_place(rates):
+    def findings(**gains):
+        return rates.findings(rates.gains(worth(rates.CELLS, **gains), "macro-F1"))
+
+    assert [finding.verdict for finding in findings()] == ["does not hold"] * 3
+    head = findings(**{"(0.2, 0.0)": 0.1, "(0.0, 0.3)": -0.1})
+    only = "holds only when the rate is 0.2 (not 0.05, 0.1, 0.3)"
+    assert [finding.verdict for finding in head] == [only] + ["does not hold"] * 2
+    assert "0.2: +0.1" in head[0].measured
+    assert "0.3: -0.09" in head[1].measured  # with the noise's mean
+    every = findings(**{"(0.0, 0.0)": -0.1})
+    assert [finding.verdict for finding in every] == ["holds"] * 3
 
 
 def test_the_body_has_not_read_the_test(monkeypatch):
@@ -60,12 +87,38 @@ def test_a_seed_draws_its_own_training_speeches_and_the_same_others():
     assert max(map(len, one.train.texts)) <= speech.LENGTH
 
 
+def test_labels_are_measured_against_the_test():
+    speech, three = load("common.speech"), Labelled(["x"] * 3, ["a", "b", "c"])
+    data = Split(three, three, Labelled(["x"] * 4, ["a", "a", "b", "c"]))
+    measured = speech.measure(data, ["a", "b", "b", "b"])
+    # F1: a 2 * 1 * 1/2 / (3/2) = 2/3; b 2 * 1/3 * 1 / (4/3) = 1/2; c 0.
+    assert measured == pytest.approx({"macro-F1": (2 / 3 + 1 / 2) / 3, "accuracy": 1 / 2})
+
+
 def test_the_smallest_form(genre, tmp_path):
     table = found("genre", tmp_path)["numbers"]["table"]
     numbers = {row["classifier"]: row for row in table}
-    assert len(numbers) == len(genre.CELLS) + 3
+    assert len(numbers) == 4
     # Three classes and always the same one: its recall is 1, and its precision its share p, so that
     # the macro-F1 is 2p / (1 + p) / 3.
     majority = numbers[genre.MAJORITY]
     share, f1 = (float(majority[name].split()[0]) for name in ("accuracy", "macro-F1"))
     assert f1 == pytest.approx(2 * share / (1 + share) / 3, abs=2e-3)
+
+
+def test_the_smallest_form_of_the_rates(rates, tmp_path, monkeypatch):
+    """What is trained drops at the cell's rates, every seed's cells on the same speeches."""
+    given, fit = [], rates.fit
+
+    def spied(body, data, settings):
+        given.append((settings.head_dropout, settings.dropout, settings.seed, data))
+        return fit(body, data, settings)
+
+    monkeypatch.setattr(rates, "fit", spied)
+    table = found("genre_rates", tmp_path)["numbers"]["table"]
+    assert len(table) == len(rates.CELLS) == 10
+    assert [(head, body) for head, body, *_ in given] == [*rates.CELLS] * 2
+    for seed in range(2):
+        speeches_of = [data for *_, of, data in given if of == seed]
+        assert len(speeches_of) == len(rates.CELLS)
+        assert all(data == speeches_of[0] for data in speeches_of)

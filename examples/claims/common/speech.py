@@ -1,13 +1,17 @@
 """The genre task of the claims: a GPT that read no play of the test, and a seed's speeches."""
 
+import dataclasses
+
 import numpy as np
 
+from common.claim import interval
 from common.data import Text
 from common.gpt import compiled, config_of, train
 from minigpt import corpus
 from minigpt.classify import Body
-from minigpt.config import ModelConfig
+from minigpt.config import ClassifyConfig, ModelConfig, OptimConfig
 from minigpt.labelled import Labelled, Split
+from minigpt.scores import scores
 from minigpt.tokenizer import tokenizer_of
 
 TEST = ("twelfth-night", "as-you-like-it", "henry-v", "richard-iii", "macbeth", "king-lear")
@@ -34,3 +38,25 @@ def sample(data: Split, seed: int, sizes: tuple[int, int, int]) -> Split:
         texts, labels = ([column[i] for i in rows] for column in part)
         parts.append(Labelled([text[:LENGTH] for text in texts], labels))
     return Split(*parts)
+
+
+def settings(seed: int, steps: int, head: float = 0.0, body: float = 0.0) -> ClassifyConfig:
+    """Fine-tuning at a rate in the head and one in the body, to its last step."""
+    optim = OptimConfig(2e-3, 2e-4, warmup_steps=steps // 10)
+    whole = ClassifyConfig(seed=seed, steps=steps, eval_every=steps, batch_size=32, optim=optim)
+    rates = {"head_dropout": head, "dropout": body}
+    return dataclasses.replace(whole, class_weights="balanced", pool="mean", **rates)
+
+
+def measure(data: Split, labels: list[str]) -> dict[str, float]:
+    """What labels given to the test are worth."""
+    found = scores(data.test.labels, labels, data.classes())
+    return {"macro-F1": found.macro_f1, "accuracy": found.accuracy}
+
+
+def rows(found: dict[str, dict[str, np.ndarray]]) -> list[dict[str, str]]:
+    """A table of what classifiers are worth, by name, measure and seed."""
+    return [
+        {"classifier": name} | {what: f"{interval(values):.3f}" for what, values in each.items()}
+        for name, each in found.items()
+    ]
