@@ -5,7 +5,8 @@ that has read 32 plays, fine-tuned on 2,000 speeches by minigpt.classify, and te
 plays that it has not seen. The head drops its input and its hidden layer, the body at nanoGPT's
 four sites. A seed decides the training speeches, the head's weights, the batches and the masks; all
 rates share it, so differences are paired. Training goes to its last step: no validation chooses.
-Learning rate, pool and batch size were chosen without dropout, see genre.py.
+Learning rate and steps were chosen without dropout, see genre.py. A first form had rates of 0.05 to
+0.3, but three seeds only and the best of four looks: no interval was without 0.
 """
 
 import numpy as np
@@ -17,7 +18,7 @@ from common.speech import TEST, measure, pretrained, rows, sample, settings
 from minigpt.classify import fit
 from minigpt.speeches import genres
 
-RATES = (0.05, 0.1, 0.2, 0.3)
+RATES = (0.1, 0.3)
 NONE, BOTH = (0.0, 0.0), (0.1, 0.1)  # a cell is a rate in the head and one in the body
 PLACES = {"head": [(rate, 0.0) for rate in RATES], "body": [(0.0, rate) for rate in RATES]}
 CELLS = (NONE, *PLACES["head"], *PLACES["body"], BOTH)
@@ -25,7 +26,7 @@ BERT = "Devlin et al., BERT, NAACL 2019: 0.1 everywhere, in fine-tuning as in pr
 
 
 def experiment(scale: claim.Scale) -> Result:
-    steps, seeds = scale.pick(6, 80, 800), scale.pick(2, 8, 8)
+    steps, seeds = scale.pick(6, 200, 800), scale.pick(2, 7, 8)
     sizes = scale.pick((60, 30, 60), (2000, 300, 1500), (8000, 300, 4000))
     body, data = pretrained(scale.pick(6, 1000, 6000)), genres(test=TEST)
     runs = {cell: [] for cell in CELLS}

@@ -42,7 +42,7 @@ def sample(data: Split, seed: int, sizes: tuple[int, int, int]) -> Split:
 
 def settings(seed: int, steps: int, head: float = 0.0, body: float = 0.0) -> ClassifyConfig:
     """Fine-tuning at a rate in the head and one in the body, to its last step."""
-    optim = OptimConfig(2e-3, 2e-4, warmup_steps=steps // 10)
+    optim = OptimConfig(5e-3, 5e-4, warmup_steps=steps // 10)
     whole = ClassifyConfig(seed=seed, steps=steps, eval_every=steps, batch_size=32, optim=optim)
     rates = {"head_dropout": head, "dropout": body}
     return dataclasses.replace(whole, class_weights="balanced", pool="mean", **rates)
