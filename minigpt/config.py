@@ -174,7 +174,7 @@ class Config:
 class ClassifyConfig:
     """How a pretrained run becomes a classifier of texts."""
 
-    pool: Literal["last", "first", "mean"] = "last"
+    pool: Literal["last", "first", "mean"] = "mean"
     """the vector that the head is given: the last real token's, the first's (which has seen nothing
     but itself, for attention is causal), or the mean over the real tokens"""
     head_dropout: float = 0.1
@@ -183,20 +183,20 @@ class ClassifyConfig:
     """one rate for the body's four sites that nanoGPT drops at"""
     freeze: int | None = None
     """keep the token and position tables and the first N blocks as they are; 0 keeps the tables"""
-    class_weights: Literal["none", "balanced"] = "none"
+    class_weights: Literal["none", "balanced"] = "balanced"
     """balanced weighs a class's losses by how rare it is, so that all classes weigh the same"""
     unknown: Literal["error", "drop"] = "error"
     """what becomes of characters that the run does not know"""
     seed: int = 1337
     """of a CSV file's split, the head's weights, the batches and every dropout mask"""
-    steps: int = 600
+    steps: int = 300
     """at most: see patience"""
     batch_size: int = 32
     eval_every: int = 50
     """steps between looks at the validation part; the best parameters are kept"""
     patience: int | None = 4
     """stop after this many looks without a better macro-F1; None trains to the last step"""
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(3e-4, 3e-5, warmup_steps=50))
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(1e-3, 1e-4, warmup_steps=30))
 
     def __post_init__(self):
         _require_counts(self, "steps", "batch_size", "eval_every")

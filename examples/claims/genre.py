@@ -12,6 +12,8 @@ seeds' macro-F1 of the validation plays (0.41; 0.38 at 2e-3; 0.30 by 120 steps).
 seeds: they leave out the choice of plays and of the one body.
 """
 
+import textwrap
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -48,7 +50,11 @@ def experiment(scale: claim.Scale) -> Result:
     }
     gained = {what: gains(found, what) for what in found[PRETRAINED]}
     numbers = {"table": rows(found), "of the pretrained GPT, more than that of": gained}
-    return Result(findings(gained), picture(found, gained), numbers)
+    levels = {
+        name: {what: interval(values) for what, values in each.items()}
+        for name, each in found.items()
+    }
+    return Result(findings(gained), picture(levels, gained), numbers)
 
 
 def gains(found: dict, what: str) -> dict[str, Interval]:
@@ -72,16 +78,13 @@ def findings(gained: dict[str, dict[str, Interval]]) -> list[Finding]:
     ]
 
 
-def picture(found: dict, gained: dict) -> Figure:
+def picture(levels: dict, gained: dict) -> Figure:
     """What each classifier is worth, and what the pretrained GPT gains over the others."""
     figure, (left, right) = charts.panels(6, 4)
-    levels = {
-        name.replace(" ", "\n", 1): {what: interval(values) for what, values in each.items()}
-        for name, each in found.items()
-    }
-    charts.bars(left, levels, ylabel="of the test plays", title="The genre of a speech")
-    short = {name.replace(" + ", " +\n"): cell for name, cell in gained["macro-F1"].items()}
-    charts.forest(right, short, xlabel="macro-F1", title=f"{PRETRAINED}, more than")
+    groups = {textwrap.fill(name, 12): each for name, each in levels.items()}
+    charts.bars(left, groups, ylabel="of the test plays", title="The genre of a speech")
+    others = {textwrap.fill(name, 12): cell for name, cell in gained["macro-F1"].items()}
+    charts.forest(right, others, xlabel="macro-F1", title=f"{PRETRAINED}, more than")
     return figure
 
 

@@ -74,15 +74,11 @@ def findings(gained: dict[tuple, Interval]) -> list[Finding]:
 
 
 def picture(gained: dict[str, dict[tuple, Interval]]) -> Figure:
-    """What macro-F1 and accuracy gain, by rate."""
+    """What macro-F1 and accuracy gain, by cell."""
     figure, panels = charts.panels(5, 5)
-    for axes, (what, of) in zip(panels, gained.items(), strict=True):
-        series = {f"in the {place}": [of[cell] for cell in each] for place, each in PLACES.items()}
-        charts.lines(axes, RATES, series, apart=0.008)
-        charts.points(axes, [0.112], [of[BOTH]], "in both", style="k^")
-        axes.axhline(0, color="black", linewidth=0.8)
-        axes.set(xlabel="dropout rate", ylabel=f"{what} gained over no dropout")
-        axes.legend(fontsize=8)
+    for axes, (what, cells) in zip(panels, gained.items(), strict=True):
+        rows_of = {f"head {cell[0]:g}, body {cell[1]:g}": each for cell, each in cells.items()}
+        charts.forest(axes, rows_of, xlabel=f"{what} gained over no dropout")
     return figure
 
 
