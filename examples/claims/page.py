@@ -22,21 +22,21 @@ HERE = Path(__file__).parent
 # The chapters of the page: a title, and its scripts in order.
 CHAPTERS: dict[str, list[str]] = {
     "The mechanism": [
-        *("scaling", "randomness", "unscaled_softmax", "missing_scale", "evaluation_mode"),
-        *("forgotten_evaluation", "geometric_mean", "sub_networks"),
-        *("monte_carlo_samples", "co_adaptation", "feature_correlation"),
+        *("scaling", "randomness", "missing_scale", "unscaled_softmax", "evaluation_mode"),
+        *("forgotten_evaluation", "geometric_mean", "sub_networks", "monte_carlo_samples"),
+        *("co_adaptation", "feature_correlation"),
     ],
     "What it does to learning": [
         *("data_size", "gpt_overfitting", "underfitting", "gpt_rates", "image_rates", "placement"),
-        *("interactions", "batch_norm", "schedules", "cost", "norm_order", "block_shapes"),
-        "features",
+        *("interactions", "variance_shift", "batch_norm", "schedules", "cost", "step_time"),
     ],
+    "In a stack of blocks": ["block_shapes", "norm_order", "features"],
     "Variants where they belong": [
         *("convolution", "feature_maps", "selu_moments", "selu", "recurrent", "zoneout"),
         *("drop_connect", "drop_path", "removed_blocks", "learned_rates", "learned_against_fixed"),
         "r_drop",
     ],
-    "Fine-tuning": ["genre"],
+    "Fine-tuning": ["genre", "genre_rates"],
     "Uncertainty": [
         *("uncertainty", "out_of_distribution", "active_learning", "genre_uncertainty"),
         *("gpt_uncertainty", "gpt_other_texts"),
