@@ -40,11 +40,25 @@ def test_a_verdict_by_cells_names_those_where_it_holds():
     assert some == "holds only when the rate is 0.1, 0.5 or 0.7 (not 0.2)"
 
 
+def test_the_crossing_is_where_the_gain_ends_for_good():
+    crossing = load("common.claim").crossing
+    assert crossing((100, 1000, 10_000), [2, 1, -1]) == pytest.approx(10**3.5)
+    assert crossing((100, 1000, 10_000), [-1, 3, -1]) == pytest.approx(1000 * 10**0.75)
+    assert crossing((100, 1000, 10_000), [-1, 1, 2]) is None
+    assert crossing((100, 1000, 10_000), [-1, -1, -2]) is None
+
+
 def test_stacked_splits_are_those_of_their_seeds():
     data = load("common.data")
     both = data.stacked(data.digits, [3, 4])
     assert (both.y_test[1] == data.digits(seed=4).y_test).all()
     assert both.x_train.shape == (2, 900, 64)
+
+
+def test_a_script_has_about_a_hundred_lines():
+    lines = {path.stem: len(path.read_text().splitlines()) for path in CLAIMS.glob("*.py")}
+    lines.pop("page")
+    assert max(lines.values()) <= 130, max(lines, key=lines.get)
 
 
 def test_every_script_is_on_the_page():

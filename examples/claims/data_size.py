@@ -14,7 +14,7 @@ import optax
 from matplotlib.figure import Figure
 
 from common import charts, claim, data
-from common.claim import Finding, Result, by_cell, interval, intervals, listed, verdict
+from common.claim import Finding, Result, by_cell, crossing, interval, intervals, listed, verdict
 from common.nets import accuracy, cross_entropy, fit, grid, mlp, mlp_init
 from dropout_jax import fold
 
@@ -42,6 +42,7 @@ def experiment(scale: claim.Scale) -> Result:
             name: [list(intervals(of_size, rates).values()) for of_size in gain.swapaxes(0, 1)]
             for name, gain in gains.items()
         },
+        "size at which the gain ends": {name: ends(gains[name], sizes, rates) for name in WIDTHS},
     }
     falls = train["wide"] - train["wide"][..., :1]
     return Result(findings(falls, gains, sizes, rates), picture(gains, sizes, rates), numbers)
@@ -70,6 +71,11 @@ def run_of(width: int, steps: int):
     return run
 
 
+def ends(gains, sizes, rates) -> dict[float, float | None]:
+    """The size at which the mean gain of each rate ends for good."""
+    return {rate: crossing(sizes, gains[..., i].mean(0)) for i, rate in enumerate(rates) if rate}
+
+
 def findings(falls, gains, sizes, rates) -> list[Finding]:
     """Of changes of accuracy by seed, size and rate: in training, and in the test by width."""
     falls, wide, narrow = (each[..., 1:] for each in (falls, gains["wide"], gains["narrow"]))
@@ -88,13 +94,15 @@ def findings(falls, gains, sizes, rates) -> list[Finding]:
     mean = wide.mean(-1)  # of the rates
     between = mean[:, 1:-1].mean(1)
     over = {sizes[end]: interval(between - mean[:, end]) for end in (0, -1)}
+    last = {r: f"{at:,.0f}" if at else "-" for r, at in ends(gains["wide"], sizes, rates).items()}
     return [
         by_cell(lowers, SRIVASTAVA, what, falling, among, "+.1%", -1),
         by_cell(raises, SRIVASTAVA, what, rising, among, "+.1%"),
         Finding(
             "The gain is small on the smallest data sets, grows with data, and declines again",
             SRIVASTAVA,
-            f"wide, mean gain at the sizes between over that at {listed(over, '+.2%')}",
+            f"wide, mean gain at the sizes between over that at {listed(over, '+.2%')}; the gain "
+            f"ends at so many examples, by rate: {listed(last, '')}",
             verdict(all(it.positive for it in over.values())),
         ),
         by_cell(little, DEEP_LEARNING, units, little_capacity, "the rate is", "+.1%", -1),
@@ -111,7 +119,7 @@ def picture(gains, sizes, rates) -> Figure:
         by_rate = {rate: 100 * gains[name][..., i] for i, rate in enumerate(rates) if rate}
         series = {f"rate {rate}": intervals(gain, sizes).values() for rate, gain in by_rate.items()}
         charts.lines(axes, at, series, apart=0.06, xticks=at, **names)
-        axes.set_title(f"{units} units a layer")
+        axes.set_title(f"{units} units a layer (the gain ends where a line crosses 0)")
         axes.axhline(0, color="black", linewidth=0.8)
     return figure
 

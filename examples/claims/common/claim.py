@@ -204,3 +204,16 @@ def plain(value: Any) -> Any:
 def intervals(values, names: Iterable) -> dict[Any, Interval]:
     """The interval over seeds, the first axis, of each of the second, by its name."""
     return {name: interval(column) for name, column in zip(names, values.T, strict=True)}
+
+
+def crossing(x, gains) -> float | None:
+    """Where gains that were positive end for good, between two of x on a logarithmic scale.
+
+    None if they are still positive at the largest x, or are so at none.
+    """
+    positive = np.flatnonzero(np.asarray(gains) > 0)
+    if len(positive) == 0 or positive[-1] == len(x) - 1:
+        return None
+    i = positive[-1]
+    share = gains[i] / (gains[i] - gains[i + 1])
+    return float(np.exp(np.log(x[i]) + share * np.log(x[i + 1] / x[i])))
