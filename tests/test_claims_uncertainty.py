@@ -329,9 +329,9 @@ def test_the_genres_verdicts_follow_the_numbers(genre):
     def change(method, amount, names=("ECE", "NLL", "Brier")):
         runs = copy.deepcopy(genre["runs"])
         for run in runs:
-            run["MC dropout"] = copy.deepcopy(run["softmax"])
-            run["MC dropout"]["AUROC"]["information"] = run["softmax"]["AUROC"]["confidence"]
-            run["temperature"], run["ensemble"] = (copy.deepcopy(run["softmax"]) for _ in range(2))
+            for other in ("temperature", "MC dropout", "ensemble"):
+                run[other] = copy.deepcopy(run["softmax"])
+                run[other]["AUROC"]["information"] = run["softmax"]["AUROC"]["confidence"]
             for name in names:
                 run[method]["quality"][name] -= amount
         return [finding.verdict for finding in genre_uncertainty.findings(runs)[:4]]
