@@ -18,7 +18,7 @@ def genre():
 
 @pytest.fixture(scope="module")
 def rates():
-    return load("genre_rates")
+    return load("genre_head_rates")
 
 
 def worth(names, **gains):
@@ -33,30 +33,32 @@ def worth(names, **gains):
 
 def test_verdicts_follow_from_the_differences_seed_by_seed(genre):
     """Which are far smaller than those between seeds."""
-    names = [genre.PRETRAINED, genre.SCRATCH, genre.TFIDF, genre.MAJORITY]
+    names = [genre.PRETRAINED, genre.SCRATCH, genre.TFIDF, genre.MAJORITY, genre.DROPPING]
 
     def verdicts(**gains):
         values = worth(names, **gains)
         gained = {what: genre.gains(values, what) for what in ("macro-F1", "accuracy")}
         return [finding.verdict for finding in genre.findings(gained)]
 
-    assert verdicts() == ["does not hold"] * 2
-    assert verdicts(**{genre.SCRATCH: -0.1, genre.TFIDF: 0.1}) == ["holds", "does not hold"]
-    assert verdicts(**{genre.SCRATCH: 0.1, genre.TFIDF: -0.1}) == ["does not hold", "holds"]
+    no, yes = "does not hold", "holds"
+    assert verdicts() == [no] * 3
+    assert verdicts(**{genre.SCRATCH: -0.1, genre.TFIDF: 0.1}) == [yes, no, no]
+    assert verdicts(**{genre.SCRATCH: 0.1, genre.TFIDF: -0.1}) == [no, yes, no]
+    assert verdicts(**{genre.DROPPING: 0.1}) == [no, no, yes]
+    assert verdicts(**{genre.DROPPING: -0.1}) == [no] * 3
 
 
-def test_a_rate_is_compared_with_no_dropout_of_the_same_place(rates):
-    def findings(**gains):
-        return rates.findings(rates.gains(worth(rates.CELLS, **gains), "macro-F1"))
+def test_a_rate_is_compared_with_no_dropout_of_the_same_seed(rates):
+    def finding(**gains):
+        gained = rates.gains(worth([rates.NONE, "0.1", "0.3"], **gains), "macro-F1")
+        return rates.findings("head", gained)[0]
 
-    assert [finding.verdict for finding in findings()] == ["does not hold"] * 3
-    head = findings(**{"(0.3, 0.0)": 0.1, "(0.0, 0.3)": -0.1})
-    only = "holds only when the rate is 0.3 (not 0.1)"
-    assert [finding.verdict for finding in head] == [only] + ["does not hold"] * 2
-    assert "0.3: +0.1" in head[0].measured
-    assert "0.3: -0.1" in head[1].measured
-    every = findings(**{"(0.0, 0.0)": -0.1})
-    assert [finding.verdict for finding in every] == ["holds"] * 3
+    assert finding().verdict == "does not hold"
+    one = finding(**{"0.3": 0.1, "0.1": -0.1})
+    assert one.verdict == "holds only when the rate is 0.3 (not 0.1)"
+    assert "0.3: +0.1" in one.measured
+    assert "0.1: -0.1" in one.measured
+    assert finding(**{rates.NONE: -0.1}).verdict == "holds"
 
 
 def test_the_body_has_not_read_the_test(monkeypatch):
@@ -99,7 +101,7 @@ def test_labels_are_measured_against_the_test():
 def test_the_smallest_form(genre, tmp_path):
     table = found("genre", tmp_path)["numbers"]["table"]
     numbers = {row["classifier"]: row for row in table}
-    assert len(numbers) == 4
+    assert len(numbers) == 5
     # Three classes and always the same one: its recall is 1, and its precision its share p, so that
     # the macro-F1 is 2p / (1 + p) / 3.
     majority = numbers[genre.MAJORITY]
@@ -107,7 +109,7 @@ def test_the_smallest_form(genre, tmp_path):
     assert f1 == pytest.approx(2 * share / (1 + share) / 3, abs=2e-3)
 
 
-def test_the_smallest_form_of_the_rates(rates, tmp_path, monkeypatch):
+def test_the_smallest_form_of_the_rates_in_the_body(rates, tmp_path, monkeypatch):
     """What is trained drops at the cell's rates, every seed's cells on the same speeches."""
     given, fit = [], rates.fit
 
@@ -116,10 +118,16 @@ def test_the_smallest_form_of_the_rates(rates, tmp_path, monkeypatch):
         return fit(body, data, settings)
 
     monkeypatch.setattr(rates, "fit", spied)
-    table = found("genre_rates", tmp_path)["numbers"]["table"]
-    assert len(table) == len(rates.CELLS) == 6
-    assert [(head, body) for head, body, *_ in given] == [*rates.CELLS] * 2
+    cells = [(0.0, 0.0), *((0.0, rate) for rate in rates.RATES)]
+    table = found("genre_body_rates", tmp_path)["numbers"]["table"]
+    assert len(table) == len(cells)
+    assert [(head, body) for head, body, *_ in given] == cells * 2
     for seed in range(2):
         speeches_of = [data for *_, of, data in given if of == seed]
-        assert len(speeches_of) == len(rates.CELLS)
+        assert len(speeches_of) == len(cells)
         assert all(data == speeches_of[0] for data in speeches_of)
+
+
+def test_the_smallest_form_of_the_rates_in_the_head(rates, tmp_path):
+    table = found("genre_head_rates", tmp_path)["numbers"]["table"]
+    assert [row["classifier"] for row in table] == [rates.NONE, *map(str, rates.RATES)]

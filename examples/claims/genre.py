@@ -25,8 +25,10 @@ from minigpt.classify import fit
 from minigpt.speeches import genres
 
 PRETRAINED, SCRATCH = "pretrained GPT", "GPT from scratch"
+DROPPING = "pretrained GPT, dropout 0.1"  # in head and body, in fine-tuning
 TFIDF, MAJORITY = "tf-idf + logistic regression", "majority class"
 ULMFIT = "Howard and Ruder, ULMFiT, ACL 2018"
+BERT = "Devlin et al., BERT, NAACL 2019: 0.1 everywhere, in fine-tuning as in pretraining"
 
 
 def experiment(scale: claim.Scale) -> Result:
@@ -36,10 +38,16 @@ def experiment(scale: claim.Scale) -> Result:
     runs = []
     for seed in scale.track(range(seeds), "genre of a speech"):
         part, how = sample(data, seed, sizes), settings(seed, steps)
-        fine_tuned, scratch = (fit(each, part, how) for each in (body, body._replace(params=None)))
+        begun = {
+            PRETRAINED: (body, how),
+            SCRATCH: (body._replace(params=None), how),
+            DROPPING: (body, settings(seed, steps, head=0.1, body=0.1)),
+        }
         labels = {
-            PRETRAINED: fine_tuned.predict(part.test.texts),
-            SCRATCH: scratch.predict(part.test.texts),
+            **{
+                name: fit(from_body, part, each).predict(part.test.texts)
+                for name, (from_body, each) in begun.items()
+            },
             TFIDF: baselines.tfidf(part, "balanced"),
             MAJORITY: baselines.majority(part),
         }
@@ -67,14 +75,16 @@ def gains(found: dict, what: str) -> dict[str, Interval]:
 def findings(gained: dict[str, dict[str, Interval]]) -> list[Finding]:
     """The verdicts are by macro-F1."""
 
-    def over(other: str, text: str, source: str) -> Finding:
+    def over(other: str, text: str, source: str, sign: int = 1) -> Finding:
         more = "; ".join(f"{what} {cells[other]:+.3f}" for what, cells in gained.items())
-        measured = f"{PRETRAINED} over {other}: {more}"
-        return Finding(text, source, measured, verdict(gained["macro-F1"][other].positive))
+        gain = gained["macro-F1"][other]
+        holds = gain.positive if sign > 0 else gain.negative
+        return Finding(text, source, f"{PRETRAINED} over {other}: {more}", verdict(holds))
 
     return [
         over(SCRATCH, "A pretrained body beats training from scratch", ULMFIT),
         over(TFIDF, "Fine-tuning a small GPT beats tf-idf", f"{ULMFIT}, of its peers"),
+        over(DROPPING, "Dropout 0.1 in head and body helps fine-tuning", BERT, -1),
     ]
 
 

@@ -1,14 +1,14 @@
 """Uncertainty of a fine-tuned classifier: the genre of a speech, and texts that are no speech.
 
 A GPT (two layers, 48 wide, pretrained on 32 plays) learns comedy, history or tragedy from the first
-64 characters of 4,000 speeches, 240 steps of 32 at 5e-3, with dropout 0.1 in head and body; the
-classes weigh the same, as they are about equally common in the test: 800 speeches of six plays that
-it never read. Three other plays fit the temperature. MC dropout is the mean of 20 passes; an
-ensemble is five classifiers that differ in head, batches and masks, the first being that of the
-other rows. Unknown texts have the lengths of speeches of the test. A seed decides the training
-speeches and its classifiers; body, test and unknown texts are the same for all four. One classifier
-is right for 37 % of the test, as is always saying history; so it was with the first settings, 160
-steps at 2e-3 with dropout 0.2. What is found here is of a classifier that has hardly learned.
+64 characters of 9,000 speeches, 200 steps of 32 at 2e-3, with dropout 0.1 in head and body; classes
+weigh the same. The test is 800 speeches of six plays that it never read; three other plays fit the
+temperature. MC dropout is the mean of 20 passes; an ensemble is five classifiers that differ in
+head, batches and masks, the first being that of the other rows. Unknown texts have the lengths of
+speeches of the test. A seed decides its classifiers. They are right little more often than is
+always saying history (37 %): the first settings, with fewer speeches and seeds 4 and 5, were not at
+all. With four seeds of 300 steps, which take three minutes, the ensemble's mutual information told
+all three texts from speeches better than confidence, by 0.26 to 0.28; three seeds leave that open.
 """
 
 from common import charts, claim, measures
@@ -28,10 +28,10 @@ LEIBIG, SMITH = "Leibig et al., Scientific Reports 2017", "Smith and Gal, UAI 20
 
 def experiment(scale: claim.Scale) -> claim.Result:
     """Fit the classifiers of a seed, predict the test and the unknown texts, and measure."""
-    seeds, steps, passes = scale.pick((3, 4, 3), (4, 240, 20), (10, 800, 50))
-    sizes = scale.pick((60, 30, 40), (4000, 600, 800), (8000, 1800, 3600))
+    seeds, steps, passes = scale.pick((3, 4, 3), (3, 200, 20), (10, 800, 50))
+    sizes = scale.pick((60, 30, 40), (9000, 600, 800), (9000, 1800, 3600))
     body, data = pretrained(scale.pick(4, 1000, 6000)), genres(test=TEST)
-    optim = OptimConfig(5e-3, 5e-4, warmup_steps=steps // 10)
+    optim = OptimConfig(2e-3, 2e-4, warmup_steps=steps // 10)
     settings = {"optim": optim, "steps": steps, "eval_every": steps, "pool": "mean"}
     settings |= {"class_weights": "balanced", "head_dropout": RATE, "dropout": RATE}
     runs = []

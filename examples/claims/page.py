@@ -36,7 +36,7 @@ CHAPTERS: dict[str, list[str]] = {
         *("drop_connect", "drop_path", "removed_blocks", "learned_rates", "learned_against_fixed"),
         "r_drop",
     ],
-    "Fine-tuning": ["genre", "genre_rates"],
+    "Fine-tuning": ["genre", "genre_head_rates", "genre_body_rates"],
     "Uncertainty": [
         *("uncertainty", "out_of_distribution", "active_learning", "genre_uncertainty"),
         *("gpt_uncertainty", "gpt_other_texts"),
