@@ -36,6 +36,12 @@ def rows(results: dict[str, dict]) -> list[dict[str, str]]:
     for setting, name in SETTINGS.items():
         gains = {float(rate): -of(each) for rate, each in losses[name].items()}
         add(setting, "gpt_rates", gains, "nats a character", "+.3f")
+    for place in ("head", "body"):
+        script = f"genre_{place}_rates"
+        of_rate = results[script]["numbers"]["gained"]["macro-F1"]
+        gains = {float(rate): of(each) for rate, each in of_rate.items()}
+        setting = f"GPT classifying speeches, 2,000 examples, its {place}"
+        add(setting, script, gains, "of macro-F1", "+.3f")
     numbers = results["data_size"]["numbers"]
     gained = numbers["test accuracy gained"]
     for width, title in (("wide", "MLP of 128 units"), ("narrow", "MLP of 8 units")):
