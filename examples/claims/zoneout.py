@@ -7,19 +7,15 @@ weights, data and masks; differences are taken seed by seed.
 """
 
 from common.claim import Finding, Result, Scale, main
-from common.memory import lstm, train
+from common.memory import lstm
 from dropout_jax import fold, zoneout
-from recurrent import RATE, above, naive_both, picture
+from recurrent import RATE, above, by_kind, naive_both, picture
 
 KRUEGER = "Krueger et al., Zoneout, ICLR 2017"
 
 
 def experiment(scale: Scale) -> Result:
-    """Train an LSTM without dropout, with a fresh mask at each step, and with zoneout."""
-    seeds, steps = scale.pick(3, 5, 10), scale.pick(3, 500, 2000)
-    jobs = scale.track(KINDS.items(), "kinds of dropout")
-    found = {kind: train(step, seeds, steps) for kind, step in jobs}
-    off, on = ({kind: both[i] for kind, both in found.items()} for i in (0, 1))
+    off, on = by_kind(scale, KINDS)
     numbers = {"dropout off (seed, delay)": off, "dropout on": on}
     return Result(findings(off, on), picture(off, on), numbers)
 
