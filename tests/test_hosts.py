@@ -75,27 +75,30 @@ def finish(folder, begun, run_dir):
     assert codes == [0] * len(begun), "\n".join(logs)
 
 
-def test_losses_are_those_of_one_process_and_rows_are_read_once(folder):
+@pytest.fixture(scope="module")
+def whole(folder):
+    """The losses of one process of four devices."""
     finish(folder, begin(folder, "one", 1, 4), "one")
-    finish(folder, begin(folder, "two", 2, 2), "two")
-    finish(folder, begin(folder, "four", 4, 1), "four")
-    whole, _ = outcome(folder, "one")
-    for run_dir in ("two", "four"):
-        found, _ = outcome(folder, run_dir)
-        assert [record["step"] for record in found] == list(range(2, 21, 2))
-        for one, other in zip(whole, found, strict=True):
-            assert one.keys() == other.keys()
-            np.testing.assert_allclose(list(other.values()), list(one.values()), rtol=1e-6)
+    return outcome(folder, "one")[0]
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.torture)])
+def test_losses_are_those_of_one_process_and_rows_are_read_once(folder, whole, processes):
+    run_dir, share, read = f"of-{processes}", 4 // processes, []
+    finish(folder, begin(folder, run_dir, processes, share), run_dir)
+    found, _ = outcome(folder, run_dir)
+    assert [record["step"] for record in found] == list(range(2, 21, 2))
+    for one, other in zip(whole, found, strict=True):
+        assert one.keys() == other.keys()
+        np.testing.assert_allclose(list(other.values()), list(one.values()), rtol=1e-6)
 
     tokens = load_tokens(folder / "text.txt", "char").train
-    for run_dir, processes in (("two", 2), ("four", 4)):
-        share, read = 4 // processes, []
-        for number in range(processes):
-            lines = (folder / f"{run_dir}-{number}.rows").read_text().splitlines()
-            rows = [row for line in lines for row in json.loads(line)]
-            read.append(np.reshape(rows, (20, share)))
-        expected = [starts(tokens, 1337, step, 4, 16) for step in range(20)]
-        np.testing.assert_array_equal(np.concatenate(read, axis=1), expected)
+    for number in range(processes):
+        lines = (folder / f"{run_dir}-{number}.rows").read_text().splitlines()
+        rows = [row for line in lines for row in json.loads(line)]
+        read.append(np.reshape(rows, (20, share)))
+    expected = [starts(tokens, 1337, step, 4, 16) for step in range(20)]
+    np.testing.assert_array_equal(np.concatenate(read, axis=1), expected)
 
 
 @pytest.mark.torture  # a minute
