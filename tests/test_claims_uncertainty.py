@@ -101,12 +101,18 @@ def detectors(tmp_path_factory):
     return found("out_of_distribution", tmp_path_factory.mktemp("claims"))
 
 
-def test_every_method_is_in_the_tables_with_its_cost(classifiers, detectors):
-    for result in (classifiers, detectors):
-        table = result["numbers"]["table"]
-        assert [row["method"] for row in table] == list(methods.COST)
-        assert {row["training runs"] for row in table} == {1, 5}
-        assert table[-1]["passes"] == "4"
+def test_every_method_is_in_the_table_with_its_cost_and_what_it_detects(classifiers, detectors):
+    table, last = classifiers["numbers"]["table"], list(methods.COST)[-1]
+    assert [row["method"] for row in table] == list(methods.COST)
+    assert {row["training runs"] for row in table} == {1, 5}
+    assert table[-1]["passes"] == "4"
+    for unknown in methods.UNKNOWN:
+        runs = [run[last] for run in detectors["numbers"]["runs"]]
+        means = [
+            f"{np.mean([run[score][unknown] for run in runs]):.3f}"
+            for score in out_of_distribution.SCORES.values()
+        ]
+        assert table[-1][f"AUROC, {unknown}: confidence, information"] == ", ".join(means)
 
 
 def test_identities_between_the_methods(classifiers, detectors):

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from common import charts, claim, measures
 from common.claim import by_cell, listed
-from common.methods import COST, UNKNOWN, of_digits
+from common.methods import UNKNOWN, of_digits
 
 SCORES = {"confidence": "by confidence", "information": "by mutual information"}
 SHOWN = [(method, "confidence") for method in ("softmax", "softmax, dropout net", "MC dropout")]
@@ -19,18 +19,17 @@ SHOWN += [(method, "information") for method in ("MC dropout", "ensemble", "Lapl
 
 
 def experiment(scale: claim.Scale) -> claim.Result:
-    """Train, predict and compare, seed by seed."""
-    runs, _, _, passes = of_digits(scale, *SCORES.values())
+    """Train, predict and compare, seed by seed; the table of uncertainty.py has every method."""
+    runs, *_ = of_digits(scale, *SCORES.values())
+    return claim.Result(findings(runs), picture(runs), {"seeds": len(runs), "runs": runs})
 
-    def columns(method: str) -> dict[str, str]:
-        one_pass = method.startswith(("softmax", "temperature"))  # it disagrees with nothing
-        scores = list(SCORES)[: 1 if one_pass else 2]
-        aurocs = [{score: run[method][SCORES[score]] for score in scores} for run in runs]
-        return measures.auroc_columns(aurocs, tuple(SCORES))
 
-    table = measures.table(COST, passes, columns)
-    numbers = {"table": table, "seeds": len(runs), "runs": runs}
-    return claim.Result(findings(runs), picture(runs), numbers)
+def columns(runs: list[dict], method: str) -> dict[str, str]:
+    """A table's columns of a method: the AUROC by both scores."""
+    one_pass = method.startswith(("softmax", "temperature"))  # it disagrees with nothing
+    scores = list(SCORES)[: 1 if one_pass else 2]
+    aurocs = [{score: run[method][SCORES[score]] for score in scores} for run in runs]
+    return measures.auroc_columns(aurocs, tuple(SCORES))
 
 
 def auroc(runs: list[dict], method: str, score: str) -> list[dict[str, float]]:

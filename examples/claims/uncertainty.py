@@ -9,6 +9,7 @@ weights, batches and masks; the first of them is the network of the other rows.
 
 from matplotlib.figure import Figure
 
+import out_of_distribution as unknown
 from common import charts, claim, measures
 from common.claim import by_cell, interval, listed
 from common.methods import COST, IN, MEMBERS, SHIFTED, of_digits
@@ -22,11 +23,12 @@ LEIBIG = "Leibig et al., Leveraging uncertainty information, Scientific Reports 
 
 def experiment(scale: claim.Scale) -> claim.Result:
     """Train, predict and compare, seed by seed."""
-    runs, curves, fitted, passes = of_digits(scale, IN, SHIFTED)
+    runs, curves, fitted, passes = of_digits(scale, IN, SHIFTED, *unknown.SCORES.values())
 
     def columns(method: str) -> dict[str, str]:
         of_sets = ([run[method][where] for run in runs] for where in (IN, SHIFTED))
-        return measures.columns(next(of_sets)) | measures.columns(next(of_sets), ", 30°")
+        quality = measures.columns(next(of_sets)) | measures.columns(next(of_sets), ", 30°")
+        return quality | unknown.columns(runs, method)
 
     numbers = {"table": measures.table(COST, passes, columns), "seeds": len(runs)}
     numbers |= {"fitted": fitted, "runs": runs, "reliability": curves}
