@@ -95,8 +95,8 @@ def findings(accuracies, labels) -> list[claim.Finding]:
 
     mutual = "Labels chosen by BALD, the mutual information of MC dropout, are worth more than"
     return [
-        against("random", f"{mutual} labels chosen at random."),
-        against("entropy", "BALD chooses better than the entropy of a softmax without MC dropout."),
+        against("random", f"{mutual} labels chosen at random"),
+        against("entropy", "BALD chooses better than the entropy of a softmax without MC dropout"),
     ]
 
 

@@ -92,7 +92,7 @@ def findings(scores) -> list[Finding]:
     found = []
     for kind, other, source in BETTER:
         name = kind if kind == "DropBlock" else f"{kind} dropout"
-        text = f"In convolutional layers {name} generalises better than {other}."
+        text = f"In convolutional layers {name} generalises better than {other}"
         what = f"Points of test accuracy above {other}, by rate"
         found.append(compare(text, source, scores[kind], scores[other], what, "the rate is"))
     return found

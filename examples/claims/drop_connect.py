@@ -79,10 +79,10 @@ def findings(scores, none) -> list[Finding]:
     """DropConnect with a mask each against no dropout, dropout and one mask."""
     units, each, shared = KINDS
     sentences = {
-        "no dropout": "DropConnect generalises better than no dropout.",
-        units: "DropConnect generalises better than dropout.",
+        "no dropout": "DropConnect generalises better than no dropout",
+        units: "DropConnect generalises better than dropout",
         shared: "DropConnect needs a mask for each example: with one for the batch it generalises "
-        "worse.",
+        "worse",
     }
     scores = scores | {"no dropout": dict.fromkeys(RATES, none)}
     what = "Points of test accuracy, a mask each, above {}, by rate"

@@ -87,7 +87,7 @@ def findings(scores) -> list[Finding]:
     uniform = {name: scores[name] for name in ("uniform 0.5", "uniform 0.25")}
     return [
         compare(
-            "Stochastic depth makes a deep residual net generalise better.",
+            "Stochastic depth makes a deep residual net generalise better",
             HUANG,
             dropped,
             dict.fromkeys(dropped, none),
@@ -95,7 +95,7 @@ def findings(scores) -> list[Finding]:
             "the rates are",
         ),
         compare(
-            "Rates that grow linearly with depth generalise better than uniform ones.",
+            "Rates that grow linearly with depth generalise better than uniform ones",
             HUANG,
             dict.fromkeys(uniform, linear),
             uniform,

@@ -60,7 +60,7 @@ def findings(lost, correlation) -> list[Finding]:
     return [
         by_cell(
             "Neighbours in a feature map are correlated, so elementwise dropout removes less of it "
-            "than spatial dropout or DropBlock.",
+            "than spatial dropout or DropBlock",
             TOMPSON,
             f"Neighbours correlate by {interval(correlation):.2f}. Points of test accuracy that a "
             f"kind takes more than elementwise, switched on at {RATE}",

@@ -58,7 +58,7 @@ def findings(runs: list[dict]) -> list[claim.Finding]:
     }
     return [
         claim.Finding(
-            "Mutual information finds texts of another kind better than likelihood and entropy.",
+            "Mutual information finds texts of another kind better than likelihood and entropy",
             "Malinin and Gales, Uncertainty estimation in autoregressive structured prediction, "
             "ICLR 2021 (of ensembles)",
             "AUROC per window of MC dropout's mutual information less that of the softmax's "

@@ -41,7 +41,7 @@ def findings(runs: list[dict]) -> list[claim.Finding]:
     return [
         claim.Finding(
             "The mean of many passes with dropout predicts the next token better than one pass "
-            "without.",
+            "without",
             "Gal and Ghahramani, A theoretically grounded application of dropout in recurrent "
             "neural networks, NeurIPS 2016",
             f"Loss without dropout {loss:.3f} nats a character; with MC dropout it is lower by "
@@ -49,7 +49,7 @@ def findings(runs: list[dict]) -> list[claim.Finding]:
             claim.verdict(lower["NLL"].positive),
         ),
         claim.Finding(
-            "MC dropout is better calibrated than the softmax, for a GPT's next character.",
+            "MC dropout is better calibrated than the softmax, for a GPT's next character",
             "Gal and Ghahramani, Dropout as a Bayesian approximation, ICML 2016",
             f"ECE of the softmax {ece[0]:.3f}, of MC dropout {ece[1]:.3f}; lower by "
             f"{lower['ECE']:.4f}.",

@@ -61,7 +61,7 @@ def findings(scores) -> list[Finding]:
     found = []
     for rate in FIXED:
         other = f"{rate} everywhere" if rate else "no dropout"
-        text = f"Learned rates generalise better than {other}."
+        text = f"Learned rates generalise better than {other}"
         what = f"Points of test accuracy above {other}, by examples"
         ours, theirs = scores["learned"], scores[rate]
         found.append(compare(text, GAL, ours, theirs, what, "the examples are"))

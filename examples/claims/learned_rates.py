@@ -88,7 +88,7 @@ def falls(rates) -> Finding:
         for i, (few, more) in enumerate(itertools.pairwise(SIZES))
     }
     what = "Change of the rate learned from 0.1, by layer and examples"
-    text, condition = "The learned rate falls as data grows.", "what grows is the data of"
+    text, condition = "The learned rate falls as data grows", "what grows is the data of"
     return by_cell(text, GAL, what, cells, condition, sign=-1)
 
 
@@ -96,7 +96,7 @@ def forgets_start(rates) -> Finding:
     """Whether the rates learned, for (start, seed, size, layer), depend on their start."""
     gaps = abs(rates[0] - rates[1]).max(-1)
     beyond = {size: interval(gaps[:, i] - MARGIN) for i, size in enumerate(SIZES)}
-    text = f"The rate is learned: what it starts from does not matter (within {MARGIN})."
+    text = f"The rate is learned: what it starts from does not matter (within {MARGIN})"
     what = f"A layer's largest difference, from 0.1 or 0.5, minus {MARGIN}, by examples"
     return by_cell(text, GAL, what, beyond, "the examples are", sign=-1)
 

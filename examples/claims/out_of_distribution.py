@@ -47,7 +47,7 @@ def findings(runs: list[dict]) -> list[claim.Finding]:
     """The claim, decided by differences seed by seed."""
     return [
         by_cell(
-            "Mutual information tells the unknown better than softmax confidence.",
+            "Mutual information tells the unknown better than softmax confidence",
             "Gal, Uncertainty in deep learning, 2016; Smith and Gal, UAI 2018",
             "AUROC of MC dropout's mutual information less that of its own confidence: "
             f"{listed(gain(runs, 'MC dropout'), '.3f')}; less that of the same network's softmax",

@@ -86,7 +86,7 @@ def findings(accuracy, inconsistency) -> list[Finding]:
             found.append(compare(text, LIANG, accuracy[ours], accuracy[other], what, condition))
     ours, plain = (inconsistency[method] for method in ("R-Drop, 5", "two passes"))
     change = {size: interval(ours[size] / plain[size] - 1) for size in SIZES}
-    text = "R-Drop makes the net with dropout agree more with the net without."
+    text = "R-Drop makes the net with dropout agree more with the net without"
     what = "Change of their divergence on unseen examples, weight 5 against two passes, by examples"
     return [*found, by_cell(text, LIANG, what, change, condition, "+.0%", sign=-1)]
 

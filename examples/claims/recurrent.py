@@ -56,13 +56,13 @@ KINDS = {"none": lstm, "naive, h": naive, "naive, h and c": naive_both, "locked"
 def findings(off, on) -> list[Finding]:
     """The naive kinds against no dropout, and locked against them."""
     h, c = "naive, h", "naive, h and c"
-    training = "In training (dropout on), too, locked dropout remembers more than one on h."
+    training = "In training (dropout on), too, locked dropout remembers more than one on h"
     return [
-        above("A fresh mask at each step on h makes an LSTM forget.", ZAREMBA, off, "none", h),
-        above("A fresh mask at each step on h and c makes it forget.", ZAREMBA, off, "none", c),
-        above("Locked dropout remembers more than a fresh mask on h.", GAL, off, "locked", h),
+        above("A fresh mask at each step on h makes an LSTM forget", ZAREMBA, off, "none", h),
+        above("A fresh mask at each step on h and c makes it forget", ZAREMBA, off, "none", c),
+        above("Locked dropout remembers more than a fresh mask on h", GAL, off, "locked", h),
         above(training, GAL, on, "locked", h),
-        above("Locked dropout remembers more than a fresh mask on h and c.", GAL, off, "locked", c),
+        above("Locked dropout remembers more than a fresh mask on h and c", GAL, off, "locked", c),
     ]
 
 

@@ -54,7 +54,7 @@ def findings(scores) -> list[Finding]:
     }
     return [
         compare(
-            "A net trained with layers dropped can lose layers at evaluation.",
+            "A net trained with layers dropped can lose layers at evaluation",
             FAN,
             lost[0.5],
             lost[0.0],

@@ -65,7 +65,7 @@ def findings(scores, none) -> list[Finding]:
     told = "; ".join(f"{kind}, {listed(cells, '.1%')}" for kind, cells in fitted.items())
     return [
         compare(
-            "In a deep SELU net alpha dropout generalises better than plain of the same rate.",
+            "In a deep SELU net alpha dropout generalises better than plain of the same rate",
             f"{SOURCE}; Keras docs of AlphaDropout",
             scores["test"]["alpha"],
             scores["test"]["plain"],

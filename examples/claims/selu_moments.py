@@ -31,9 +31,9 @@ def experiment(scale: Scale) -> Result:
     none = {0: moments["alpha"].pop(0)}
     del moments["plain"][0]
     found = [
-        keeps(none, "SELU keeps mean 0 and variance 1 through twenty layers."),
-        keeps(moments["alpha"], "Alpha dropout keeps them, too."),
-        keeps(moments["plain"], "Plain dropout does not keep them.", denied=True),
+        keeps(none, "SELU keeps mean 0 and variance 1 through twenty layers"),
+        keeps(moments["alpha"], "Alpha dropout keeps them, too"),
+        keeps(moments["plain"], "Plain dropout does not keep them", denied=True),
     ]
     moments = {"no dropout": none, **moments}
     numbers = {kind: {r: x.mean(0) for r, x in of.items()} for kind, of in moments.items()}

@@ -59,32 +59,32 @@ def findings(runs: list[dict]) -> list[claim.Finding]:
     selective = {name.removeprefix("selective "): cell for name, cell in held_back.items()}
     return [
         by_cell(
-            "MC dropout is better calibrated than the softmax of the same network.",
+            "MC dropout is better calibrated than the softmax of the same network",
             *(GAL, "How much lower MC dropout is", calibration, "measured by", ".3f"),
         ),
         by_cell(
-            "Deep ensembles beat MC dropout.",
+            "Deep ensembles beat MC dropout",
             ENSEMBLES,
             f"How much lower {MEMBERS} networks trained with dropout are: "
             f"{listed(of_dropout_nets, '.3f')}; {MEMBERS} trained without",
             *(ensembles, "measured by", ".3f"),
         ),
         claim.Finding(
-            "Temperature scaling is enough for calibration in distribution.",
+            "Temperature scaling is enough for calibration in distribution",
             GUO,
             f"It lowers the ECE by {gain:.3f}; above the ECE that exactly right probabilities show "
             f"on as many images: {excess[IN]:.3f} (enough: the interval below 0.01).",
             claim.verdict(gain.positive and excess[IN].high < 0.01),
         ),
         claim.Finding(
-            "A temperature fitted in distribution does not calibrate what is shifted.",
+            "A temperature fitted in distribution does not calibrate what is shifted",
             OVADIA,
             f"On {SHIFTED} its ECE is above that of exactly right probabilities by "
             f"{excess[SHIFTED]:.3f} (calibrated: not above 0.01).",
             claim.verdict(excess[SHIFTED].low > 0.01),
         ),
         by_cell(
-            "MC dropout knows better than softmax which answers to hold back.",
+            "MC dropout knows better than softmax which answers to hold back",
             LEIBIG,
             "Accuracy on the 80 % most confident, MC dropout less the softmax of the same network",
             *(selective, "measured", ".2%"),

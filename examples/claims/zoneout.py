@@ -34,8 +34,8 @@ KINDS = {"none": lstm, "naive, h and c": naive_both, "zoneout": kept}
 
 def findings(off, on) -> list[Finding]:
     """Zoneout against a fresh mask on both states, with dropout off and on."""
-    text = "Zoneout remembers more than a fresh mask on h and c."
-    training = "In training (dropout on), too, zoneout remembers more than a fresh mask."
+    text = "Zoneout remembers more than a fresh mask on h and c"
+    training = "In training (dropout on), too, zoneout remembers more than a fresh mask"
     ours, theirs = "zoneout", "naive, h and c"
     return [
         above(text, KRUEGER, off, ours, theirs),
