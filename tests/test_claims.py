@@ -40,6 +40,25 @@ def test_a_verdict_by_cells_names_those_where_it_holds():
     assert some == "holds only when the rate is 0.1, 0.5 or 0.7 (not 0.2)"
 
 
+def test_a_fall_is_what_a_claim_of_a_fall_wants():
+    claim = load("common.claim")
+    fall, rise = claim.Interval(-2, -3, -1), claim.Interval(2, 1, 3)
+    assert -fall == rise
+    assert rise.percent() == claim.Interval(200, 100, 300)
+    up = claim.by_cell("it rises", "a book", "points", {0.1: fall, 0.5: rise}, "the rate is", ".0f")
+    assert up.measured == "points: 0.1: -2 (-3 to -1), 0.5: 2 (1 to 3)"
+    assert up.verdict == "holds only when the rate is 0.5 (not 0.1)"
+    down = claim.by_cell("it falls", "a book", "points", {0.1: fall}, "the rate is", sign=-1)
+    assert down.verdict == claim.HOLDS
+
+
+def test_intervals_are_of_columns_and_over_seeds():
+    claim = load("common.claim")
+    values = np.array([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]])
+    found = claim.intervals(values, ["one", "ten"])
+    assert found == {"one": claim.interval([1, 2, 3]), "ten": claim.interval([10, 20, 30])}
+
+
 def test_the_crossing_is_where_the_gain_ends_for_good():
     crossing = load("common.claim").crossing
     assert crossing((100, 1000, 10_000), [2, 1, -1]) == pytest.approx(10**3.5)
