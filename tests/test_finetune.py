@@ -344,14 +344,18 @@ BEGINNING = [
     *(["replace", 2], ["replace after", 2], ["replace", 3]),
 ]
 LATER = [["batch", 2], ["rename", 1], ["evaluation", 3], ["record after", 2], ["copy after", 2]]
+FEW = [["replace", 2], ["rename after", 1], ["batch", 2], ["copy after", 2]]
 
 
-def test_kills_change_nothing(folder, tmp_path_factory):
+@pytest.mark.parametrize(
+    "plans", [FEW, pytest.param([*BEGINNING, *LATER], marks=pytest.mark.torture)], ids=len
+)
+def test_kills_change_nothing(folder, tmp_path_factory, plans):
     cache = tmp_path_factory.mktemp("compiled")
     undisturbed = shutil.copytree(folder, tmp_path_factory.mktemp("undisturbed") / "x")
     disturbed(undisturbed, [], cache)
-    ends = disturbed(folder, [[*plan, KILL] for plan in (*BEGINNING, *LATER)], cache)
-    assert kills(ends) == len(BEGINNING) + len(LATER)
+    ends = disturbed(folder, [[*plan, KILL] for plan in plans], cache)
+    assert kills(ends) == len(plans)
     assert outcome(folder / "out") == outcome(undisturbed / "out")
 
 
