@@ -86,6 +86,10 @@ def test_data_size(tmp_path):
     for name in ("wide", "narrow"):
         for by_rate in numbers["test accuracy gained"][name]:
             assert by_rate[0] == {"mean": 0, "95 %": [0, 0]}  # rate 0 against itself
+        gained = [by_rate[1]["mean"] for by_rate in numbers["test accuracy gained"][name]]
+        ends = load("common.claim").crossing(numbers["sizes"], gained)
+        told = numbers["size at which the gain ends"][name]["0.5"]
+        assert told == (ends and pytest.approx(ends, rel=1e-3))
     # Of 50 examples and no dropout, the wide network misses less in training than with masks on.
     without, dropped = numbers["training accuracy"]["wide"][0]
     assert dropped < without

@@ -1,24 +1,20 @@
-"""The classifier: padding, frozen parameters, exact repeats, its folder, its data, its command."""
+"""The classifier: padding, frozen parameters, exact repeats, its folder, its command."""
 
-import csv
 import dataclasses
-import io
 import json
-import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from rich.console import Console
-from tiny import MODEL, TEXT, with_dropout
+from tiny import DATA, MODEL, TEXT, with_dropout
 
-from minigpt import baselines, cli, corpus, report, scores, speeches
+from minigpt import baselines, cli
 from minigpt.classifier import Classifier, pooled
 from minigpt.classify import Body, fit, load, places
 from minigpt.config import ClassifyConfig, DropoutConfig, OptimConfig
-from minigpt.labelled import Labelled, Split, pad, read_csv
+from minigpt.labelled import Labelled, Split, pad
 from minigpt.model import GPT, set_rates
 from minigpt.tokenizer import Tokenizer
 
@@ -27,19 +23,6 @@ BODY = Body(MODEL, 4, TOKENIZER, None)
 SETTINGS = ClassifyConfig(
     steps=40, batch_size=6, eval_every=10, optim=OptimConfig(2e-2, 2e-3, warmup_steps=5)
 )
-
-
-def texts(count):
-    """Texts of a and c, and texts of b and c."""
-    random = np.random.default_rng(count)
-    labels = ["with a" if i % 2 else "with b" for i in range(count)]
-    letters = [random.choice([label[-1], "c"], 5 + i % 9) for i, label in enumerate(labels)]
-    return Labelled(
-        [label[-1] + "".join(some) for label, some in zip(labels, letters, strict=True)], labels
-    )
-
-
-DATA = Split(texts(48), texts(20), texts(24))
 
 
 @pytest.fixture(scope="module")
@@ -221,156 +204,6 @@ def test_a_key_gives_the_model_dropout_at_its_rates(trained, key):
     assert trained.model.rate == SETTINGS.head_dropout
     assert trained.model.body.config.dropout.embed == SETTINGS.dropout
     assert not same(trained.model(*rows, key=key), trained.model(*rows, key=None))
-
-
-# Its data.
-
-
-def test_texts_are_cut_padded_and_their_lengths_told():
-    rows = pad(TOKENIZER, ["abc", "aaaaaac"], 5)
-    assert rows.tokens.tolist() == [[0, 1, 2, 0, 0], [0] * 5]
-    assert rows.lengths.tolist() == [3, 5]
-    with pytest.raises(ValueError, match=r"example 2, 'axb': text has 'x'.*--unknown drop"):
-        pad(TOKENIZER, ["a", "axb"], 5)
-    assert pad(TOKENIZER, ["axb", "xxxxxc"], 2, drop_unknown=True).lengths.tolist() == [2, 1]
-    with pytest.raises(ValueError, match="example 1 is not allowed: no character of 'x' is left"):
-        pad(TOKENIZER, ["x"], 5, drop_unknown=True)
-    euro = pad(Tokenizer(None), ["€uro"], 3)
-    assert bytes(euro.tokens[0].tolist()) == "€".encode()
-
-
-def test_a_file_is_split_by_label_and_every_row_is_in_one_part(tmp_path):
-    path = tmp_path / "x.csv"
-    rows = [f'"text, {i}",{"rare" if i % 10 == 0 else "common"}' for i in range(100)]
-    path.write_text("\ufefftext,label\r\n" + "\r\n".join(rows), newline="")
-    found = read_csv(path, seed=1)
-    assert [part.labels.count("common") for part in found] == [72, 9, 9]
-    assert [part.labels.count("rare") for part in found] == [8, 1, 1]
-    everything = [text for part in found for text in part.texts]
-    assert sorted(everything) == sorted(f"text, {i}" for i in range(100))
-    assert read_csv(path, seed=1) == found
-    assert read_csv(path, seed=2) != found
-
-
-def test_a_text_may_be_long(tmp_path):
-    """Longer than Python's csv allows by itself, which is left as it was."""
-    path, limit = tmp_path / "x.csv", csv.field_size_limit()
-    path.write_text("text,label,split\n" + f"{'a' * 2 * limit},b,train\n")
-    assert [len(text) for text in read_csv(path, seed=1).train.texts] == [2 * limit]
-    assert csv.field_size_limit() == limit
-
-
-def test_a_column_split_decides(tmp_path):
-    path = tmp_path / "x.csv"
-    path.write_text("split,label,text\ntrain,a,one\ntest,a,two\nvalidation,b,three\ntrain,b,four\n")
-    found = read_csv(path, seed=1)
-    assert found == Split(*map(Labelled, (["one", "four"], ["three"], ["two"]),
-                               (["a", "b"], ["b"], ["a"])))  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("content", "told"),
-    [
-        ("text,kind\na,b\n", "lacks the column 'label'.*names \\['text', 'kind'\\]"),
-        ("", "lacks the column 'text'"),
-        ("text,label,text\na,b,c\n", "has the column 'text' more than once"),
-        ("text,label\na,b\na\n", "line 3: there must be a cell for each column"),
-        ("text,label\na,b,c\n", "line 2: there must be a cell"),
-        ("text,label\n ,b\n", "line 2: text is empty"),
-        ("text,label\na, \n", "line 2: label is empty"),
-        ("text,label,split\na,b,dev\n", "line 2: split='dev' is not allowed: it is one of train"),
-        ("text,label\na,b\na,b\n", "label 'b' has 2 rows: it must have at least 3"),
-        ('text,label\n"a"b,c\n', "after line 1: this is not CSV"),
-    ],
-)
-def test_a_bad_file_is_an_error_that_says_where(content, told, tmp_path):
-    path = tmp_path / "x.csv"
-    path.write_text(content)
-    with pytest.raises(ValueError, match=told):
-        read_csv(path, seed=1)
-
-
-def test_no_play_is_in_two_parts_and_the_test_was_not_pretrained_on():
-    plays, found = corpus.plays(), speeches.genres()
-    texts = dict(zip(Split._fields, found, strict=True))
-    for part, names in (("test", speeches.TEST), ("validation", speeches.VALIDATION)):
-        inside = "".join(plays[name] for name in names)
-        assert all(text in inside for text in texts[part].texts[::10])
-        assert set(texts[part].labels) == set(speeches.GENRES.values())
-    held = "".join(plays[name] for name in (*speeches.TEST, *speeches.VALIDATION))
-    long = [text for text in texts["train"].texts if len(text) > 100]
-    assert len(long) > 4000
-    assert not any(text in held for text in long[::50])
-    seen = corpus.load().train
-    assert not any(text in seen for text in texts["test"].texts[::20] if len(text) > 100)
-    with pytest.raises(ValueError, match="'twelfth-night' is not allowed: it is in test and"):
-        speeches.genres(validation=("twelfth-night",))
-    with pytest.raises(ValueError, match="'cymbeline' is not allowed: the plays are"):
-        speeches.genres(test=("cymbeline",))
-
-
-def test_parts_must_hold_what_they_are_for():
-    with pytest.raises(ValueError, match="the test part is empty"):
-        DATA._replace(test=Labelled([], [])).classes()
-    with pytest.raises(ValueError, match="label 'new' is not in the training part"):
-        DATA._replace(test=Labelled(["a"], ["new"])).classes()
-    with pytest.raises(ValueError, match="there must be at least two"):
-        Split(*[Labelled(["a"], ["only"])] * 3).classes()
-
-
-def test_texts_of_the_test_that_are_in_another_part_are_counted():
-    one, two, three = (Labelled(list(part), ["a"] * len(part)) for part in ("ab", "cc", "bcdb"))
-    assert Split(one, two, three).leaked() == 3
-    assert Split(one, two, Labelled(["d"], ["a"])).leaked() == 0
-
-
-# Its report.
-
-
-def test_scores_by_hand():
-    found = scores.scores(list("aaabbc"), list("aabbba"), ("a", "b", "c"))
-    assert found.confusion == [[2, 1, 0], [0, 2, 0], [1, 0, 0]]
-    assert found.accuracy == pytest.approx(4 / 6)
-    assert found.classes["a"] == pytest.approx(
-        {"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "support": 3}
-    )
-    assert found.classes["c"] == {"precision": 0, "recall": 0, "f1": 0, "support": 1}
-    assert found.macro_f1 == pytest.approx((2 / 3 + 4 / 5) / 3)
-
-
-def test_a_label_that_a_part_lacks_costs_nothing():
-    """All answers are right, so the F1 of those labels that there are is 1."""
-    found = scores.scores(list("aab"), list("aab"), ("a", "b", "c"))
-    assert (found.accuracy, found.macro_f1) == (1, 1)
-    supports = [each["support"] for each in found.classes.values()]
-    assert json.dumps(supports) == "[2, 1, 0]"
-    assert scores.scores(list("aab"), list("aac"), ("a", "b", "c")).macro_f1 == pytest.approx(1 / 3)
-
-
-def test_labels_are_shown_as_they_are():
-    """Not as rich's markup or emoji."""
-    labels = ("[red]", ":heart:")
-    found = scores.scores(list(labels), list(labels), labels)
-    console = Console(file=io.StringIO(), width=200, record=True)
-    report.show({"GPT": found}, console)
-    shown = console.export_text()
-    assert all(shown.count(label) == 2 for label in labels)
-
-
-def test_a_label_that_the_font_lacks_is_drawn_without_a_word(tmp_path):
-    found = scores.scores(["\U00020000", "b"], ["b", "b"], ("\U00020000", "b"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        report.plot_confusion(found, tmp_path / "x.png", "title")
-    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_baselines():
-    assert baselines.majority(DATA._replace(train=Labelled(["a"] * 3, ["x", "y", "y"]))) == (
-        ["y"] * 24
-    )
-    spaced = Split(*(Labelled([" ".join(text) for text in p.texts], p.labels) for p in DATA))
-    assert baselines.tfidf(spaced) == DATA.test.labels
 
 
 # Its command.

@@ -1,9 +1,12 @@
-"""A GPT and a text small enough for tests."""
+"""A GPT, a text and labelled texts small enough for tests."""
 
 import dataclasses
 
+import numpy as np
+
 from minigpt import checkpoint, metrics
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
+from minigpt.labelled import Labelled, Split
 
 TIMED = ("tokens_per_s", "elapsed_s")
 SITES = [field.name for field in dataclasses.fields(DropoutConfig)]
@@ -37,3 +40,16 @@ def outcome(folder):
     ]
     names = {path.name for path in run_dir.iterdir()}
     return arrays, records, steps, names
+
+
+def texts(count):
+    """Texts of a and c, and texts of b and c."""
+    random = np.random.default_rng(count)
+    labels = ["with a" if i % 2 else "with b" for i in range(count)]
+    letters = [random.choice([label[-1], "c"], 5 + i % 9) for i, label in enumerate(labels)]
+    return Labelled(
+        [label[-1] + "".join(some) for label, some in zip(labels, letters, strict=True)], labels
+    )
+
+
+DATA = Split(texts(48), texts(20), texts(24))

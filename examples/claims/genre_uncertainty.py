@@ -14,13 +14,13 @@ The claim on it was added after the first picture.
 
 from common import charts, claim, measures
 from common.claim import by_cell, interval
-from common.methods import COST, of_classifiers
-from common.speech import TEST, pretrained, sample
+from common.methods import COST, MEMBERS
+from common.speech import TEST, pretrained, sample, settings
+from common.text_methods import of_classifiers
 from minigpt.classify import fit
-from minigpt.config import ClassifyConfig, OptimConfig
 from minigpt.speeches import genres
 
-RATE, MEMBERS = 0.1, 5
+RATE = 0.1
 METHODS = {name: COST[name] for name in ("softmax", "temperature", "ensemble", "MC dropout")}
 GAL, GUO = "Gal and Ghahramani, ICML 2016", "Guo et al., ICML 2017"
 DEEP, HENDRYCKS = "Lakshminarayanan et al., NeurIPS 2017", "Hendrycks and Gimpel, ICLR 2017"
@@ -32,14 +32,14 @@ def experiment(scale: claim.Scale) -> claim.Result:
     seeds, steps, passes = scale.pick((3, 4, 3), (3, 200, 20), (10, 800, 50))
     sizes = scale.pick((60, 30, 40), (9000, 600, 800), (9000, 1800, 3600))
     body, data = pretrained(scale.pick(4, 1000, 6000)), genres(test=TEST)
-    optim = OptimConfig(2e-3, 2e-4, warmup_steps=steps // 10)
-    settings = {"optim": optim, "steps": steps, "eval_every": steps, "pool": "mean"}
-    settings |= {"class_weights": "balanced", "head_dropout": RATE, "dropout": RATE}
     runs = []
     for seed in scale.track(range(seeds), "classifiers"):
         part = sample(data, seed, sizes)
-        seeds_of = [ClassifyConfig(seed=MEMBERS * seed + i, **settings) for i in range(MEMBERS)]
-        members = [fit(body, part, each) for each in seeds_of]
+        ways = [
+            settings(MEMBERS * seed + i, steps, RATE, RATE, learning_rate=2e-3)
+            for i in range(MEMBERS)
+        ]
+        members = [fit(body, part, way) for way in ways]
         runs.append(of_classifiers(members, part, scale.pick(10, 200, 600), seed, passes))
 
     def measured(method: str) -> dict[str, str]:

@@ -6,14 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.ndimage
-from flax import nnx
 
 from common import data, measures, nets
 from common.claim import Scale
-from common.texts import beside
 from dropout_jax import fit_temperature, fold, mc_dropout, mutual_information
-from minigpt.classify import Trained
-from minigpt.labelled import Rows, Split
 
 RATE, MEMBERS, PRIORS = 0.5, 5, (1.0, 10.0, 100.0, 1000.0)
 # By method: training runs and forward passes.
@@ -149,33 +145,3 @@ def measured(p, information, labels, key):
     for by, score in (("by confidence", doubt), ("by mutual information", information)):
         found[by] = {name: measures.told_apart(score[IN], score[name]) for name in UNKNOWN}
     return found
-
-
-def of_classifiers(members: list[Trained], data: Split, rows: int, seed: int, passes: int) -> dict:
-    """What measures.judged finds of classifiers of texts: of the test, and of `rows` unknown."""
-    first, speeches = members[0], data.test.texts
-    held, labels = (jnp.array(list(map(first.labels.index, part.labels))) for part in data[1:])
-    warm = fit_temperature(first.logits(first.rows(data.validation.texts)), held)
-    sets = {"speeches": speeches} | beside(speeches[:rows], first.tokenizer.alphabet)
-    stacks = {}
-    for name, texts in sets.items():
-        inputs, key = first.rows(texts), fold(jax.random.key(seed), name)
-        logits = jnp.stack([member.logits(inputs) for member in members])
-        stacks[name] = {
-            "softmax": jax.nn.softmax(logits[:1]),
-            "temperature": jax.nn.softmax(logits[:1] / warm),
-            "MC dropout": drawn(*nnx.split(first.model), inputs, key, passes),
-            "ensemble": jax.nn.softmax(logits),
-        }
-    return measures.judged(stacks, labels)
-
-
-@functools.partial(jax.jit, static_argnames=("graph", "passes"))
-def drawn(graph, params, rows: Rows, key, passes: int):
-    """Probabilities of MC dropout, (passes, rows, classes)."""
-    model = nnx.merge(graph, params)
-
-    def predict(key):
-        return jax.nn.softmax(model(rows.tokens, rows.lengths, key=key))
-
-    return mc_dropout(predict, key, passes, batch_size=1)

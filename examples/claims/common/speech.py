@@ -40,9 +40,11 @@ def sample(data: Split, seed: int, sizes: tuple[int, int, int]) -> Split:
     return Split(*parts)
 
 
-def settings(seed: int, steps: int, head: float = 0.0, body: float = 0.0) -> ClassifyConfig:
+def settings(
+    seed: int, steps: int, head: float = 0.0, body: float = 0.0, learning_rate: float = 5e-3
+) -> ClassifyConfig:
     """Fine-tuning at a rate in the head and one in the body, to its last step."""
-    optim = OptimConfig(5e-3, 5e-4, warmup_steps=steps // 10)
+    optim = OptimConfig(learning_rate, learning_rate / 10, warmup_steps=steps // 10)
     whole = ClassifyConfig(seed=seed, steps=steps, eval_every=steps, batch_size=32, optim=optim)
     rates = {"head_dropout": head, "dropout": body}
     return dataclasses.replace(whole, class_weights="balanced", pool="mean", **rates)

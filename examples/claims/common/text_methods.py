@@ -1,0 +1,43 @@
+"""Ways to be unsure of a text's class: what softmax, MC dropout and an ensemble make of texts."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from common import measures
+from common.texts import beside
+from dropout_jax import fit_temperature, fold, mc_dropout
+from minigpt.classify import Trained
+from minigpt.labelled import Rows, Split
+
+
+def of_classifiers(members: list[Trained], data: Split, rows: int, seed: int, passes: int) -> dict:
+    """What measures.judged finds of classifiers of texts: of the test, and of `rows` unknown."""
+    first, speeches = members[0], data.test.texts
+    held, labels = (jnp.array(list(map(first.labels.index, part.labels))) for part in data[1:])
+    warm = fit_temperature(first.logits(first.rows(data.validation.texts)), held)
+    sets = {"speeches": speeches} | beside(speeches[:rows], first.tokenizer.alphabet)
+    stacks = {}
+    for name, texts in sets.items():
+        inputs, key = first.rows(texts), fold(jax.random.key(seed), name)
+        logits = jnp.stack([member.logits(inputs) for member in members])
+        stacks[name] = {
+            "softmax": jax.nn.softmax(logits[:1]),
+            "temperature": jax.nn.softmax(logits[:1] / warm),
+            "MC dropout": drawn(*nnx.split(first.model), inputs, key, passes),
+            "ensemble": jax.nn.softmax(logits),
+        }
+    return measures.judged(stacks, labels)
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "passes"))
+def drawn(graph, params, rows: Rows, key, passes: int):
+    """Probabilities of MC dropout, (passes, rows, classes)."""
+    model = nnx.merge(graph, params)
+
+    def predict(key):
+        return jax.nn.softmax(model(rows.tokens, rows.lengths, key=key))
+
+    return mc_dropout(predict, key, passes, batch_size=1)
