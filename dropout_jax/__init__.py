@@ -1,11 +1,7 @@
 """Every kind of dropout as a pure function of an explicit key."""
 
 from dropout_jax._apply import apply_mask
-from dropout_jax.attention import (
-    attention_implementation,
-    dot_product_attention,
-    dropkey_bias,
-)
+from dropout_jax.attention import attention_implementation, dot_product_attention, dropkey_bias
 from dropout_jax.elementwise import (
     alpha_dropout,
     dropout,
@@ -13,22 +9,16 @@ from dropout_jax.elementwise import (
     gaussian_dropout,
     masked_dropout,
 )
-from dropout_jax.keys import fold
 from dropout_jax.learned import (
     concrete_dropout,
     concrete_dropout_penalty,
     variational_dropout,
     variational_dropout_kl,
 )
-from dropout_jax.masks import keep_mask
 from dropout_jax.passes import multi_sample_dropout, r_drop_divergence
 from dropout_jax.paths import drop_connect, drop_path, layer_drop, zoneout
-from dropout_jax.schedules import (
-    curriculum_dropout,
-    early_dropout,
-    late_dropout,
-    linear_over_depth,
-)
+from dropout_jax.random import fold, keep_mask
+from dropout_jax.schedules import curriculum_dropout, early_dropout, late_dropout, linear_over_depth
 from dropout_jax.structured import (
     drop_block,
     embedding_dropout,

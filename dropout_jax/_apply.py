@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dropout_jax import _checks, masks
+from dropout_jax import _validation, random
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Inexact
@@ -47,16 +47,16 @@ def apply_mask(x, keep, rate=None, *, scale=None) -> Inexact[Array, "..."]:
       >>> apply_mask(jnp.array([1.0, 2.0, 3.0]), jnp.array([True, False, True]), 0.5)
       Array([2., 0., 6.], dtype=float32)
     """
-    x = _checks.array(x)
-    keep = _checks.mask(keep, x.shape)
+    x = _validation.array(x)
+    keep = _validation.mask(keep, x.shape)
     if scale is not None:
         if rate is not None:
             remedy = "Leave the rate out: it would only scale."
-            _checks.fail(TypeError, "scale", scale, "given instead of a rate", remedy)
+            _validation.fail(TypeError, "scale", scale, "given instead of a rate", remedy)
         exact = np.float64(scale) if isinstance(scale, float) else scale
-        scale = _checks.scalar(exact, "scale").astype(compute_dtype(x))
+        scale = _validation.scalar(exact, "scale").astype(compute_dtype(x))
         return in_sharding_of(x, select_scaled)(keep, x, scale)
-    rate = jnp.float32(_checks.rate(rate))
+    rate = jnp.float32(_validation.rate(rate))
     return in_sharding_of(x, select_and_scale)(x, keep, rate)
 
 
@@ -86,13 +86,13 @@ def with_mask(
 
 @functools.partial(jax.jit, static_argnames=("fn", "mask_shape"))
 def _with_mask(operands, rate, key, start, *, fn, mask_shape):
-    words = masks.packed_mask(key, rate, mask_shape, start)
+    words = random.packed_mask(key, rate, mask_shape, start)
 
     # The checkpoint makes the words, one bit an element, the only residual of the backward pass
     # that the mask needs: they are unpacked again there instead of keeping a byte an element.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def unpack_and_apply(operands, words, rate):
-        return fn(*operands, masks.unpack(words, mask_shape), rate)
+        return fn(*operands, random.unpack(words, mask_shape), rate)
 
     return unpack_and_apply(operands, words, lax.stop_gradient(rate))
 
@@ -100,8 +100,8 @@ def _with_mask(operands, rate, key, start, *, fn, mask_shape):
 @jax.jit
 def select_and_scale(x, keep, rate):
     """x * 2^16 / T where keep, else 0; computed in float32 or float64 and rounded once."""
-    some = masks.threshold(rate) > 0
-    keep = (keep & some) | ~masks.in_range(rate)  # all NaN, not some quiet zeros
+    some = random.threshold(rate) > 0
+    keep = (keep & some) | ~random.in_range(rate)  # all NaN, not some quiet zeros
     return select_scaled(keep, x, inverse_share(lax.stop_gradient(rate), compute_dtype(x)))
 
 
@@ -139,19 +139,19 @@ def compute_dtype(x):
 
 def kept_share(rate, dtype):
     """The probability really used, T / 2^16, in a floating dtype."""
-    return masks.threshold(rate).astype(dtype) / masks.ONE
+    return random.threshold(rate).astype(dtype) / random.ONE
 
 
 def inverse_share(rate, dtype):
     """2^16 / T, 0 where T is 0, and NaN where a traced rate is outside [0, 1]."""
-    threshold = masks.threshold(rate).astype(dtype)
-    inverse = masks.ONE / jnp.maximum(threshold, 1)
+    threshold = random.threshold(rate).astype(dtype)
+    inverse = random.ONE / jnp.maximum(threshold, 1)
     return nan_outside(rate, jnp.where(threshold > 0, inverse, 0))
 
 
 def nan_outside(rate, value):
     """The value, or NaN where a traced rate is outside [0, 1]."""
-    return jnp.where(masks.in_range(rate), value, jnp.nan)
+    return jnp.where(random.in_range(rate), value, jnp.nan)
 
 
 def in_sharding_of(x, fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType
 
-from dropout_jax import _apply, masks
+from dropout_jax import _apply, random
 from dropout_jax._attention_inputs import Inputs, Reach, visible
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Block(NamedTuple):
 
 # The dice of the mask, the inverse of the share it keeps, and the first row of the batch; None at
 # evaluation.
-Dropout = tuple[masks.Dice, jax.Array, jax.Array] | None
+Dropout = tuple[random.Dice, jax.Array, jax.Array] | None
 
 
 def attention(inputs: Inputs, scale: float, reach: Reach, dropout) -> Float[Array, "..."]:
@@ -60,7 +60,7 @@ def attention(inputs: Inputs, scale: float, reach: Reach, dropout) -> Float[Arra
     if dropout is not None:
         key, rate, start = dropout
         inverse = _apply.inverse_share(rate, _apply.compute_dtype(inputs.query))
-        dropout = masks.dice(key, rate), inverse, jnp.uint32(0) if start is None else start
+        dropout = random.dice(key, rate), inverse, jnp.uint32(0) if start is None else start
     return _attend(plan(inputs, scale, reach), inputs, dropout)
 
 
@@ -89,7 +89,7 @@ def blocks(reach: Reach, queries: int, keys: int) -> list[Block]:
     found = []
     for start, size, count in cuts:
         low, high = reach.keys_of(start, start + size * count - 1, keys)
-        low = low if low == high else low // masks.WORD * masks.WORD
+        low = low if low == high else low // random.WORD * random.WORD
         found.append(Block(start, size, count, low, high))
     return found
 
@@ -233,7 +233,7 @@ def _drop(plan_: Plan, index, group: Inputs, dropout: Dropout) -> Callable:
         k = k * jnp.uint32(plan_.head_parts[1]) + head_turn
         head = b * jnp.uint32(all_heads) + k * jnp.uint32(heads) + h
         row = head * jnp.uint32(queries) + t + jnp.uint32(start)
-        return masks.row_words(dice, row, keys, low, high - low)
+        return random.row_words(dice, row, keys, low, high - low)
 
     few = batch * key_heads * heads * queries * keys <= AT_ONCE
     all_words = words_of(0, queries, 0, keys) if few else None
@@ -242,8 +242,8 @@ def _drop(plan_: Plan, index, group: Inputs, dropout: Dropout) -> Callable:
         if all_words is None:
             words = words_of(start, block.rows, block.low, block.high)
         else:
-            words = _rows_of(all_words, start, block.rows)[..., block.low // masks.WORD :]
-        keep = masks.unpack_rows(words, block.high - block.low)
+            words = _rows_of(all_words, start, block.rows)[..., block.low // random.WORD :]
+        keep = random.unpack_rows(words, block.high - block.low)
         return lambda weights: jnp.where(keep, weights, 0), inverse
 
     return of_block

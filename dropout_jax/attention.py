@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from dropout_jax import _apply, _blockwise, _checks, _naive, masks
+from dropout_jax import _apply, _blockwise, _naive, _validation, random
 from dropout_jax._attention_inputs import Hidden, Inputs, Reach, visible
 
 if TYPE_CHECKING:
@@ -119,21 +119,21 @@ def dot_product_attention(
       >>> y.shape
       (2, 64, 4, 8)
     """
-    rate = _checks.rate(dropout_rate, "dropout_rate")
+    rate = _validation.rate(dropout_rate, "dropout_rate")
     if dropout_key is _REQUIRED:
         dropout_key = _only_without_dropout(rate)
-    dropout_key = _checks.key(dropout_key, "dropout_key")
+    dropout_key = _validation.key(dropout_key, "dropout_key")
     inputs = _inputs(query, key, value, bias, mask, query_seq_lengths, key_value_seq_lengths)
     queries, keys = inputs.query.shape[1], inputs.key.shape[1]
     window = _window(local_window_size, queries, keys)
-    reach = Reach(_checks.flag(is_causal, "is_causal"), window)
+    reach = Reach(_validation.flag(is_causal, "is_causal"), window)
     if scale is not None:
-        scale = _checks.number(scale, "scale")
+        scale = _validation.number(scale, "scale")
     if inputs.query.size == 0 or inputs.key.size == 0:
         return jnp.zeros_like(inputs.query).reshape(query.shape)
     scale = inputs.query.shape[-1] ** -0.5 if scale is None else scale
     dropped = dropout_key is not None and not _apply.keeps_everything(rate)
-    start = _checks.start(dropout_start, "dropout_start")
+    start = _validation.start(dropout_start, "dropout_start")
     dropout = (dropout_key, jnp.float32(rate), start) if dropped else None
     chosen = attention_implementation(*inputs[:2], implementation=implementation).implementation
     attend = functools.partial(_attend, chosen, scale, reach)
@@ -204,7 +204,7 @@ def attention_implementation(query, key, *, implementation=None) -> Choice:
     if implementation is not None:
         if implementation not in IMPLEMENTATIONS:
             allowed = f"None or one of {', '.join(map(repr, IMPLEMENTATIONS))}"
-            _checks.fail(ValueError, "implementation", implementation, allowed, "None chooses.")
+            _validation.fail(ValueError, "implementation", implementation, allowed, "None chooses.")
         return Choice(implementation, "it was asked for by name")
     queries, keys = query.shape[-3], key.shape[-3]
     if queries <= SHORT:
@@ -214,22 +214,22 @@ def attention_implementation(query, key, *, implementation=None) -> Choice:
 
 def _inputs(query, key, value, bias, mask, query_lengths, key_lengths) -> Inputs:
     query, key, value = (
-        _checks.real_array(x, name)
+        _validation.real_array(x, name)
         for x, name in ((query, "query"), (key, "key"), (value, "value"))
     )
     layout = "(batch, positions, heads, dim) or (positions, heads, dim)"
-    _checks.between_axes(query, 3, 4, "query", layout)
+    _validation.between_axes(query, 3, 4, "query", layout)
     if query.ndim == key.ndim == 3:
         query, key, value = query[None], key[None], value[None]
-    _checks.attention_shapes(query, key)
-    _checks.same_form(value, key, "value", "key")
+    _validation.attention_shapes(query, key)
+    _validation.same_form(value, key, "value", "key")
     weights = (query.shape[0], query.shape[2], query.shape[1], key.shape[1])
     if bias is not None:
-        bias = _four_axes(_checks.broadcastable(bias, weights, "bias"))
+        bias = _four_axes(_validation.broadcastable(bias, weights, "bias"))
     if mask is not None:
-        mask = _four_axes(_checks.mask(mask, weights, "mask", of="the weights"))
+        mask = _four_axes(_validation.mask(mask, weights, "mask", of="the weights"))
     lengths = [
-        None if x is None else _checks.lengths(x, query.shape[0], name)[:, None, None, None]
+        None if x is None else _validation.lengths(x, query.shape[0], name)[:, None, None, None]
         for x, name in (
             (query_lengths, "query_seq_lengths"),
             (key_lengths, "key_value_seq_lengths"),
@@ -249,7 +249,9 @@ def _window(size, queries: int, keys: int) -> tuple[int, int] | None:
     whole = all(isinstance(each, int | np.integer) and each >= 0 for each in both)
     if len(both) != 2 or not whole:
         allowed = "an integer of at least 0, or a pair of them, (left, right)"
-        _checks.fail(ValueError, "local_window_size", size, allowed, "(3, 0) is the three before.")
+        _validation.fail(
+            ValueError, "local_window_size", size, allowed, "(3, 0) is the three before."
+        )
     return min(int(both[0]), queries), min(int(both[1]), keys)  # and no sum overflows
 
 
@@ -283,14 +285,14 @@ def dropkey_bias(shape, rate, *, key, dtype=jnp.float32) -> Float[Array, "... qu
       Array([[  0.,   0., -inf, -inf],
              [  0.,   0.,   0., -inf]], dtype=float32)
     """
-    shape = _checks.shape(shape)
+    shape = _validation.shape(shape)
     if not shape:
-        _checks.fail(
+        _validation.fail(
             ValueError, "shape", shape, "of at least 1 axis", "Pass the shape of the logits."
         )
-    rate = _checks.rate(rate)
-    dtype = _checks.floating(dtype, "dtype")
-    key = _checks.key(key)
+    rate = _validation.rate(rate)
+    dtype = _validation.floating(dtype, "dtype")
+    key = _validation.key(key)
     if key is None:
         return jnp.zeros(shape, dtype)
     return _dropkey(key, jnp.float32(rate), shape=shape, dtype=dtype)
@@ -298,7 +300,7 @@ def dropkey_bias(shape, rate, *, key, dtype=jnp.float32) -> Float[Array, "... qu
 
 @functools.partial(jax.jit, static_argnames=("shape", "dtype"))
 def _dropkey(key, rate, *, shape, dtype):
-    keep = masks.unpack(masks.packed_mask(key, rate, shape), shape)
+    keep = random.unpack(random.packed_mask(key, rate, shape), shape)
     keep = keep | ~keep.any(axis=-1, keepdims=True)
     bias = jnp.where(keep, jnp.zeros((), dtype), jnp.full((), -jnp.inf, dtype))
-    return jnp.where(masks.in_range(rate), bias, jnp.full((), jnp.nan, dtype))
+    return jnp.where(random.in_range(rate), bias, jnp.full((), jnp.nan, dtype))

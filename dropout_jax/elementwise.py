@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from dropout_jax import _apply, _checks, masks, noise
+from dropout_jax import _apply, _validation, random
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Inexact
@@ -41,7 +41,7 @@ def dropout(x, rate, *, key, broadcast_dims=(), start=None) -> Inexact[Array, ".
     Raises:
       TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
 
-    Source: Srivastava et al., JMLR 2014, in the inverted form; `dropout_jax.masks` for the mask.
+    Source: Srivastava et al., JMLR 2014, in the inverted form; `dropout_jax.random` for the mask.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -52,11 +52,11 @@ def dropout(x, rate, *, key, broadcast_dims=(), start=None) -> Inexact[Array, ".
       >>> dropout(jnp.ones(3), 0.5, key=None)
       Array([1., 1., 1.], dtype=float32)
     """
-    x = _checks.array(x)
-    rate = _checks.rate(rate)
-    shape = masks.mask_shape(x.shape, broadcast_dims)
-    start = masks.start_of(start, x.shape, broadcast_dims)
-    return _apply.drop(x, rate, _checks.key(key), shape, start)
+    x = _validation.array(x)
+    rate = _validation.rate(rate)
+    shape = random.mask_shape(x.shape, broadcast_dims)
+    start = random.start_of(start, x.shape, broadcast_dims)
+    return _apply.drop(x, rate, _validation.key(key), shape, start)
 
 
 def dropout_unscaled(x, rate, *, key) -> Inexact[Array, "..."]:
@@ -86,9 +86,9 @@ def dropout_unscaled(x, rate, *, key) -> Inexact[Array, "..."]:
       >>> dropout_unscaled(jnp.ones(4), 0.25, key=None)
       Array([0.75, 0.75, 0.75, 0.75], dtype=float32)
     """
-    x = _checks.array(x)
-    rate = _checks.rate(rate)
-    key = _checks.key(key)
+    x = _validation.array(x)
+    rate = _validation.rate(rate)
+    key = _validation.key(key)
     if _apply.keeps_everything(rate):
         return x
     if key is None:
@@ -132,10 +132,10 @@ def alpha_dropout(x, rate, *, key, broadcast_dims=()) -> Float[Array, "..."]:
       >>> alpha_dropout(jnp.zeros(3, jnp.float16), 0.5, key=jax.random.key(0))
       Array([ 0.7793,  0.7793, -0.7793], dtype=float16)
     """
-    x = _checks.real_array(x)
-    rate = _checks.rate(rate)
-    shape = masks.mask_shape(x.shape, broadcast_dims)
-    key = _checks.key(key)
+    x = _validation.real_array(x)
+    rate = _validation.rate(rate)
+    shape = random.mask_shape(x.shape, broadcast_dims)
+    key = _validation.key(key)
     if key is None or _apply.keeps_everything(rate):
         return x
     return _apply.with_mask(_select_alpha, (x,), rate, key, shape)
@@ -154,8 +154,8 @@ def _select_alpha(x, keep, rate):
 def gaussian_dropout(x, rate, *, key) -> Float[Array, "..."]:
     """Multiply by Gaussian noise of mean 1 whose variance is that of `dropout`.
 
-    Formula: y = x (1 + sqrt(rate / (1 - rate)) e), e standard normal (`dropout_jax.noise`). Mean x,
-    variance x^2 rate / (1 - rate).
+    Formula: y = x (1 + sqrt(rate / (1 - rate)) e), e standard normal (`dropout_jax.random`). Mean
+    x, variance x^2 rate / (1 - rate).
 
     Args:
       x: a floating array of any shape.
@@ -181,9 +181,9 @@ def gaussian_dropout(x, rate, *, key) -> Float[Array, "..."]:
       >>> round(float(y.mean()), 1), round(float(y.var()), 2)
       (1.0, 0.25)
     """
-    x = _checks.real_array(x)
-    rate = _checks.rate(rate)
-    key = _checks.key(key)
+    x = _validation.real_array(x)
+    rate = _validation.rate(rate)
+    key = _validation.key(key)
     if key is None:
         return x
     return _apply.in_sharding_of(x, _gaussian)(x, jnp.float32(rate), key)
@@ -196,7 +196,7 @@ def _gaussian(x, rate, key):
     dtype = _apply.compute_dtype(x)
     below_one = jnp.where(rate < 1, rate, 0)
     deviation = jnp.where(rate < 1, jnp.sqrt(below_one / (1 - below_one)), 0).astype(dtype)
-    factor = jnp.where(rate < 1, 1 + deviation * noise.normal(key, x.shape).astype(dtype), 0)
+    factor = jnp.where(rate < 1, 1 + deviation * random.normal(key, x.shape).astype(dtype), 0)
     factor = _apply.nan_outside(rate, factor)
     return jnp.where(factor == 0, jnp.zeros_like(x), _apply.scaled(x, factor))
 
@@ -229,10 +229,10 @@ def masked_dropout(x, rate, where, *, key) -> Inexact[Array, "..."]:
       >>> masked_dropout(x, 0.5, jnp.array([True, True, True, False]), key=jax.random.key(0))
       Array([ 2.,  2.,  0., nan], dtype=float32)
     """
-    x = _checks.array(x)
-    rate = _checks.rate(rate)
-    where = _checks.mask(where, x.shape, "where")
-    key = _checks.key(key)
+    x = _validation.array(x)
+    rate = _validation.rate(rate)
+    where = _validation.mask(where, x.shape, "where")
+    key = _validation.key(key)
     if key is None or _apply.keeps_everything(rate):
         return x
     return _apply.with_mask(_select_where, (x, where), rate, key, x.shape)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from dropout_jax import _apply, _checks, noise
+from dropout_jax import _apply, _validation, random
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -19,7 +19,7 @@ _K1, _K2, _K3 = 0.63576, 1.87320, 1.48695
 def concrete_dropout(x, rate_logit, *, key, temperature=0.1) -> Float[Array, "..."]:
     """Dropout relaxed to a continuous mask, so that its rate can be learned by gradient.
 
-    Formula: with p = sigmoid(rate_logit) and u uniform (`dropout_jax.noise`),
+    Formula: with p = sigmoid(rate_logit) and u uniform (`dropout_jax.random`),
     z = sigmoid((rate_logit + log u - log(1 - u)) / temperature), y = x (1 - z) / (1 - p). As the
     temperature goes to 0, z goes to a Bernoulli(p) and y to `dropout`. Add
     `concrete_dropout_penalty` to the loss.
@@ -46,10 +46,10 @@ def concrete_dropout(x, rate_logit, *, key, temperature=0.1) -> Float[Array, "..
       >>> bool(jnp.isfinite(jax.grad(loss)(-1.0)))
       True
     """
-    x = _checks.real_array(x)
-    rate_logit = _checks.scalar(rate_logit, "rate_logit")
-    temperature = _checks.positive(temperature, "temperature")
-    key = _checks.key(key)
+    x = _validation.real_array(x)
+    rate_logit = _validation.scalar(rate_logit, "rate_logit")
+    temperature = _validation.positive(temperature, "temperature")
+    key = _validation.key(key)
     if key is None:
         return x
     return _apply.in_sharding_of(x, _concrete)(x, rate_logit, key, jnp.float32(temperature))
@@ -60,7 +60,7 @@ def concrete_dropout(x, rate_logit, *, key, temperature=0.1) -> Float[Array, "..
 def _concrete(x, rate_logit, key, temperature):
     dtype = _apply.compute_dtype(x)
     logit = rate_logit.astype(dtype)
-    u = noise.uniform(key, x.shape).astype(dtype)
+    u = random.uniform(key, x.shape).astype(dtype)
     log_kept = jax.nn.log_sigmoid(-(logit + jnp.log(u) - jnp.log1p(-u)) / temperature.astype(dtype))
     # The ratio kept / (1 - p) as a difference of logarithms, since 1 - p may underflow.
     return _apply.scaled(x, jnp.exp(log_kept - jax.nn.log_sigmoid(-logit)))
@@ -96,22 +96,22 @@ def concrete_dropout_penalty(
       >>> concrete_dropout_penalty(jnp.ones((4, 2)), 0.0, weight_scale=0.5, dropout_scale=1.0)
       Array(5.2274113, dtype=float32)
     """
-    weights = _checks.real_array(weights, "weights")
-    _checks.at_least_axes(weights, 1, "weights")
-    logit = _checks.scalar(rate_logit, "rate_logit").astype(_apply.compute_dtype(weights))
-    count = weights.shape[0] if features is None else _checks.integer(features, "features", 1)
+    weights = _validation.real_array(weights, "weights")
+    _validation.at_least_axes(weights, 1, "weights")
+    logit = _validation.scalar(rate_logit, "rate_logit").astype(_apply.compute_dtype(weights))
+    count = weights.shape[0] if features is None else _validation.integer(features, "features", 1)
     rate, kept = jax.nn.sigmoid(logit), jax.nn.sigmoid(-logit)
     negative_entropy = rate * jax.nn.log_sigmoid(logit) + kept * jax.nn.log_sigmoid(-logit)
     square = jnp.sum(jnp.square(weights.astype(logit.dtype)))
-    weight_scale = _checks.scalar(weight_scale, "weight_scale").astype(logit.dtype)
-    dropout_scale = _checks.scalar(dropout_scale, "dropout_scale").astype(logit.dtype)
+    weight_scale = _validation.scalar(weight_scale, "weight_scale").astype(logit.dtype)
+    dropout_scale = _validation.scalar(dropout_scale, "dropout_scale").astype(logit.dtype)
     return weight_scale * square / kept + dropout_scale * count * negative_entropy
 
 
 def variational_dropout(x, log_alpha, *, key) -> Float[Array, "..."]:
     """Multiply by Gaussian noise of mean 1 whose variance, alpha, is learned.
 
-    Formula: y = x (1 + sqrt(alpha) e), e standard normal (`dropout_jax.noise`). Mean x, variance
+    Formula: y = x (1 + sqrt(alpha) e), e standard normal (`dropout_jax.random`). Mean x, variance
     alpha x^2. Add `variational_dropout_kl` to the loss. alpha = rate / (1 - rate) is
     `gaussian_dropout`.
 
@@ -137,9 +137,9 @@ def variational_dropout(x, log_alpha, *, key) -> Float[Array, "..."]:
       >>> round(float(y.mean()), 1), round(float(y.var()), 2)
       (1.0, 0.25)
     """
-    x = _checks.real_array(x)
-    log_alpha = _checks.broadcastable(log_alpha, x.shape, "log_alpha")
-    key = _checks.key(key)
+    x = _validation.real_array(x)
+    log_alpha = _validation.broadcastable(log_alpha, x.shape, "log_alpha")
+    key = _validation.key(key)
     if key is None:
         return x
     return _apply.in_sharding_of(x, _variational)(x, log_alpha, key)
@@ -150,7 +150,7 @@ def variational_dropout(x, log_alpha, *, key) -> Float[Array, "..."]:
 def _variational(x, log_alpha, key):
     dtype = _apply.compute_dtype(x)
     deviation = jnp.exp(log_alpha.astype(dtype) / 2)
-    return _apply.scaled(x, 1 + deviation * noise.normal(key, x.shape).astype(dtype))
+    return _apply.scaled(x, 1 + deviation * random.normal(key, x.shape).astype(dtype))
 
 
 def variational_dropout_kl(log_alpha) -> Float[Array, "..."]:
@@ -178,5 +178,5 @@ def variational_dropout_kl(log_alpha) -> Float[Array, "..."]:
       >>> round(float(variational_dropout_kl(0.0)), 4)
       0.4312
     """
-    log_alpha = _checks.broadcastable(log_alpha, None, "log_alpha")
+    log_alpha = _validation.broadcastable(log_alpha, None, "log_alpha")
     return _K1 * jax.nn.sigmoid(-(_K2 + _K3 * log_alpha)) + 0.5 * jax.nn.softplus(-log_alpha)

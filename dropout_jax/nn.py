@@ -21,7 +21,7 @@ except ModuleNotFoundError as missing:
         "dropout_jax.nn needs flax: pip install 'dropout-jax[flax]'", name=missing.name
     ) from None
 
-from dropout_jax import _checks, elementwise, learned, paths, structured
+from dropout_jax import _validation, elementwise, learned, paths, structured
 
 Rngs = nnx.Rngs | nnx.RngStream
 
@@ -80,7 +80,7 @@ class Layer(Stochastic):
 
     def __init__(self, rate: float, **stochastic):
         super().__init__(**stochastic)
-        _checks.rate(rate)
+        _validation.rate(rate)
         self.rate = rate
 
     def __call__(
@@ -134,7 +134,7 @@ class Dropout(Layer):
         super().__init__(
             rate, deterministic=deterministic, rng_collection=rng_collection, rngs=rngs
         )
-        self.broadcast_dims = _checks.sequence(broadcast_dims, "broadcast_dims")
+        self.broadcast_dims = _validation.sequence(broadcast_dims, "broadcast_dims")
 
     def _apply(self, inputs, key):
         return elementwise.dropout(inputs, self.rate, key=key, broadcast_dims=self.broadcast_dims)
@@ -287,8 +287,8 @@ class ConcreteDropout(Stochastic):
 
     def __init__(self, rate: float = 0.1, *, temperature: float = 0.1, **stochastic):
         super().__init__(**stochastic)
-        if not 0 < _checks.rate(rate) < 1:
-            _checks.fail(
+        if not 0 < _validation.rate(rate) < 1:
+            _validation.fail(
                 ValueError, "rate", rate, "in (0, 1)", "It is learned from where it starts."
             )
         self.temperature = temperature

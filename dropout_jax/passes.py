@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from dropout_jax import _apply, _checks
+from dropout_jax import _apply, _validation
 from dropout_jax.elementwise import dropout
-from dropout_jax.keys import fold
+from dropout_jax.random import fold
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -45,11 +45,11 @@ def multi_sample_dropout(head: Callable, x, rate, *, key, samples) -> Any:
       Array(4., dtype=float32)
     """
     if not callable(head):
-        _checks.fail(TypeError, "head", head, "a function of x", "Pass lambda x: ...")
-    x = _checks.array(x)
-    rate = _checks.rate(rate)
-    samples = _checks.integer(samples, "samples", 1)
-    key = _checks.key(key)
+        _validation.fail(TypeError, "head", head, "a function of x", "Pass lambda x: ...")
+    x = _validation.array(x)
+    rate = _validation.rate(rate)
+    samples = _validation.integer(samples, "samples", 1)
+    key = _validation.key(key)
     if key is None:
         return head(x)
     places = jnp.arange(samples, dtype=jnp.uint32)
@@ -80,10 +80,10 @@ def r_drop_divergence(logits_a, logits_b) -> Float[Array, "..."]:
       >>> round(float(r_drop_divergence(jnp.array([0.0, 1.0]), jnp.array([1.0, 0.0]))), 5)
       0.46212
     """
-    logits_a = _checks.real_array(logits_a, "logits_a")
-    logits_b = _checks.real_array(logits_b, "logits_b")
-    _checks.at_least_axes(logits_a, 1, "logits_a")
-    _checks.same_form(logits_b, logits_a, "logits_b", "logits_a")
+    logits_a = _validation.real_array(logits_a, "logits_a")
+    logits_b = _validation.real_array(logits_b, "logits_b")
+    _validation.at_least_axes(logits_a, 1, "logits_a")
+    _validation.same_form(logits_b, logits_a, "logits_b", "logits_a")
     dtype = _apply.compute_dtype(logits_a)
     log_a, log_b = (jax.nn.log_softmax(x.astype(dtype)) for x in (logits_a, logits_b))
     # The two divergences added: (a - b)(log a - log b). Classes that both exclude (-inf) add 0.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
 
-from dropout_jax import _apply, _checks, masks
+from dropout_jax import _apply, _validation, random
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Inexact
@@ -49,14 +49,14 @@ def drop_path(x, rate, *, key, mode="row", scale=True, start=None) -> Inexact[Ar
              [2., 2.],
              [0., 0.]], dtype=float32)
     """
-    x = _checks.array(x)
-    rate = _checks.rate(rate)
-    mode = _checks.choice(mode, "mode", ("row", "batch"))
+    x = _validation.array(x)
+    rate = _validation.rate(rate)
+    mode = _validation.choice(mode, "mode", ("row", "batch"))
     if mode == "row":
-        _checks.at_least_axes(x, 1, "x")
-    key = _checks.key(key)
+        _validation.at_least_axes(x, 1, "x")
+    key = _validation.key(key)
     shape = tuple(size if axis == 0 and mode == "row" else 1 for axis, size in enumerate(x.shape))
-    start = masks.start_of(start, x.shape, () if mode == "row" else (0,))
+    start = random.start_of(start, x.shape, () if mode == "row" else (0,))
     if scale or key is None or _apply.keeps_everything(rate):
         return _apply.drop(x, rate, key, shape, start)
     return _apply.with_mask(_apply.select_unscaled, (x,), rate, key, shape, start)
@@ -88,8 +88,8 @@ def drop_connect(weights, rate, *, key) -> Inexact[Array, "..."]:
       >>> drop_connect(jnp.ones((2, 4)), 0.5, key=jax.random.key(0)) @ jnp.ones(4)
       Array([4., 6.], dtype=float32)
     """
-    weights = _checks.array(weights, "weights")
-    return _apply.drop(weights, _checks.rate(rate), _checks.key(key), weights.shape)
+    weights = _validation.array(weights, "weights")
+    return _apply.drop(weights, _validation.rate(rate), _validation.key(key), weights.shape)
 
 
 def zoneout(new, old, rate, *, key) -> Inexact[Array, "..."]:
@@ -122,10 +122,10 @@ def zoneout(new, old, rate, *, key) -> Inexact[Array, "..."]:
       >>> zoneout(jnp.ones(2), jnp.zeros(2), 0.25, key=None)
       Array([0.75, 0.75], dtype=float32)
     """
-    new, old = _checks.array(new, "new"), _checks.array(old, "old")
-    _checks.same_form(old, new, "old", "new")
-    rate = _checks.rate(rate)
-    key = _checks.key(key)
+    new, old = _validation.array(new, "new"), _validation.array(old, "old")
+    _validation.same_form(old, new, "old", "new")
+    rate = _validation.rate(rate)
+    key = _validation.key(key)
     if _apply.keeps_everything(rate):
         return new
     if key is None:
@@ -134,7 +134,7 @@ def zoneout(new, old, rate, *, key) -> Inexact[Array, "..."]:
 
 
 def _select_state(new, old, keep, rate):
-    return jnp.where(masks.in_range(rate), jnp.where(keep, new, old), jnp.nan).astype(new.dtype)
+    return jnp.where(random.in_range(rate), jnp.where(keep, new, old), jnp.nan).astype(new.dtype)
 
 
 @jax.jit
@@ -182,12 +182,12 @@ def layer_drop(layer: Callable, x, rate, *, key) -> Inexact[Array, "..."]:
       [10.0, 1.0, 10.0, 1.0, 1.0, 10.0]
     """
     if not callable(layer):
-        _checks.fail(TypeError, "layer", layer, "a function of x", "Pass lambda x: ...")
-    x = _checks.array(x)
-    rate = _checks.rate(rate)
-    key = _checks.key(key)
+        _validation.fail(TypeError, "layer", layer, "a function of x", "Pass lambda x: ...")
+    x = _validation.array(x)
+    rate = _validation.rate(rate)
+    key = _validation.key(key)
     out = jax.eval_shape(layer, x)
-    _checks.same_form(out, x, "layer(x)", "x")
+    _validation.same_form(out, x, "layer(x)", "x")
     if key is None or _apply.keeps_everything(rate):
         return layer(x)
     keep, valid = _decide(key, jnp.float32(rate))
@@ -202,4 +202,4 @@ def _identity(x):
 @jax.jit
 def _decide(key, rate):
     rate = lax.stop_gradient(rate)
-    return masks.unpack(masks.packed_mask(key, rate, ()), ()), masks.in_range(rate)
+    return random.unpack(random.packed_mask(key, rate, ()), ()), random.in_range(rate)

@@ -2,7 +2,7 @@
 
 It imports NumPy only and shares no code with the rest of the package. It is slow on purpose: every
 element's 16-bit number is put together bit by bit and compared with the threshold, where
-`dropout_jax.masks` combines whole words. A key is a pair of uint32 words, what
+`dropout_jax.random` combines whole words. A key is a pair of uint32 words, what
 `jax.random.key_data(key)` gives for threefry2x32.
 """
 
@@ -326,7 +326,7 @@ def block_gamma(rate, spatial, blocks):
 
 
 def uniform_noise(key, shape):
-    """The deviates in (0, 1) of `dropout_jax.noise`, in float64."""
+    """The deviates in (0, 1) of `dropout_jax.random`, in float64."""
     shape = tuple(shape)
     rows, width = math.prod(shape[:-1]), shape[-1] if shape else 1
     row = np.arange(rows, dtype=np.uint64)[:, None]
@@ -335,7 +335,7 @@ def uniform_noise(key, shape):
 
 
 def normal_noise(key, shape):
-    """The normal deviates of `dropout_jax.noise`: Newton's method on the distribution function."""
+    """The normal deviates of `dropout_jax.random`: Newton's method on the distribution function."""
     uniform = uniform_noise(key, shape)
     root_two_pi = math.sqrt(2 * math.pi)
     deviates = np.zeros(uniform.shape)

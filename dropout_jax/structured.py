@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
 
-from dropout_jax import _apply, _checks, masks
+from dropout_jax import _apply, _validation, random
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Inexact, Shaped
@@ -50,12 +50,12 @@ def spatial_dropout(
               [2., 2., 0., 0.],
               [2., 2., 0., 0.]]], dtype=float32)
     """
-    x = _checks.array(x)
-    own = {_checks.axis(channel_axis, x.ndim, "channel_axis")}
+    x = _validation.array(x)
+    own = {_validation.axis(channel_axis, x.ndim, "channel_axis")}
     if batch_axis is not None:
-        own.add(_checks.axis(batch_axis, x.ndim, "batch_axis"))
+        own.add(_validation.axis(batch_axis, x.ndim, "batch_axis"))
         if len(own) == 1:
-            _checks.fail(
+            _validation.fail(
                 ValueError,
                 "batch_axis",
                 batch_axis,
@@ -95,8 +95,8 @@ def locked_dropout(x, rate, *, key, time_axis=-2) -> Inexact[Array, "..."]:
               [2., 2., 0., 0.],
               [2., 2., 0., 0.]]], dtype=float32)
     """
-    x = _checks.array(x)
-    time = _checks.axis(time_axis, x.ndim, "time_axis")
+    x = _validation.array(x)
+    time = _validation.axis(time_axis, x.ndim, "time_axis")
     return _own_axes(x, rate, key, set(range(x.ndim)) - {time})
 
 
@@ -133,19 +133,19 @@ def token_dropout(x, rate, *, key, time_axis=-2, fill=None) -> Shaped[Array, "..
     """
     if hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.integer):
         return _drop_ids(jnp.asarray(x), rate, key, fill)
-    x = _checks.array(x)
+    x = _validation.array(x)
     if fill is not None:
-        _checks.fail(
+        _validation.fail(
             TypeError, "fill", fill, "None for token vectors", "It replaces ids, an integer x."
         )
-    time = _checks.axis(time_axis, x.ndim, "time_axis")
+    time = _validation.axis(time_axis, x.ndim, "time_axis")
     return _own_axes(x, rate, key, set(range(time + 1)))
 
 
 def _drop_ids(ids, rate, key, fill):
-    rate = _checks.rate(rate)
-    fill = _checks.integer(fill, "fill", *_id_range(ids.dtype))
-    key = _checks.key(key)
+    rate = _validation.rate(rate)
+    fill = _validation.integer(fill, "fill", *_id_range(ids.dtype))
+    key = _validation.key(key)
     if key is None or _apply.keeps_everything(rate):
         return ids
     return _apply.with_mask(_select_ids, (ids, jnp.asarray(fill, ids.dtype)), rate, key, ids.shape)
@@ -158,7 +158,7 @@ def _id_range(dtype) -> tuple[int, int]:
 
 def _select_ids(ids, fill, keep, rate):
     wrong = jnp.asarray(jnp.iinfo(ids.dtype).min, ids.dtype)
-    return jnp.where(masks.in_range(rate), jnp.where(keep, ids, fill), wrong)
+    return jnp.where(random.in_range(rate), jnp.where(keep, ids, fill), wrong)
 
 
 def embedding_dropout(table, rate, *, key) -> Inexact[Array, "words dim"]:
@@ -189,8 +189,8 @@ def embedding_dropout(table, rate, *, key) -> Inexact[Array, "words dim"]:
              [0., 0.],
              [2., 2.]], dtype=float32)
     """
-    table = _checks.array(table, "table")
-    _checks.at_least_axes(table, 1, "table")
+    table = _validation.array(table, "table")
+    _validation.at_least_axes(table, 1, "table")
     return _own_axes(table, rate, key, {0})
 
 
@@ -221,15 +221,15 @@ def head_dropout(x, rate, *, key, head_axis) -> Inexact[Array, "..."]:
       Array([[2., 2., 0., 0.],
              [2., 2., 0., 0.]], dtype=float32)
     """
-    x = _checks.array(x)
-    return _own_axes(x, rate, key, {0, _checks.axis(head_axis, x.ndim, "head_axis")})
+    x = _validation.array(x)
+    return _own_axes(x, rate, key, {0, _validation.axis(head_axis, x.ndim, "head_axis")})
 
 
 def _own_axes(x, rate, key, own: set[int]):
     """Dropout with one decision for each place along the axes in `own`."""
-    rate = _checks.rate(rate)
+    rate = _validation.rate(rate)
     shape = tuple(size if axis in own else 1 for axis, size in enumerate(x.shape))
-    return _apply.drop(x, rate, _checks.key(key), shape)
+    return _apply.drop(x, rate, _validation.key(key), shape)
 
 
 def drop_block(x, rate, block_size, *, key, scale_by_keep=True) -> Float[Array, "..."]:
@@ -268,11 +268,11 @@ def drop_block(x, rate, block_size, *, key, scale_by_keep=True) -> Float[Array, 
       >>> y[0, :, 0]
       Array([1., 1., 0., 0., 0., 0., 0., 1.], dtype=float32)
     """
-    x = _checks.real_array(x)
-    _checks.between_axes(x, 3, 5, "x", "(batch, 1 to 3 spatial axes, channel)")
-    rate = _checks.rate(rate)
+    x = _validation.real_array(x)
+    _validation.between_axes(x, 3, 5, "x", "(batch, 1 to 3 spatial axes, channel)")
+    rate = _validation.rate(rate)
     blocks = _block_sizes(block_size, x.shape[1:-1])
-    key = _checks.key(key)
+    key = _validation.key(key)
     _require_resolution(rate, x.shape[1:-1], blocks)
     if key is None or _apply.keeps_everything(rate) or x.size == 0:
         return x
@@ -287,7 +287,7 @@ def _require_resolution(rate, spatial, blocks) -> None:
     starts = math.prod(n - b + 1 for n, b in zip(spatial, blocks, strict=True))
     least = 2.0**-17 * math.prod(blocks) * starts / math.prod(spatial)
     if rate <= least:
-        _checks.fail(
+        _validation.fail(
             ValueError,
             "rate",
             rate,
@@ -300,7 +300,7 @@ def _block_sizes(block_size, spatial: tuple[int, ...]) -> tuple[int, ...]:
     several = isinstance(block_size, tuple | list)
     sizes = tuple(block_size) if several else (block_size,) * len(spatial)
     if len(sizes) != len(spatial):
-        _checks.fail(
+        _validation.fail(
             ValueError,
             "block_size",
             block_size,
@@ -308,7 +308,7 @@ def _block_sizes(block_size, spatial: tuple[int, ...]) -> tuple[int, ...]:
             "Channels come last: (batch, ..., channel).",
         )
     return tuple(
-        _checks.integer(size, "block_size", 1, max(limit, 1))
+        _validation.integer(size, "block_size", 1, max(limit, 1))
         for size, limit in zip(sizes, spatial, strict=True)
     )
 
@@ -320,14 +320,14 @@ def _drop_block(x, rate, key, *, blocks, scale_by_keep):
     shape = (x.shape[0], *starts, x.shape[-1])
     rate = lax.stop_gradient(rate)
     gamma = _gamma(rate, spatial, blocks, starts)
-    words = masks.packed_mask(key, gamma, shape)
+    words = random.packed_mask(key, gamma, shape)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def unpack_and_apply(x, words):
-        keep = _outside_blocks(masks.unpack(words, shape), blocks)
+        keep = _outside_blocks(random.unpack(words, shape), blocks)
         scale = _inverse_keep(gamma, spatial, blocks, _apply.compute_dtype(x))
         scale = scale if scale_by_keep else jnp.ones_like(scale)
-        keep = keep | ~masks.in_range(rate)
+        keep = keep | ~random.in_range(rate)
         return _apply.select_scaled(keep, x, _apply.nan_outside(rate, scale))
 
     return unpack_and_apply(x, words)

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dropout_jax import _apply, _checks
-from dropout_jax.keys import fold
+from dropout_jax import _apply, _validation
+from dropout_jax.random import fold
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
@@ -49,15 +49,17 @@ def mc_dropout(predict: Callable, key, samples, *, batch_size=None) -> Any:
       (100, 3)
     """
     if not callable(predict):
-        _checks.fail(TypeError, "predict", predict, "a function of a key", "Pass lambda key: ...")
-    key = _checks.key(key)
+        _validation.fail(
+            TypeError, "predict", predict, "a function of a key", "Pass lambda key: ..."
+        )
+    key = _validation.key(key)
     if key is None:
-        _checks.fail(
+        _validation.fail(
             TypeError, "key", key, "one PRNG key", "Without one every prediction is the same."
         )
-    samples = _checks.integer(samples, "samples", 1)
+    samples = _validation.integer(samples, "samples", 1)
     if batch_size is not None:
-        batch_size = _checks.integer(batch_size, "batch_size", 1)
+        batch_size = _validation.integer(batch_size, "batch_size", 1)
     places = jnp.arange(samples, dtype=jnp.uint32)
 
     def predict_at(place):
@@ -290,8 +292,8 @@ def expected_calibration_error(
       0.25
     """
     probabilities, labels = _labelled(probabilities, labels, "probabilities")
-    bins = _checks.integer(bins, "bins", 1)
-    binning = _checks.choice(binning, "binning", ("width", "mass"))
+    bins = _validation.integer(bins, "bins", 1)
+    binning = _validation.choice(binning, "binning", ("width", "mass"))
     confidence = probabilities.max(-1).ravel()
     correct = (probabilities.argmax(-1) == labels).ravel()
     if binning == "width":
@@ -328,10 +330,10 @@ def auroc(scores, positive) -> Float[Array, ""]:
       >>> float(auroc(jnp.array([0.1, 0.4, 0.35, 0.8]), jnp.array([False, False, True, True])))
       0.75
     """
-    scores = _checks.real_array(scores, "scores")
-    positive = _checks.mask(positive, scores.shape, "positive")
+    scores = _validation.real_array(scores, "scores")
+    positive = _validation.mask(positive, scores.shape, "positive")
     if positive.shape != scores.shape or scores.ndim != 1:
-        _checks.fail(
+        _validation.fail(
             ValueError,
             "positive.shape",
             tuple(positive.shape),
@@ -377,7 +379,9 @@ def fit_temperature(logits, labels) -> Float[Array, ""]:
     """
     logits, labels = _labelled(logits, labels, "logits")
     if logits.size == 0:
-        _checks.fail(ValueError, "logits.shape", logits.shape, "not empty", "Pass validation data.")
+        _validation.fail(
+            ValueError, "logits.shape", logits.shape, "not empty", "Pass validation data."
+        )
     return _fit_temperature(logits, labels)
 
 
@@ -405,15 +409,15 @@ def _entropy(probabilities):
 
 
 def _samples_first(predictions, axes: int = 1) -> Float[Array, "samples ..."]:
-    predictions = _checks.real_array(predictions, "predictions")
-    _checks.at_least_axes(predictions, axes, "predictions")
+    predictions = _validation.real_array(predictions, "predictions")
+    _validation.at_least_axes(predictions, axes, "predictions")
     return _wide(predictions)
 
 
 def _labelled(scores, labels, name: str) -> tuple[Float[Array, "..."], Int[Array, "..."]]:
-    scores = _checks.real_array(scores, name)
-    _checks.at_least_axes(scores, 1, name)
-    return _wide(scores), _checks.labels(labels, scores.shape[:-1], scores.shape[-1])
+    scores = _validation.real_array(scores, name)
+    _validation.at_least_axes(scores, 1, name)
+    return _wide(scores), _validation.labels(labels, scores.shape[:-1], scores.shape[-1])
 
 
 def _wide(x):

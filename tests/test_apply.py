@@ -106,7 +106,7 @@ def test_complex_numbers_are_scaled_by_parts(key):
 def test_fold_key_is_not_a_mask_word(key):
     """The mask's seed is a fold of the key, so its words are not those of a split."""
     children = np.asarray(jax.random.key_data(jax.random.split(key, 64))).ravel()
-    from dropout_jax import masks
+    from dropout_jax.random import _masks as masks
 
     words = np.asarray(masks.packed_mask(key, jnp.float32(0.5), (64, 64))).ravel()
     assert not set(children.tolist()) & set(words.tolist())

@@ -10,12 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from test_sharding import COLLECTIVE
 
-from dropout_jax import (
-    attention_implementation,
-    dot_product_attention,
-    keep_mask,
-    reference,
-)
+from dropout_jax import attention_implementation, dot_product_attention, keep_mask, reference
 
 IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["naive", "blockwise", "kernel"])
 LONG_ON_THE_KERNEL = pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from scipy import integrate, special, stats
 from dropout_jax import (
     concrete_dropout,
     concrete_dropout_penalty,
-    noise,
     reference,
     variational_dropout,
     variational_dropout_kl,
 )
+from dropout_jax.random import _noise as noise
 
 SHAPES = [(), (5,), (3, 40), (2, 3, 4), (10, 1000)]
 

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dropout_jax import drop_path, dropout, keep_mask, masks, reference
+from dropout_jax import drop_path, dropout, keep_mask, reference
+from dropout_jax.random import _masks as masks
 
 last_axes = st.sampled_from([1, 31, 32, 33, 100]) | st.integers(0, 3000)
 shapes = st.just(()) | st.builds(

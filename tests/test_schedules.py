@@ -7,13 +7,7 @@ import optax
 import pytest
 import torch
 
-from dropout_jax import (
-    curriculum_dropout,
-    dropout,
-    early_dropout,
-    late_dropout,
-    linear_over_depth,
-)
+from dropout_jax import curriculum_dropout, dropout, early_dropout, late_dropout, linear_over_depth
 
 
 @pytest.mark.parametrize("n_layer", [1, 2, 12])

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dropout_jax import fold, keep_mask, masks
+from dropout_jax import fold, keep_mask
+from dropout_jax.random import _masks as masks
 
 LIMIT = 4.9
 P_LIMIT = 2 * stats.norm.sf(LIMIT)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from dropout_jax import _apply, masks
+from dropout_jax import _apply, random
 from dropout_jax._attention_inputs import Inputs, Reach, visible
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _words(dropout, wide):
         raise NotImplementedError(
             "implementation='kernel' has no dropout_start. Use 'blockwise' or None."
         )
-    dice = masks.dice(key, rate)
+    dice = random.dice(key, rate)
     return jnp.stack([*dice.seed, dice.keep]), _apply.inverse_share(rate, wide)[None]
 
 
@@ -284,12 +284,12 @@ def _part(ref, row, column):
 def _keep(plan: Plan, words, head, rows, column):
     if not plan.drops:
         return True
-    dice = masks.Dice((words[0], words[1]), words[2])
+    dice = random.Dice((words[0], words[1]), words[2])
     row = head * jnp.uint32(plan.queries) + rows.astype(jnp.uint32)
-    found = masks.row_words(dice, row, plan.keys, column, BLOCK, unrolled=True)
-    if plan.keys < masks.WORD:  # one word holds the row, and what is past it is hidden
-        found = jnp.broadcast_to(found, (BLOCK, BLOCK // masks.WORD))
-    return masks.unpack_rows(found, BLOCK)
+    found = random.row_words(dice, row, plan.keys, column, BLOCK, unrolled=True)
+    if plan.keys < random.WORD:  # one word holds the row, and what is past it is hidden
+        found = jnp.broadcast_to(found, (BLOCK, BLOCK // random.WORD))
+    return random.unpack_rows(found, BLOCK)
 
 
 def _key_blocks(plan: Plan, row):

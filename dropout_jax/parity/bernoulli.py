@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dropout_jax import _checks
-from dropout_jax._threefry import threefry2x32
+from dropout_jax import _validation
+from dropout_jax.random import threefry2x32
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool
@@ -57,9 +57,9 @@ def keep_mask(key, rate, shape, *, dtype="float32") -> Bool[Array, "..."]:
       >>> bool((ours == jax.random.bernoulli(key, 1 - 0.1, (3, 40))).all())
       True
     """
-    key = _checks.key(key)
-    rate = _checks.rate(rate)
-    shape = _checks.shape(shape)
+    key = _validation.key(key)
+    rate = _validation.rate(rate)
+    shape = _validation.shape(shape)
     if key is None:
         raise TypeError("key=None is not allowed: key must be one PRNG key.")
     if math.prod(shape) >= 2**32:
@@ -67,9 +67,9 @@ def keep_mask(key, rate, shape, *, dtype="float32") -> Bool[Array, "..."]:
     impl = str(jax.random.key_impl(key))
     if impl not in _BLOCKS:
         raise NotImplementedError(f"a key of {impl}: only {' and '.join(_BLOCKS)} are supported.")
-    wide = _checks.choice(dtype, "dtype", ("float32", "float64")) == "float64"
+    wide = _validation.choice(dtype, "dtype", ("float32", "float64")) == "float64"
     if wide and isinstance(rate, jax.Array):
-        _checks.fail(TypeError, "rate", rate, "a Python number for float64", "Pass a number.")
+        _validation.fail(TypeError, "rate", rate, "a Python number for float64", "Pass a number.")
     if wide:
         limit = math.ceil((1 - rate) * 2**52)
         limits = jnp.array([limit >> 32, limit & 0xFFFFFFFF], jnp.uint32)

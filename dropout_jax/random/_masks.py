@@ -42,8 +42,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dropout_jax import _checks
-from dropout_jax._threefry import fold_in, threefry2x32
+from dropout_jax import _validation
+from dropout_jax.random._threefry import fold_in, threefry2x32
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, UInt32
@@ -77,7 +77,7 @@ def keep_mask(key, rate, shape, *, broadcast_dims=(), start=None) -> Bool[Array,
     Raises:
       TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
 
-    Source: docstring of `dropout_jax.masks`; Threefry is Salmon et al., SC 2011.
+    Source: docstring of `dropout_jax.random`; Threefry is Salmon et al., SC 2011.
 
     Example:
       >>> import jax
@@ -86,29 +86,31 @@ def keep_mask(key, rate, shape, *, broadcast_dims=(), start=None) -> Bool[Array,
       Array([[1, 1, 0, 0],
              [1, 1, 1, 0]], dtype=int32)
     """
-    key = _checks.key(key)
+    key = _validation.key(key)
     if key is None:
         raise TypeError(
             "key=None is not allowed: key must be one PRNG key. There is no mask at evaluation; "
             "make a key with jax.random.key(seed)."
         )
-    rate = _checks.rate(rate)
-    whole = _checks.shape(shape)
+    rate = _validation.rate(rate)
+    whole = _validation.shape(shape)
     shape = mask_shape(whole, broadcast_dims)
     return _keep_mask(key, jnp.float32(rate), shape, start_of(start, whole, broadcast_dims))
 
 
 def start_of(start, shape: tuple[int, ...], broadcast_dims) -> UInt32[Array, ""] | None:
     """The first row of a part of a larger array; None where axis 0 shares its decisions."""
-    start = _checks.start(start)
+    start = _validation.start(start)
     if start is not None and not shape:
-        _checks.fail(ValueError, "start", start, "None for an array without axes", "Leave it out.")
-    return None if 0 in _checks.axes(broadcast_dims, len(shape)) else start
+        _validation.fail(
+            ValueError, "start", start, "None for an array without axes", "Leave it out."
+        )
+    return None if 0 in _validation.axes(broadcast_dims, len(shape)) else start
 
 
 def mask_shape(shape: tuple[int, ...], broadcast_dims) -> tuple[int, ...]:
     """The shape with size 1 on the axes along which the mask is shared."""
-    shared = _checks.axes(broadcast_dims, len(shape))
+    shared = _validation.axes(broadcast_dims, len(shape))
     return tuple(1 if axis in shared else size for axis, size in enumerate(shape))
 
 
@@ -323,5 +325,5 @@ def _two_words(key, fold: int):
 
 
 def noise_words(key, shape: tuple[int, ...]):
-    """A word for each element, of the noise's specification (see `dropout_jax.noise`)."""
+    """A word for each element, of the noise's specification (see `dropout_jax.random`)."""
     return threefry2x32(_seed(key, NOISE_FOLD), _counters(shape or (1,)))[0]

@@ -1,6 +1,6 @@
 """Continuous noise, version 1: uniform and normal deviates of a key and a shape.
 
-Specification. The key is folded and reduced to two words as in `dropout_jax.masks`, but with
+Specification. The key is folded and reduced to two words as in `dropout_jax.random`, but with
 0x6E6F6973 ("nois"). Element `place` of a row (the last axis) has the first output word, w, of
 Threefry-2x32-20 with the counter (row, place), where row is the linear index over the other axes in
 C order; a scalar is row 0, place 0. With u = (floor(w / 2^9) + 1/2) / 2^23, which float32 holds
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 from jax import lax
 
-from dropout_jax import masks
+from dropout_jax.random import _masks
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float32
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def uniform(key, shape: tuple[int, ...]) -> Float32[Array, "..."]:
     """Deviates in (0, 1), symmetric about 1/2."""
-    word = masks.noise_words(key, shape).reshape(shape)
+    word = _masks.noise_words(key, shape).reshape(shape)
     return ((word >> 9).astype(jnp.float32) + 0.5) * jnp.float32(2.0**-23)
 
 

@@ -6,7 +6,7 @@ import hashlib
 
 import jax
 
-from dropout_jax import _checks
+from dropout_jax import _validation
 
 
 def fold(key: jax.Array | None, *path: str | int | jax.Array) -> jax.Array | None:
@@ -38,7 +38,7 @@ def fold(key: jax.Array | None, *path: str | int | jax.Array) -> jax.Array | Non
       True
     """
     words = [_word(part) for part in path]
-    key = _checks.key(key)
+    key = _validation.key(key)
     if key is None:
         return None
     for word in words:
@@ -47,7 +47,7 @@ def fold(key: jax.Array | None, *path: str | int | jax.Array) -> jax.Array | Non
 
 
 def _word(part: str | int | jax.Array) -> int | jax.Array:
-    part = _checks.path_part(part)
+    part = _validation.path_part(part)
     if isinstance(part, str):
         return int.from_bytes(hashlib.sha256(part.encode()).digest()[:4], "big")
     return part
