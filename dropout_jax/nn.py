@@ -21,7 +21,7 @@ except ModuleNotFoundError as missing:
         "dropout_jax.nn needs flax: pip install 'dropout-jax[flax]'", name=missing.name
     ) from None
 
-from dropout_jax import _validation, elementwise, learned, paths, structured
+from dropout_jax import _validation, ops
 
 Rngs = nnx.Rngs | nnx.RngStream
 
@@ -137,44 +137,42 @@ class Dropout(Layer):
         self.broadcast_dims = _validation.sequence(broadcast_dims, "broadcast_dims")
 
     def _apply(self, inputs, key):
-        return elementwise.dropout(inputs, self.rate, key=key, broadcast_dims=self.broadcast_dims)
+        return ops.dropout(inputs, self.rate, key=key, broadcast_dims=self.broadcast_dims)
 
 
 class AlphaDropout(Dropout):
     """`alpha_dropout`; with the spatial axes in `broadcast_dims`, PyTorch's FeatureAlphaDropout."""
 
     def _apply(self, inputs, key):
-        return elementwise.alpha_dropout(
-            inputs, self.rate, key=key, broadcast_dims=self.broadcast_dims
-        )
+        return ops.alpha_dropout(inputs, self.rate, key=key, broadcast_dims=self.broadcast_dims)
 
 
 class DropoutUnscaled(Layer):
     """`dropout_unscaled`: the input times 1 - rate at evaluation."""
 
     def _apply(self, inputs, key):
-        return elementwise.dropout_unscaled(inputs, self.rate, key=key)
+        return ops.dropout_unscaled(inputs, self.rate, key=key)
 
 
 class GaussianDropout(Layer):
     """`gaussian_dropout`."""
 
     def _apply(self, inputs, key):
-        return elementwise.gaussian_dropout(inputs, self.rate, key=key)
+        return ops.gaussian_dropout(inputs, self.rate, key=key)
 
 
 class DropConnect(Layer):
     """`drop_connect`: call it on the weights."""
 
     def _apply(self, inputs, key):
-        return paths.drop_connect(inputs, self.rate, key=key)
+        return ops.drop_connect(inputs, self.rate, key=key)
 
 
 class EmbeddingDropout(Layer):
     """`embedding_dropout`: call it on the table, and look words up in what it returns."""
 
     def _apply(self, inputs, key):
-        return structured.embedding_dropout(inputs, self.rate, key=key)
+        return ops.embedding_dropout(inputs, self.rate, key=key)
 
 
 class SpatialDropout(Layer):
@@ -187,7 +185,7 @@ class SpatialDropout(Layer):
         self.channel_axis, self.batch_axis = channel_axis, batch_axis
 
     def _apply(self, inputs, key):
-        return structured.spatial_dropout(
+        return ops.spatial_dropout(
             inputs, self.rate, key=key, channel_axis=self.channel_axis, batch_axis=self.batch_axis
         )
 
@@ -200,7 +198,7 @@ class LockedDropout(Layer):
         self.time_axis = time_axis
 
     def _apply(self, inputs, key):
-        return structured.locked_dropout(inputs, self.rate, key=key, time_axis=self.time_axis)
+        return ops.locked_dropout(inputs, self.rate, key=key, time_axis=self.time_axis)
 
 
 class TokenDropout(Layer):
@@ -211,7 +209,7 @@ class TokenDropout(Layer):
         self.time_axis, self.fill = time_axis, fill
 
     def _apply(self, inputs, key):
-        return structured.token_dropout(
+        return ops.token_dropout(
             inputs, self.rate, key=key, time_axis=self.time_axis, fill=self.fill
         )
 
@@ -224,7 +222,7 @@ class HeadDropout(Layer):
         self.head_axis = head_axis
 
     def _apply(self, inputs, key):
-        return structured.head_dropout(inputs, self.rate, key=key, head_axis=self.head_axis)
+        return ops.head_dropout(inputs, self.rate, key=key, head_axis=self.head_axis)
 
 
 class DropBlock(Layer):
@@ -242,7 +240,7 @@ class DropBlock(Layer):
         self.block_size, self.scale_by_keep = block_size, scale_by_keep
 
     def _apply(self, inputs, key):
-        return structured.drop_block(
+        return ops.drop_block(
             inputs, self.rate, self.block_size, key=key, scale_by_keep=self.scale_by_keep
         )
 
@@ -255,7 +253,7 @@ class DropPath(Layer):
         self.mode, self.scale = mode, scale
 
     def _apply(self, inputs, key):
-        return paths.drop_path(inputs, self.rate, key=key, mode=self.mode, scale=self.scale)
+        return ops.drop_path(inputs, self.rate, key=key, mode=self.mode, scale=self.scale)
 
 
 class MaskedDropout(Layer):
@@ -264,7 +262,7 @@ class MaskedDropout(Layer):
     def __call__(self, inputs, where, *, deterministic=None, rngs=None) -> jax.Array:
         """Apply dropout where `where`; other arguments as in `Layer`."""
         key = self._key(deterministic, rngs, self.rate)
-        return elementwise.masked_dropout(inputs, self.rate, where, key=key)
+        return ops.masked_dropout(inputs, self.rate, where, key=key)
 
 
 class Zoneout(Layer):
@@ -273,7 +271,7 @@ class Zoneout(Layer):
     def __call__(self, new, old, *, deterministic=None, rngs=None) -> jax.Array:
         """Keep the old state unit by unit; other arguments as in `Layer`."""
         key = self._key(deterministic, rngs, self.rate)
-        return paths.zoneout(new, old, self.rate, key=key)
+        return ops.zoneout(new, old, self.rate, key=key)
 
 
 class ConcreteDropout(Stochastic):
@@ -298,11 +296,11 @@ class ConcreteDropout(Stochastic):
         """Apply the layer; arguments as in `Layer`."""
         key = self._key(deterministic, rngs)
         logit = self.rate_logit[...]
-        return learned.concrete_dropout(inputs, logit, key=key, temperature=self.temperature)
+        return ops.concrete_dropout(inputs, logit, key=key, temperature=self.temperature)
 
     def penalty(self, weights, *, weight_scale, dropout_scale, features=None) -> jax.Array:
         """`concrete_dropout_penalty` at this layer's rate."""
-        return learned.concrete_dropout_penalty(
+        return ops.concrete_dropout_penalty(
             weights,
             self.rate_logit[...],
             weight_scale=weight_scale,
@@ -327,11 +325,11 @@ class VariationalDropout(Stochastic):
     def __call__(self, inputs, *, deterministic=None, rngs=None) -> jax.Array:
         """Apply the layer; arguments as in `Layer`."""
         key = self._key(deterministic, rngs)
-        return learned.variational_dropout(inputs, self.log_alpha[...], key=key)
+        return ops.variational_dropout(inputs, self.log_alpha[...], key=key)
 
     def kl(self) -> jax.Array:
         """`variational_dropout_kl`, summed."""
-        return learned.variational_dropout_kl(self.log_alpha[...]).sum()
+        return ops.variational_dropout_kl(self.log_alpha[...]).sum()
 
 
 def _stored(rngs, collection: str) -> nnx.RngStream | None:

@@ -7,7 +7,7 @@ import pytest
 from cases import OPS
 
 import dropout_jax as dj
-from dropout_jax import apply_mask, dropout, fold, keep_mask
+from dropout_jax import apply_mask, calibration, dropout, fold, keep_mask
 
 KEY = jax.random.key(0)
 X = np.ones((4, 6), np.float32)
@@ -356,18 +356,28 @@ LABELS = np.array([0, 1, 2, 0])
         (ValueError, "samples", 0, lambda k: dj.mc_dropout(lambda k: 1, KEY, 0)),
         (ValueError, "batch_size", 0, lambda k: dj.mc_dropout(lambda k: 1, KEY, 2, batch_size=0)),
         (ValueError, "predictions.shape", (3,), lambda k: dj.predictive_entropy(P3[0])),
-        (TypeError, "labels", None, lambda k: dj.brier_score(P3, None)),
-        (ValueError, "labels.shape", (3,), lambda k: dj.brier_score(P3, LABELS[:3])),
-        (ValueError, "labels", LABELS + 1, lambda k: dj.brier_score(P3, LABELS + 1)),
-        (ValueError, "bins", 0, lambda k: dj.expected_calibration_error(P3, LABELS, bins=0)),
+        (TypeError, "labels", None, lambda k: calibration.brier_score(P3, None)),
+        (ValueError, "labels.shape", (3,), lambda k: calibration.brier_score(P3, LABELS[:3])),
+        (ValueError, "labels", LABELS + 1, lambda k: calibration.brier_score(P3, LABELS + 1)),
+        (
+            ValueError,
+            "bins",
+            0,
+            lambda k: calibration.expected_calibration_error(P3, LABELS, bins=0),
+        ),
         (
             ValueError,
             "binning",
             "size",
-            lambda k: dj.expected_calibration_error(P3, LABELS, binning="size"),
+            lambda k: calibration.expected_calibration_error(P3, LABELS, binning="size"),
         ),
-        (ValueError, "positive.shape", (1,), lambda k: dj.auroc(P3[:, 0], np.ones(1, bool))),
-        (TypeError, "positive", LABELS, lambda k: dj.auroc(P3[:, 0], LABELS)),
+        (
+            ValueError,
+            "positive.shape",
+            (1,),
+            lambda k: calibration.auroc(P3[:, 0], np.ones(1, bool)),
+        ),
+        (TypeError, "positive", LABELS, lambda k: calibration.auroc(P3[:, 0], LABELS)),
         (ValueError, "n_layer", 0, lambda k: dj.linear_over_depth(0.1, 0)),
         (ValueError, "rate", 2.0, lambda k: dj.linear_over_depth(2.0, 3)),
         (ValueError, "until", -1, lambda k: dj.early_dropout(0.1, -1)),

@@ -12,6 +12,7 @@ from scipy import optimize, special, stats
 from sklearn import metrics
 
 import dropout_jax as dj
+from dropout_jax import calibration
 
 PROBABILITIES = special.softmax(2 * sample((200, 5)), axis=-1).astype(np.float32)
 # Drawn from the probabilities, so bins err to both sides and it matters which example is in which.
@@ -74,10 +75,12 @@ def test_variation_ratio_counts_votes():
 def test_brier_and_likelihood_are_scikit_learns():
     onehot = np.eye(5)[LABELS]
     brier = sum(metrics.brier_score_loss(onehot[:, c], PROBABILITIES[:, c]) for c in range(5))
-    np.testing.assert_allclose(dj.brier_score(PROBABILITIES, LABELS), brier, rtol=1e-5)
+    np.testing.assert_allclose(calibration.brier_score(PROBABILITIES, LABELS), brier, rtol=1e-5)
     wide = PROBABILITIES.astype(np.float64)
     loss = metrics.log_loss(LABELS, wide / wide.sum(-1, keepdims=True), labels=range(5))
-    np.testing.assert_allclose(dj.negative_log_likelihood(PROBABILITIES, LABELS), loss, rtol=1e-5)
+    np.testing.assert_allclose(
+        calibration.negative_log_likelihood(PROBABILITIES, LABELS), loss, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("bins", [1, 5, 15])
@@ -92,7 +95,7 @@ def test_calibration_error_with_equal_widths_is_torchmetrics(bins):
         n_bins=bins,
         norm="l1",
     )
-    got = dj.expected_calibration_error(PROBABILITIES, LABELS, bins=bins)
+    got = calibration.expected_calibration_error(PROBABILITIES, LABELS, bins=bins)
     # torchmetrics subtracts float32 means: at one bin it is 1.9e-7 from float64, and ours 4e-9.
     np.testing.assert_allclose(got, theirs.item(), rtol=1e-5, atol=5e-7)
     confidence = PROBABILITIES.max(-1).astype(np.float64)
@@ -113,7 +116,7 @@ def test_calibration_error_with_equal_masses_by_hand(bins):
         * (place == b).mean()
         for b in range(bins)
     )
-    got = dj.expected_calibration_error(PROBABILITIES, LABELS, bins=bins, binning="mass")
+    got = calibration.expected_calibration_error(PROBABILITIES, LABELS, bins=bins, binning="mass")
     np.testing.assert_allclose(got, expected, rtol=1e-4)
 
 
@@ -123,11 +126,11 @@ def test_auroc_is_scikit_learns_with_ties():
         positive = rng.random(300) < 0.3
         scores = scores.astype(np.float32)
         np.testing.assert_allclose(
-            dj.auroc(scores, positive), metrics.roc_auc_score(positive, scores), rtol=1e-5
+            calibration.auroc(scores, positive), metrics.roc_auc_score(positive, scores), rtol=1e-5
         )
-    assert jnp.isnan(dj.auroc(jnp.ones(3), jnp.ones(3, bool)))
+    assert jnp.isnan(calibration.auroc(jnp.ones(3), jnp.ones(3, bool)))
     infinite = np.array([np.inf, -np.inf, 0.0], np.float32)
-    assert dj.auroc(infinite, np.array([True, False, False])) == 1
+    assert calibration.auroc(infinite, np.array([True, False, False])) == 1
 
 
 def test_temperature_is_the_minimum():
@@ -140,17 +143,25 @@ def test_temperature_is_the_minimum():
         return -special.log_softmax(logits / np.exp(log_t), axis=-1)[range(200), labels].mean()
 
     best = optimize.minimize_scalar(loss, bounds=(-7, 7), method="bounded", options={"xatol": 1e-9})
-    np.testing.assert_allclose(dj.fit_temperature(logits, labels), np.exp(best.x), rtol=1e-3)
+    np.testing.assert_allclose(
+        calibration.fit_temperature(logits, labels), np.exp(best.x), rtol=1e-3
+    )
     separable = 10 * np.eye(5, dtype=np.float32)
-    sharp = dj.fit_temperature(separable, np.arange(5))
-    assert dj.negative_log_likelihood(jax.nn.softmax(separable / sharp), np.arange(5)) < 1e-6
+    sharp = calibration.fit_temperature(separable, np.arange(5))
+    assert (
+        calibration.negative_log_likelihood(jax.nn.softmax(separable / sharp), np.arange(5)) < 1e-6
+    )
 
 
 def test_everything_runs_under_jit():
     measures = (dj.predictive_entropy, dj.mutual_information, dj.variation_ratio)
     for measure in measures:
         np.testing.assert_allclose(jax.jit(measure)(STACK), measure(STACK), rtol=1e-5, atol=1e-6)
-    for score in (dj.brier_score, dj.negative_log_likelihood, dj.expected_calibration_error):
+    for score in (
+        calibration.brier_score,
+        calibration.negative_log_likelihood,
+        calibration.expected_calibration_error,
+    ):
         np.testing.assert_allclose(
             jax.jit(score)(PROBABILITIES, LABELS), score(PROBABILITIES, LABELS), rtol=1e-5
         )
@@ -164,13 +175,13 @@ def test_half_precision_and_many_examples(dtype, binning):
     first = rng.uniform(0.5, 1, 100_000).astype(dtype)
     probabilities = np.stack([first, (1 - first.astype(np.float32)).astype(dtype)], -1)
     labels = (rng.random(100_000) > 0.8).astype(np.int32)
-    for measure in (dj.brier_score, dj.negative_log_likelihood):
+    for measure in (calibration.brier_score, calibration.negative_log_likelihood):
         narrow = measure(probabilities, labels)
         assert narrow.dtype == jnp.float32
         wide = measure(probabilities.astype(np.float32), labels)
         np.testing.assert_allclose(narrow, wide, rtol=1e-6)
     narrow, wide = (
-        dj.expected_calibration_error(p, labels, bins=3000, binning=binning)
+        calibration.expected_calibration_error(p, labels, bins=3000, binning=binning)
         for p in (probabilities, probabilities.astype(np.float32))
     )
     np.testing.assert_allclose(narrow, wide, rtol=1e-6)
@@ -179,28 +190,34 @@ def test_half_precision_and_many_examples(dtype, binning):
 def test_auroc_of_many_examples():
     n = 100_000
     scores = np.linspace(0, 1, n, dtype=np.float32)
-    assert dj.auroc(scores, np.arange(n) >= n // 2) == 1
+    assert calibration.auroc(scores, np.arange(n) >= n // 2) == 1
 
 
 def test_nan_and_excluded_classes_are_not_quiet():
     scores = np.array([np.nan, 0.1, 0.2], np.float32)
-    assert jnp.isnan(dj.auroc(scores, np.array([True, False, False])))
+    assert jnp.isnan(calibration.auroc(scores, np.array([True, False, False])))
     assert jnp.isnan(dj.variation_ratio(np.full((3, 2), np.nan, np.float32)))
     logits = np.array([[1.0, 3.0]] * 4, np.float32)
     labels = np.array([1, 1, 1, 0])
     excluded = np.concatenate([logits, np.full((4, 1), -np.inf, np.float32)], -1)
     np.testing.assert_allclose(
-        dj.fit_temperature(excluded, labels), dj.fit_temperature(logits, labels), rtol=1e-5
+        calibration.fit_temperature(excluded, labels),
+        calibration.fit_temperature(logits, labels),
+        rtol=1e-5,
     )
-    assert jnp.isnan(dj.fit_temperature(logits * np.nan, labels))
+    assert jnp.isnan(calibration.fit_temperature(logits * np.nan, labels))
     with pytest.raises(ValueError, match=r"logits\.shape"):
-        dj.fit_temperature(logits[:0], labels[:0])
+        calibration.fit_temperature(logits[:0], labels[:0])
 
 
 @pytest.mark.parametrize("label", [-1, 5])
 def test_a_traced_label_that_is_no_class_gives_nan(label):
     labels = jnp.asarray(LABELS).at[0].set(label)
-    for measure in (dj.brier_score, dj.negative_log_likelihood, dj.fit_temperature):
+    for measure in (
+        calibration.brier_score,
+        calibration.negative_log_likelihood,
+        calibration.fit_temperature,
+    ):
         assert jnp.isnan(jax.jit(lambda y: measure(PROBABILITIES, y))(labels))  # noqa: B023
 
 

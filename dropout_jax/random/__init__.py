@@ -22,24 +22,3 @@ from dropout_jax.random._masks import (
 )
 from dropout_jax.random._noise import normal, uniform
 from dropout_jax.random._threefry import fold_in, threefry2x32
-
-__all__ = [
-    "ONE",
-    "WORD",
-    "Dice",
-    "dice",
-    "fold",
-    "fold_in",
-    "in_range",
-    "keep_mask",
-    "mask_shape",
-    "normal",
-    "packed_mask",
-    "row_words",
-    "start_of",
-    "threefry2x32",
-    "threshold",
-    "uniform",
-    "unpack",
-    "unpack_rows",
-]

@@ -10,13 +10,12 @@ from matplotlib.axes import Axes
 
 from common import charts
 from common.claim import Interval, interval
-from dropout_jax import (
+from dropout_jax import mutual_information, predictive_entropy
+from dropout_jax.calibration import (
     auroc,
     brier_score,
     expected_calibration_error,
-    mutual_information,
     negative_log_likelihood,
-    predictive_entropy,
 )
 
 # What should be higher for the unknown, of stacked probabilities.

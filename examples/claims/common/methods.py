@@ -9,7 +9,8 @@ import scipy.ndimage
 
 from common import data, measures, nets
 from common.claim import Scale
-from dropout_jax import fit_temperature, fold, mc_dropout, mutual_information
+from dropout_jax import fold, mc_dropout, mutual_information
+from dropout_jax.calibration import fit_temperature
 
 RATE, MEMBERS, PRIORS = 0.5, 5, (1.0, 10.0, 100.0, 1000.0)
 # By method: training runs and forward passes.

@@ -8,7 +8,8 @@ from flax import nnx
 
 from common import measures
 from common.texts import beside
-from dropout_jax import fit_temperature, fold, mc_dropout
+from dropout_jax import fold, mc_dropout
+from dropout_jax.calibration import fit_temperature
 from minigpt.classify import Trained
 from minigpt.labelled import Rows, Split
 

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType
 
-from dropout_jax import _apply, random
-from dropout_jax._attention_inputs import Inputs, Reach, visible
+from dropout_jax import ops, random
+from dropout_jax.attention._inputs import Inputs, Reach, visible
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -59,7 +59,7 @@ def attention(inputs: Inputs, scale: float, reach: Reach, dropout) -> Float[Arra
     """Attention with dropout (key, rate, start) or None; the result has the shape of the query."""
     if dropout is not None:
         key, rate, start = dropout
-        inverse = _apply.inverse_share(rate, _apply.compute_dtype(inputs.query))
+        inverse = ops.inverse_share(rate, ops.compute_dtype(inputs.query))
         dropout = random.dice(key, rate), inverse, jnp.uint32(0) if start is None else start
     return _attend(plan(inputs, scale, reach), inputs, dropout)
 
@@ -145,7 +145,7 @@ def _group_forward(plan_: Plan, group: Inputs, drop):
 def _block_forward(plan_: Plan, group: Inputs, drop, block: Block, start):
     if block.low == block.high:  # it sees nothing
         out = jnp.zeros_like(_rows_of(group.query, start, block.rows))
-        return out, jnp.full(out.shape[:-1], jnp.inf, _apply.compute_dtype(out))
+        return out, jnp.full(out.shape[:-1], jnp.inf, ops.compute_dtype(out))
     logits = _logits(plan_, group, block, start)
     top = logits.max(axis=-1, keepdims=True)
     top = jnp.where(top == -jnp.inf, 0, top)  # a row that sees nothing
@@ -251,7 +251,7 @@ def _drop(plan_: Plan, index, group: Inputs, dropout: Dropout) -> Callable:
 
 def _product(form: str, a, b):
     """A product whose sums have the precision that a softmax needs."""
-    return jnp.einsum(form, a, b, preferred_element_type=_apply.compute_dtype(a))
+    return jnp.einsum(form, a, b, preferred_element_type=ops.compute_dtype(a))
 
 
 def _keys_of(x, block: Block):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 from jax import lax
 
-from dropout_jax import _apply
-from dropout_jax._attention_inputs import Inputs, Reach, visible
+from dropout_jax import ops
+from dropout_jax.attention._inputs import Inputs, Reach, visible
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -20,7 +20,7 @@ def attention(inputs: Inputs, scale: float, reach: Reach, dropout) -> Float[Arra
     batch, queries, heads, dim = query.shape
     _, keys, key_heads, _ = key.shape
     grouped = query.reshape(batch, queries, key_heads, heads // key_heads, dim)
-    wide = _apply.compute_dtype(query)
+    wide = ops.compute_dtype(query)
     logits = jnp.einsum("btkgd,bskd->bkgts", grouped, key, preferred_element_type=wide) * scale
     logits = logits.reshape(batch, heads, queries, keys)
     if bias is not None:
@@ -33,9 +33,9 @@ def attention(inputs: Inputs, scale: float, reach: Reach, dropout) -> Float[Arra
     inverse = 1
     if dropout is not None:
         dropout_key, rate, start = dropout
-        drop = _apply.select_unscaled  # scaled after the product: float16 weights might overflow
-        weights = _apply.with_mask(drop, (weights,), rate, dropout_key, weights.shape, start)
-        inverse = _apply.inverse_share(rate, wide)
+        drop = ops.select_unscaled  # scaled after the product: float16 weights might overflow
+        weights = ops.with_mask(drop, (weights,), rate, dropout_key, weights.shape, start)
+        inverse = ops.inverse_share(rate, wide)
     weights = weights.astype(value.dtype).reshape(batch, key_heads, -1, queries, keys)
     out = jnp.einsum("bkgts,bskd->btkgd", weights, value, preferred_element_type=wide)
     return (out * inverse).astype(value.dtype).reshape(query.shape)

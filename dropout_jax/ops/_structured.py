@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
 
-from dropout_jax import _apply, _validation, random
+from dropout_jax import _validation, random
+from dropout_jax.ops import _apply
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Inexact, Shaped

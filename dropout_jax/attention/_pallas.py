@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from dropout_jax import _apply, random
-from dropout_jax._attention_inputs import Inputs, Reach, visible
+from dropout_jax import ops, random
+from dropout_jax.attention._inputs import Inputs, Reach, visible
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -60,7 +60,7 @@ def attention(inputs: Inputs, scale: float, reach: Reach, dropout) -> Float[Arra
     group = heads // key.shape[2]
     lengths = query.shape[1], key.shape[1]
     plan = Plan(scale, reach, *lengths, group, heads, dropout is not None, interpret)
-    words, inverse = _words(dropout, _apply.compute_dtype(query))
+    words, inverse = _words(dropout, ops.compute_dtype(query))
     if inputs.bias is not None:
         inputs = inputs._replace(bias=_without_gradient(inputs.bias))
     out: Any = _attend(plan, _padded(inputs), words, inverse)
@@ -77,7 +77,7 @@ def _words(dropout, wide):
             "implementation='kernel' has no dropout_start. Use 'blockwise' or None."
         )
     dice = random.dice(key, rate)
-    return jnp.stack([*dice.seed, dice.keep]), _apply.inverse_share(rate, wide)[None]
+    return jnp.stack([*dice.seed, dice.keep]), ops.inverse_share(rate, wide)[None]
 
 
 @jax.custom_vjp

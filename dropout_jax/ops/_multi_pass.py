@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from dropout_jax import _apply, _validation
-from dropout_jax.elementwise import dropout
+from dropout_jax import _validation
+from dropout_jax.ops import _apply
+from dropout_jax.ops._elementwise import dropout
 from dropout_jax.random import fold
 
 if TYPE_CHECKING:

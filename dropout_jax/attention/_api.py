@@ -1,4 +1,4 @@
-"""Attention with dropout on its weights, and DropKey, which drops logits."""
+"""dot_product_attention: its arguments, and which implementation it takes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from dropout_jax import _apply, _blockwise, _naive, _validation, random
-from dropout_jax._attention_inputs import Hidden, Inputs, Reach, visible
+from dropout_jax import _validation, ops
+from dropout_jax.attention import _blockwise, _naive
+from dropout_jax.attention._inputs import Hidden, Inputs, Reach, visible
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 
 def _kernel(*arguments) -> Float[Array, "..."]:
-    from dropout_jax.kernels import attention  # Pallas takes long to import
+    from dropout_jax.attention import _pallas as attention  # Pallas takes long to import
 
     return attention.attention(*arguments)
 
@@ -132,12 +133,12 @@ def dot_product_attention(
     if inputs.query.size == 0 or inputs.key.size == 0:
         return jnp.zeros_like(inputs.query).reshape(query.shape)
     scale = inputs.query.shape[-1] ** -0.5 if scale is None else scale
-    dropped = dropout_key is not None and not _apply.keeps_everything(rate)
+    dropped = dropout_key is not None and not ops.keeps_everything(rate)
     start = _validation.start(dropout_start, "dropout_start")
     dropout = (dropout_key, jnp.float32(rate), start) if dropped else None
     chosen = attention_implementation(*inputs[:2], implementation=implementation).implementation
     attend = functools.partial(_attend, chosen, scale, reach)
-    out = _apply.in_sharding_of(inputs.query, attend)(inputs, dropout)
+    out = ops.in_sharding_of(inputs.query, attend)(inputs, dropout)
     return out.reshape(query.shape)
 
 
@@ -253,54 +254,3 @@ def _window(size, queries: int, keys: int) -> tuple[int, int] | None:
             ValueError, "local_window_size", size, allowed, "(3, 0) is the three before."
         )
     return min(int(both[0]), queries), min(int(both[1]), keys)  # and no sum overflows
-
-
-def dropkey_bias(shape, rate, *, key, dtype=jnp.float32) -> Float[Array, "... query key"]:
-    """DropKey: a bias that drops attention logits before the softmax, which then renormalises.
-
-    Formula: -inf with probability rate, else 0, except that a row (the last axis) that would lose
-    all its keys keeps all of them. Add it to the logits.
-
-    Args:
-      shape: the shape of the logits, such as (batch, heads, queries, keys); at least one axis.
-      rate: the probability of dropping, in [0, 1]; a number or a scalar array, traced or not.
-      key: one PRNG key: training. None: evaluation, zeros.
-      dtype: a floating dtype, that of the logits.
-
-    Returns:
-      An array of `shape` and `dtype`. Nothing is scaled: the softmax renormalises. At rate 1 every
-      row would lose all its keys, so nothing is dropped. A traced rate outside [0, 1] gives NaN.
-      Only whole rows are guarded: with a causal or padding mask on top, a row may lose all the keys
-      that it may see, so combine the masks with care (row 0 of a causal mask sees one key).
-
-    Raises:
-      TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
-
-    Source: Li et al., "DropKey for vision transformer", CVPR 2023.
-
-    Example:
-      >>> import jax
-      >>> from dropout_jax import dropkey_bias
-      >>> dropkey_bias((2, 4), 0.5, key=jax.random.key(0))
-      Array([[  0.,   0., -inf, -inf],
-             [  0.,   0.,   0., -inf]], dtype=float32)
-    """
-    shape = _validation.shape(shape)
-    if not shape:
-        _validation.fail(
-            ValueError, "shape", shape, "of at least 1 axis", "Pass the shape of the logits."
-        )
-    rate = _validation.rate(rate)
-    dtype = _validation.floating(dtype, "dtype")
-    key = _validation.key(key)
-    if key is None:
-        return jnp.zeros(shape, dtype)
-    return _dropkey(key, jnp.float32(rate), shape=shape, dtype=dtype)
-
-
-@functools.partial(jax.jit, static_argnames=("shape", "dtype"))
-def _dropkey(key, rate, *, shape, dtype):
-    keep = random.unpack(random.packed_mask(key, rate, shape), shape)
-    keep = keep | ~keep.any(axis=-1, keepdims=True)
-    bias = jnp.where(keep, jnp.zeros((), dtype), jnp.full((), -jnp.inf, dtype))
-    return jnp.where(random.in_range(rate), bias, jnp.full((), jnp.nan, dtype))

@@ -137,6 +137,11 @@ def compute_dtype(x):
     return jnp.float64 if x.dtype in (jnp.float64, jnp.complex128) else jnp.float32
 
 
+def widened(x):
+    """x in float64 for float64, else in float32: sums over many examples stagnate in half."""
+    return x.astype(compute_dtype(x))
+
+
 def kept_share(rate, dtype):
     """The probability really used, T / 2^16, in a floating dtype."""
     return random.threshold(rate).astype(dtype) / random.ONE

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from dropout_jax import _apply, _validation, random
+from dropout_jax import _validation, random
+from dropout_jax.ops import _apply
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float

@@ -1,1 +1,0 @@
-"""Accelerator kernels; nothing else imports Pallas."""
