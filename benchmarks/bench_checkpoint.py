@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from minigpt import checkpoint, train_step
-from minigpt.batches import batch
 from minigpt.config import PRESETS
+from minigpt.data.batches import batch
 
 ROUNDS, VOCABULARY = 10, 65
 COLUMNS = ("copy", "save", "until on disk", "step", "step while saving")

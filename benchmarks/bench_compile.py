@@ -19,8 +19,9 @@ import numpy as np
 from flax import nnx
 
 from dropout_jax import dropout
-from minigpt import batches, train_step
+from minigpt import train_step
 from minigpt.config import PRESETS, DropoutConfig
+from minigpt.data import batches
 
 REPEATS, VOCABULARY = 9, 65
 IMPORT = """

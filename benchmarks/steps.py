@@ -27,7 +27,7 @@ def _minigpt(config, rows, rate):
     import jax
 
     from minigpt import train_step
-    from minigpt.batches import Batch
+    from minigpt.data.batches import Batch
 
     training = train_step.start(config, VOCABULARY)
     batch, key = (

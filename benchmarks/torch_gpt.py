@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from minigpt import corpus
 from minigpt.config import PRESETS
-from minigpt.tokenizer import tokenizer_of
+from minigpt.data import text as corpus
+from minigpt.data.tokenizer import tokenizer_of
 
 
 class Block(nn.Module):

@@ -25,13 +25,13 @@ from rich.progress import track
 from dropout_jax import fold
 from dropout_jax.parity import hooks
 from dropout_jax.parity.torch import CPUGenerator
-from minigpt import corpus
-from minigpt.batches import batch
 from minigpt.config import PRESETS, DropoutConfig
+from minigpt.data import text as corpus
+from minigpt.data.batches import batch
+from minigpt.data.tokenizer import tokenizer_of
 from minigpt.model import GPT
 from minigpt.optim import optimizer, schedule
 from minigpt.sites import draw, places
-from minigpt.tokenizer import tokenizer_of
 from minigpt.train_step import start
 
 RATE, SEED = 0.2, 1337

@@ -23,11 +23,11 @@ from dropout_jax import fold
 from minigpt import checkpoint
 from minigpt.classifier import Classifier
 from minigpt.config import ClassifyConfig, DropoutConfig, ModelConfig, OptimConfig
+from minigpt.data.tokenizer import Tokenizer
 from minigpt.labelled import Rows, Split, pad
 from minigpt.model import set_rates
 from minigpt.optim import optimizer
 from minigpt.scores import macro_f1
-from minigpt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     pass

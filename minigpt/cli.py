@@ -13,7 +13,7 @@ try:
 except ModuleNotFoundError as missing:
     sys.exit(f"minigpt needs {missing.name}: pip install 'dropout-jax[train]'")
 
-from minigpt.corpus import is_play
+from minigpt.data.text import is_play
 from minigpt.options import (
     Begin,
     Classify,
@@ -110,8 +110,8 @@ def _sample(command: Sample) -> None:
 
 
 def _eval(command: Eval) -> None:
+    from minigpt.data.dataset import load_tokens
     from minigpt.evaluate import evaluate
-    from minigpt.tokens import load_tokens
 
     run, training = _load(command.run_dir, command.checkpoint)
     tokens = load_tokens(run.config.data, run.config.tokenizer, run.given_tokenizer)

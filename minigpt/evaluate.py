@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minigpt.batches import Batch, require_length, windows
+from minigpt.data.batches import Batch, require_length, windows
 
 
 class Evaluation(NamedTuple):

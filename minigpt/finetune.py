@@ -17,8 +17,8 @@ import jax
 
 from minigpt import checkpoint, sharding
 from minigpt.config import Config
+from minigpt.data.tokenizer import Tokenizer
 from minigpt.rundir import CONFIG, Run
-from minigpt.tokenizer import Tokenizer
 from minigpt.train_step import Training, TrainState
 
 FOLDER = "parent"

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from minigpt import hosts
 from minigpt.config import Config
+from minigpt.data.dataset import Tokens
 from minigpt.rundir import Run
 from minigpt.stopping import Stopping
-from minigpt.tokens import Tokens
 from minigpt.train_step import Training
 
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minigpt import corpus
-from minigpt.tokenizer import Tokenizer
+from minigpt.data import text as corpus
+from minigpt.data.tokenizer import Tokenizer
 
 COLUMNS = ("text", "label")
 HELD_OUT = 0.1  # the share of each label for validation, and again for the test

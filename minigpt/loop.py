@@ -14,8 +14,9 @@ import jax
 from rich.console import Console
 
 from minigpt import checkpoint, finetune, hosts, overfitting, plots, resume, shown
-from minigpt.batches import require_length, starts, windows
 from minigpt.config import Config
+from minigpt.data.batches import require_length, starts, windows
+from minigpt.data.dataset import load_tokens
 from minigpt.evaluate import estimate
 from minigpt.job import Job
 from minigpt.metrics import Metrics
@@ -23,7 +24,6 @@ from minigpt.observe import Observers
 from minigpt.rundir import Run
 from minigpt.sharding import place
 from minigpt.stopping import Stopped, Stopping
-from minigpt.tokens import load_tokens
 from minigpt.train_step import TrainState, start
 from minigpt.utilization import flops_per_token, utilization
 

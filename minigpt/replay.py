@@ -19,13 +19,13 @@ from rich.table import Table
 
 from dropout_jax import fold
 from minigpt import checkpoint, finetune, metrics
-from minigpt.batches import batch, starts
 from minigpt.config import Config
+from minigpt.data.batches import batch, starts
+from minigpt.data.dataset import load_tokens
 from minigpt.model import GPT
 from minigpt.rundir import Run
 from minigpt.sharding import mesh_of
 from minigpt.sites import FullTape, places
-from minigpt.tokens import load_tokens
 from minigpt.train_step import Training, TrainState, start
 
 

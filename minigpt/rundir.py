@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import tomli_w
 
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
+from minigpt.data.tokenizer import Tokenizer
 from minigpt.files import replace
-from minigpt.tokenizer import Tokenizer
 
 CONFIG, TOKENIZER = "config.toml", "tokenizer.json"
 

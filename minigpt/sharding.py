@@ -17,8 +17,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from minigpt.batches import Batch
 from minigpt.config import Config
+from minigpt.data.batches import Batch
 
 AXES = ("data", "fsdp", "tensor")
 

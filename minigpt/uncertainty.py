@@ -14,9 +14,9 @@ from flax import nnx
 
 from dropout_jax import fold, mc_dropout, mutual_information, predictive_entropy
 from minigpt.config import DropoutConfig, ModelConfig
+from minigpt.data.tokenizer import Tokenizer
 from minigpt.model import GPT
 from minigpt.rundir import Run
-from minigpt.tokenizer import Tokenizer
 
 AT_ONCE = 8  # passes that are held in memory together
 

@@ -5,7 +5,7 @@ import sys
 
 import minigpt.loop
 from minigpt import cli
-from minigpt.batches import windows
+from minigpt.data.batches import windows
 
 
 def main():

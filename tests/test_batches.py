@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minigpt.batches import batch
+from minigpt.data.batches import batch
 
 TOKENS = np.arange(1000, dtype=np.uint16)
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from experiments import found, load
 
-from minigpt import corpus, speeches
+from minigpt import speeches
+from minigpt.data import text as corpus
 from minigpt.labelled import Labelled, Split
 
 pytestmark = pytest.mark.claims

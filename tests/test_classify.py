@@ -14,9 +14,9 @@ from minigpt import baselines, cli
 from minigpt.classifier import Classifier, pooled
 from minigpt.classify import Body, fit, load, places
 from minigpt.config import ClassifyConfig, DropoutConfig, OptimConfig
+from minigpt.data.tokenizer import Tokenizer
 from minigpt.labelled import Labelled, Split, pad
 from minigpt.model import GPT, set_rates
-from minigpt.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer("abc ")
 BODY = Body(MODEL, 4, TOKENIZER, None)

@@ -13,8 +13,8 @@ from tiny import TEXT
 
 from minigpt import cli, options
 from minigpt.config import PRESETS, DropoutConfig
+from minigpt.data.tokenizer import Tokenizer
 from minigpt.rundir import Run
-from minigpt.tokenizer import Tokenizer
 
 TINY = [
     *("--steps", "4", "--batch-size", "3", "--log-every", "1", "--sample-tokens", "20"),
@@ -222,8 +222,8 @@ def test_a_run_is_finished_when_its_last_step_is_validated(tmp_path):
     import numpy as np
 
     from minigpt import checkpoint
+    from minigpt.data.tokenizer import Tokenizer
     from minigpt.resume import choose
-    from minigpt.tokenizer import Tokenizer
 
     config, run_dir = PRESETS["shakespeare-char-cpu"], tmp_path / "a"
     run_dir.mkdir()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from minigpt import corpus
+from minigpt.data import text as corpus
 
 
 @pytest.fixture(scope="module")

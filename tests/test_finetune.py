@@ -15,10 +15,10 @@ from test_trouble import files, flip, is_one_line, room, size_of, stopping_at
 from tiny import TEXT
 
 from minigpt import checkpoint, cli, finetune, metrics, options
-from minigpt.batches import batch
 from minigpt.config import PRESETS
+from minigpt.data.batches import batch
+from minigpt.data.dataset import load_tokens
 from minigpt.rundir import Run
-from minigpt.tokens import load_tokens
 from minigpt.train_step import start
 
 # Fewer characters than the parent's text has, so its own tokenizer would be another.

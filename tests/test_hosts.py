@@ -13,8 +13,8 @@ import pytest
 from tiny import TEXT
 
 from minigpt import checkpoint, metrics
-from minigpt.batches import starts
-from minigpt.tokens import load_tokens
+from minigpt.data.batches import starts
+from minigpt.data.dataset import load_tokens
 
 HERE = pathlib.Path(__file__).parent
 BOUND_S = 90  # by which the others have ended when one process dies; HEARTBEAT_S is 20

@@ -5,9 +5,10 @@ import csv
 import pytest
 from tiny import DATA
 
-from minigpt import corpus, speeches
+from minigpt import speeches
+from minigpt.data import text as corpus
+from minigpt.data.tokenizer import Tokenizer
 from minigpt.labelled import Labelled, Split, pad, read_csv
-from minigpt.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer("abc ")
 

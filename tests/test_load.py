@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from minigpt import corpus
+from minigpt.data import text as corpus
 
 MB = 10**6
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")

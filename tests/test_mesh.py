@@ -10,7 +10,7 @@ import pytest
 from tiny import CONFIG, SITES, with_dropout
 
 from minigpt import checkpoint
-from minigpt.batches import batch
+from minigpt.data.batches import batch
 from minigpt.sharding import AXES, mesh_of, shardings
 from minigpt.train_step import start
 

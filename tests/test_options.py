@@ -11,7 +11,7 @@ from flax import nnx
 from tiny import CONFIG, SITES, with_dropout
 
 from dropout_jax import fold
-from minigpt.batches import batch
+from minigpt.data.batches import batch
 from minigpt.model import GPT
 from minigpt.train_step import start, token_losses
 

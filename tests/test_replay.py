@@ -18,12 +18,12 @@ from tiny import CONFIG, SITES, TEXT, with_dropout
 
 from dropout_jax import fold
 from minigpt import checkpoint, cli, loop, metrics
-from minigpt.batches import starts
 from minigpt.config import OptimConfig
+from minigpt.data.batches import starts
+from minigpt.data.dataset import load_tokens
 from minigpt.manifest import ARRAYS
 from minigpt.replay import replay
 from minigpt.sites import draw
-from minigpt.tokens import load_tokens
 
 DROPPING = dataclasses.replace(
     CONFIG,

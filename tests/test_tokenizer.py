@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.tokenizer import tokenizer_of
+from minigpt.data.tokenizer import tokenizer_of
 
 
 @given(st.text(min_size=1))

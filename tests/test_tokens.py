@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 from tiny import TEXT
 
-from minigpt import corpus, tokens
-from minigpt.batches import windows
-from minigpt.tokenizer import Tokenizer
-from minigpt.tokens import load_tokens
+from minigpt.data import dataset as tokens
+from minigpt.data import text as corpus
+from minigpt.data.batches import windows
+from minigpt.data.dataset import load_tokens
+from minigpt.data.tokenizer import Tokenizer
 
 STREAMED = "To be, or not to be\r\nthat \u20ac is \U0001f600 the \u00e9 question\n" * 5
 

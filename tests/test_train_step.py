@@ -11,8 +11,8 @@ import pytest
 from tiny import CONFIG, SITES, with_dropout
 
 from dropout_jax import fold
-from minigpt.batches import batch
 from minigpt.config import OptimConfig
+from minigpt.data.batches import batch
 from minigpt.optim import optimizer, schedule
 from minigpt.train_step import start
 

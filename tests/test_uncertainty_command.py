@@ -16,9 +16,9 @@ from tiny import CONFIG, MODEL, TEXT, with_dropout
 from dropout_jax import fold, mc_dropout, mutual_information, predictive_entropy
 from minigpt import cli, coloured
 from minigpt.config import DropoutConfig, OptimConfig
+from minigpt.data.tokenizer import Tokenizer
 from minigpt.loop import train
 from minigpt.model import GPT
-from minigpt.tokenizer import Tokenizer
 from minigpt.uncertainty import (
     Uncertainty,
     by_character,

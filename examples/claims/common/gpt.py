@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 
 from common.data import Text
-from minigpt.batches import batch
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
+from minigpt.data.batches import batch
 from minigpt.evaluate import estimate
 from minigpt.train_step import Training, start
 

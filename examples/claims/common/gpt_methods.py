@@ -12,7 +12,7 @@ from common import data, gpt
 from common.claim import Scale
 from common.texts import windowed
 from dropout_jax import fold, mc_dropout, mutual_information, predictive_entropy
-from minigpt.batches import Batch
+from minigpt.data.batches import Batch
 from minigpt.model import GPT
 
 

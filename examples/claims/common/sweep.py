@@ -15,8 +15,8 @@ import optax
 from flax import nnx
 
 from dropout_jax import apply_mask, fold, keep_mask
-from minigpt.batches import starts
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
+from minigpt.data.batches import starts
 from minigpt.model import GPT
 from minigpt.optim import optimizer, schedule
 from minigpt.sites import places

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from common.data import Text
-from minigpt.batches import Batch, windows
+from minigpt.data.batches import Batch, windows
 
 CLAIMS = Path(__file__).parent.parent
 KNOWN, SHUFFLED = "unseen plays", "shuffled letters"

@@ -26,8 +26,8 @@ import platformdirs
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from minigpt import corpus
-from minigpt.tokenizer import Tokenizer, code_points, tokenizer_of
+from minigpt.data import text as corpus
+from minigpt.data.tokenizer import Tokenizer, code_points, tokenizer_of
 
 FORMAT = 1
 IN_MEMORY = 1 << 23  # bytes: a smaller file takes a tenth of a second, and no place in the cache
