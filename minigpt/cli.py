@@ -56,7 +56,7 @@ def _console(*, quiet: bool = False) -> Console:
 
 
 def _train(command: Begin) -> None:
-    from minigpt import hosts
+    from minigpt.distributed import multihost as hosts
     from minigpt.loop import train
     from minigpt.resume import choose
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import jax
 
-from minigpt import checkpoint, sharding
+from minigpt import checkpoint
 from minigpt.config import Config
 from minigpt.data.tokenizer import Tokenizer
+from minigpt.distributed import mesh as sharding
 from minigpt.rundir import CONFIG, Run
 from minigpt.train_step import Training, TrainState
 

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import jax
 from rich.console import Console
 
-from minigpt import hosts
 from minigpt.config import Config
 from minigpt.data.dataset import Tokens
+from minigpt.distributed import multihost as hosts
 from minigpt.rundir import Run
 from minigpt.stopping import Stopping
 from minigpt.train_step import Training

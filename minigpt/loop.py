@@ -13,16 +13,17 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from minigpt import checkpoint, finetune, hosts, overfitting, plots, resume, shown
+from minigpt import checkpoint, finetune, overfitting, plots, resume, shown
 from minigpt.config import Config
 from minigpt.data.batches import require_length, starts, windows
 from minigpt.data.dataset import load_tokens
+from minigpt.distributed import multihost as hosts
+from minigpt.distributed.mesh import place
 from minigpt.evaluate import estimate
 from minigpt.job import Job
 from minigpt.metrics import Metrics
 from minigpt.observe import Observers
 from minigpt.rundir import Run
-from minigpt.sharding import place
 from minigpt.stopping import Stopped, Stopping
 from minigpt.train_step import TrainState, start
 from minigpt.utilization import flops_per_token, utilization

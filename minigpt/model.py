@@ -20,7 +20,7 @@ from jax import lax
 
 from dropout_jax import dot_product_attention
 from minigpt.config import DropoutConfig, ModelConfig
-from minigpt.sharding import by_rows
+from minigpt.distributed.mesh import by_rows
 from minigpt.sites import Site
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from dropout_jax import fold
-from minigpt import sharding
 from minigpt.config import Config
 from minigpt.data.batches import Batch
+from minigpt.distributed import mesh as sharding
+from minigpt.distributed.mesh import by_rows
 from minigpt.model import GPT
 from minigpt.optim import optimizer
-from minigpt.sharding import by_rows
 
 
 class TrainState(NamedTuple):

@@ -11,7 +11,7 @@ from tiny import CONFIG, SITES, with_dropout
 
 from minigpt import checkpoint
 from minigpt.data.batches import batch
-from minigpt.sharding import AXES, mesh_of, shardings
+from minigpt.distributed.mesh import AXES, mesh_of, shardings
 from minigpt.train_step import start
 
 TOKENS = np.random.default_rng(0).integers(0, 11, 500).astype(np.uint16)
