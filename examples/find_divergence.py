@@ -22,8 +22,8 @@ from flax import nnx
 from dropout_jax import fold
 from dropout_jax.parity import divergence, hooks
 from minigpt.config import PRESETS, DropoutConfig
-from minigpt.model import GPT
-from minigpt.sites import draw
+from minigpt.model.dropout_sites import draw
+from minigpt.model.gpt import GPT
 
 RATE, ROWS, VOCABULARY = 0.2, 4, 65
 SCALE = 65536 / round((1 - RATE) * 65536)

@@ -29,9 +29,9 @@ from minigpt.config import PRESETS, DropoutConfig
 from minigpt.data import text as corpus
 from minigpt.data.batches import batch
 from minigpt.data.tokenizer import tokenizer_of
-from minigpt.model import GPT
+from minigpt.model.dropout_sites import draw, places
+from minigpt.model.gpt import GPT
 from minigpt.optim import optimizer, schedule
-from minigpt.sites import draw, places
 from minigpt.train_step import start
 
 RATE, SEED = 0.2, 1337

@@ -14,7 +14,7 @@ from flax import nnx
 
 from dropout_jax import dropout, fold
 from minigpt.config import ModelConfig
-from minigpt.model import GPT
+from minigpt.model.gpt import GPT
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int

@@ -25,7 +25,7 @@ from minigpt.classifier import Classifier
 from minigpt.config import ClassifyConfig, DropoutConfig, ModelConfig, OptimConfig
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.labelled import Rows, Split, pad
-from minigpt.model import set_rates
+from minigpt.model.gpt import set_rates
 from minigpt.optim import optimizer
 from minigpt.scores import macro_f1
 

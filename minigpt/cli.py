@@ -90,7 +90,7 @@ def _load(run_dir: Path, which: str):
 
 
 def _sample(command: Sample) -> None:
-    from minigpt.sample import generate
+    from minigpt.model.generate import generate
 
     run, training = _load(command.run_dir, command.checkpoint)
     prompt = "\n" if command.prompt is None else command.prompt

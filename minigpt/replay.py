@@ -23,9 +23,9 @@ from minigpt.config import Config
 from minigpt.data.batches import batch, starts
 from minigpt.data.dataset import load_tokens
 from minigpt.distributed.mesh import mesh_of
-from minigpt.model import GPT
+from minigpt.model.dropout_sites import FullTape, places
+from minigpt.model.gpt import GPT
 from minigpt.rundir import Run
-from minigpt.sites import FullTape, places
 from minigpt.train_step import Training, TrainState, start
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from minigpt.job import Job
-from minigpt.sample import generate
+from minigpt.model.generate import generate
 
 
 def announce(job: Job, step: int) -> None:

@@ -15,7 +15,7 @@ from minigpt.config import Config
 from minigpt.data.batches import Batch
 from minigpt.distributed import mesh as sharding
 from minigpt.distributed.mesh import by_rows
-from minigpt.model import GPT
+from minigpt.model.gpt import GPT
 from minigpt.optim import optimizer
 
 

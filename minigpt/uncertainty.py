@@ -15,7 +15,7 @@ from flax import nnx
 from dropout_jax import fold, mc_dropout, mutual_information, predictive_entropy
 from minigpt.config import DropoutConfig, ModelConfig
 from minigpt.data.tokenizer import Tokenizer
-from minigpt.model import GPT
+from minigpt.model.gpt import GPT
 from minigpt.rundir import Run
 
 AT_ONCE = 8  # passes that are held in memory together

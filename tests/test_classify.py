@@ -16,7 +16,7 @@ from minigpt.classify import Body, fit, load, places
 from minigpt.config import ClassifyConfig, DropoutConfig, OptimConfig
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.labelled import Labelled, Split, pad
-from minigpt.model import GPT, set_rates
+from minigpt.model.gpt import GPT, set_rates
 
 TOKENIZER = Tokenizer("abc ")
 BODY = Body(MODEL, 4, TOKENIZER, None)

@@ -12,8 +12,8 @@ from tiny import MODEL, SITES, with_dropout
 
 from dropout_jax import fold, keep_mask
 from minigpt.config import PRESETS, DropoutConfig
-from minigpt.model import GPT
-from minigpt.sites import Site, draw, places
+from minigpt.model.dropout_sites import Site, draw, places
+from minigpt.model.gpt import GPT
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 11, (3, 32)))
 ALL = with_dropout(**dict.fromkeys(SITES, 0.3))

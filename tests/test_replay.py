@@ -22,8 +22,8 @@ from minigpt.config import OptimConfig
 from minigpt.data.batches import starts
 from minigpt.data.dataset import load_tokens
 from minigpt.manifest import ARRAYS
+from minigpt.model.dropout_sites import draw
 from minigpt.replay import replay
-from minigpt.sites import draw
 
 DROPPING = dataclasses.replace(
     CONFIG,

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minigpt.sample import generate
+from minigpt.model.generate import generate
 
 PROBABILITIES = np.array([0.5, 0.25, 0.15, 0.1])
 

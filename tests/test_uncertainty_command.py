@@ -18,7 +18,7 @@ from minigpt import cli, coloured
 from minigpt.config import DropoutConfig, OptimConfig
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.loop import train
-from minigpt.model import GPT
+from minigpt.model.gpt import GPT
 from minigpt.uncertainty import (
     Uncertainty,
     by_character,

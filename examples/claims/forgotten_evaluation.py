@@ -19,7 +19,7 @@ from common.claim import Finding, Result, by_cell, interval
 from dropout_jax import fold
 from minigpt.config import ModelConfig
 from minigpt.evaluate import estimate
-from minigpt.model import GPT
+from minigpt.model.gpt import GPT
 from minigpt.train_step import token_losses
 
 RATES, GPT_RATES = (0.1, 0.3, 0.5, 0.7, 0.8), (0.1, 0.3)

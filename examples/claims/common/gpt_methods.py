@@ -13,7 +13,7 @@ from common.claim import Scale
 from common.texts import windowed
 from dropout_jax import fold, mc_dropout, mutual_information, predictive_entropy
 from minigpt.data.batches import Batch
-from minigpt.model import GPT
+from minigpt.model.gpt import GPT
 
 
 class Seen(NamedTuple):

@@ -21,7 +21,7 @@ from jax import lax
 from dropout_jax import dot_product_attention
 from minigpt.config import DropoutConfig, ModelConfig
 from minigpt.distributed.mesh import by_rows
-from minigpt.sites import Site
+from minigpt.model.dropout_sites import Site
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int

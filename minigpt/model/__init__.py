@@ -1,0 +1,1 @@
+"""model: gpt, dropout_sites, generate."""
