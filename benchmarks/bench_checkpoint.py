@@ -19,7 +19,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from minigpt import checkpoint, train_step
+from minigpt import train_step
+from minigpt.checkpoint import manager as checkpoint
 from minigpt.config import PRESETS
 from minigpt.data.batches import batch
 

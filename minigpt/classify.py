@@ -20,7 +20,7 @@ import optax
 from flax import nnx
 
 from dropout_jax import fold
-from minigpt import checkpoint
+from minigpt.checkpoint import manager as checkpoint
 from minigpt.classifier import Classifier
 from minigpt.config import ClassifyConfig, DropoutConfig, ModelConfig, OptimConfig
 from minigpt.data.tokenizer import Tokenizer

@@ -78,7 +78,7 @@ def _train(command: Begin) -> None:
 
 def _load(run_dir: Path, which: str):
     """A run and its trained model, ready for evaluation."""
-    from minigpt import checkpoint
+    from minigpt.checkpoint import manager as checkpoint
     from minigpt.rundir import Run
     from minigpt.train_step import start
 
@@ -148,7 +148,7 @@ def _replay(command: Replay) -> None:
 
 def _uncertainty(command: Uncertainty) -> None:
     from minigpt import coloured
-    from minigpt.files import replace
+    from minigpt.atomic_write import replace
     from minigpt.uncertainty import text_uncertainty
 
     if (command.text is None) == (command.file is None):

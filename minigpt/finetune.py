@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from minigpt import checkpoint
+from minigpt.checkpoint import manager as checkpoint
 from minigpt.config import Config
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.distributed import mesh as sharding

@@ -13,7 +13,8 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from minigpt import checkpoint, finetune, overfitting, plots, resume, shown
+from minigpt import finetune, overfitting, plots, resume, shown
+from minigpt.checkpoint import manager as checkpoint
 from minigpt.config import Config
 from minigpt.data.batches import require_length, starts, windows
 from minigpt.data.dataset import load_tokens

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minigpt.files import naming, replace
+from minigpt.atomic_write import naming, replace
 
 FILE = "metrics.jsonl"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from minigpt.files import replace
+from minigpt.atomic_write import replace
 
 
 def plot_losses(records: list[dict], path: Path, title: str) -> None:

@@ -18,7 +18,8 @@ from rich.progress import track
 from rich.table import Table
 
 from dropout_jax import fold
-from minigpt import checkpoint, finetune, metrics
+from minigpt import finetune, metrics
+from minigpt.checkpoint import manager as checkpoint
 from minigpt.config import Config
 from minigpt.data.batches import batch, starts
 from minigpt.data.dataset import load_tokens

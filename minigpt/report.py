@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from minigpt.files import replace
+from minigpt.atomic_write import replace
 from minigpt.scores import Scores
 
 MOST_WRITTEN = 20  # classes whose cells still have room for a number

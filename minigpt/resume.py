@@ -11,7 +11,8 @@ from typing import Any
 
 import filelock
 
-from minigpt import checkpoint, metrics
+from minigpt import metrics
+from minigpt.checkpoint import manager as checkpoint
 from minigpt.config import Config
 from minigpt.rundir import CONFIG, Run
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import tomli_w
 
+from minigpt.atomic_write import replace
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
 from minigpt.data.tokenizer import Tokenizer
-from minigpt.files import replace
 
 CONFIG, TOKENIZER = "config.toml", "tokenizer.json"
 

@@ -19,9 +19,11 @@ import sys
 import time
 import traceback
 
-import minigpt.loop
 import minigpt.sample
-from minigpt import checkpoint, cli, evaluate, metrics, plots
+
+import minigpt.loop
+from minigpt import cli, evaluate, metrics, plots
+from minigpt.checkpoint import manager as checkpoint
 
 HOLDERS = {
     "fsync": (os, "fsync"),

@@ -21,9 +21,10 @@ import pytest
 import safetensors.numpy
 from tiny import CONFIG
 
-from minigpt import checkpoint, manifest
-from minigpt.checkpoint import Writer
-from minigpt.manifest import ARRAYS, MANIFEST, CheckpointError, sealed
+from minigpt.checkpoint import manager as checkpoint
+from minigpt.checkpoint import manifest
+from minigpt.checkpoint.manager import Writer
+from minigpt.checkpoint.manifest import ARRAYS, MANIFEST, CheckpointError, sealed
 from minigpt.train_step import start
 
 SMALL = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.int32(7)}

@@ -221,7 +221,7 @@ def test_the_default_run_directory_is_an_unfinished_one_or_the_first_free(tmp_pa
 def test_a_run_is_finished_when_its_last_step_is_validated(tmp_path):
     import numpy as np
 
-    from minigpt import checkpoint
+    from minigpt.checkpoint import manager as checkpoint
     from minigpt.data.tokenizer import Tokenizer
     from minigpt.resume import choose
 

@@ -14,7 +14,8 @@ from test_resume import HERE, environment, kills
 from test_trouble import files, flip, is_one_line, room, size_of, stopping_at
 from tiny import TEXT
 
-from minigpt import checkpoint, cli, finetune, metrics, options
+from minigpt import cli, finetune, metrics, options
+from minigpt.checkpoint import manager as checkpoint
 from minigpt.config import PRESETS
 from minigpt.data.batches import batch
 from minigpt.data.dataset import load_tokens

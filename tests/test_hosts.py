@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from tiny import TEXT
 
-from minigpt import checkpoint, metrics
+from minigpt import metrics
+from minigpt.checkpoint import manager as checkpoint
 from minigpt.data.batches import starts
 from minigpt.data.dataset import load_tokens
 

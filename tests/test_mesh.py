@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny import CONFIG, SITES, with_dropout
 
-from minigpt import checkpoint
+from minigpt.checkpoint import manager as checkpoint
 from minigpt.data.batches import batch
 from minigpt.distributed.mesh import AXES, mesh_of, shardings
 from minigpt.train_step import start

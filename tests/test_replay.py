@@ -17,11 +17,12 @@ from rich.console import Console
 from tiny import CONFIG, SITES, TEXT, with_dropout
 
 from dropout_jax import fold
-from minigpt import checkpoint, cli, loop, metrics
+from minigpt import cli, loop, metrics
+from minigpt.checkpoint import manager as checkpoint
+from minigpt.checkpoint.manifest import ARRAYS
 from minigpt.config import OptimConfig
 from minigpt.data.batches import starts
 from minigpt.data.dataset import load_tokens
-from minigpt.manifest import ARRAYS
 from minigpt.model.dropout_sites import draw
 from minigpt.replay import replay
 

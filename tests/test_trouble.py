@@ -18,9 +18,10 @@ import pytest
 from test_config import CHANGES, flat, replaced
 from tiny import TEXT, outcome
 
-from minigpt import checkpoint, cli, loop, metrics, resume
+from minigpt import cli, loop, metrics, resume
+from minigpt.checkpoint import manager as checkpoint
+from minigpt.checkpoint.manifest import ARRAYS, MANIFEST
 from minigpt.config import Config
-from minigpt.manifest import ARRAYS, MANIFEST
 from minigpt.rundir import Run
 
 LAST = 12

@@ -4,7 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from minigpt import checkpoint, metrics
+from minigpt import metrics
+from minigpt.checkpoint import manager as checkpoint
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
 from minigpt.labelled import Labelled, Split
 

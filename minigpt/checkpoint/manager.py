@@ -25,8 +25,8 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from minigpt.files import naming
-from minigpt.manifest import (
+from minigpt.atomic_write import naming
+from minigpt.checkpoint.manifest import (
     ARRAYS,
     FORMAT,
     MANIFEST,

@@ -1,0 +1,1 @@
+"""checkpoint: manager and manifest; files is atomic_write."""
