@@ -79,7 +79,7 @@ def _train(command: Begin) -> None:
 def _load(run_dir: Path, which: str):
     """A run and its trained model, ready for evaluation."""
     from minigpt.checkpoint import manager as checkpoint
-    from minigpt.rundir import Run
+    from minigpt.run.directory import Run
     from minigpt.train_step import start
 
     run = Run.load(run_dir)
@@ -181,7 +181,7 @@ def _classify(command: Classify) -> None:
     from minigpt import baselines, report
     from minigpt.classify import Body, fit
     from minigpt.labelled import Split, read_csv
-    from minigpt.rundir import new_folder
+    from minigpt.run.directory import new_folder
     from minigpt.scores import scores
     from minigpt.speeches import genres
 

@@ -19,7 +19,7 @@ from minigpt.checkpoint import manager as checkpoint
 from minigpt.config import Config
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.distributed import mesh as sharding
-from minigpt.rundir import CONFIG, Run
+from minigpt.run.directory import CONFIG, Run
 from minigpt.train_step import Training, TrainState
 
 FOLDER = "parent"

@@ -13,7 +13,7 @@ from rich.console import Console
 from minigpt.config import Config
 from minigpt.data.dataset import Tokens
 from minigpt.distributed import multihost as hosts
-from minigpt.rundir import Run
+from minigpt.run.directory import Run
 from minigpt.stopping import Stopping
 from minigpt.train_step import Training
 

@@ -22,9 +22,9 @@ from minigpt.distributed import multihost as hosts
 from minigpt.distributed.mesh import place
 from minigpt.evaluate import estimate
 from minigpt.job import Job
-from minigpt.metrics import Metrics
 from minigpt.observe import Observers
-from minigpt.rundir import Run
+from minigpt.run.directory import Run
+from minigpt.run.metrics import Metrics
 from minigpt.stopping import Stopped, Stopping
 from minigpt.train_step import TrainState, start
 from minigpt.utilization import flops_per_token, utilization

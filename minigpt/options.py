@@ -173,7 +173,7 @@ def parse_finetune(args: list[str]) -> Finetune:
     default, prog = Finetune(), "minigpt finetune RUN_DIR"
     if args[:1] not in (["--help"], ["-h"]):
         from minigpt import finetune
-        from minigpt.rundir import Run
+        from minigpt.run.directory import Run
 
         if not args or args[0].startswith("-"):
             raise ValueError(

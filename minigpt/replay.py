@@ -18,7 +18,7 @@ from rich.progress import track
 from rich.table import Table
 
 from dropout_jax import fold
-from minigpt import finetune, metrics
+from minigpt import finetune
 from minigpt.checkpoint import manager as checkpoint
 from minigpt.config import Config
 from minigpt.data.batches import batch, starts
@@ -26,7 +26,8 @@ from minigpt.data.dataset import load_tokens
 from minigpt.distributed.mesh import mesh_of
 from minigpt.model.dropout_sites import FullTape, places
 from minigpt.model.gpt import GPT
-from minigpt.rundir import Run
+from minigpt.run import metrics
+from minigpt.run.directory import Run
 from minigpt.train_step import Training, TrainState, start
 
 

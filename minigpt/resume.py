@@ -11,10 +11,10 @@ from typing import Any
 
 import filelock
 
-from minigpt import metrics
 from minigpt.checkpoint import manager as checkpoint
 from minigpt.config import Config
-from minigpt.rundir import CONFIG, Run
+from minigpt.run import metrics
+from minigpt.run.directory import CONFIG, Run
 
 LOCK = ".lock"
 # A run that goes on may have these changed: they decide where it runs and what is shown of it, and

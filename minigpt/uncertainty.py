@@ -16,7 +16,7 @@ from dropout_jax import fold, mc_dropout, mutual_information, predictive_entropy
 from minigpt.config import DropoutConfig, ModelConfig
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.model.gpt import GPT
-from minigpt.rundir import Run
+from minigpt.run.directory import Run
 
 AT_ONCE = 8  # passes that are held in memory together
 

@@ -22,8 +22,9 @@ import traceback
 import minigpt.sample
 
 import minigpt.loop
-from minigpt import cli, evaluate, metrics, plots
+from minigpt import cli, evaluate, plots
 from minigpt.checkpoint import manager as checkpoint
+from minigpt.run import metrics
 
 HOLDERS = {
     "fsync": (os, "fsync"),

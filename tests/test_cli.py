@@ -14,7 +14,7 @@ from tiny import TEXT
 from minigpt import cli, options
 from minigpt.config import PRESETS, DropoutConfig
 from minigpt.data.tokenizer import Tokenizer
-from minigpt.rundir import Run
+from minigpt.run.directory import Run
 
 TINY = [
     *("--steps", "4", "--batch-size", "3", "--log-every", "1", "--sample-tokens", "20"),

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from tiny import TEXT
 
-from minigpt import metrics
 from minigpt.checkpoint import manager as checkpoint
 from minigpt.data.batches import starts
 from minigpt.data.dataset import load_tokens
+from minigpt.run import metrics
 
 HERE = pathlib.Path(__file__).parent
 BOUND_S = 90  # by which the others have ended when one process dies; HEARTBEAT_S is 20

@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console
 from tiny import CONFIG, TEXT
 
-from minigpt import loop, metrics
+from minigpt import loop
 from minigpt.observe import Observers
+from minigpt.run import metrics
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ import pytest
 from rich.console import Console
 from tiny import CONFIG
 
-from minigpt import loop, metrics
+from minigpt import loop
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
 from minigpt.overfitting import REMEDIES, advice, noise
+from minigpt.run import metrics
 
 DEFAULT = Config()  # of 15,360 tokens a validation: noise is 0.034 of the loss
 DROPPING = dataclasses.replace(DEFAULT, model=ModelConfig(dropout=DropoutConfig.uniform(0.1)))

@@ -17,7 +17,7 @@ from rich.console import Console
 from tiny import CONFIG, SITES, TEXT, with_dropout
 
 from dropout_jax import fold
-from minigpt import cli, loop, metrics
+from minigpt import cli, loop
 from minigpt.checkpoint import manager as checkpoint
 from minigpt.checkpoint.manifest import ARRAYS
 from minigpt.config import OptimConfig
@@ -25,6 +25,7 @@ from minigpt.data.batches import starts
 from minigpt.data.dataset import load_tokens
 from minigpt.model.dropout_sites import draw
 from minigpt.replay import replay
+from minigpt.run import metrics
 
 DROPPING = dataclasses.replace(
     CONFIG,

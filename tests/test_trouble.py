@@ -18,11 +18,12 @@ import pytest
 from test_config import CHANGES, flat, replaced
 from tiny import TEXT, outcome
 
-from minigpt import cli, loop, metrics, resume
+from minigpt import cli, loop, resume
 from minigpt.checkpoint import manager as checkpoint
 from minigpt.checkpoint.manifest import ARRAYS, MANIFEST
 from minigpt.config import Config
-from minigpt.rundir import Run
+from minigpt.run import metrics
+from minigpt.run.directory import Run
 
 LAST = 12
 COMMAND = [

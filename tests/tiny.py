@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 
-from minigpt import metrics
 from minigpt.checkpoint import manager as checkpoint
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
 from minigpt.labelled import Labelled, Split
+from minigpt.run import metrics
 
 TIMED = ("tokens_per_s", "elapsed_s")
 SITES = [field.name for field in dataclasses.fields(DropoutConfig)]

@@ -1,0 +1,1 @@
+"""run: directory, parent, metrics."""
