@@ -19,10 +19,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from minigpt import train_step
 from minigpt.checkpoint import manager as checkpoint
 from minigpt.config import PRESETS
 from minigpt.data.batches import batch
+from minigpt.training import train_step
 
 ROUNDS, VOCABULARY = 10, 65
 COLUMNS = ("copy", "save", "until on disk", "step", "step while saving")

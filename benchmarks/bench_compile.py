@@ -19,9 +19,9 @@ import numpy as np
 from flax import nnx
 
 from dropout_jax import dropout
-from minigpt import train_step
 from minigpt.config import PRESETS, DropoutConfig
 from minigpt.data import batches
+from minigpt.training import train_step
 
 REPEATS, VOCABULARY = 9, 65
 IMPORT = """

@@ -26,8 +26,8 @@ def build(framework, case):
 def _minigpt(config, rows, rate):
     import jax
 
-    from minigpt import train_step
     from minigpt.data.batches import Batch
+    from minigpt.training import train_step
 
     training = train_step.start(config, VOCABULARY)
     batch, key = (

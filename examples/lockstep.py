@@ -31,8 +31,8 @@ from minigpt.data.batches import batch
 from minigpt.data.tokenizer import tokenizer_of
 from minigpt.model.dropout_sites import draw, places
 from minigpt.model.gpt import GPT
-from minigpt.optim import optimizer, schedule
-from minigpt.train_step import start
+from minigpt.training.optimizer import optimizer, schedule
+from minigpt.training.train_step import start
 
 RATE, SEED = 0.2, 1337
 OUR_SCALE = 65536 / round((1 - RATE) * 65536)

@@ -26,8 +26,8 @@ from minigpt.config import ClassifyConfig, DropoutConfig, ModelConfig, OptimConf
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.labelled import Rows, Split, pad
 from minigpt.model.gpt import set_rates
-from minigpt.optim import optimizer
 from minigpt.scores import macro_f1
+from minigpt.training.optimizer import optimizer
 
 if TYPE_CHECKING:
     pass

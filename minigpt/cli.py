@@ -57,8 +57,8 @@ def _console(*, quiet: bool = False) -> Console:
 
 def _train(command: Begin) -> None:
     from minigpt.distributed import multihost as hosts
-    from minigpt.loop import train
-    from minigpt.resume import choose
+    from minigpt.training.resume import choose
+    from minigpt.training.trainer import train
 
     hosts.meet(command.coordinator, command.num_processes, command.process_id)
     if not hosts.alone() and command.settings.run_dir is None:
@@ -80,7 +80,7 @@ def _load(run_dir: Path, which: str):
     """A run and its trained model, ready for evaluation."""
     from minigpt.checkpoint import manager as checkpoint
     from minigpt.run.directory import Run
-    from minigpt.train_step import start
+    from minigpt.training.train_step import start
 
     run = Run.load(run_dir)
     training = start(dataclasses.replace(run.config, mesh="data=1"), run.vocab_size)
@@ -111,7 +111,7 @@ def _sample(command: Sample) -> None:
 
 def _eval(command: Eval) -> None:
     from minigpt.data.dataset import load_tokens
-    from minigpt.evaluate import evaluate
+    from minigpt.training.evaluate import evaluate
 
     run, training = _load(command.run_dir, command.checkpoint)
     tokens = load_tokens(run.config.data, run.config.tokenizer, run.given_tokenizer)

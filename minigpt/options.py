@@ -172,8 +172,8 @@ def parse_finetune(args: list[str]) -> Finetune:
     """The same, where the parent chooses the defaults."""
     default, prog = Finetune(), "minigpt finetune RUN_DIR"
     if args[:1] not in (["--help"], ["-h"]):
-        from minigpt import finetune
         from minigpt.run.directory import Run
+        from minigpt.training import finetune
 
         if not args or args[0].startswith("-"):
             raise ValueError(

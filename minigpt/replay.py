@@ -18,7 +18,6 @@ from rich.progress import track
 from rich.table import Table
 
 from dropout_jax import fold
-from minigpt import finetune
 from minigpt.checkpoint import manager as checkpoint
 from minigpt.config import Config
 from minigpt.data.batches import batch, starts
@@ -28,7 +27,8 @@ from minigpt.model.dropout_sites import FullTape, places
 from minigpt.model.gpt import GPT
 from minigpt.run import metrics
 from minigpt.run.directory import Run
-from minigpt.train_step import Training, TrainState, start
+from minigpt.training import finetune
+from minigpt.training.train_step import Training, TrainState, start
 
 
 class Numbers(NamedTuple):

@@ -19,12 +19,13 @@ import sys
 import time
 import traceback
 
+import minigpt.loop
 import minigpt.sample
 
-import minigpt.loop
-from minigpt import cli, evaluate, plots
+from minigpt import cli
 from minigpt.checkpoint import manager as checkpoint
 from minigpt.run import metrics
+from minigpt.training import evaluate, plots
 
 HOLDERS = {
     "fsync": (os, "fsync"),

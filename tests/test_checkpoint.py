@@ -25,7 +25,7 @@ from minigpt.checkpoint import manager as checkpoint
 from minigpt.checkpoint import manifest
 from minigpt.checkpoint.manager import Writer
 from minigpt.checkpoint.manifest import ARRAYS, MANIFEST, CheckpointError, sealed
-from minigpt.train_step import start
+from minigpt.training.train_step import start
 
 SMALL = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.int32(7)}
 LIKE = {name: np.asarray(array) for name, array in SMALL.items()}

@@ -204,7 +204,7 @@ def test_the_same_command_again_shows_the_finished_run(trained):
 
 
 def test_the_default_run_directory_is_an_unfinished_one_or_the_first_free(tmp_path):
-    from minigpt.resume import choose
+    from minigpt.training.resume import choose
 
     config = PRESETS["shakespeare-char-cpu"]
     assert choose(tmp_path, "a", config).name == "a"
@@ -223,7 +223,7 @@ def test_a_run_is_finished_when_its_last_step_is_validated(tmp_path):
 
     from minigpt.checkpoint import manager as checkpoint
     from minigpt.data.tokenizer import Tokenizer
-    from minigpt.resume import choose
+    from minigpt.training.resume import choose
 
     config, run_dir = PRESETS["shakespeare-char-cpu"], tmp_path / "a"
     run_dir.mkdir()

@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 from tiny import CONFIG, TEXT
 
-from minigpt import loop
 from minigpt.config import PRESETS, Config, DropoutConfig, ModelConfig, OptimConfig
+from minigpt.training import trainer as loop
 
 
 def flat(config, prefix=""):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from minigpt.evaluate import estimate, evaluate
+from minigpt.training.evaluate import estimate, evaluate
 
 
 def target_as_loss(params, batch):

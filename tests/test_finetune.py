@@ -14,14 +14,15 @@ from test_resume import HERE, environment, kills
 from test_trouble import files, flip, is_one_line, room, size_of, stopping_at
 from tiny import TEXT
 
-from minigpt import cli, finetune, options
+from minigpt import cli, options
 from minigpt.checkpoint import manager as checkpoint
 from minigpt.config import PRESETS
 from minigpt.data.batches import batch
 from minigpt.data.dataset import load_tokens
 from minigpt.run import metrics
 from minigpt.run.directory import Run
-from minigpt.train_step import start
+from minigpt.training import finetune
+from minigpt.training.train_step import start
 
 # Fewer characters than the parent's text has, so its own tokenizer would be another.
 OTHER = "".join(random.Random(5).choices("To be or not ", k=1500))

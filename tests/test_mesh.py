@@ -12,7 +12,7 @@ from tiny import CONFIG, SITES, with_dropout
 from minigpt.checkpoint import manager as checkpoint
 from minigpt.data.batches import batch
 from minigpt.distributed.mesh import AXES, mesh_of, shardings
-from minigpt.train_step import start
+from minigpt.training.train_step import start
 
 TOKENS = np.random.default_rng(0).integers(0, 11, 500).astype(np.uint16)
 # One of each kind on all devices; the others are under torture.

@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 from tiny import CONFIG, TEXT
 
-from minigpt import loop
-from minigpt.observe import Observers
 from minigpt.run import metrics
+from minigpt.training import trainer as loop
+from minigpt.training.observers import Observers
 
 
 @pytest.fixture

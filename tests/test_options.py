@@ -13,7 +13,7 @@ from tiny import CONFIG, SITES, with_dropout
 from dropout_jax import fold
 from minigpt.data.batches import batch
 from minigpt.model.gpt import GPT
-from minigpt.train_step import start, token_losses
+from minigpt.training.train_step import start, token_losses
 
 TOKENS = np.random.default_rng(0).integers(0, 11, 500).astype(np.uint16)
 BATCH = batch(TOKENS, 0, 0, 8, 32)

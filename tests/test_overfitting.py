@@ -12,10 +12,10 @@ import pytest
 from rich.console import Console
 from tiny import CONFIG
 
-from minigpt import loop
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
-from minigpt.overfitting import REMEDIES, advice, noise
 from minigpt.run import metrics
+from minigpt.training import trainer as loop
+from minigpt.training.overfitting import REMEDIES, advice, noise
 
 DEFAULT = Config()  # of 15,360 tokens a validation: noise is 0.034 of the loss
 DROPPING = dataclasses.replace(DEFAULT, model=ModelConfig(dropout=DropoutConfig.uniform(0.1)))

@@ -17,7 +17,7 @@ from rich.console import Console
 from tiny import CONFIG, SITES, TEXT, with_dropout
 
 from dropout_jax import fold
-from minigpt import cli, loop
+from minigpt import cli
 from minigpt.checkpoint import manager as checkpoint
 from minigpt.checkpoint.manifest import ARRAYS
 from minigpt.config import OptimConfig
@@ -26,6 +26,7 @@ from minigpt.data.dataset import load_tokens
 from minigpt.model.dropout_sites import draw
 from minigpt.replay import replay
 from minigpt.run import metrics
+from minigpt.training import trainer as loop
 
 DROPPING = dataclasses.replace(
     CONFIG,

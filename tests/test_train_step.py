@@ -13,8 +13,8 @@ from tiny import CONFIG, SITES, with_dropout
 from dropout_jax import fold
 from minigpt.config import OptimConfig
 from minigpt.data.batches import batch
-from minigpt.optim import optimizer, schedule
-from minigpt.train_step import start
+from minigpt.training.optimizer import optimizer, schedule
+from minigpt.training.train_step import start
 
 TOKENS = np.random.default_rng(0).integers(0, 11, 500).astype(np.uint16)
 BATCH = batch(TOKENS, 0, 0, 3, 32)

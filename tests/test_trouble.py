@@ -18,12 +18,14 @@ import pytest
 from test_config import CHANGES, flat, replaced
 from tiny import TEXT, outcome
 
-from minigpt import cli, loop, resume
+from minigpt import cli
 from minigpt.checkpoint import manager as checkpoint
 from minigpt.checkpoint.manifest import ARRAYS, MANIFEST
 from minigpt.config import Config
 from minigpt.run import metrics
 from minigpt.run.directory import Run
+from minigpt.training import resume
+from minigpt.training import trainer as loop
 
 LAST = 12
 COMMAND = [

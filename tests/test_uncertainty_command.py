@@ -17,8 +17,8 @@ from dropout_jax import fold, mc_dropout, mutual_information, predictive_entropy
 from minigpt import cli, coloured
 from minigpt.config import DropoutConfig, OptimConfig
 from minigpt.data.tokenizer import Tokenizer
-from minigpt.loop import train
 from minigpt.model.gpt import GPT
+from minigpt.training.trainer import train
 from minigpt.uncertainty import (
     Uncertainty,
     by_character,

@@ -3,7 +3,7 @@
 import pytest
 
 from minigpt.config import PRESETS
-from minigpt.utilization import flops_per_token, utilization
+from minigpt.training.throughput import flops_per_token, utilization
 
 
 def test_gpt2_by_hand():

@@ -8,8 +8,8 @@ import jax
 from common.data import Text
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
 from minigpt.data.batches import batch
-from minigpt.evaluate import estimate
-from minigpt.train_step import Training, start
+from minigpt.training.evaluate import estimate
+from minigpt.training.train_step import Training, start
 
 SMALL = ModelConfig(n_layer=2, n_head=4, n_embd=64, block_size=64)
 

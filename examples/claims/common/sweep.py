@@ -19,7 +19,7 @@ from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
 from minigpt.data.batches import starts
 from minigpt.model.dropout_sites import places
 from minigpt.model.gpt import GPT
-from minigpt.optim import optimizer, schedule
+from minigpt.training.optimizer import optimizer, schedule
 
 # A learning rate of 1 for ever: every step multiplies by its own, which so may be traced.
 CONSTANT = {"learning_rate": 1.0, "min_learning_rate": 1.0, "warmup_steps": 0}

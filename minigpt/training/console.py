@@ -8,8 +8,8 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from minigpt.job import Job
 from minigpt.model.generate import generate
+from minigpt.training.context import Job
 
 
 def announce(job: Job, step: int) -> None:

@@ -16,7 +16,7 @@ from minigpt.data.batches import Batch
 from minigpt.distributed import mesh as sharding
 from minigpt.distributed.mesh import by_rows
 from minigpt.model.gpt import GPT
-from minigpt.optim import optimizer
+from minigpt.training.optimizer import optimizer
 
 
 class TrainState(NamedTuple):

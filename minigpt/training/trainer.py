@@ -13,21 +13,22 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from minigpt import finetune, overfitting, plots, resume, shown
 from minigpt.checkpoint import manager as checkpoint
 from minigpt.config import Config
 from minigpt.data.batches import require_length, starts, windows
 from minigpt.data.dataset import load_tokens
 from minigpt.distributed import multihost as hosts
 from minigpt.distributed.mesh import place
-from minigpt.evaluate import estimate
-from minigpt.job import Job
-from minigpt.observe import Observers
 from minigpt.run.directory import Run
 from minigpt.run.metrics import Metrics
-from minigpt.stopping import Stopped, Stopping
-from minigpt.train_step import TrainState, start
-from minigpt.utilization import flops_per_token, utilization
+from minigpt.training import console as shown
+from minigpt.training import finetune, overfitting, plots, resume
+from minigpt.training.context import Job
+from minigpt.training.evaluate import estimate
+from minigpt.training.interrupt import Stopped, Stopping
+from minigpt.training.observers import Observers
+from minigpt.training.throughput import flops_per_token, utilization
+from minigpt.training.train_step import TrainState, start
 
 # What a step measures, by the words of an error.
 MEASURED = {

@@ -20,7 +20,7 @@ from minigpt.config import Config
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.distributed import mesh as sharding
 from minigpt.run.directory import CONFIG, Run
-from minigpt.train_step import Training, TrainState
+from minigpt.training.train_step import Training, TrainState
 
 FOLDER = "parent"
 # What decides the names, shapes or meaning of the weights (dtype, remat and the rates do not).

@@ -14,8 +14,8 @@ from minigpt.config import Config
 from minigpt.data.dataset import Tokens
 from minigpt.distributed import multihost as hosts
 from minigpt.run.directory import Run
-from minigpt.stopping import Stopping
-from minigpt.train_step import Training
+from minigpt.training.interrupt import Stopping
+from minigpt.training.train_step import Training
 
 
 class Job(NamedTuple):

@@ -20,8 +20,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from minigpt import resume
 from minigpt.config import Config
+from minigpt.training import resume
 
 # What can be done about overfitting, the best first, as docs/claims.md measures: data_size for the
 # first, gpt_overfitting and gpt_rates for the next two, interactions for the others.

@@ -1,0 +1,1 @@
+"""training: what a run does from its first step to its last."""
