@@ -134,7 +134,7 @@ def _eval(command: Eval) -> None:
 
 
 def _replay(command: Replay) -> None:
-    from minigpt.replay import plain, replay, show
+    from minigpt.tasks.replay import plain, replay, show
 
     def warn(told: str) -> None:
         print(f"minigpt: {told}", file=sys.stderr)
@@ -147,9 +147,9 @@ def _replay(command: Replay) -> None:
 
 
 def _uncertainty(command: Uncertainty) -> None:
-    from minigpt import coloured
     from minigpt.atomic_write import replace
-    from minigpt.uncertainty import text_uncertainty
+    from minigpt.tasks.uncertainty import render as coloured
+    from minigpt.tasks.uncertainty.estimate import text_uncertainty
 
     if (command.text is None) == (command.file is None):
         raise ValueError("text: give either --text or --file, and one of them.")
@@ -178,12 +178,12 @@ def _read_text(path: Path) -> str:
 
 
 def _classify(command: Classify) -> None:
-    from minigpt import baselines, report
-    from minigpt.classify import Body, fit
-    from minigpt.labelled import Split, read_csv
     from minigpt.run.directory import new_folder
-    from minigpt.scores import scores
-    from minigpt.speeches import genres
+    from minigpt.tasks.classification import baselines, report
+    from minigpt.tasks.classification.data import Split, read_csv
+    from minigpt.tasks.classification.metrics import scores
+    from minigpt.tasks.classification.shakespeare_genres import genres
+    from minigpt.tasks.classification.train import Body, fit
 
     settings, console = command.settings, _console()
     run, training = _load(command.run_dir, command.checkpoint)

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from experiments import found, load
 
-from minigpt import speeches
 from minigpt.data import text as corpus
-from minigpt.labelled import Labelled, Split
+from minigpt.tasks.classification import shakespeare_genres as speeches
+from minigpt.tasks.classification.data import Labelled, Split
 
 pytestmark = pytest.mark.claims
 

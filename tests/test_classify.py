@@ -10,13 +10,14 @@ import pytest
 from flax import nnx
 from tiny import DATA, MODEL, TEXT, with_dropout
 
-from minigpt import baselines, cli
-from minigpt.classifier import Classifier, pooled
-from minigpt.classify import Body, fit, load, places
+from minigpt import cli
 from minigpt.config import ClassifyConfig, DropoutConfig, OptimConfig
 from minigpt.data.tokenizer import Tokenizer
-from minigpt.labelled import Labelled, Split, pad
 from minigpt.model.gpt import GPT, set_rates
+from minigpt.tasks.classification import baselines
+from minigpt.tasks.classification.data import Labelled, Split, pad
+from minigpt.tasks.classification.model import Classifier, pooled
+from minigpt.tasks.classification.train import Body, fit, load, places
 
 TOKENIZER = Tokenizer("abc ")
 BODY = Body(MODEL, 4, TOKENIZER, None)

@@ -12,8 +12,8 @@ import shutil
 import jax
 import pytest
 
-from minigpt import classify
 from minigpt.cli import main
+from minigpt.tasks.classification import train as classify
 
 EARLIER = pathlib.Path(__file__).parent / "minigpt/run/earlier_version"
 # Of XLA on other processors, and at other optimisation levels.

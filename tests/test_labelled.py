@@ -5,10 +5,10 @@ import csv
 import pytest
 from tiny import DATA
 
-from minigpt import speeches
 from minigpt.data import text as corpus
 from minigpt.data.tokenizer import Tokenizer
-from minigpt.labelled import Labelled, Split, pad, read_csv
+from minigpt.tasks.classification import shakespeare_genres as speeches
+from minigpt.tasks.classification.data import Labelled, Split, pad, read_csv
 
 TOKENIZER = Tokenizer("abc ")
 

@@ -24,8 +24,8 @@ from minigpt.config import OptimConfig
 from minigpt.data.batches import starts
 from minigpt.data.dataset import load_tokens
 from minigpt.model.dropout_sites import draw
-from minigpt.replay import replay
 from minigpt.run import metrics
+from minigpt.tasks.replay import replay
 from minigpt.training import trainer as loop
 
 DROPPING = dataclasses.replace(

@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 from tiny import DATA
 
-from minigpt import baselines, report, scores
-from minigpt.labelled import Labelled, Split
+from minigpt.tasks.classification import baselines, report
+from minigpt.tasks.classification import metrics as scores
+from minigpt.tasks.classification.data import Labelled, Split
 
 
 def test_scores_by_hand():

@@ -14,18 +14,19 @@ from rich.console import Console
 from tiny import CONFIG, MODEL, TEXT, with_dropout
 
 from dropout_jax import fold, mc_dropout, mutual_information, predictive_entropy
-from minigpt import cli, coloured
+from minigpt import cli
 from minigpt.config import DropoutConfig, OptimConfig
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.model.gpt import GPT
-from minigpt.training.trainer import train
-from minigpt.uncertainty import (
+from minigpt.tasks.uncertainty import render as coloured
+from minigpt.tasks.uncertainty.estimate import (
     Uncertainty,
     by_character,
     logits_of,
     rates_for_passes,
     token_uncertainty,
 )
+from minigpt.training.trainer import train
 
 RATES = DropoutConfig.uniform(0.3)
 STRANGE = "<b>&amp; \"quoted\" 'single'\n\n  two spaces\ttab\r\nüber\n"

@@ -6,8 +6,8 @@ import numpy as np
 
 from minigpt.checkpoint import manager as checkpoint
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
-from minigpt.labelled import Labelled, Split
 from minigpt.run import metrics
+from minigpt.tasks.classification.data import Labelled, Split
 
 TIMED = ("tokens_per_s", "elapsed_s")
 SITES = [field.name for field in dataclasses.fields(DropoutConfig)]

@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from common import charts, claim
 from common.claim import Finding, Interval, Result, interval, verdict
 from common.speech import TEST, measure, pretrained, rows, sample, settings
-from minigpt import baselines
-from minigpt.classify import fit
-from minigpt.speeches import genres
+from minigpt.tasks.classification import baselines
+from minigpt.tasks.classification.shakespeare_genres import genres
+from minigpt.tasks.classification.train import fit
 
 PRETRAINED, SCRATCH = "pretrained GPT", "GPT from scratch"
 DROPPING = "pretrained GPT, dropout 0.1"  # in head and body, in fine-tuning

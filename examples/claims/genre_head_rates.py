@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from common import charts, claim
 from common.claim import Finding, Interval, Result, by_cell, interval
 from common.speech import TEST, measure, pretrained, rows, sample, settings
-from minigpt.classify import fit
-from minigpt.speeches import genres
+from minigpt.tasks.classification.shakespeare_genres import genres
+from minigpt.tasks.classification.train import fit
 
 RATES = (0.05, 0.1, 0.2, 0.3)
 NONE = "no dropout"

@@ -17,8 +17,8 @@ from common.claim import by_cell, interval
 from common.methods import COST, MEMBERS
 from common.speech import TEST, pretrained, sample, settings
 from common.text_methods import of_classifiers
-from minigpt.classify import fit
-from minigpt.speeches import genres
+from minigpt.tasks.classification.shakespeare_genres import genres
+from minigpt.tasks.classification.train import fit
 
 RATE = 0.1
 METHODS = {name: COST[name] for name in ("softmax", "temperature", "ensemble", "MC dropout")}

@@ -7,12 +7,12 @@ import numpy as np
 from common.claim import interval
 from common.data import Text
 from common.gpt import compiled, config_of, train
-from minigpt.classify import Body
 from minigpt.config import ClassifyConfig, ModelConfig, OptimConfig
 from minigpt.data import text as corpus
 from minigpt.data.tokenizer import tokenizer_of
-from minigpt.labelled import Labelled, Split
-from minigpt.scores import scores
+from minigpt.tasks.classification.data import Labelled, Split
+from minigpt.tasks.classification.metrics import scores
+from minigpt.tasks.classification.train import Body
 
 TEST = ("twelfth-night", "as-you-like-it", "henry-v", "richard-iii", "macbeth", "king-lear")
 LENGTH = 64

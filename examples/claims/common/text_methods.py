@@ -10,8 +10,8 @@ from common import measures
 from common.texts import beside
 from dropout_jax import fold, mc_dropout
 from dropout_jax.calibration import fit_temperature
-from minigpt.classify import Trained
-from minigpt.labelled import Rows, Split
+from minigpt.tasks.classification.data import Rows, Split
+from minigpt.tasks.classification.train import Trained
 
 
 def of_classifiers(members: list[Trained], data: Split, rows: int, seed: int, passes: int) -> dict:

@@ -21,12 +21,12 @@ from flax import nnx
 
 from dropout_jax import fold
 from minigpt.checkpoint import manager as checkpoint
-from minigpt.classifier import Classifier
 from minigpt.config import ClassifyConfig, DropoutConfig, ModelConfig, OptimConfig
 from minigpt.data.tokenizer import Tokenizer
-from minigpt.labelled import Rows, Split, pad
 from minigpt.model.gpt import set_rates
-from minigpt.scores import macro_f1
+from minigpt.tasks.classification.data import Rows, Split, pad
+from minigpt.tasks.classification.metrics import macro_f1
+from minigpt.tasks.classification.model import Classifier
 from minigpt.training.optimizer import optimizer
 
 if TYPE_CHECKING:

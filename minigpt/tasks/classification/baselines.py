@@ -7,8 +7,8 @@ from collections import Counter
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from minigpt.labelled import Split
-from minigpt.scores import macro_f1
+from minigpt.tasks.classification.data import Split
+from minigpt.tasks.classification.metrics import macro_f1
 
 REGULARIZATION = (0.1, 1.0, 10.0)  # scikit-learn's C: the larger, the weaker
 VOCABULARY = 20_000  # the commonest words and pairs

