@@ -19,9 +19,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from minigpt.checkpoint import manager as checkpoint
+from minigpt.checkpoint import CheckpointWriter, host_arrays
 from minigpt.config import PRESETS
-from minigpt.data.batches import batch
+from minigpt.data import make_batch
 from minigpt.training import train_step
 
 ROUNDS, VOCABULARY = 10, 65
@@ -31,9 +31,9 @@ COLUMNS = ("copy", "save", "until on disk", "step", "step while saving")
 def measure(preset):
     """Times of each kind, round by round."""
     config = dataclasses.replace(PRESETS[preset], batch_size=12)
-    training = train_step.start(config, VOCABULARY)
+    training = train_step.build_train_functions(config, VOCABULARY)
     text = np.zeros(10_000, np.uint16)
-    rows = training.put_batch(batch(text, 0, 0, 12, config.model.block_size))
+    rows = training.put_batch(make_batch(text, 0, 0, 12, config.model.block_size))
     state, key = training.state, jax.random.key(0)
     times = {name: [] for name in COLUMNS}
 
@@ -44,21 +44,24 @@ def measure(preset):
         float(measured["train_loss"])
         return time.perf_counter() - begin
 
-    with tempfile.TemporaryDirectory() as folder, checkpoint.Writer(Path(folder)) as writer:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        CheckpointWriter(Path(folder)) as writer,
+    ):
         step()
         for number in range(ROUNDS):
             times["step"].append(step())
             begin = time.perf_counter()
-            copies = [np.array(leaf) for leaf in checkpoint.host_arrays(state).values()]
+            copies = [np.array(leaf) for leaf in host_arrays(state).values()]
             times["copy"].append(time.perf_counter() - begin)
             del copies
             begin = time.perf_counter()
-            writer.save(number, checkpoint.host_arrays(state), {})
+            writer.save(number, host_arrays(state), {})
             times["save"].append(time.perf_counter() - begin)
             times["step while saving"].append(step())
             writer.wait()
             begin = time.perf_counter()
-            writer.save(number, checkpoint.host_arrays(state), {})
+            writer.save(number, host_arrays(state), {})
             writer.wait()
             times["until on disk"].append(time.perf_counter() - begin)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))

@@ -20,7 +20,7 @@ from flax import nnx
 
 from dropout_jax import dropout
 from minigpt.config import PRESETS, DropoutConfig
-from minigpt.data import batches
+from minigpt.data import make_batch
 from minigpt.training import train_step
 
 REPEATS, VOCABULARY = 9, 65
@@ -60,7 +60,7 @@ def compile_step():
         times = []
         for _ in range(3):
             jax.clear_caches()
-            training = train_step.start(config, VOCABULARY)
+            training = train_step.build_train_functions(config, VOCABULARY)
             times.append(seconds(lambda t=training, c=config: compile_training(t, c)))
         found[f"dropout {rate}"] = harness.quartiles(times)
     return found
@@ -68,7 +68,7 @@ def compile_step():
 
 def compile_training(training, config):
     text = np.zeros(10_000, np.uint16)
-    batch = batches.batch(text, 0, 0, config.batch_size, config.model.block_size)
+    batch = make_batch(text, 0, 0, config.batch_size, config.model.block_size)
     compiled(training.train_step, training.state, batch, jax.random.key(0))
 
 

@@ -26,10 +26,10 @@ def build(framework, case):
 def _minigpt(config, rows, rate):
     import jax
 
-    from minigpt.data.batches import Batch
+    from minigpt.data import Batch
     from minigpt.training import train_step
 
-    training = train_step.start(config, VOCABULARY)
+    training = train_step.build_train_functions(config, VOCABULARY)
     batch, key = (
         Batch(*(rows.astype(np.int32)[:, cut] for cut in (np.s_[:-1], np.s_[1:]))),
         jax.random.key(0),

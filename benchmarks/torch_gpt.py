@@ -18,8 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from minigpt.config import PRESETS
-from minigpt.data import text as corpus
-from minigpt.data.tokenizer import tokenizer_of
+from minigpt.data import build_tokenizer, load_text
 
 
 class Block(nn.Module):
@@ -133,8 +132,8 @@ def main():
     args = parser.parse_args()
 
     config = PRESETS["shakespeare-char-cpu"]
-    text = corpus.load(args.data)
-    tokenizer = tokenizer_of("char", text.train + text.validation)
+    text = load_text(args.data)
+    tokenizer = build_tokenizer("char", text.train + text.validation)
     train, validation = (tokenizer.encode(part).astype(np.int64) for part in text)
     torch.manual_seed(args.seed)
     model = GPT(tokenizer.vocab_size, config.model, args.dropout)

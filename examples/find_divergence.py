@@ -22,8 +22,7 @@ from flax import nnx
 from dropout_jax import fold
 from dropout_jax.parity import divergence, hooks
 from minigpt.config import PRESETS, DropoutConfig
-from minigpt.model.dropout_sites import draw
-from minigpt.model.gpt import GPT
+from minigpt.model import GPT, draw_masks
 
 RATE, ROWS, VOCABULARY = 0.2, 4, 65
 SCALE = 65536 / round((1 - RATE) * 65536)
@@ -67,7 +66,7 @@ def find():
     config = dataclasses.replace(preset, dropout=DropoutConfig(*[RATE] * 6))
     gpt = GPT(config, VOCABULARY, rngs=nnx.Rngs(0))
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (ROWS, config.block_size))
-    masks = draw(config, fold(jax.random.key(0), "dropout", 0), *tokens.shape)
+    masks = draw_masks(config, fold(jax.random.key(0), "dropout", 0), *tokens.shape)
     flipped = {name: np.array(mask) for name, mask in masks.items()}
     flipped["block/2/attn_out"][1, 7, 30] ^= True
     ours = record_minigpt(gpt, tokens, masks)

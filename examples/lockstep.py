@@ -26,13 +26,10 @@ from dropout_jax import fold
 from dropout_jax.parity import hooks
 from dropout_jax.parity.torch import CPUGenerator
 from minigpt.config import PRESETS, DropoutConfig
-from minigpt.data import text as corpus
-from minigpt.data.batches import batch
-from minigpt.data.tokenizer import tokenizer_of
-from minigpt.model.dropout_sites import draw, places
-from minigpt.model.gpt import GPT
+from minigpt.data import build_tokenizer, load_text, make_batch
+from minigpt.model import GPT, draw_masks, site_specs
 from minigpt.training.optimizer import optimizer, schedule
-from minigpt.training.train_step import start
+from minigpt.training.train_step import build_train_functions
 
 RATE, SEED = 0.2, 1337
 OUR_SCALE = 65536 / round((1 - RATE) * 65536)
@@ -42,7 +39,7 @@ FLIPPED = "block/0/mlp_out"
 
 def minigpt_losses(config, vocab, batches, dtype):
     """minigpt's own trainer, which draws its own masks."""
-    training = start(config, vocab)
+    training = build_train_functions(config, vocab)
     state, losses = in_dtype(training.state, dtype), []
     for each in track(batches, "minigpt, its own masks  "):
         state, measured = training.train_step(state, each, jax.random.key(config.seed))
@@ -110,7 +107,7 @@ def in_dtype(tree, dtype):
 def our_masks(config):
     """What minigpt's trainer draws in step i."""
     shape = (config.batch_size, config.model.block_size)
-    drawn = jax.jit(lambda key: draw(config.model, key, *shape))
+    drawn = jax.jit(lambda key: draw_masks(config.model, key, *shape))
     root = jax.random.key(config.seed)
     return lambda i: drawn(fold(root, "dropout", i))
 
@@ -118,7 +115,7 @@ def our_masks(config):
 def torchs_masks(config):
     """What PyTorch draws after manual_seed, site after site, step after step (asked in order)."""
     generator = CPUGenerator(config.seed)
-    listed = places(config.model, config.batch_size, config.model.block_size)
+    listed = site_specs(config.model, config.batch_size, config.model.block_size)
     return lambda _: {name: generator.mask(p.shape, p.rate) for name, p in listed.items()}
 
 
@@ -204,11 +201,11 @@ def main(arguments=None):
     rates = DropoutConfig(*[RATE] * 7)
     model = dataclasses.replace(preset.model, n_layer=options.layers, dropout=rates)
     config = dataclasses.replace(preset, steps=options.steps, seed=SEED, model=model)
-    text = corpus.load()
-    tokenizer = tokenizer_of("char", text.train)
+    text = load_text()
+    tokenizer = build_tokenizer("char", text.train)
     tokens = tokenizer.encode(text.train)
     shape = (config.batch_size, model.block_size)
-    batches = [batch(tokens, SEED, i, *shape) for i in range(config.steps)]
+    batches = [make_batch(tokens, SEED, i, *shape) for i in range(config.steps)]
     found = {
         dtype: compare(config, tokenizer.vocab_size, batches, dtype)
         for dtype in ("float32", "float64")

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def replace(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes) -> None:
     """Write a file beside it, flush it to the disk and give it the name; leave none on failure."""
     partial = path.with_name(f"{path.name}.partial")
-    with naming(path):
+    with errors_name(path):
         try:
             with partial.open("wb") as file:
                 file.write(content)
@@ -25,7 +25,7 @@ def replace(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
+def errors_name(path: Path) -> Iterator[None]:
     """Give an OSError the path: writing and flushing leave it out."""
     try:
         yield

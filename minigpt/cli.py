@@ -13,7 +13,7 @@ try:
 except ModuleNotFoundError as missing:
     sys.exit(f"minigpt needs {missing.name}: pip install 'dropout-jax[train]'")
 
-from minigpt.data.text import is_play
+from minigpt.data import is_play
 from minigpt.options import (
     Begin,
     Classify,
@@ -44,8 +44,10 @@ def main(args: list[str] | None = None) -> None:
 
 def _leave(code: int) -> None:
     """Exit; of many processes at once, for the others are in the midst of something together."""
-    hosts = sys.modules.get("minigpt.hosts")  # not imported before the arguments were right
-    if hosts is not None and not hosts.alone():
+    hosts = sys.modules.get(
+        "minigpt.distributed.multihost"
+    )  # not imported before the arguments were right
+    if hosts is not None and not hosts.is_single_process():
         os._exit(code)
     sys.exit(code)
 
@@ -57,11 +59,11 @@ def _console(*, quiet: bool = False) -> Console:
 
 def _train(command: Begin) -> None:
     from minigpt.distributed import multihost as hosts
-    from minigpt.training.resume import choose
+    from minigpt.training.resume import choose_run_dir
     from minigpt.training.trainer import train
 
-    hosts.meet(command.coordinator, command.num_processes, command.process_id)
-    if not hosts.alone() and command.settings.run_dir is None:
+    hosts.initialize_distributed(command.coordinator, command.num_processes, command.process_id)
+    if not hosts.is_single_process() and command.settings.run_dir is None:
         raise ValueError("run_dir=None is not allowed: many processes need one --run-dir.")
 
     settings, fresh = command.settings, command.resume == "never"
@@ -70,27 +72,27 @@ def _train(command: Begin) -> None:
     parent = settings.parent and settings.parent.resolve()
     settings = dataclasses.replace(settings, data=data, parent=parent)
     name = command.preset if isinstance(command, Train) else f"{parent and parent.name}-finetuned"
-    run_dir = settings.run_dir or choose(Path("runs"), name, settings, fresh=fresh)
+    run_dir = settings.run_dir or choose_run_dir(Path("runs"), name, settings, fresh=fresh)
     settings = dataclasses.replace(settings, run_dir=run_dir)
-    console = _console(quiet=not hosts.is_first())
+    console = _console(quiet=not hosts.is_main_process())
     train(settings, run_dir, console, fresh=fresh)
 
 
 def _load(run_dir: Path, which: str):
     """A run and its trained model, ready for evaluation."""
-    from minigpt.checkpoint import manager as checkpoint
-    from minigpt.run.directory import Run
-    from minigpt.training.train_step import start
+    from minigpt.checkpoint import best_step, restore
+    from minigpt.run.directory import RunSpec
+    from minigpt.training.train_step import build_train_functions
 
-    run = Run.load(run_dir)
-    training = start(dataclasses.replace(run.config, mesh="data=1"), run.vocab_size)
-    step = checkpoint.best_step(run_dir) if which == "best" else None
-    state, _ = checkpoint.restore(run_dir, training.state, step)
+    run = RunSpec.load(run_dir)
+    training = build_train_functions(dataclasses.replace(run.config, mesh="data=1"), run.vocab_size)
+    step = best_step(run_dir) if which == "best" else None
+    state, _ = restore(run_dir, training.state, step)
     return run, training._replace(state=training.put(state))
 
 
 def _sample(command: Sample) -> None:
-    from minigpt.model.generate import generate
+    from minigpt.model import generate
 
     run, training = _load(command.run_dir, command.checkpoint)
     prompt = "\n" if command.prompt is None else command.prompt
@@ -110,11 +112,11 @@ def _sample(command: Sample) -> None:
 
 
 def _eval(command: Eval) -> None:
-    from minigpt.data.dataset import load_tokens
+    from minigpt.data import load_dataset
     from minigpt.training.evaluate import evaluate
 
     run, training = _load(command.run_dir, command.checkpoint)
-    tokens = load_tokens(run.config.data, run.config.tokenizer, run.given_tokenizer)
+    tokens = load_dataset(run.config.data, run.config.tokenizer, run.given_tokenizer)
     run.require_same_text(tokens.sha256, tokens.tokenizer)
     result = evaluate(
         training.eval_step,
@@ -134,20 +136,20 @@ def _eval(command: Eval) -> None:
 
 
 def _replay(command: Replay) -> None:
-    from minigpt.tasks.replay import plain, replay, show
+    from minigpt.tasks.replay import print_replay, replay, to_json
 
     def warn(told: str) -> None:
         print(f"minigpt: {told}", file=sys.stderr)
 
     result = replay(command.run_dir, command.step, warn)
     if command.json:
-        print(json.dumps(plain(result)))
+        print(json.dumps(to_json(result)))
         return
-    show(result, _console())
+    print_replay(result, _console())
 
 
 def _uncertainty(command: Uncertainty) -> None:
-    from minigpt.atomic_write import replace
+    from minigpt.atomic_write import write_atomic
     from minigpt.tasks.uncertainty import render as coloured
     from minigpt.tasks.uncertainty.estimate import text_uncertainty
 
@@ -157,15 +159,15 @@ def _uncertainty(command: Uncertainty) -> None:
     run, training = _load(command.run_dir, command.checkpoint)
     options = {"dropout": command.dropout, "passes": command.passes, "seed": command.seed}
     found = text_uncertainty(run, training.state.params, text, **options)._asdict()
-    top = coloured.top_of(found[command.measure], command.top)
+    top = coloured.color_scale_max(found[command.measure], command.top)
     if command.html:
-        page = coloured.page(text, found, command.measure, top)
-        replace(command.html, page.encode())
+        page = coloured.to_html(text, found, command.measure, top)
+        write_atomic(command.html, page.encode())
     if command.json:
         numbers = {name: [None if x != x else x for x in each] for name, each in found.items()}
         print(json.dumps({"text": text} | numbers))
         return
-    coloured.show(_console(), text, found[command.measure], command.measure, top)
+    coloured.print_colored(_console(), text, found[command.measure], command.measure, top)
 
 
 def _read_text(path: Path) -> str:
@@ -178,17 +180,17 @@ def _read_text(path: Path) -> str:
 
 
 def _classify(command: Classify) -> None:
-    from minigpt.run.directory import new_folder
+    from minigpt.run.directory import create_new_dir
     from minigpt.tasks.classification import baselines, report
-    from minigpt.tasks.classification.data import Split, read_csv
-    from minigpt.tasks.classification.metrics import scores
-    from minigpt.tasks.classification.shakespeare_genres import genres
-    from minigpt.tasks.classification.train import Body, fit
+    from minigpt.tasks.classification.data import LabelledSplit, read_csv
+    from minigpt.tasks.classification.metrics import classification_scores
+    from minigpt.tasks.classification.shakespeare_genres import load_genres
+    from minigpt.tasks.classification.train import PretrainedModel, fit
 
     settings, console = command.settings, _console()
     run, training = _load(command.run_dir, command.checkpoint)
-    data = read_csv(command.data, settings.seed) if command.data else genres()
-    body = Body(run.config.model, run.vocab_size, run.tokenizer, training.state.params)
+    data = read_csv(command.data, settings.seed) if command.data else load_genres()
+    body = PretrainedModel(run.config.model, run.vocab_size, run.tokenizer, training.state.params)
     counts = {name: len(part.texts) for name, part in data._asdict().items()}
     console.print(f"texts: {counts}, labels: {', '.join(data.classes())}")
     if leaked := data.leaked():
@@ -197,22 +199,23 @@ def _classify(command: Classify) -> None:
             "test says less of new texts. Remove them, or name the parts in a column split."
         )
 
-    folder = new_folder(command.out, command.run_dir / "classify")
-    trained = fit(body, data, settings, lambda look: console.print(report.line(look)))
+    folder = create_new_dir(command.out, command.run_dir / "classify")
+    trained = fit(body, data, settings, lambda look: console.print(report.format_evaluation(look)))
     trained.save(folder)  # before all that could fail
     console.print(f"the best parameters are those of step {trained.step}")
-    cut = Split(*(part._replace(texts=trained.visible(part.texts)) for part in data))
+    cut = LabelledSplit(*(part._replace(texts=trained.visible(part.texts)) for part in data))
     predicted = {
         "majority class": baselines.majority(cut),
         "tf-idf, logistic regression": baselines.tfidf(cut, settings.class_weights),
         "GPT": trained.predict(data.test.texts),
     }
     found = {
-        name: scores(data.test.labels, labels, trained.labels) for name, labels in predicted.items()
+        name: classification_scores(data.test.labels, labels, trained.labels)
+        for name, labels in predicted.items()
     }
-    report.show(found, console)
+    report.print_report(found, console)
 
     about = {"data": command.data and str(command.data), "texts": counts, "step": trained.step}
     about |= {"settings": dataclasses.asdict(settings), "looks": trained.looks}
-    report.save(found, about, folder)
+    report.save_report(found, about, folder)
     console.print(f"classifier, report.json and confusion.png: {folder}", soft_wrap=True)

@@ -172,7 +172,7 @@ def parse_finetune(args: list[str]) -> Finetune:
     """The same, where the parent chooses the defaults."""
     default, prog = Finetune(), "minigpt finetune RUN_DIR"
     if args[:1] not in (["--help"], ["-h"]):
-        from minigpt.run.directory import Run
+        from minigpt.run.directory import RunSpec
         from minigpt.training import finetune
 
         if not args or args[0].startswith("-"):
@@ -182,9 +182,11 @@ def parse_finetune(args: list[str]) -> Finetune:
             )
         parent = Path(args.pop(0)).resolve()
         chosen = _chosen(args, "--config", "--dropout", "--steps", "--run-dir")
-        begun = Run.load(finetune.place(parent, chosen.run_dir and Path(chosen.run_dir))).config
+        begun = RunSpec.load(
+            finetune.parent_dir(parent, chosen.run_dir and Path(chosen.run_dir))
+        ).config
         steps = int(chosen.steps) if (chosen.steps or "").isdecimal() else None
-        settings = _settings(finetune.defaults(begun, parent, steps), chosen)
+        settings = _settings(finetune.finetune_defaults(begun, parent, steps), chosen)
         default = Finetune(settings=dataclasses.replace(settings, parent=parent))
     command = tyro.cli(Finetune, args=args, default=default, prog=prog, config=_TYRO)
     named, first = command.settings.parent, default.settings.parent

@@ -3,9 +3,9 @@
 import json
 import sys
 
-import minigpt.loop
+import minigpt.training.trainer
 from minigpt import cli
-from minigpt.data.batches import windows
+from minigpt.data.batches import take_windows
 
 
 def main():
@@ -14,9 +14,9 @@ def main():
         def written(tokens, starts, block_size):
             file.write(json.dumps([int(start) for start in starts]) + "\n")
             file.flush()
-            return windows(tokens, starts, block_size)
+            return take_windows(tokens, starts, block_size)
 
-        minigpt.loop.windows = written
+        minigpt.training.trainer.take_windows = written
         cli.main(sys.argv[2:])
 
 

@@ -19,9 +19,8 @@ import sys
 import time
 import traceback
 
-import minigpt.loop
-import minigpt.sample
-
+import minigpt.model.generate
+import minigpt.training.trainer
 from minigpt import cli
 from minigpt.checkpoint import manager as checkpoint
 from minigpt.run import metrics
@@ -34,10 +33,10 @@ HOLDERS = {
     "prune": (checkpoint, "_remove"),
     "copy": (checkpoint, "host_arrays"),
     "evaluation": (evaluate, "windows"),
-    "record": (metrics.Metrics, "add"),
+    "record": (metrics.MetricsLog, "add"),
     "plot": (plots.Figure, "savefig"),
-    "batch": (minigpt.loop, "place"),
-    "sampling": (minigpt.sample, "_draw"),
+    "batch": (minigpt.training.trainer, "shard_batch"),
+    "sampling": (minigpt.model.generate, "_sample_token"),
 }
 
 
@@ -64,13 +63,13 @@ def disturbed(function, call, after, signals, sent):
 
 
 def child(command, ready, sent, plan):
-    steps = minigpt.loop._steps
+    steps = minigpt.training.trainer._steps
 
     def announced(*args):
         os.write(ready, b"x")
         return steps(*args)
 
-    minigpt.loop._steps = announced
+    minigpt.training.trainer._steps = announced
     if plan and plan[0] != "time":
         name, _, when = plan[0].partition(" ")
         holder, attribute = HOLDERS[name]

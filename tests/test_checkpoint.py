@@ -23,16 +23,16 @@ from tiny import CONFIG
 
 from minigpt.checkpoint import manager as checkpoint
 from minigpt.checkpoint import manifest
-from minigpt.checkpoint.manager import Writer
-from minigpt.checkpoint.manifest import ARRAYS, MANIFEST, CheckpointError, sealed
-from minigpt.training.train_step import start
+from minigpt.checkpoint.manager import CheckpointWriter
+from minigpt.checkpoint.manifest import ARRAYS, MANIFEST, CheckpointError, serialize_manifest
+from minigpt.training.train_step import build_train_functions
 
 SMALL = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.int32(7)}
 LIKE = {name: np.asarray(array) for name, array in SMALL.items()}
 
 
 def save(run_dir, step=1, arrays=SMALL, keep_last=3, **meta):
-    with Writer(run_dir, keep_last) as writer:
+    with CheckpointWriter(run_dir, keep_last) as writer:
         writer.save(step, arrays, meta)
     return run_dir / "checkpoints" / f"{step:08d}"
 
@@ -46,7 +46,7 @@ def refused(run_dir, match, **kwargs):
     for call in (
         lambda: checkpoint.read(run_dir, 1, **kwargs),
         lambda: checkpoint.restore(run_dir, LIKE),
-        lambda: checkpoint.newest_good(run_dir, LIKE, lambda told: None),
+        lambda: checkpoint.restore_latest_valid(run_dir, LIKE, lambda told: None),
     ):
         with pytest.raises(CheckpointError) as error:
             call()
@@ -60,7 +60,7 @@ def reseal(folder, change):
     manifest = json.loads((folder / MANIFEST).read_bytes())
     del manifest["sha256"]
     change(manifest)
-    (folder / MANIFEST).write_bytes(sealed(manifest))
+    (folder / MANIFEST).write_bytes(serialize_manifest(manifest))
 
 
 def replace_arrays(folder, data):
@@ -74,7 +74,7 @@ def replace_arrays(folder, data):
 
 
 def test_a_state_comes_back_bit_for_bit(tmp_path):
-    state = start(CONFIG, 11).state
+    state = build_train_functions(CONFIG, 11).state
     save(tmp_path, 5, checkpoint.host_arrays(state), val_loss=1.5, more=[1, None])
     again, meta = checkpoint.restore(tmp_path, jax.eval_shape(lambda: state))
     assert jax.tree.structure(again) == jax.tree.structure(state)
@@ -128,7 +128,7 @@ def test_what_cannot_be_read_back_is_not_saved(tmp_path, arrays, match):
 
 def test_bad_arguments(tmp_path):
     with pytest.raises(ValueError, match="keep_last=0 is not allowed"):
-        Writer(tmp_path, 0)
+        CheckpointWriter(tmp_path, 0)
     with pytest.raises(ValueError, match="step=-1 is not allowed"):
         save(tmp_path, -1)
     with pytest.raises(TypeError):
@@ -178,13 +178,21 @@ def flips(folder, count, rng):
 
 
 def test_no_flipped_bit_is_loaded(tmp_path):
-    folder = save(tmp_path, arrays=checkpoint.host_arrays(start(CONFIG, 11).state), val_loss=1.0)
+    folder = save(
+        tmp_path,
+        arrays=checkpoint.host_arrays(build_train_functions(CONFIG, 11).state),
+        val_loss=1.0,
+    )
     assert flips(folder, 200, random.Random(0)) == 200
 
 
 @pytest.mark.torture
 def test_no_flipped_bit_of_two_thousand_is_loaded(tmp_path):
-    folder = save(tmp_path, arrays=checkpoint.host_arrays(start(CONFIG, 11).state), val_loss=1.0)
+    folder = save(
+        tmp_path,
+        arrays=checkpoint.host_arrays(build_train_functions(CONFIG, 11).state),
+        val_loss=1.0,
+    )
     assert flips(folder, 2000, random.Random(1)) == 2000
 
 
@@ -282,7 +290,7 @@ def test_symbolic_links_are_refused(tmp_path, part):
     refused(tmp_path, f"{part}' is a symbolic link")
     if part == "checkpoints":
         with pytest.raises(CheckpointError, match="is a symbolic link"):
-            Writer(tmp_path)
+            CheckpointWriter(tmp_path)
 
 
 def test_only_plain_files_are_opened(tmp_path):
@@ -490,14 +498,14 @@ def test_nothing_is_ever_unpickled(tmp_path):
 
 def test_resuming_falls_back_to_the_newest_good_one_and_says_so(tmp_path):
     told = []
-    assert checkpoint.newest_good(tmp_path, LIKE, told.append) is None
+    assert checkpoint.restore_latest_valid(tmp_path, LIKE, told.append) is None
     for step in (1, 2, 3):
         save(tmp_path, step, SMALL | {"b": np.int32(step)}, of=step)
-    assert checkpoint.newest_good(tmp_path, LIKE, told.append)[1] == {"of": 3}
+    assert checkpoint.restore_latest_valid(tmp_path, LIKE, told.append)[1] == {"of": 3}
     assert told == []
     (tmp_path / "checkpoints" / "00000003" / ARRAYS).write_bytes(b"nonsense")
     (tmp_path / "checkpoints" / "00000002" / MANIFEST).unlink()
-    tree, meta = checkpoint.newest_good(tmp_path, LIKE, told.append)
+    tree, meta = checkpoint.restore_latest_valid(tmp_path, LIKE, told.append)
     assert (int(tree["b"]), meta) == (1, {"of": 1})
     assert [re.sub("'.*/", "'", line) for line in told] == [
         "the checkpoint of step 3 is passed over: 'arrays.safetensors' is cut short to 8 bytes.",
@@ -506,7 +514,7 @@ def test_resuming_falls_back_to_the_newest_good_one_and_says_so(tmp_path):
     ]
     shutil.rmtree(tmp_path / "checkpoints" / "00000001")
     with pytest.raises(CheckpointError, match=r"can be restored \(steps 2, 3\)"):
-        checkpoint.newest_good(tmp_path, LIKE, told.append)
+        checkpoint.restore_latest_valid(tmp_path, LIKE, told.append)
 
 
 def test_no_checkpoint_is_an_error_that_names_the_folder(tmp_path):
@@ -525,7 +533,7 @@ def test_a_step_saved_again_replaces_the_bad_one_and_what_came_after(tmp_path):
     assert names(tmp_path) == ["00000001", "00000002-2"]
     save(tmp_path, 2, of=3)
     assert names(tmp_path) == ["00000001", "00000002-3"]
-    assert checkpoint.steps(tmp_path) == [1, 2]
+    assert checkpoint.list_steps(tmp_path) == [1, 2]
     assert checkpoint.read(tmp_path, 2)[1] == {"of": 3}
 
 
@@ -533,21 +541,21 @@ def test_a_step_saved_again_replaces_the_bad_one_and_what_came_after(tmp_path):
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
-    with Writer(tmp_path, keep_last=2) as writer:
+    with CheckpointWriter(tmp_path, keep_last=2) as writer:
         for step, loss in enumerate([3.0, 1.0, 2.0, math.nan, 2.5, 4.0], start=1):
             writer.save(step, SMALL, {"val_loss": loss})
-    assert checkpoint.steps(tmp_path) == [2, 5, 6]
+    assert checkpoint.list_steps(tmp_path) == [2, 5, 6]
     assert checkpoint.best_step(tmp_path) == 2
     assert names(tmp_path) == ["00000002", "00000005", "00000006"]
     save(tmp_path, 7, keep_last=1, val_loss=0.5)
-    assert checkpoint.steps(tmp_path) == [7]
+    assert checkpoint.list_steps(tmp_path) == [7]
 
 
 @pytest.mark.parametrize("loss", [None, math.nan, math.inf, "low"])
 def test_without_a_loss_none_is_the_best(tmp_path, loss):
     for step in (1, 2, 3):
         save(tmp_path, step, keep_last=2, val_loss=loss)
-    assert checkpoint.steps(tmp_path) == [2, 3]
+    assert checkpoint.list_steps(tmp_path) == [2, 3]
     assert checkpoint.best_step(tmp_path) is None
 
 
@@ -556,10 +564,10 @@ def test_what_cannot_be_read_neither_counts_nor_is_deleted(tmp_path):
         save(tmp_path, step, keep_last=2)
     (tmp_path / "checkpoints" / "00000003" / MANIFEST).write_bytes(b"")
     save(tmp_path, 4, keep_last=2)
-    assert checkpoint.steps(tmp_path) == [2, 3, 4]
+    assert checkpoint.list_steps(tmp_path) == [2, 3, 4]
     for step in (5, 6):
         save(tmp_path, step, keep_last=2)
-    assert checkpoint.steps(tmp_path) == [3, 5, 6]
+    assert checkpoint.list_steps(tmp_path) == [3, 5, 6]
 
 
 # The disk.
@@ -598,7 +606,7 @@ def test_the_order_on_the_disk(tmp_path, monkeypatch):
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     disk = Disk(monkeypatch)
-    with Writer(run_dir, keep_last=1) as writer:
+    with CheckpointWriter(run_dir, keep_last=1) as writer:
         writer.save(1, SMALL, {})
         writer.wait()
         assert disk.done == [
@@ -631,7 +639,7 @@ def test_an_error_anywhere_leaves_the_last_good_one(tmp_path, monkeypatch, code)
     for at in range(1, 10):
         run_dir = tmp_path / f"copy{at}"
         shutil.copytree(tmp_path / "checkpoints", run_dir / "checkpoints")
-        writer = Writer(run_dir, keep_last=2)
+        writer = CheckpointWriter(run_dir, keep_last=2)
         with monkeypatch.context() as patch:
             disk = Disk(patch, functools.partial(fail, code, at))
             writer.save(3, SMALL, {})
@@ -640,12 +648,12 @@ def test_an_error_anywhere_leaves_the_last_good_one(tmp_path, monkeypatch, code)
         assert error.value.errno == code
         assert len(disk.done) == at
         assert not [name for name in names(run_dir) if name.endswith(".partial")]
-        assert checkpoint.steps(run_dir) in ([1, 2], [1, 2, 3], [2, 3])
-        for step in checkpoint.steps(run_dir):
+        assert checkpoint.list_steps(run_dir) in ([1, 2], [1, 2, 3], [2, 3])
+        for step in checkpoint.list_steps(run_dir):
             checkpoint.read(run_dir, step)
         writer.save(4, SMALL, {})
         writer.wait()
-        assert checkpoint.steps(run_dir)[-1] == 4
+        assert checkpoint.list_steps(run_dir)[-1] == 4
 
 
 def fail(code, at, done):
@@ -659,7 +667,7 @@ def test_an_error_surfaces_once_at_the_next_call(tmp_path, monkeypatch):
     def fsync(descriptor):
         raise full
 
-    writer, other = Writer(tmp_path), Writer(tmp_path)
+    writer, other = CheckpointWriter(tmp_path), CheckpointWriter(tmp_path)
     for call in (writer.wait, lambda: writer.save(2, SMALL, {})):
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", fsync)
@@ -717,10 +725,10 @@ def test_a_folder_that_may_not_be_written(tmp_path):
 
 def test_no_folder_at_all(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere/checkpoints"):
-        Writer(tmp_path / "nowhere")
+        CheckpointWriter(tmp_path / "nowhere")
     (tmp_path / "checkpoints").write_bytes(b"")
     with pytest.raises(FileExistsError, match="checkpoints"):
-        Writer(tmp_path)
+        CheckpointWriter(tmp_path)
 
 
 # While training goes on.
@@ -734,11 +742,11 @@ def test_save_returns_before_the_file_is_on_disk_and_the_next_one_waits(tmp_path
         assert go.wait(60)
         real(descriptor)
 
-    writer = Writer(tmp_path)
+    writer = CheckpointWriter(tmp_path)
     monkeypatch.setattr(os, "fsync", fsync)
     writer.save(1, SMALL, {})
     assert begun.wait(60)
-    assert checkpoint.steps(tmp_path) == []
+    assert checkpoint.list_steps(tmp_path) == []
     second = threading.Thread(target=lambda: writer.save(2, SMALL, {}))
     second.start()
     second.join(0.2)
@@ -746,13 +754,13 @@ def test_save_returns_before_the_file_is_on_disk_and_the_next_one_waits(tmp_path
     go.set()
     second.join(60)
     assert not second.is_alive()
-    assert 1 in checkpoint.steps(tmp_path)
+    assert 1 in checkpoint.list_steps(tmp_path)
     writer.wait()
-    assert checkpoint.steps(tmp_path) == [1, 2]
+    assert checkpoint.list_steps(tmp_path) == [1, 2]
 
 
 def test_what_is_saved_is_what_was_there_at_the_call(tmp_path):
-    go, writer = threading.Event(), Writer(tmp_path)
+    go, writer = threading.Event(), CheckpointWriter(tmp_path)
     writer._thread.submit(go.wait, 60)  # nothing is done in the background until then
     step = jax.jit(lambda x: x + 1, donate_argnums=0)
     state, array, meta = jnp.zeros(100_000), np.zeros(3), {"list": [1]}
@@ -855,6 +863,6 @@ def test_leftovers_are_removed_and_other_files_are_not(tmp_path):
         (root / name).mkdir()
         (root / name / "x").write_bytes(b"x")
     (root / ".00000003.partial").symlink_to(tmp_path)
-    Writer(tmp_path)
+    CheckpointWriter(tmp_path)
     assert names(tmp_path) == [".other", "00000001", "0002", "notes"]
-    assert checkpoint.steps(tmp_path) == [1]
+    assert checkpoint.list_steps(tmp_path) == [1]

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from experiments import found, load
 
-from minigpt.data import text as corpus
+from minigpt.data import shakespeare
 from minigpt.tasks.classification import shakespeare_genres as speeches
-from minigpt.tasks.classification.data import Labelled, Split
+from minigpt.tasks.classification.data import LabelledSplit, LabelledTexts
 
 pytestmark = pytest.mark.claims
 
@@ -75,16 +75,16 @@ def test_the_body_has_not_read_the_test(monkeypatch):
     with pytest.raises(InterruptedError), jax.numpy_dtype_promotion("standard"):
         speech.pretrained(1)
     read = given["text"].tokenizer.decode(given["text"].train)
-    plays = corpus.plays()
+    plays = shakespeare.load_plays()
     assert len(read) == sum(len(text) for name, text in plays.items() if name not in speech.TEST)
-    test = speeches.genres(test=speech.TEST).test.texts
+    test = speeches.load_genres(test=speech.TEST).test.texts
     assert len(test) > 1500
     assert not any(text in read for text in test[::20] if len(text) > 100)
 
 
 def test_a_seed_draws_its_own_training_speeches_and_the_same_others():
     speech = load("common.speech")
-    data = speeches.genres(test=speech.TEST)
+    data = speeches.load_genres(test=speech.TEST)
     one, two = (speech.sample(data, seed, (100, 50, 50)) for seed in (0, 1))
     assert one.train != two.train
     assert one[1:] == two[1:]
@@ -92,8 +92,8 @@ def test_a_seed_draws_its_own_training_speeches_and_the_same_others():
 
 
 def test_labels_are_measured_against_the_test():
-    speech, three = load("common.speech"), Labelled(["x"] * 3, ["a", "b", "c"])
-    data = Split(three, three, Labelled(["x"] * 4, ["a", "a", "b", "c"]))
+    speech, three = load("common.speech"), LabelledTexts(["x"] * 3, ["a", "b", "c"])
+    data = LabelledSplit(three, three, LabelledTexts(["x"] * 4, ["a", "a", "b", "c"]))
     measured = speech.measure(data, ["a", "b", "b", "b"])
     # F1: a 2 * 1 * 1/2 / (3/2) = 2/3; b 2 * 1/3 * 1 / (4/3) = 1/2; c 0.
     assert measured == pytest.approx({"macro-F1": (2 / 3 + 1 / 2) / 3, "accuracy": 1 / 2})

@@ -15,12 +15,12 @@ from minigpt.config import ClassifyConfig, DropoutConfig, OptimConfig
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.model.gpt import GPT, set_rates
 from minigpt.tasks.classification import baselines
-from minigpt.tasks.classification.data import Labelled, Split, pad
-from minigpt.tasks.classification.model import Classifier, pooled
-from minigpt.tasks.classification.train import Body, fit, load, places
+from minigpt.tasks.classification.data import LabelledSplit, LabelledTexts, pad_texts
+from minigpt.tasks.classification.model import Classifier, pool_features
+from minigpt.tasks.classification.train import PretrainedModel, example_indices, fit, load
 
 TOKENIZER = Tokenizer("abc ")
-BODY = Body(MODEL, 4, TOKENIZER, None)
+BODY = PretrainedModel(MODEL, 4, TOKENIZER, None)
 SETTINGS = ClassifyConfig(
     steps=40, batch_size=6, eval_every=10, optim=OptimConfig(2e-2, 2e-3, warmup_steps=5)
 )
@@ -45,7 +45,7 @@ def same(one, other):
 def test_what_padding_holds_changes_nothing_bit_for_bit(pool, training, key):
     config = with_dropout(embed=0.2, attn_weights=0.2, attn_out=0.2, mlp_out=0.2)
     graph, params = nnx.split(Classifier(config, 4, 2, pool, key=key))
-    zeros = pad(TOKENIZER, DATA.test.texts[:4], MODEL.block_size)
+    zeros = pad_texts(TOKENIZER, DATA.test.texts[:4], MODEL.block_size)
     padding = np.arange(MODEL.block_size) >= zeros.lengths[:, None]
     filled = zeros._replace(tokens=np.where(padding, 3, zeros.tokens))
     assert (zeros.tokens != filled.tokens).any()
@@ -70,7 +70,9 @@ def test_pooling_is_what_loops_say(key):
     for pool, of in (("last", lambda x: x[-1]), ("first", lambda x: x[0]), ("mean", np.mean)):
         by_loop = [of(x[:n], **({"axis": 0} if pool == "mean" else {})) for x, n in
                    zip(features, lengths, strict=True)]  # fmt: skip
-        np.testing.assert_allclose(pooled(jnp.asarray(poisoned), lengths, pool), by_loop, rtol=1e-6)
+        np.testing.assert_allclose(
+            pool_features(jnp.asarray(poisoned), lengths, pool), by_loop, rtol=1e-6
+        )
 
 
 def test_rates_that_are_set_are_those_of_the_config(key):
@@ -135,17 +137,17 @@ def test_frozen_parameters_stay_and_the_others_move(key):
 def test_a_body_that_scans_over_its_layers_is_the_same_body():
     scanned = dataclasses.replace(MODEL, scan_layers=True)
     bodies = [
-        Body(config, 4, TOKENIZER, nnx.state(GPT(config, 4, rngs=nnx.Rngs(5))))
+        PretrainedModel(config, 4, TOKENIZER, nnx.state(GPT(config, 4, rngs=nnx.Rngs(5))))
         for config in (MODEL, scanned)
     ]
     settings = dataclasses.replace(SETTINGS, steps=10)
     assert same(*(fit(body, DATA, settings).params for body in bodies))
 
 
-@pytest.mark.parametrize("part", Split._fields)
+@pytest.mark.parametrize("part", LabelledSplit._fields)
 def test_a_text_that_cannot_be_read_is_told_before_the_training(part):
     """Of the test too, which is read at the end: or its training would be lost."""
-    strange = Labelled(["ab", "axc"], ["with a", "with b"])
+    strange = LabelledTexts(["ab", "axc"], ["with a", "with b"])
     looks = []
     with pytest.raises(ValueError, match=f"^the {part} part's example 2, 'axc': text has 'x'"):
         fit(BODY, DATA._replace(**{part: strange}), SETTINGS, looks.append)
@@ -159,14 +161,16 @@ def test_training_stops_when_the_validation_loss_no_longer_falls():
 
 
 def test_every_example_comes_once_an_epoch():
-    seen = np.concatenate([places(3, step, 10, 4) for step in range(5)])
+    seen = np.concatenate([example_indices(3, step, 10, 4) for step in range(5)])
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
     assert list(seen[:10]) != list(seen[10:])
-    assert not np.array_equal(places(4, 0, 10, 4), seen[:4])
+    assert not np.array_equal(example_indices(4, 0, 10, 4), seen[:4])
 
 
 def test_balanced_weights_weigh_every_class_the_same():
-    uneven = DATA._replace(train=Labelled(DATA.train.texts[:9], ["with a"] * 3 + ["with b"] * 6))
+    uneven = DATA._replace(
+        train=LabelledTexts(DATA.train.texts[:9], ["with a"] * 3 + ["with b"] * 6)
+    )
     settings = dataclasses.replace(SETTINGS, steps=1, head_dropout=0.0, dropout=0.0, batch_size=9)
     plain, balanced = (
         fit(BODY, uneven, dataclasses.replace(settings, class_weights=each)).looks[0]["train_loss"]

@@ -14,7 +14,7 @@ from tiny import TEXT
 from minigpt import cli, options
 from minigpt.config import PRESETS, DropoutConfig
 from minigpt.data.tokenizer import Tokenizer
-from minigpt.run.directory import Run
+from minigpt.run.directory import RunSpec
 
 TINY = [
     *("--steps", "4", "--batch-size", "3", "--log-every", "1", "--sample-tokens", "20"),
@@ -71,7 +71,7 @@ def test_train_shows_what_it_does_and_leaves_a_run(trained):
 def test_a_run_knows_its_text(trained):
     folder, _ = trained
     sha256 = hashlib.sha256(TEXT.encode()).hexdigest()
-    run = Run.load(folder / "out")
+    run = RunSpec.load(folder / "out")
     run.require_same_text(sha256, run.tokenizer)
     with pytest.raises(ValueError, match=f"{sha256}; now it is 0"):
         run.require_same_text("0", run.tokenizer)
@@ -79,7 +79,7 @@ def test_a_run_knows_its_text(trained):
 
 def test_config_toml_holds_everything_and_starts_the_same_run(trained):
     folder, _ = trained
-    config = Run.load(folder / "out").config
+    config = RunSpec.load(folder / "out").config
     assert config.model.dropout == DropoutConfig.uniform(0.1)
     tables = tomllib.loads((folder / "out" / "config.toml").read_text())
     names = {field.name for field in dataclasses.fields(config)}
@@ -204,18 +204,18 @@ def test_the_same_command_again_shows_the_finished_run(trained):
 
 
 def test_the_default_run_directory_is_an_unfinished_one_or_the_first_free(tmp_path):
-    from minigpt.training.resume import choose
+    from minigpt.training.resume import choose_run_dir
 
     config = PRESETS["shakespeare-char-cpu"]
-    assert choose(tmp_path, "a", config).name == "a"
+    assert choose_run_dir(tmp_path, "a", config).name == "a"
     for name in ("a", "a-2"):
         (tmp_path / name).mkdir()
-    assert choose(tmp_path, "a", config).name == "a-3"
-    Run(config, Tokenizer("ab"), "0").save(tmp_path / "a")
-    assert choose(tmp_path, "a", config).name == "a"
-    assert choose(tmp_path, "a", config, fresh=True).name == "a-3"
-    assert choose(tmp_path, "a", dataclasses.replace(config, log_every=7)).name == "a"
-    assert choose(tmp_path, "a", dataclasses.replace(config, seed=7)).name == "a-3"
+    assert choose_run_dir(tmp_path, "a", config).name == "a-3"
+    RunSpec(config, Tokenizer("ab"), "0").save(tmp_path / "a")
+    assert choose_run_dir(tmp_path, "a", config).name == "a"
+    assert choose_run_dir(tmp_path, "a", config, fresh=True).name == "a-3"
+    assert choose_run_dir(tmp_path, "a", dataclasses.replace(config, log_every=7)).name == "a"
+    assert choose_run_dir(tmp_path, "a", dataclasses.replace(config, seed=7)).name == "a-3"
 
 
 def test_a_run_is_finished_when_its_last_step_is_validated(tmp_path):
@@ -223,17 +223,17 @@ def test_a_run_is_finished_when_its_last_step_is_validated(tmp_path):
 
     from minigpt.checkpoint import manager as checkpoint
     from minigpt.data.tokenizer import Tokenizer
-    from minigpt.training.resume import choose
+    from minigpt.training.resume import choose_run_dir
 
     config, run_dir = PRESETS["shakespeare-char-cpu"], tmp_path / "a"
     run_dir.mkdir()
-    Run(config, Tokenizer("ab"), "0").save(run_dir)
-    with checkpoint.Writer(run_dir) as writer:  # stopped in the last validation
+    RunSpec(config, Tokenizer("ab"), "0").save(run_dir)
+    with checkpoint.CheckpointWriter(run_dir) as writer:  # stopped in the last validation
         writer.save(config.steps, {"a": np.ones(1)}, {"pending": {}})
-    assert choose(tmp_path, "a", config) == run_dir
+    assert choose_run_dir(tmp_path, "a", config) == run_dir
     record = {"step": config.steps, "val_loss": 1.0}
     (run_dir / "metrics.jsonl").write_text(json.dumps(record) + "\n")
-    assert choose(tmp_path, "a", config).name == "a-2"
+    assert choose_run_dir(tmp_path, "a", config).name == "a-2"
 
 
 def test_a_folder_in_use_is_refused(tmp_path):

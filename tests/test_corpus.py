@@ -10,12 +10,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from minigpt.data import shakespeare
 from minigpt.data import text as corpus
 
 
 @pytest.fixture(scope="module")
 def plays():
-    return corpus.plays()
+    return shakespeare.load_plays()
 
 
 def test_no_markup_headings_or_directions_are_left(plays):
@@ -41,8 +42,8 @@ def test_the_form_is_speaker_colon_lines_blank_line(plays):
 
 
 def test_validation_is_four_whole_plays_not_trained_on(plays):
-    text = corpus.load()
-    assert text.validation == "".join(plays[name] for name in corpus.VALIDATION_PLAYS)
+    text = corpus.load_text()
+    assert text.validation == "".join(plays[name] for name in shakespeare.VALIDATION_PLAYS)
     assert len(text.train) + len(text.validation) == sum(map(len, plays.values()))
     assert "Is this a dagger which I see before me" in text.validation
     assert "Is this a dagger which I see before me" not in text.train
@@ -54,7 +55,7 @@ def test_speeches_by_hand():
         "**A**  \n_\\[Aside]_  \nOne, _he bows_ two--  \nthree.\n\n_A bell_\n\nFour.\n\n"
         "*Exit.*\n\n**B & C**  \n[To A]_  \nFive\\--six.\n\n**D**  \n_dies_\n"
     )
-    assert corpus._speeches(markdown) == (
+    assert shakespeare._extract_speeches(markdown) == (
         "A:\nOne,  two--\nthree.\nFour.\n\nB & C:\nFive--six.\n\n"
     )
 
@@ -62,7 +63,7 @@ def test_speeches_by_hand():
 def test_a_file_is_split_as_nanogpt_splits_it(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("abcdefghij" * 3, encoding="utf-8")
-    text = corpus.load(path)
+    text = corpus.load_text(path)
     assert text[:2] == ("abcdefghij" * 2 + "abcdefg", "hij")
     assert text.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -71,20 +72,20 @@ def test_one_play_is_split_as_a_file_is(plays):
     text, data = plays["the-tempest"], Path("play:the-tempest")
     split = int(0.9 * len(text))
     sha256 = hashlib.sha256(text.encode()).hexdigest()
-    assert corpus.load(data) == (text[:split], text[split:], sha256)
-    assert corpus.is_play(data)
-    assert not corpus.is_play(Path("the-tempest"))
-    assert not corpus.is_play(None)
+    assert corpus.load_text(data) == (text[:split], text[split:], sha256)
+    assert shakespeare.is_play(data)
+    assert not shakespeare.is_play(Path("the-tempest"))
+    assert not shakespeare.is_play(None)
     with pytest.raises(ValueError, match=r"after play: it must be one of a-.*, hamlet, "):
-        corpus.load(Path("play:hamlett"))
+        corpus.load_text(Path("play:hamlett"))
 
 
 def test_unreadable_files_are_one_line_errors(tmp_path):
     (tmp_path / "latin").write_bytes(b"caf\xe9")
     with pytest.raises(ValueError, match="byte 3 is not"):
-        corpus.load(tmp_path / "latin")
+        corpus.load_text(tmp_path / "latin")
     with pytest.raises(ValueError, match="No such file"):
-        corpus.load(tmp_path / "missing")
+        corpus.load_text(tmp_path / "missing")
 
 
 @given(
@@ -102,6 +103,6 @@ def test_pieces_are_decoded_as_read_text_decodes_the_whole(raw, size):
         expected = io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8").read()
     except UnicodeDecodeError as error:
         with pytest.raises(ValueError, match=rf"byte {error.start} is not"):
-            list(corpus.decoded(pieces, Path("text")))
+            list(corpus.decode_utf8(pieces, Path("text")))
     else:
-        assert "".join(corpus.decoded(pieces, Path("text"))) == expected
+        assert "".join(corpus.decode_utf8(pieces, Path("text"))) == expected

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from minigpt.training.evaluate import estimate, evaluate
+from minigpt.training.evaluate import estimate_loss, evaluate
 
 
 def target_as_loss(params, batch):
@@ -37,7 +37,7 @@ def test_estimate_spreads_windows_over_the_whole_text():
         return target_as_loss(params, batch)
 
     tokens = np.arange(1000, dtype=np.uint16)
-    loss = estimate(spy, None, tokens, batches=4, batch_size=5, block_size=8)
+    loss = estimate_loss(spy, None, tokens, batches=4, batch_size=5, block_size=8)
     starts = np.concatenate(seen)[:, 0]
     assert (starts[0], starts[-1], len(starts)) == (0, 991, 20)
     assert loss == pytest.approx(np.concatenate(seen).mean() + 1)

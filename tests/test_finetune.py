@@ -17,12 +17,12 @@ from tiny import TEXT
 from minigpt import cli, options
 from minigpt.checkpoint import manager as checkpoint
 from minigpt.config import PRESETS
-from minigpt.data.batches import batch
-from minigpt.data.dataset import load_tokens
+from minigpt.data.batches import make_batch
+from minigpt.data.dataset import load_dataset
 from minigpt.run import metrics
-from minigpt.run.directory import Run
+from minigpt.run.directory import RunSpec
 from minigpt.training import finetune
-from minigpt.training.train_step import start
+from minigpt.training.train_step import build_train_functions
 
 # Fewer characters than the parent's text has, so its own tokenizer would be another.
 OTHER = "".join(random.Random(5).choices("To be or not ", k=1500))
@@ -63,11 +63,11 @@ def outcome(run_dir):
     arrays = {name: (array.tobytes(), array.shape) for name, array in arrays.items()}
     records = [
         {name: value for name, value in record.items() if name not in TIMED}
-        for record in metrics.read(run_dir)
+        for record in metrics.read_metrics(run_dir)
     ]
     names = {path.name for path in run_dir.iterdir()}
     copy = {path.name: path.read_bytes() for path in (run_dir / "parent").rglob("*.*")}
-    return arrays, records, names, copy, checkpoint.steps(run_dir)
+    return arrays, records, names, copy, checkpoint.list_steps(run_dir)
 
 
 @pytest.fixture(scope="module")
@@ -99,14 +99,14 @@ def whole(made):
 
 def by_definition(parent, steps, step=None):
     """The weights after some steps from a parent's, with a fresh optimizer, written out."""
-    child = Run.load(parent.parent / "out")
+    child = RunSpec.load(parent.parent / "out")
     config, size = child.config, (child.config.batch_size, child.config.model.block_size)
-    tokens = load_tokens(config.data, "char", Run.load(parent).tokenizer)
-    training = start(config, Run.load(parent).vocab_size)
+    tokens = load_dataset(config.data, "char", RunSpec.load(parent).tokenizer)
+    training = build_train_functions(config, RunSpec.load(parent).vocab_size)
     weights = checkpoint.restore(parent, training.state, step)[0].params
     state = training.put(jax.device_get(training.state)._replace(params=weights))
     for n in range(steps):
-        rows = batch(tokens.train, config.seed, n, *size)
+        rows = make_batch(tokens.train, config.seed, n, *size)
         state, _ = training.train_step(state, training.put_batch(rows), jax.random.key(config.seed))
     return checkpoint.host_arrays(state)
 
@@ -126,7 +126,7 @@ def test_the_best_of_the_parent(made, folder, capsys):
     """Its last has other weights here, and a higher loss."""
     parent = folder / "parent"
     arrays, meta = checkpoint.read(parent, 12)
-    with checkpoint.Writer(parent) as writer:
+    with checkpoint.CheckpointWriter(parent) as writer:
         changed = {name: array * 2 for name, array in arrays.items() if name != "step"}
         writer.save(13, changed | {"step": arrays["step"] + 1}, meta | {"val_loss": 99.0})
     best = checkpoint.best_step(parent)
@@ -135,7 +135,7 @@ def test_the_best_of_the_parent(made, folder, capsys):
         shutil.rmtree(folder / "out", ignore_errors=True)
         code, _, err = run(capsys, *COMMAND, "--parent-checkpoint", which)
         assert (code, err) == (0, "")
-        assert checkpoint.steps(folder / "out" / "parent") == [step]
+        assert checkpoint.list_steps(folder / "out" / "parent") == [step]
         assert_equal(checkpoint.read(folder / "out", LAST)[0], by_definition(parent, LAST, step))
 
 
@@ -152,13 +152,13 @@ def test_a_child_is_a_run_like_any_other(made, folder, capsys):
     for step, begun_from in ((2, 0), (LAST, 8)):
         found = json.loads(run(capsys, "replay", "out", "--step", step, "--json")[1])
         assert found["begun_from"] == begun_from
-        (record,) = [each for each in metrics.read(folder / "out") if each["step"] == step]
+        (record,) = [each for each in metrics.read_metrics(folder / "out") if each["step"] == step]
         assert found["measured"]["train_loss"] == found["recorded"] == record["train_loss"]
 
 
 def test_the_copy_is_a_run_too(made, capsys):
     parent, copy = made / "parent", made / "out" / "parent"
-    assert Run.load(copy) == Run.load(parent)
+    assert RunSpec.load(copy) == RunSpec.load(parent)
     assert checkpoint.read(copy, 12)[1] == checkpoint.read(parent, 12)[1]
     assert_equal(checkpoint.read(copy, 12)[0], checkpoint.read(parent, 12)[0])
     assert run(capsys, "eval", copy)[1] == run(capsys, "eval", parent)[1]
@@ -168,8 +168,8 @@ def test_a_child_has_children(made, folder, capsys):
     shutil.copytree(made / "out", folder / "out")
     code, _, err = run(capsys, "finetune", "out", "--data", "text.txt", "--run-dir", "grandchild")
     assert (code, err) == (0, "")
-    run_of = Run.load(folder / "grandchild")
-    assert run_of.tokenizer == Run.load(folder / "parent").tokenizer
+    run_of = RunSpec.load(folder / "grandchild")
+    assert run_of.tokenizer == RunSpec.load(folder / "parent").tokenizer
     assert run_of.config.steps == 3
     assert run(capsys, "replay", "grandchild", "--step", 1)[0] == 0
 
@@ -179,12 +179,12 @@ def test_a_child_has_children(made, folder, capsys):
 
 def test_the_defaults_follow_from_the_parent_and_the_steps():
     parent = PRESETS["shakespeare-char"]
-    found = finetune.defaults(parent, "P")
+    found = finetune.finetune_defaults(parent, "P")
     assert (found.model, found.seed, found.batch_size) == (parent.model, 1337, 64)
     assert (found.steps, found.eval_every, found.patience) == (1250, 125, 3)
     assert (found.optim.learning_rate, found.optim.min_learning_rate) == (1e-4, 1e-5)
     assert found.optim.warmup_steps == 100
-    few = finetune.defaults(dataclasses.replace(parent, mesh="data=2"), "P", 30)
+    few = finetune.finetune_defaults(dataclasses.replace(parent, mesh="data=2"), "P", 30)
     assert (few.steps, few.eval_every, few.optim.warmup_steps, few.mesh) == (30, 3, 3, None)
 
 
@@ -212,7 +212,7 @@ def test_without_a_run_dir_it_is_named_after_the_parent(folder, capsys):
         code, shown, err = run(capsys, *words, *more)
         assert (code, err) == (0, "")
         assert f"run directory: runs/{name}\n" in shown
-    assert Run.load(folder / "runs" / "parent-finetuned").config.parent == folder / "parent"
+    assert RunSpec.load(folder / "runs" / "parent-finetuned").config.parent == folder / "parent"
 
 
 # Refusals leave nothing behind.
@@ -247,7 +247,7 @@ def test_what_does_not_fit_the_parent(folder, capsys, words, message):
 
 def test_every_field_of_the_model_is_of_the_shape_or_may_change():
     names = {field.name for field in dataclasses.fields(PRESETS["gpt2"].model)}
-    assert names == {*finetune.SHAPE, "dtype", "remat", "dropout"}
+    assert names == {*finetune.WEIGHT_FIELDS, "dtype", "remat", "dropout"}
 
 
 @pytest.mark.parametrize(
@@ -280,8 +280,8 @@ def test_a_damaged_parent(folder, capsys):
     code, shown, _ = run(capsys, *COMMAND)
     assert code == 0
     assert "step 8 is the newest good checkpoint" in " ".join(shown.split())
-    assert checkpoint.steps(folder / "out" / "parent") == [8]
-    for step in checkpoint.steps(folder / "parent")[:-1]:
+    assert checkpoint.list_steps(folder / "out" / "parent") == [8]
+    for step in checkpoint.list_steps(folder / "parent")[:-1]:
         flip(folder / "parent" / "checkpoints" / f"{step:08d}" / ARRAYS)
     words = [*COMMAND, "--run-dir", "none"]
     is_one_line(run(capsys, *words), "none of its checkpoints can be restored")
@@ -305,7 +305,7 @@ def test_a_run_goes_on_with_its_own_parent_only(made, folder, capsys):
 
 def stopped_at(step, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr(metrics.Metrics, "add", stopping_at(step, metrics.Metrics.add))
+        patch.setattr(metrics.MetricsLog, "add", stopping_at(step, metrics.MetricsLog.add))
         assert run(capsys, *COMMAND)[0] == 0
 
 
@@ -364,7 +364,7 @@ def test_kills_change_nothing(folder, tmp_path_factory, plans):
 
 def test_sigterm_is_the_run_that_goes_on(folder, capsys, whole, monkeypatch):
     stopped_at(6, monkeypatch, capsys)
-    assert checkpoint.steps(folder / "out") == [4, 6]
+    assert checkpoint.list_steps(folder / "out") == [4, 6]
     code, shown, _ = run(capsys, *COMMAND)
     assert code == 0
     assert "going on from step 6 in out, with the weights of" in " ".join(shown.split())

@@ -13,8 +13,8 @@ import pytest
 from tiny import TEXT
 
 from minigpt.checkpoint import manager as checkpoint
-from minigpt.data.batches import starts
-from minigpt.data.dataset import load_tokens
+from minigpt.data.batches import window_offsets
+from minigpt.data.dataset import load_dataset
 from minigpt.run import metrics
 
 HERE = pathlib.Path(__file__).parent
@@ -64,9 +64,9 @@ def begin(folder, run_dir, processes, devices, steps=20, more=lambda number: ())
 def outcome(folder, run_dir):
     """The losses, and the arrays of the last checkpoint."""
     timed = ("tokens_per_s", "elapsed_s")
-    records = metrics.read(folder / run_dir)
+    records = metrics.read_metrics(folder / run_dir)
     records = [{k: v for k, v in record.items() if k not in timed} for record in records]
-    arrays, _ = checkpoint.read(folder / run_dir, checkpoint.steps(folder / run_dir)[-1])
+    arrays, _ = checkpoint.read(folder / run_dir, checkpoint.list_steps(folder / run_dir)[-1])
     return records, {name: array.tobytes() for name, array in arrays.items()}
 
 
@@ -93,12 +93,12 @@ def test_losses_are_those_of_one_process_and_rows_are_read_once(folder, whole, p
         assert one.keys() == other.keys()
         np.testing.assert_allclose(list(other.values()), list(one.values()), rtol=1e-6)
 
-    tokens = load_tokens(folder / "text.txt", "char").train
+    tokens = load_dataset(folder / "text.txt", "char").train
     for number in range(processes):
         lines = (folder / f"{run_dir}-{number}.rows").read_text().splitlines()
         rows = [row for line in lines for row in json.loads(line)]
         read.append(np.reshape(rows, (20, share)))
-    expected = [starts(tokens, 1337, step, 4, 16) for step in range(20)]
+    expected = [window_offsets(tokens, 1337, step, 4, 16) for step in range(20)]
     np.testing.assert_array_equal(np.concatenate(read, axis=1), expected)
 
 
@@ -106,7 +106,7 @@ def test_losses_are_those_of_one_process_and_rows_are_read_once(folder, whole, p
 def test_when_one_process_dies_the_others_end_and_the_run_goes_on_exactly(folder):
     finish(folder, begin(folder, "whole", 2, 1, steps=200), "whole")
     begun = begin(folder, "killed", 2, 1, steps=200)
-    while not (folder / "killed" / "metrics.jsonl").exists() or not checkpoint.steps(
+    while not (folder / "killed" / "metrics.jsonl").exists() or not checkpoint.list_steps(
         folder / "killed"
     ):
         assert all(process.poll() is None for process in begun)
@@ -116,7 +116,7 @@ def test_when_one_process_dies_the_others_end_and_the_run_goes_on_exactly(folder
     begin_waiting = time.monotonic()
     assert begun[0].wait(timeout=BOUND_S) != 0
     print(f"the other process ended after {time.monotonic() - begin_waiting:.1f} s")
-    assert checkpoint.steps(folder / "killed")[-1] < 200
+    assert checkpoint.list_steps(folder / "killed")[-1] < 200
     finish(folder, begin(folder, "killed", 2, 1, steps=200), "killed")
     assert outcome(folder, "killed") == outcome(folder, "whole")
 
@@ -142,12 +142,12 @@ def test_an_error_of_the_first_process_ends_all(folder):
 
 def test_a_stop_of_one_process_stops_all_and_the_run_goes_on(folder):
     begun = begin(folder, "stopped", 2, 1, steps=2000)
-    while not checkpoint.steps(folder / "stopped"):
+    while not checkpoint.list_steps(folder / "stopped"):
         assert all(process.poll() is None for process in begun)
         time.sleep(0.05)
     begun[1].terminate()
     finish(folder, begun, "stopped")
-    step = checkpoint.steps(folder / "stopped")[-1]
+    step = checkpoint.list_steps(folder / "stopped")[-1]
     assert 0 < step < 2000
     assert f"stopped at step {step}" in (folder / "stopped-0.log").read_text()
 

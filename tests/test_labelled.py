@@ -5,24 +5,25 @@ import csv
 import pytest
 from tiny import DATA
 
+from minigpt.data import shakespeare
 from minigpt.data import text as corpus
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.tasks.classification import shakespeare_genres as speeches
-from minigpt.tasks.classification.data import Labelled, Split, pad, read_csv
+from minigpt.tasks.classification.data import LabelledSplit, LabelledTexts, pad_texts, read_csv
 
 TOKENIZER = Tokenizer("abc ")
 
 
 def test_texts_are_cut_padded_and_their_lengths_told():
-    rows = pad(TOKENIZER, ["abc", "aaaaaac"], 5)
+    rows = pad_texts(TOKENIZER, ["abc", "aaaaaac"], 5)
     assert rows.tokens.tolist() == [[0, 1, 2, 0, 0], [0] * 5]
     assert rows.lengths.tolist() == [3, 5]
     with pytest.raises(ValueError, match=r"example 2, 'axb': text has 'x'.*--unknown drop"):
-        pad(TOKENIZER, ["a", "axb"], 5)
-    assert pad(TOKENIZER, ["axb", "xxxxxc"], 2, drop_unknown=True).lengths.tolist() == [2, 1]
+        pad_texts(TOKENIZER, ["a", "axb"], 5)
+    assert pad_texts(TOKENIZER, ["axb", "xxxxxc"], 2, drop_unknown=True).lengths.tolist() == [2, 1]
     with pytest.raises(ValueError, match="example 1 is not allowed: no character of 'x' is left"):
-        pad(TOKENIZER, ["x"], 5, drop_unknown=True)
-    euro = pad(Tokenizer(None), ["€uro"], 3)
+        pad_texts(TOKENIZER, ["x"], 5, drop_unknown=True)
+    euro = pad_texts(Tokenizer(None), ["€uro"], 3)
     assert bytes(euro.tokens[0].tolist()) == "€".encode()
 
 
@@ -51,7 +52,7 @@ def test_a_column_split_decides(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("split,label,text\ntrain,a,one\ntest,a,two\nvalidation,b,three\ntrain,b,four\n")
     found = read_csv(path, seed=1)
-    assert found == Split(*map(Labelled, (["one", "four"], ["three"], ["two"]),
+    assert found == LabelledSplit(*map(LabelledTexts, (["one", "four"], ["three"], ["two"]),
                                (["a", "b"], ["b"], ["a"])))  # fmt: skip
 
 
@@ -78,34 +79,36 @@ def test_a_bad_file_is_an_error_that_says_where(content, told, tmp_path):
 
 
 def test_no_play_is_in_two_parts_and_the_test_was_not_pretrained_on():
-    plays, found = corpus.plays(), speeches.genres()
-    texts = dict(zip(Split._fields, found, strict=True))
-    for part, names in (("test", speeches.TEST), ("validation", speeches.VALIDATION)):
+    plays, found = shakespeare.load_plays(), speeches.load_genres()
+    texts = dict(zip(LabelledSplit._fields, found, strict=True))
+    for part, names in (("test", speeches.TEST_PLAYS), ("validation", speeches.VALIDATION_PLAYS)):
         inside = "".join(plays[name] for name in names)
         assert all(text in inside for text in texts[part].texts[::10])
         assert set(texts[part].labels) == set(speeches.GENRES.values())
-    held = "".join(plays[name] for name in (*speeches.TEST, *speeches.VALIDATION))
+    held = "".join(plays[name] for name in (*speeches.TEST_PLAYS, *speeches.VALIDATION_PLAYS))
     long = [text for text in texts["train"].texts if len(text) > 100]
     assert len(long) > 4000
     assert not any(text in held for text in long[::50])
-    seen = corpus.load().train
+    seen = corpus.load_text().train
     assert not any(text in seen for text in texts["test"].texts[::20] if len(text) > 100)
     with pytest.raises(ValueError, match="'twelfth-night' is not allowed: it is in test and"):
-        speeches.genres(validation=("twelfth-night",))
+        speeches.load_genres(validation=("twelfth-night",))
     with pytest.raises(ValueError, match="'cymbeline' is not allowed: the plays are"):
-        speeches.genres(test=("cymbeline",))
+        speeches.load_genres(test=("cymbeline",))
 
 
 def test_parts_must_hold_what_they_are_for():
     with pytest.raises(ValueError, match="the test part is empty"):
-        DATA._replace(test=Labelled([], [])).classes()
+        DATA._replace(test=LabelledTexts([], [])).classes()
     with pytest.raises(ValueError, match="label 'new' is not in the training part"):
-        DATA._replace(test=Labelled(["a"], ["new"])).classes()
+        DATA._replace(test=LabelledTexts(["a"], ["new"])).classes()
     with pytest.raises(ValueError, match="there must be at least two"):
-        Split(*[Labelled(["a"], ["only"])] * 3).classes()
+        LabelledSplit(*[LabelledTexts(["a"], ["only"])] * 3).classes()
 
 
 def test_texts_of_the_test_that_are_in_another_part_are_counted():
-    one, two, three = (Labelled(list(part), ["a"] * len(part)) for part in ("ab", "cc", "bcdb"))
-    assert Split(one, two, three).leaked() == 3
-    assert Split(one, two, Labelled(["d"], ["a"])).leaked() == 0
+    one, two, three = (
+        LabelledTexts(list(part), ["a"] * len(part)) for part in ("ab", "cc", "bcdb")
+    )
+    assert LabelledSplit(one, two, three).leaked() == 3
+    assert LabelledSplit(one, two, LabelledTexts(["d"], ["a"])).leaked() == 0

@@ -46,7 +46,7 @@ print("peak", peak())
 
 def write_text(path, size):
     """The plays and some characters beyond ASCII, again and again."""
-    text = corpus.load()
+    text = corpus.load_text()
     plays = (text.train + "Z\u00fcrich \u2014 \u65e5\u672c \U0001f600\n" + text.validation).encode()
     with path.open("wb") as file:
         while file.tell() < size:

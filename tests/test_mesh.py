@@ -10,9 +10,9 @@ import pytest
 from tiny import CONFIG, SITES, with_dropout
 
 from minigpt.checkpoint import manager as checkpoint
-from minigpt.data.batches import batch
-from minigpt.distributed.mesh import AXES, mesh_of, shardings
-from minigpt.training.train_step import start
+from minigpt.data.batches import make_batch
+from minigpt.distributed.mesh import AXES, make_mesh, state_shardings
+from minigpt.training.train_step import build_train_functions
 
 TOKENS = np.random.default_rng(0).integers(0, 11, 500).astype(np.uint16)
 # One of each kind on all devices; the others are under torture.
@@ -32,10 +32,10 @@ def config(mesh, rate=0.2, **changes):
 
 
 def losses(settings, steps=50):
-    training = start(settings, 11)
+    training = build_train_functions(settings, 11)
     state, key, found = training.state, jax.random.key(1), []
     for step in range(steps):
-        rows = training.put_batch(batch(TOKENS, 0, step, 8, 32))
+        rows = training.put_batch(make_batch(TOKENS, 0, step, 8, 32))
         state, measured = training.train_step(state, rows, key)
         found.append(float(measured["train_loss"]))
     return np.array(found), state, training
@@ -52,20 +52,20 @@ def test_losses_are_those_of_one_device(mesh, alone):
     np.testing.assert_allclose(found[0], alone[0][0], rtol=1e-5)
     np.testing.assert_allclose(found, alone[0], rtol=1e-3)
     kernel = jax.tree.leaves(state.params)[0]
-    assert len(kernel.sharding.device_set) == len(mesh_of(config(mesh)).devices.flat)
+    assert len(kernel.sharding.device_set) == len(make_mesh(config(mesh)).devices.flat)
 
 
 def test_another_mask_would_be_noticed(alone):
     """The bound of the first step is tight: without dropout, or with another key, it fails."""
-    training = start(config("data=2"), 11)
-    rows = training.put_batch(batch(TOKENS, 0, 0, 8, 32))
+    training = build_train_functions(config("data=2"), 11)
+    rows = training.put_batch(make_batch(TOKENS, 0, 0, 8, 32))
     _, measured = training.train_step(training.state, rows, jax.random.key(2))
     assert abs(float(measured["train_loss"]) / alone[0][0] - 1) > 1e-4
 
 
 def collectives(settings):
-    training = start(settings, 11)
-    rows = training.put_batch(batch(TOKENS, 0, 0, 8, 32))
+    training = build_train_functions(settings, 11)
+    rows = training.put_batch(make_batch(TOKENS, 0, 0, 8, 32))
     text = training.train_step.lower(training.state, rows, jax.random.key(0)).compile().as_text()
     kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
     return collections.Counter(re.findall(rf" ({kinds})(?:-start)?\(", text))
@@ -80,8 +80,8 @@ def test_no_collective_comes_from_dropout(mesh):
 
 def bytes_of_state(mesh):
     """What one device holds between steps, and what its step needs besides."""
-    training = start(config(mesh), 11)
-    rows = training.put_batch(batch(TOKENS, 0, 0, 8, 32))
+    training = build_train_functions(config(mesh), 11)
+    rows = training.put_batch(make_batch(TOKENS, 0, 0, 8, 32))
     lowered = training.train_step.lower(training.state, rows, jax.random.key(0))
     memory = lowered.compile().memory_analysis()
     return memory.argument_size_in_bytes, memory.temp_size_in_bytes
@@ -97,7 +97,7 @@ def test_memory_a_device_falls_as_parameters_are_sharded():
 
 
 def test_tensor_parallel_matrices_are_cut_as_stated():
-    training = start(config("fsdp=2,tensor=4"), 11)
+    training = build_train_functions(config("fsdp=2,tensor=4"), 11)
     shards = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf.addressable_shards[0].data
         for path, leaf in jax.tree.leaves_with_path(training.state)
@@ -115,30 +115,32 @@ def test_tensor_parallel_matrices_are_cut_as_stated():
 @pytest.mark.parametrize("mesh", ["fsdp=8", "data=2,fsdp=2,tensor=2"])
 def test_a_checkpoint_of_one_mesh_goes_on_on_another(mesh, alone, tmp_path):
     _, state, training = losses(config("data=2,tensor=4"), 3)
-    with checkpoint.Writer(tmp_path) as writer:
+    with checkpoint.CheckpointWriter(tmp_path) as writer:
         writer.save(3, checkpoint.host_arrays(training.gathered(state)), {})
-    other = start(config(mesh), 11)
+    other = build_train_functions(config(mesh), 11)
     again, _ = checkpoint.restore(tmp_path, other.state)
     for one, two in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(one, two)
-    rows = other.put_batch(batch(TOKENS, 0, 3, 8, 32))
+    rows = other.put_batch(make_batch(TOKENS, 0, 3, 8, 32))
     _, measured = other.train_step(other.put(again), rows, jax.random.key(1))
     assert float(measured["train_loss"]) == pytest.approx(alone[0][3], rel=1e-4)
 
 
 def test_the_default_spreads_the_batch_over_the_devices():
-    assert dict(mesh_of(config(None)).shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+    assert dict(make_mesh(config(None)).shape) == {"data": 8, "fsdp": 1, "tensor": 1}
     three = dataclasses.replace(config(None), batch_size=12)
-    assert mesh_of(three).shape["data"] == 4
-    assert tuple(mesh_of(three).axis_names) == AXES
+    assert make_mesh(three).shape["data"] == 4
+    assert tuple(make_mesh(three).axis_names) == AXES
 
 
 def test_a_scan_over_layers_is_sharded_alike():
     model = dataclasses.replace(config("fsdp=2,tensor=4").model, scan_layers=True)
-    training = start(dataclasses.replace(config("fsdp=2,tensor=4"), model=model), 11)
+    training = build_train_functions(
+        dataclasses.replace(config("fsdp=2,tensor=4"), model=model), 11
+    )
     kernel = training.state.params["blocks"]["attn"]["qkv"]["kernel"]
     assert jax.tree.leaves(kernel)[0].addressable_shards[0].data.shape == (2, 16, 24)
-    assert jax.tree.structure(shardings(training.mesh, training.state)) == jax.tree.structure(
+    assert jax.tree.structure(state_shardings(training.mesh, training.state)) == jax.tree.structure(
         training.state
     )
 
@@ -158,4 +160,4 @@ def test_a_scan_over_layers_is_sharded_alike():
 )
 def test_meshes_that_do_not_fit_are_named(mesh, message):
     with pytest.raises(ValueError, match=message):
-        mesh_of(config(mesh))
+        make_mesh(config(mesh))

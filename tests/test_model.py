@@ -12,7 +12,7 @@ from tiny import MODEL, SITES, with_dropout
 
 from dropout_jax import fold, keep_mask
 from minigpt.config import PRESETS, DropoutConfig
-from minigpt.model.dropout_sites import Site, draw, places
+from minigpt.model.dropout_sites import DropoutSite, draw_masks, site_specs
 from minigpt.model.gpt import GPT
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 11, (3, 32)))
@@ -89,7 +89,7 @@ def test_attention_equals_a_loop_over_heads_and_positions():
     model = gpt()
     x = np.random.default_rng(1).standard_normal((2, 6, 8)).astype(np.float32)
     attn = model.blocks[0].attn
-    got = attn(jnp.asarray(x), Site(None))
+    got = attn(jnp.asarray(x), DropoutSite(None))
     kernel = np.asarray(attn.qkv.kernel[...], np.float64)
     out = np.asarray(attn.out.kernel[...], np.float64)
     expected = np.zeros(x.shape)
@@ -108,7 +108,7 @@ def test_a_post_norm_block_normalises_each_sum_and_the_model_has_no_last_norm():
     """GPT-1's order, written out; and that of GPT-2 for contrast."""
     post, pre = gpt(dataclasses.replace(MODEL, norm="post")), gpt()
     x = jnp.asarray(np.random.default_rng(2).standard_normal((2, 6, 8)), jnp.float32)
-    block, site = post.blocks[0], Site(None)
+    block, site = post.blocks[0], DropoutSite(None)
     first = block.attn_norm(x + block.attn(x, site))
     expected = block.mlp_norm(first + block.mlp(first, site))
     np.testing.assert_allclose(block(x, site), expected, rtol=1e-6)
@@ -147,7 +147,7 @@ def test_uniform_sets_the_four_sites_of_nanogpt():
 
 def test_every_site_has_its_shape_and_is_drawn_once(key):
     shapes = {name: mask.shape for name, mask in drawn(gpt(ALL), key).items()}
-    listed = places(ALL, *TOKENS.shape)
+    listed = site_specs(ALL, *TOKENS.shape)
     assert list(shapes.items()) == [(name, place.shape) for name, place in listed.items()]
     block = [(3, 2, 32, 32), (3, 32, 8), (3, 32, 8), (3, 1, 1), (3, 32, 32), (3, 32, 8), (3, 1, 1)]
     assert list(shapes.values()) == [(3, 32, 8), *block, *block]
@@ -158,7 +158,7 @@ def test_every_site_has_its_own_rate(key):
     rates = {site: 0.1 * (i + 1) for i, site in enumerate(SITES)}
     config = with_dropout(**rates)
     masks = drawn(gpt(config), key)
-    for name, place in places(config, *TOKENS.shape).items():
+    for name, place in site_specs(config, *TOKENS.shape).items():
         site = next(part for part in name.split("/") if part in rates)
         assert place.rate == rates[site], name
         share, size = 1 - masks[name].mean(), masks[name].size
@@ -206,7 +206,7 @@ def test_what_the_tape_shows_is_what_the_model_does(key):
 
 def test_given_masks_are_those_that_are_dropped(key):
     model = gpt(ALL)
-    masks = draw(ALL, key, *TOKENS.shape)
+    masks = draw_masks(ALL, key, *TOKENS.shape)
     expected = model(TOKENS, key=key)
     np.testing.assert_allclose(model(TOKENS, key=None, masks=masks), expected, rtol=1e-5, atol=1e-6)
     jitted = jax.jit(lambda masks: model(TOKENS, key=None, masks=masks))
@@ -218,7 +218,7 @@ def test_given_masks_are_those_that_are_dropped(key):
 
 def test_a_given_scale_is_used(key):
     model = gpt(with_dropout(embed=0.3))
-    keep = draw(model.config, key, *TOKENS.shape)["embed"]
+    keep = draw_masks(model.config, key, *TOKENS.shape)["embed"]
     double = model(TOKENS, key=None, masks={"embed": (keep, 2.0)})
     exact = model(TOKENS, key=None, masks={"embed": (keep, 65536 / round(0.7 * 65536))})
     np.testing.assert_allclose(exact, model(TOKENS, key=key), rtol=1e-5, atol=1e-6)
@@ -226,7 +226,7 @@ def test_a_given_scale_is_used(key):
 
 
 def test_a_missing_mask_is_an_error_that_names_the_site(key):
-    masks = draw(ALL, key, *TOKENS.shape)
+    masks = draw_masks(ALL, key, *TOKENS.shape)
     del masks["block/1/mlp_out"]
     with pytest.raises(ValueError, match=r"there must be one for 'block/1/mlp_out', of shape"):
         gpt(ALL)(TOKENS, key=None, masks=masks)
@@ -239,7 +239,7 @@ def test_masks_are_the_same_under_remat_and_under_scan_over_layers(key):
     layers = [nnx.split(block)[1] for block in model.blocks]
 
     def apply(params, x, i):
-        return nnx.merge(graph, params)(x, Site(key).at("block", i))
+        return nnx.merge(graph, params)(x, DropoutSite(key).at("block", i))
 
     def plain(x):
         for i, params in enumerate(layers):

@@ -38,7 +38,7 @@ def test_tensorboard_has_the_metrics_and_the_profile_some_steps(config, tmp_path
     run_dir = tmp_path / "run"
     observed = dataclasses.replace(config, tensorboard=True, profile_steps=2)
     loop.train(observed, run_dir, Console(file=io.StringIO()))
-    records = metrics.read(run_dir)
+    records = metrics.read_metrics(run_dir)
     expected = {(r["step"], name): r[name] for r in records for name in r.keys() - {"step"}}
     assert scalars(run_dir / "tensorboard") == pytest.approx(expected, rel=1e-6)
     assert list((run_dir / "profile").rglob("*.xplane.pb"))

@@ -11,12 +11,12 @@ from flax import nnx
 from tiny import CONFIG, SITES, with_dropout
 
 from dropout_jax import fold
-from minigpt.data.batches import batch
+from minigpt.data.batches import make_batch
 from minigpt.model.gpt import GPT
-from minigpt.training.train_step import start, token_losses
+from minigpt.training.train_step import build_train_functions, token_losses
 
 TOKENS = np.random.default_rng(0).integers(0, 11, 500).astype(np.uint16)
-BATCH = batch(TOKENS, 0, 0, 8, 32)
+BATCH = make_batch(TOKENS, 0, 0, 8, 32)
 KEY = jax.random.key(3)
 
 
@@ -30,7 +30,7 @@ def config(model=(), **changes):
 @functools.cache
 def run(settings, steps=3):
     """Losses of some steps, the state after them, and the temporaries of a step in bytes."""
-    training = start(settings, 11)
+    training = build_train_functions(settings, 11)
     rows = training.put_batch(BATCH)
     lowered = training.train_step.lower(training.state, rows, KEY)
     temporaries = lowered.compile().memory_analysis().temp_size_in_bytes
@@ -95,7 +95,7 @@ def test_remat_needs_less_memory_and_a_scan_a_shorter_program():
     assert less < 0.2 * temporaries
 
     def length(how, layers):
-        training = start(config((how | {"n_layer": layers}).items()), 11)
+        training = build_train_functions(config((how | {"n_layer": layers}).items()), 11)
         return len(training.train_step.lower(training.state, BATCH, KEY).as_text())
 
     assert length({}, 8) > 1.3 * length({}, 4)
@@ -117,7 +117,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype("float32")}
     np.testing.assert_allclose(low, losses, rtol=2e-3)
     assert low != losses
-    training = start(config({"dtype": "bfloat16"}.items()), 11)
+    training = build_train_functions(config({"dtype": "bfloat16"}.items()), 11)
     text = training.eval_step.lower(training.state.params, BATCH).as_text()
     products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
     assert products
@@ -125,22 +125,24 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
 
 
 def test_label_smoothing_by_hand():
-    training = start(config(), 11)
+    training = build_train_functions(config(), 11)
     logits = np.asarray(training.logits(training.state.params, BATCH.inputs), np.float64)
     logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     right = np.take_along_axis(logs, BATCH.targets[..., None], -1)[..., 0]
     expected = -(0.9 * right + 0.1 * logs.mean(-1)).mean()
     plain = with_dropout()
     smooth = dataclasses.replace(config(label_smoothing=0.1), model=plain)
-    training = start(smooth, 11)
+    training = build_train_functions(smooth, 11)
     _, measured = training.train_step(training.state, training.put_batch(BATCH), KEY)
     assert float(measured["train_loss"]) == pytest.approx(expected, rel=1e-6)
-    evaluated = training.eval_step(start(smooth, 11).state.params, training.put_batch(BATCH))
+    evaluated = training.eval_step(
+        build_train_functions(smooth, 11).state.params, training.put_batch(BATCH)
+    )
     assert float(np.mean(evaluated)) == pytest.approx(-right.mean(), rel=1e-6)
 
 
 def test_norms_are_measured():
-    training = start(config(), 11)
+    training = build_train_functions(config(), 11)
     state, measured = training.train_step(training.state, training.put_batch(BATCH), KEY)
     norm = np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(state.params)))
     assert float(measured["param_norm"]) == pytest.approx(norm, rel=1e-5)

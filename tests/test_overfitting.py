@@ -15,7 +15,7 @@ from tiny import CONFIG
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
 from minigpt.run import metrics
 from minigpt.training import trainer as loop
-from minigpt.training.overfitting import REMEDIES, advice, noise
+from minigpt.training.overfitting import REMEDIES, diagnose, noise
 
 DEFAULT = Config()  # of 15,360 tokens a validation: noise is 0.034 of the loss
 DROPPING = dataclasses.replace(DEFAULT, model=ModelConfig(dropout=DropoutConfig.uniform(0.1)))
@@ -32,7 +32,7 @@ def told(losses, config=DEFAULT, every=50):
     for at, (train, validation) in enumerate(losses, 1):
         records.append({"step": at * every - 1, "train_loss": train})
         records.append({"step": at * every, "train_eval_loss": train, "val_loss": validation})
-        said.append(advice(records, config))
+        said.append(diagnose(records, config))
     return said
 
 
@@ -187,13 +187,13 @@ def shown(config, run_dir, text):
 def test_a_gpt_that_overfits_is_told_so_and_again_only_if_it_is_worse(text, tmp_path, monkeypatch):
     whole = shown(REAL, tmp_path / "whole", text)
     said = [at for at, line in enumerate(whole) if line.startswith("overfitting")]
-    losses = [each for each in metrics.read(tmp_path / "whole") if "val_loss" in each]
+    losses = [each for each in metrics.read_metrics(tmp_path / "whole") if "val_loss" in each]
     best = np.argmin([each["val_loss"] for each in losses])
     assert f"at step {losses[best]['step']})" in whole[said[0]]
     assert whole[said[0] - 1].startswith("step")  # beside the validation that it is about
     assert 1 <= len(said) <= 6 < len(losses) - best
 
-    parts, add = [], metrics.Metrics.add
+    parts, add = [], metrics.MetricsLog.add
     for stop in range(100, 301, 100):  # the same run, stopped twice on its way
 
         def added(self, record, stop=stop):
@@ -201,8 +201,8 @@ def test_a_gpt_that_overfits_is_told_so_and_again_only_if_it_is_worse(text, tmp_
             if record["step"] == stop and stop < REAL.steps:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        monkeypatch.setattr(metrics.Metrics, "add", added)
+        monkeypatch.setattr(metrics.MetricsLog, "add", added)
         parts += shown(REAL, tmp_path / "parts", text)
     assert parts == whole
-    monkeypatch.setattr(metrics.Metrics, "add", add)
+    monkeypatch.setattr(metrics.MetricsLog, "add", add)
     assert shown(REAL, tmp_path / "parts", text) == []  # nothing more of a finished run

@@ -21,9 +21,9 @@ from minigpt import cli
 from minigpt.checkpoint import manager as checkpoint
 from minigpt.checkpoint.manifest import ARRAYS
 from minigpt.config import OptimConfig
-from minigpt.data.batches import starts
-from minigpt.data.dataset import load_tokens
-from minigpt.model.dropout_sites import draw
+from minigpt.data.batches import window_offsets
+from minigpt.data.dataset import load_dataset
+from minigpt.model.dropout_sites import draw_masks
 from minigpt.run import metrics
 from minigpt.tasks.replay import replay
 from minigpt.training import trainer as loop
@@ -79,7 +79,7 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize(("step", "nearest"), [(3, 0), (8, 6)])
 def test_the_measures_are_those_of_the_run_bit_for_bit(trained, step, nearest):
     result = replayed(trained, step)
-    (record,) = [record for record in metrics.read(trained) if record["step"] == step]
+    (record,) = [record for record in metrics.read_metrics(trained) if record["step"] == step]
     assert (result.step, result.begun_from) == (step, nearest)
     assert result.recorded == record["train_loss"]
     assert {name: record[name] for name in result.measured} == result.measured
@@ -88,10 +88,10 @@ def test_the_measures_are_those_of_the_run_bit_for_bit(trained, step, nearest):
 
 def test_the_batch_and_the_masks_are_those_of_the_step(trained):
     result, shape = replayed(trained, 5), (DROPPING.batch_size, DROPPING.model.block_size)
-    text = load_tokens(trained.parent / "text.txt", "char").train
-    assert result.starts == starts(text, DROPPING.seed, 4, *shape).tolist()
+    text = load_dataset(trained.parent / "text.txt", "char").train
+    assert result.starts == window_offsets(text, DROPPING.seed, 4, *shape).tolist()
     key = fold(jax.random.key(DROPPING.seed), "dropout", 4)
-    masks = draw(DROPPING.model, key, *shape)
+    masks = draw_masks(DROPPING.model, key, *shape)
     assert list(result.sites) == list(masks)
     for name, numbers in result.sites.items():
         assert numbers.rate == 0.3
@@ -130,7 +130,7 @@ def test_what_is_printed_and_nothing_is_written(trained, capsys):
     before = files(trained)
     assert command("replay", trained, "--step", 8) == 0
     shown = capsys.readouterr().out
-    loss = metrics.read(trained)[-1]["train_loss"]
+    loss = metrics.read_metrics(trained)[-1]["train_loss"]
     for part in ("checkpoint of step 6", f"{loss!r} (metrics.jsonl has the same)", "drop_path/mlp"):
         assert part in shown
     assert "<- first" not in shown
@@ -205,8 +205,8 @@ def test_nan_stops_a_run_with_its_step_checkpoint_and_batch(exploded):
 
 def test_no_checkpoint_and_no_record_is_of_nan(exploded):
     run_dir, _ = exploded
-    assert checkpoint.steps(run_dir)
-    for step in checkpoint.steps(run_dir):
+    assert checkpoint.list_steps(run_dir)
+    for step in checkpoint.list_steps(run_dir):
         arrays, _ = checkpoint.read(run_dir, step)
         assert all(np.isfinite(array).all() for array in arrays.values())
     assert "NaN" not in (run_dir / "metrics.jsonl").read_text()
@@ -244,7 +244,7 @@ def test_weights_that_are_no_numbers_are_not_saved_though_the_loss_is_one(tmp_pa
         ValueError, match=r"norm of the new parameters of step 1 is (nan|inf), .*none"
     ):
         run(config, tmp_path)
-    assert checkpoint.steps(tmp_path / "run") == []
+    assert checkpoint.list_steps(tmp_path / "run") == []
     result = replayed(tmp_path / "run", 1)
     assert math.isfinite(result.measured["train_loss"])
     assert not finite(result)
@@ -257,5 +257,5 @@ def test_a_validation_that_is_no_number_stops_the_run(tmp_path, monkeypatch, tex
     line = f"loss of the {text} text at the validation of step 4 is nan, .* is step 2\\."
     with pytest.raises(ValueError, match=line):
         run(CONFIG, tmp_path)
-    assert checkpoint.steps(tmp_path / "run") == [2]
-    assert [record["step"] for record in metrics.read(tmp_path / "run")] == [2]
+    assert checkpoint.list_steps(tmp_path / "run") == [2]
+    assert [record["step"] for record in metrics.read_metrics(tmp_path / "run")] == [2]

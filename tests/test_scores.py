@@ -10,11 +10,11 @@ from tiny import DATA
 
 from minigpt.tasks.classification import baselines, report
 from minigpt.tasks.classification import metrics as scores
-from minigpt.tasks.classification.data import Labelled, Split
+from minigpt.tasks.classification.data import LabelledSplit, LabelledTexts
 
 
 def test_scores_by_hand():
-    found = scores.scores(list("aaabbc"), list("aabbba"), ("a", "b", "c"))
+    found = scores.classification_scores(list("aaabbc"), list("aabbba"), ("a", "b", "c"))
     assert found.confusion == [[2, 1, 0], [0, 2, 0], [1, 0, 0]]
     assert found.accuracy == pytest.approx(4 / 6)
     assert found.classes["a"] == pytest.approx(
@@ -26,25 +26,27 @@ def test_scores_by_hand():
 
 def test_a_label_that_a_part_lacks_costs_nothing():
     """All answers are right, so the F1 of those labels that there are is 1."""
-    found = scores.scores(list("aab"), list("aab"), ("a", "b", "c"))
+    found = scores.classification_scores(list("aab"), list("aab"), ("a", "b", "c"))
     assert (found.accuracy, found.macro_f1) == (1, 1)
     supports = [each["support"] for each in found.classes.values()]
     assert json.dumps(supports) == "[2, 1, 0]"
-    assert scores.scores(list("aab"), list("aac"), ("a", "b", "c")).macro_f1 == pytest.approx(1 / 3)
+    assert scores.classification_scores(
+        list("aab"), list("aac"), ("a", "b", "c")
+    ).macro_f1 == pytest.approx(1 / 3)
 
 
 def test_labels_are_shown_as_they_are():
     """Not as rich's markup or emoji."""
     labels = ("[red]", ":heart:")
-    found = scores.scores(list(labels), list(labels), labels)
+    found = scores.classification_scores(list(labels), list(labels), labels)
     console = Console(file=io.StringIO(), width=200, record=True)
-    report.show({"GPT": found}, console)
+    report.print_report({"GPT": found}, console)
     shown = console.export_text()
     assert all(shown.count(label) == 2 for label in labels)
 
 
 def test_a_label_that_the_font_lacks_is_drawn_without_a_word(tmp_path):
-    found = scores.scores(["\U00020000", "b"], ["b", "b"], ("\U00020000", "b"))
+    found = scores.classification_scores(["\U00020000", "b"], ["b", "b"], ("\U00020000", "b"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         report.plot_confusion(found, tmp_path / "x.png", "title")
@@ -52,8 +54,10 @@ def test_a_label_that_the_font_lacks_is_drawn_without_a_word(tmp_path):
 
 
 def test_the_baselines():
-    assert baselines.majority(DATA._replace(train=Labelled(["a"] * 3, ["x", "y", "y"]))) == (
+    assert baselines.majority(DATA._replace(train=LabelledTexts(["a"] * 3, ["x", "y", "y"]))) == (
         ["y"] * 24
     )
-    spaced = Split(*(Labelled([" ".join(text) for text in p.texts], p.labels) for p in DATA))
+    spaced = LabelledSplit(
+        *(LabelledTexts([" ".join(text) for text in p.texts], p.labels) for p in DATA)
+    )
     assert baselines.tfidf(spaced) == DATA.test.labels

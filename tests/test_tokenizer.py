@@ -5,20 +5,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.data.tokenizer import tokenizer_of
+from minigpt.data.tokenizer import build_tokenizer
 
 
 @given(st.text(min_size=1))
 def test_both_kinds_come_back(text):
     for kind in ("char", "byte"):
-        tokenizer = tokenizer_of(kind, text)
+        tokenizer = build_tokenizer(kind, text)
         ids = tokenizer.encode(text)
         assert ids.max() < tokenizer.vocab_size
         assert tokenizer.decode(ids) == text
 
 
 def test_char_ids_are_places_in_the_sorted_alphabet():
-    tokenizer = tokenizer_of("char", "hello")
+    tokenizer = build_tokenizer("char", "hello")
     assert tokenizer.alphabet == "ehlo"
     np.testing.assert_array_equal(tokenizer.encode("hello"), [1, 0, 2, 2, 3])
 
@@ -26,12 +26,12 @@ def test_char_ids_are_places_in_the_sorted_alphabet():
 @pytest.mark.parametrize("unknown", ["z", "!", "\xd9", "\U0001f600"])
 def test_an_unknown_character_is_named_with_its_place(unknown):
     with pytest.raises(ValueError, match=r"at position 2, a character .* --tokenizer byte"):
-        tokenizer_of("char", "hello").encode("he" + unknown)
+        build_tokenizer("char", "hello").encode("he" + unknown)
 
 
 def test_more_characters_than_ids_are_refused():
     most = [chr(code) for code in range(0x10000 + 0x800) if not 0xD800 <= code < 0xE000]
     text = "".join(most)
-    np.testing.assert_array_equal(tokenizer_of("char", text).encode(text), np.arange(1 << 16))
+    np.testing.assert_array_equal(build_tokenizer("char", text).encode(text), np.arange(1 << 16))
     with pytest.raises(ValueError, match=r"65,537 distinct characters.* --tokenizer byte"):
-        tokenizer_of("char", text + "\U0001f600")
+        build_tokenizer("char", text + "\U0001f600")

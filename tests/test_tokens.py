@@ -21,8 +21,8 @@ from tiny import TEXT
 
 from minigpt.data import dataset as tokens
 from minigpt.data import text as corpus
-from minigpt.data.batches import windows
-from minigpt.data.dataset import load_tokens
+from minigpt.data.batches import take_windows
+from minigpt.data.dataset import load_dataset
 from minigpt.data.tokenizer import Tokenizer
 
 STREAMED = "To be, or not to be\r\nthat \u20ac is \U0001f600 the \u00e9 question\n" * 5
@@ -31,7 +31,7 @@ STREAMED = "To be, or not to be\r\nthat \u20ac is \U0001f600 the \u00e9 question
 @pytest.fixture(autouse=True)
 def everything_is_large(request, monkeypatch, tmp_path):
     monkeypatch.setattr(tokens, "IN_MEMORY", -1)
-    monkeypatch.setattr(corpus, "BLOCK", 5)
+    monkeypatch.setattr(corpus, "BLOCK_BYTES", 5)
     monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path / "cache"))
 
 
@@ -72,12 +72,12 @@ def assert_right(found, path, kind):
 @example("\U0001f600" * 11, "byte", 2)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_streamed_ids_are_those_of_the_whole_text(tmp_path, monkeypatch, text, kind, block):
-    monkeypatch.setattr(corpus, "BLOCK", block)
+    monkeypatch.setattr(corpus, "BLOCK_BYTES", block)
     path = tmp_path / "text.txt"
     path.write_bytes(text.encode())
     for in_memory in (-1, -1, 1 << 20):  # made, found in the cache, and never large
         monkeypatch.setattr(tokens, "IN_MEMORY", in_memory)
-        found = load_tokens(path, kind)
+        found = load_dataset(path, kind)
         assert isinstance(found.validation, np.memmap) == (in_memory < 0)
         assert_right(found, path, kind)
 
@@ -88,12 +88,12 @@ def test_a_tokenizer_that_is_given_is_taken(data, monkeypatch, in_memory):
     monkeypatch.setattr(tokens, "IN_MEMORY", in_memory)
     given = Tokenizer("".join(sorted({*data.read_text(), *"xyzXYZ"})))
     for _ in range(2):
-        found = load_tokens(data, "char", given)
+        found = load_dataset(data, "char", given)
         assert found.tokenizer == given
         whole = np.concatenate([found.train, found.validation])
         assert given.decode(whole) == data.read_text()
-        assert_right(load_tokens(data, "char"), data, "char")
-    assert load_tokens(data, "byte", Tokenizer(None)).tokenizer == Tokenizer(None)
+        assert_right(load_dataset(data, "char"), data, "char")
+    assert load_dataset(data, "byte", Tokenizer(None)).tokenizer == Tokenizer(None)
 
 
 @pytest.mark.parametrize("in_memory", [-1, 1 << 20])
@@ -105,11 +105,11 @@ def test_what_a_given_tokenizer_lacks_is_placed_in_the_whole_text(
     path = tmp_path / "other.txt"
     path.write_text("a" * place + "b" + "a" * (220 - place))
     with pytest.raises(ValueError, match=f"text has 'b' at position {place}, a character that"):
-        load_tokens(path, "char", Tokenizer("a"))
+        load_dataset(path, "char", Tokenizer("a"))
 
 
 def test_the_plays_are_tokenised_in_memory():
-    found, text = load_tokens(None, "char"), corpus.load()
+    found, text = load_dataset(None, "char"), corpus.load_text()
     np.testing.assert_array_equal(found.train, found.tokenizer.encode(text.train))
     np.testing.assert_array_equal(found.validation, found.tokenizer.encode(text.validation))
     assert found.tokenizer.alphabet == "".join(sorted(set(text.train + text.validation)))
@@ -131,22 +131,22 @@ def forbid(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["char", "byte"])
 def test_a_text_is_tokenised_once(data, monkeypatch, tmp_path, kind):
-    load_tokens(data, kind)
+    load_dataset(data, kind)
     forbid(monkeypatch)
-    assert_right(load_tokens(data, kind), data, kind)
+    assert_right(load_dataset(data, kind), data, kind)
     copy = tmp_path / "copy.txt"
     copy.write_bytes(data.read_bytes())
-    assert_right(load_tokens(copy, kind), copy, kind)
+    assert_right(load_dataset(copy, kind), copy, kind)
     data.write_text("another text")
     with pytest.raises(AssertionError, match="tokenised again"):
-        load_tokens(data, kind)
+        load_dataset(data, kind)
 
 
 def test_texts_and_tokenizers_have_entries_of_their_own(data, tmp_path):
     for text in (STREAMED, STREAMED[:-1] + "?"):
         for kind in ("char", "byte"):
             data.write_bytes(text.encode())
-            assert_right(load_tokens(data, kind), data, kind)
+            assert_right(load_dataset(data, kind), data, kind)
     assert len(cache(tmp_path)) == 8
     assert not list((tmp_path / "cache").glob("*.partial"))
 
@@ -179,13 +179,13 @@ def other_facts(path):
     ],
 )
 def test_a_damaged_entry_is_made_again(data, tmp_path, monkeypatch, suffix, damage):
-    load_tokens(data, "char")
+    load_dataset(data, "char")
     before = {path: path.read_bytes() for path in (tmp_path / "cache").iterdir()}
     damage(next((tmp_path / "cache").glob(f"*.{suffix}")))
-    assert_right(load_tokens(data, "char"), data, "char")
+    assert_right(load_dataset(data, "char"), data, "char")
     assert {path: path.read_bytes() for path in (tmp_path / "cache").iterdir()} == before
     forbid(monkeypatch)
-    load_tokens(data, "char")
+    load_dataset(data, "char")
 
 
 def test_a_stopped_run_leaves_nothing_and_a_killed_ones_remains_are_swept(
@@ -197,14 +197,14 @@ def test_a_stopped_run_leaves_nothing_and_a_killed_ones_remains_are_swept(
     with monkeypatch.context() as patch:
         patch.setattr(tokens, "_with_facts", stop)
         with pytest.raises(KeyboardInterrupt):
-            load_tokens(data, "char")
+            load_dataset(data, "char")
     assert cache(tmp_path) == []
     old, new = tmp_path / "cache" / "old.partial", tmp_path / "cache" / "new.partial"
     old.touch()
     new.touch()
     (tmp_path / "cache" / "gone.partial").symlink_to("by now it has its name")
-    os.utime(old, (time.time() - 2 * tokens.STALE,) * 2)
-    assert_right(load_tokens(data, "char"), data, "char")
+    os.utime(old, (time.time() - 2 * tokens.STALE_SECONDS,) * 2)
+    assert_right(load_dataset(data, "char"), data, "char")
     assert capsys.readouterr().err == ""
     assert new.exists()
     assert not old.exists()
@@ -212,7 +212,7 @@ def test_a_stopped_run_leaves_nothing_and_a_killed_ones_remains_are_swept(
 
 def _load(path, ready, results):
     ready.wait()
-    results.put(load_tokens(path, "char").train.tobytes())
+    results.put(load_dataset(path, "char").train.tobytes())
 
 
 def test_two_processes_at_once(data, tmp_path):
@@ -237,7 +237,7 @@ def unwritable(tmp_path, monkeypatch):
 
 def test_a_cache_that_cannot_be_written_costs_a_line(data, tmp_path, monkeypatch, capsys):
     unwritable(tmp_path, monkeypatch)
-    assert_right(load_tokens(data, "char"), data, "char")
+    assert_right(load_dataset(data, "char"), data, "char")
     warning = capsys.readouterr().err
     assert len(warning.splitlines()) == 1
     assert "Not a directory" in warning
@@ -251,17 +251,17 @@ def test_ids_that_can_be_written_nowhere_are_an_error(data, tmp_path, monkeypatc
     unwritable(tmp_path, monkeypatch)
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
     with pytest.raises(ValueError, match=r"No space left .* MINIGPT_CACHE to a folder"):
-        load_tokens(data, "char")
+        load_dataset(data, "char")
 
 
 def test_unreadable_files_are_one_line_errors(data, tmp_path):
     data.write_bytes(b"twenty-four characters: \xe9t\xe9" * 2)
     with pytest.raises(ValueError, match=r"text\.txt' is not allowed.* byte 24 is not"):
-        load_tokens(data, "char")
+        load_dataset(data, "char")
     assert cache(tmp_path) == []
     for path in (tmp_path / "missing", tmp_path):
         with pytest.raises(ValueError, match="cannot be read"):
-            load_tokens(path, "char")
+            load_dataset(path, "char")
 
 
 def test_a_text_that_changes_while_it_is_read_is_refused(data, tmp_path, monkeypatch):
@@ -270,7 +270,7 @@ def test_a_text_that_changes_while_it_is_read_is_refused(data, tmp_path, monkeyp
 
     monkeypatch.setattr(tokens, "_sha256", before_the_change)
     with pytest.raises(ValueError, match="changed while it was read"):
-        load_tokens(data, "char")
+        load_dataset(data, "char")
     assert cache(tmp_path) == []
 
 
@@ -281,7 +281,7 @@ def test_who_waits_at_a_terminal_sees_a_bar(data, monkeypatch, terminal, seconds
     console = Console(file=shown, force_terminal=terminal, force_interactive=terminal)
     monkeypatch.setattr(tokens, "Console", lambda stderr: console)
     monkeypatch.setattr(tokens, "time", SimpleNamespace(monotonic=clock.__next__, time=time.time))
-    assert_right(load_tokens(data, "char"), data, "char")
+    assert_right(load_dataset(data, "char"), data, "char")
     assert ("tokenising" in shown.getvalue()) == (terminal and seconds_a_block > 0)
     assert terminal or shown.getvalue() == ""
 
@@ -290,7 +290,7 @@ def test_a_pipe_is_read_once(tmp_path):
     read, write = os.pipe()
     os.write(write, TEXT.encode())
     os.close(write)
-    assert len(load_tokens(f"/dev/fd/{read}", "char").train) == int(0.9 * len(TEXT))
+    assert len(load_dataset(f"/dev/fd/{read}", "char").train) == int(0.9 * len(TEXT))
     os.close(read)
 
 
@@ -307,5 +307,5 @@ def test_windows_that_were_read_are_let_go(tmp_path):
     before = mapped_memory()
     for _ in range(3):
         starts = np.random.default_rng(0).integers(0, len(ids) - 65, 20_000)
-        windows(ids, starts, 64)
+        take_windows(ids, starts, 64)
     assert mapped_memory() - before < size // 10

@@ -12,16 +12,16 @@ from tiny import CONFIG, SITES, with_dropout
 
 from dropout_jax import fold
 from minigpt.config import OptimConfig
-from minigpt.data.batches import batch
+from minigpt.data.batches import make_batch
 from minigpt.training.optimizer import optimizer, schedule
-from minigpt.training.train_step import start
+from minigpt.training.train_step import build_train_functions
 
 TOKENS = np.random.default_rng(0).integers(0, 11, 500).astype(np.uint16)
-BATCH = batch(TOKENS, 0, 0, 3, 32)
+BATCH = make_batch(TOKENS, 0, 0, 3, 32)
 DROPPED = dataclasses.replace(CONFIG, model=with_dropout(**dict.fromkeys(SITES, 0.2)))
 
 
-compiled = functools.cache(lambda config: start(config, 11))
+compiled = functools.cache(lambda config: build_train_functions(config, 11))
 
 
 def losses(config, steps, key, data=BATCH):
@@ -56,14 +56,14 @@ def test_the_step_is_folded_into_the_key(key):
 
 
 def test_the_state_is_donated_and_counts_steps(key):
-    training = start(CONFIG, 11)
+    training = build_train_functions(CONFIG, 11)
     state, _ = training.train_step(training.state, BATCH, key)
     assert state.step == 1
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(training.state.params))
 
 
 def test_evaluation_ignores_dropout():
-    plain, dropped = start(CONFIG, 11), start(DROPPED, 11)
+    plain, dropped = build_train_functions(CONFIG, 11), build_train_functions(DROPPED, 11)
     np.testing.assert_array_equal(
         plain.eval_step(plain.state.params, BATCH), dropped.eval_step(dropped.state.params, BATCH)
     )

@@ -23,7 +23,7 @@ from minigpt.checkpoint import manager as checkpoint
 from minigpt.checkpoint.manifest import ARRAYS, MANIFEST
 from minigpt.config import Config
 from minigpt.run import metrics
-from minigpt.run.directory import Run
+from minigpt.run.directory import RunSpec
 from minigpt.training import resume
 from minigpt.training import trainer as loop
 
@@ -65,8 +65,8 @@ def is_intact(folder, *steps):
     """Nothing is half written, and every checkpoint can be restored."""
     assert not list(folder.rglob("*.partial"))
     if steps:
-        assert checkpoint.steps(folder / "out") == list(steps)
-    for step in checkpoint.steps(folder / "out"):
+        assert checkpoint.list_steps(folder / "out") == list(steps)
+    for step in checkpoint.list_steps(folder / "out"):
         assert checkpoint.read(folder / "out", step)
 
 
@@ -86,7 +86,7 @@ def made(tmp_path_factory):
             (place / "text.txt").write_text(TEXT)
             patch.chdir(place)
             if name == "stopped":
-                patch.setattr(metrics.Metrics, "add", stopping_at(6, metrics.Metrics.add))
+                patch.setattr(metrics.MetricsLog, "add", stopping_at(6, metrics.MetricsLog.add))
             cli.main(COMMAND)
         whole = tmp_path_factory.getbasetemp() / "whole0"
         return outcome(whole), whole / "out", place / "out"
@@ -176,17 +176,17 @@ def test_no_room_for_a_run_that_goes_on(stopped, folder, capsys, whole, name):
 
 
 def test_no_room_for_a_record(stopped, folder, capsys, whole, monkeypatch):
-    add = metrics.Metrics.add
+    add = metrics.MetricsLog.add
 
     def added(self, record):
         with room((stopped / "metrics.jsonl").stat().st_size + 30):
             add(self, record)
 
     with monkeypatch.context() as patch:
-        patch.setattr(metrics.Metrics, "add", added)
+        patch.setattr(metrics.MetricsLog, "add", added)
         is_one_line(train(capsys), "File too large: 'out/metrics.jsonl'")
     assert not (stopped / "metrics.jsonl").read_text().endswith("\n")
-    assert len(metrics.read(stopped)) == 3
+    assert len(metrics.read_metrics(stopped)) == 3
     is_intact(folder, 4, 6)
     ends_the_same(capsys, folder, whole)
 
@@ -197,7 +197,7 @@ def size_of(run_dir, name):
 
 def test_a_stop_whose_checkpoint_has_no_room_is_no_success(made, folder, capsys, monkeypatch):
     with room(size_of(made[1], ARRAYS) - 1), monkeypatch.context() as patch:
-        patch.setattr(metrics.Metrics, "add", stopping_at(2, metrics.Metrics.add))
+        patch.setattr(metrics.MetricsLog, "add", stopping_at(2, metrics.MetricsLog.add))
         is_one_line(train(capsys), "File too large", ARRAYS)
     is_intact(folder)
     ends_the_same(capsys, folder, made[0])
@@ -217,7 +217,7 @@ def test_a_stop_while_validating_and_then_no_room(made, folder, capsys, monkeypa
     assert checkpoint.read(folder / "out", 4)[1]["pending"]
     with room(size_of(made[1], ARRAYS) - 1):
         is_one_line(train(capsys), "File too large", ARRAYS)
-    assert [record["step"] for record in metrics.read(folder / "out")][:2] == [2, 4]
+    assert [record["step"] for record in metrics.read_metrics(folder / "out")][:2] == [2, 4]
     is_intact(folder, 4)
     ends_the_same(capsys, folder, made[0])
 
@@ -321,7 +321,7 @@ def test_a_read_only_place_for_a_new_run(folder, capsys, whole):
 
 def test_a_folder_in_use(stopped, folder, capsys, whole):
     before = files(stopped)
-    with resume.claimed(stopped):
+    with resume.lock_run_dir(stopped):
         is_one_line(train(capsys), "'out'", "another run is writing into it")
     assert files(stopped) == before
     ends_the_same(capsys, folder, whole)
@@ -351,7 +351,7 @@ def test_a_changed_text(stopped, folder, capsys, whole, how):
         shutil.rmtree(stopped / "checkpoints")
     if how == "forged":
         now = hashlib.sha256(other.encode()).hexdigest()
-        about.write_text(good.replace(Run.load(stopped).data_sha256, now))
+        about.write_text(good.replace(RunSpec.load(stopped).data_sha256, now))
     before = files(stopped)
     is_one_line(train(capsys), "text.txt", "must be the text that the run was trained on")
     assert files(stopped) == before
@@ -365,7 +365,7 @@ def test_a_changed_text(stopped, folder, capsys, whole, how):
 
 def test_what_may_change_and_what_may_not(stopped):
     """Every field is one or the other."""
-    begun, before = Run.load(stopped), files(stopped)
+    begun, before = RunSpec.load(stopped), files(stopped)
     names, changes = {name for name, _ in flat(Config())}, CHANGES | {"model.remat": True}
     changes |= {"parent": stopped, "parent_checkpoint": "best"}
     assert names >= resume.MAY_CHANGE
@@ -374,7 +374,7 @@ def test_what_may_change_and_what_may_not(stopped):
         if run.config == begun.config:
             run = begun._replace(config=replaced(begun.config, name, 2 * changes[name]))
         with pytest.raises(ValueError, match=f"^{name}=.* is not allowed: .* was begun with"):
-            resume.enter(run, stopped)
+            resume.create_or_resume(run, stopped)
     assert files(stopped) == before
 
 
@@ -400,8 +400,8 @@ def test_what_may_change_changes_no_parameter(stopped, folder, capsys, whole):
     assert "going on from step 6" in out
     (folder / "moved").rename(stopped)
     assert outcome(folder)[0] == whole[0]
-    assert [record["step"] for record in metrics.read(stopped)] == [2, 4, 6, 8, 9, 12]
-    config = Run.load(stopped).config
+    assert [record["step"] for record in metrics.read_metrics(stopped)] == [2, 4, 6, 8, 9, 12]
+    config = RunSpec.load(stopped).config
     assert (config.data, config.log_every, config.patience) == (folder / "moved.txt", 3, 9)
 
 
@@ -520,9 +520,9 @@ def test_records_put_back_or_given_up(stopped, folder, capsys, whole):
     copy.rename(stopped)
     path.unlink()
     with pytest.MonkeyPatch.context() as patch:  # it ends after a record, before a checkpoint
-        patch.setattr(metrics.Metrics, "sync", interrupt)
+        patch.setattr(metrics.MetricsLog, "sync", interrupt)
         assert train(capsys)[0] == 130
-    assert [record["step"] for record in metrics.read(stopped)] == [8]
+    assert [record["step"] for record in metrics.read_metrics(stopped)] == [8]
     code, out, err = train(capsys)
     assert (code, err) == (0, "")
     assert "'out/metrics.jsonl' is missing: the records begin anew after step 6" in out

@@ -22,8 +22,8 @@ from minigpt.tasks.uncertainty import render as coloured
 from minigpt.tasks.uncertainty.estimate import (
     Uncertainty,
     by_character,
-    logits_of,
     rates_for_passes,
+    stochastic_logits,
     token_uncertainty,
 )
 from minigpt.training.trainer import train
@@ -42,7 +42,7 @@ def numbers():
     """Of 75 tokens, more than the 32 of the context, by 6 passes."""
     params = model_and_params()[1]
     tokens = np.random.default_rng(0).integers(0, 20, 75)
-    logits = logits_of(MODEL, RATES, 20, 20)
+    logits = stochastic_logits(MODEL, RATES, 20, 20)
 
     def measure(tokens=tokens, logits=logits, passes=6, seed=5):
         return token_uncertainty(
@@ -145,7 +145,7 @@ def test_unused_rows_of_the_table_have_no_part(scan_layers):
     params = model_and_params(config, rows=40)[1]
     tokens = np.arange(20)
     found = token_uncertainty(
-        logits_of(config, RATES, 40, 20), params, tokens, block_size=32, passes=3
+        stochastic_logits(config, RATES, 40, 20), params, tokens, block_size=32, passes=3
     )
     assert np.nanmax(found.entropy) <= np.log(20) + 1e-5
 
@@ -185,12 +185,12 @@ def test_a_character_of_several_bytes_has_their_sum():
 
 def test_levels_are_tenths_of_the_top():
     values = np.array([np.nan, 0, 0.19, 0.21, 1.99, 2, 5])
-    assert coloured.levels(values, 2.0).tolist() == [-1, 0, 0, 1, 9, 9, 9]
-    assert coloured.top_of(values, None) == 5
-    assert coloured.top_of(values, 3.0) == 3
-    assert coloured.top_of(np.array([np.nan]), None) == 1
+    assert coloured.color_levels(values, 2.0).tolist() == [-1, 0, 0, 1, 9, 9, 9]
+    assert coloured.color_scale_max(values, None) == 5
+    assert coloured.color_scale_max(values, 3.0) == 3
+    assert coloured.color_scale_max(np.array([np.nan]), None) == 1
     with pytest.raises(ValueError, match="top=0"):
-        coloured.top_of(values, 0.0)
+        coloured.color_scale_max(values, 0.0)
 
 
 class Page(HTMLParser):
@@ -223,7 +223,7 @@ def test_the_pages_text_is_the_text_and_its_titles_have_the_numbers():
     values = np.linspace(0, 2, len(STRANGE))
     values[0] = np.nan
     about = {"information": values, "entropy": values * 2, "surprise": values * 3}
-    written = coloured.page(STRANGE, about, "entropy", 4.0)
+    written = coloured.to_html(STRANGE, about, "entropy", 4.0)
     for escaped in ("&lt;", "&gt;", "&amp;", "&quot;", "&#13;"):
         assert f">{escaped}</span>" in written
     page = Page(written)
@@ -241,7 +241,7 @@ def test_the_pages_text_is_the_text_and_its_titles_have_the_numbers():
 def shown(text, values, **options):
     out = io.StringIO()
     console = Console(file=out, width=20, highlight=False, **options)
-    coloured.show(console, text, values, "entropy", 1.0)
+    coloured.print_colored(console, text, values, "entropy", 1.0)
     return out.getvalue()
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from minigpt.checkpoint import manager as checkpoint
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
 from minigpt.run import metrics
-from minigpt.tasks.classification.data import Labelled, Split
+from minigpt.tasks.classification.data import LabelledSplit, LabelledTexts
 
 TIMED = ("tokens_per_s", "elapsed_s")
 SITES = [field.name for field in dataclasses.fields(DropoutConfig)]
@@ -32,12 +32,12 @@ def with_dropout(model=MODEL, **rates):
 def outcome(folder):
     """Everything that the run in folder/out leaves, but for times."""
     run_dir = folder / "out"
-    steps = checkpoint.steps(run_dir)
+    steps = checkpoint.list_steps(run_dir)
     arrays, _ = checkpoint.read(run_dir, steps[-1])
     arrays = {name: (array.tobytes(), array.shape) for name, array in arrays.items()}
     records = [
         {name: value for name, value in record.items() if name not in TIMED}
-        for record in metrics.read(run_dir)
+        for record in metrics.read_metrics(run_dir)
     ]
     names = {path.name for path in run_dir.iterdir()}
     return arrays, records, steps, names
@@ -48,9 +48,9 @@ def texts(count):
     random = np.random.default_rng(count)
     labels = ["with a" if i % 2 else "with b" for i in range(count)]
     letters = [random.choice([label[-1], "c"], 5 + i % 9) for i, label in enumerate(labels)]
-    return Labelled(
+    return LabelledTexts(
         [label[-1] + "".join(some) for label, some in zip(labels, letters, strict=True)], labels
     )
 
 
-DATA = Split(texts(48), texts(20), texts(24))
+DATA = LabelledSplit(texts(48), texts(20), texts(24))

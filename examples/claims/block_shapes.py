@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from common import charts, claim, sweep
 from common.claim import Finding, Result, verdict_by
 from minigpt.config import DropoutConfig, ModelConfig
-from minigpt.model.gpt import GPT
+from minigpt.model import GPT
 
 BATCH, TIME, DIM = 4, 64, 48
 VASWANI = "Vaswani et al., Attention is all you need, NeurIPS 2017"

@@ -17,7 +17,7 @@ import dropout_jax
 from common import charts, claim, data, gpt, nets
 from common.claim import Finding, Result, listed, verdict
 from dropout_jax import dropout, fold
-from minigpt.model.gpt import GPT
+from minigpt.model import GPT
 
 X = jnp.ones((4, 8, 8))
 ARGUMENTS = dict.fromkeys(("x", "new", "old", "table", "weights"), X)

@@ -26,7 +26,7 @@ from common import charts, claim, data, nets, sweep
 from common.claim import Finding, Interval, Result, compare, interval
 from dropout_jax import fold
 from minigpt.config import Config, ModelConfig, OptimConfig
-from minigpt.model.gpt import GPT
+from minigpt.model import GPT
 
 MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=48, block_size=64)
 METHODS = FIRST, LAST, SCRATCH = "frozen, first token", "frozen, last token", "from scratch"

@@ -18,8 +18,8 @@ from common import charts, claim, data, gpt, nets
 from common.claim import Finding, Result, by_cell, interval
 from dropout_jax import fold
 from minigpt.config import ModelConfig
-from minigpt.model.gpt import GPT
-from minigpt.training.evaluate import estimate
+from minigpt.model import GPT
+from minigpt.training.evaluate import estimate_loss
 from minigpt.training.train_step import token_losses
 
 RATES, GPT_RATES = (0.1, 0.3, 0.5, 0.7, 0.8), (0.1, 0.3)
@@ -66,7 +66,9 @@ def perplexities(rate, seeds, steps, model=gpt.SMALL):
             return losses(params, batch, fold(jax.random.key(seed), "bug", next(calls)))
 
         size = {"batches": 8, "batch_size": 16, "block_size": config.model.block_size}
-        both = [estimate(how, params, text.validation, **size) for how in (training.eval_step, on)]
+        both = [
+            estimate_loss(how, params, text.validation, **size) for how in (training.eval_step, on)
+        ]
         found.append(np.exp(both))
     return np.array(found).T
 

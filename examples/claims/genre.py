@@ -21,7 +21,7 @@ from common import charts, claim
 from common.claim import Finding, Interval, Result, interval, verdict
 from common.speech import TEST, measure, pretrained, rows, sample, settings
 from minigpt.tasks.classification import baselines
-from minigpt.tasks.classification.shakespeare_genres import genres
+from minigpt.tasks.classification.shakespeare_genres import load_genres
 from minigpt.tasks.classification.train import fit
 
 PRETRAINED, SCRATCH = "pretrained GPT", "GPT from scratch"
@@ -34,7 +34,7 @@ BERT = "Devlin et al., BERT, NAACL 2019: 0.1 everywhere, in fine-tuning as in pr
 def experiment(scale: claim.Scale) -> Result:
     steps, seeds = scale.pick(6, 200, 800), scale.pick(2, 8, 8)
     sizes = scale.pick((60, 30, 60), (2000, 300, 1500), (8000, 1800, 4000))
-    body, data = pretrained(scale.pick(6, 1000, 6000)), genres(test=TEST)
+    body, data = pretrained(scale.pick(6, 1000, 6000)), load_genres(test=TEST)
     runs = []
     for seed in scale.track(range(seeds), "genre of a speech"):
         part, how = sample(data, seed, sizes), settings(seed, steps)

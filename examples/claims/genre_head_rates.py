@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from common import charts, claim
 from common.claim import Finding, Interval, Result, by_cell, interval
 from common.speech import TEST, measure, pretrained, rows, sample, settings
-from minigpt.tasks.classification.shakespeare_genres import genres
+from minigpt.tasks.classification.shakespeare_genres import load_genres
 from minigpt.tasks.classification.train import fit
 
 RATES = (0.05, 0.1, 0.2, 0.3)
@@ -32,7 +32,7 @@ def of_place(scale: claim.Scale, place: str, cells: dict[str, tuple[float, float
     """What cells, each a rate in the head and one in the body, gain over no dropout."""
     steps, seeds = scale.pick(6, 200, 800), scale.pick(2, 5, 8)
     sizes = scale.pick((60, 30, 60), (2000, 300, 1500), (8000, 300, 4000))
-    body, data = pretrained(scale.pick(6, 1000, 6000)), genres(test=TEST)
+    body, data = pretrained(scale.pick(6, 1000, 6000)), load_genres(test=TEST)
     cells = {NONE: (0.0, 0.0), **cells}
     runs = {name: [] for name in cells}
     jobs = [(seed, name) for seed in range(seeds) for name in cells]

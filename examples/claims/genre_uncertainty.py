@@ -17,7 +17,7 @@ from common.claim import by_cell, interval
 from common.methods import COST, MEMBERS
 from common.speech import TEST, pretrained, sample, settings
 from common.text_methods import of_classifiers
-from minigpt.tasks.classification.shakespeare_genres import genres
+from minigpt.tasks.classification.shakespeare_genres import load_genres
 from minigpt.tasks.classification.train import fit
 
 RATE = 0.1
@@ -31,7 +31,7 @@ def experiment(scale: claim.Scale) -> claim.Result:
     """Fit the classifiers of a seed, predict the test and the unknown texts, and measure."""
     seeds, steps, passes = scale.pick((3, 4, 3), (3, 200, 20), (10, 800, 50))
     sizes = scale.pick((60, 30, 40), (9000, 600, 800), (9000, 1800, 3600))
-    body, data = pretrained(scale.pick(4, 1000, 6000)), genres(test=TEST)
+    body, data = pretrained(scale.pick(4, 1000, 6000)), load_genres(test=TEST)
     runs = []
     for seed in scale.track(range(seeds), "classifiers"):
         part = sample(data, seed, sizes)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from common import charts, claim, data, sweep
 from common.claim import Finding, Interval, Result, by_cell, interval
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
-from minigpt.data import text as corpus
+from minigpt.data import load_plays
 
 RATES = (0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 PRETRAINED = "pretraining"
@@ -35,7 +35,7 @@ def experiment(scale: claim.Scale) -> Result:
 def run_all(scale: claim.Scale) -> dict[str, np.ndarray]:
     """Losses by setting: (the text to choose on and that to measure on, rate, seed)."""
     text = data.all_plays()
-    play = text.tokenizer.encode(corpus.plays()["macbeth"])
+    play = text.tokenizer.encode(load_plays()["macbeth"])
     quarters, halves = np.array_split(play, 4), np.array_split(text.validation, 2)
     other, same = dict(enumerate(halves)), dict(enumerate(quarters[2:]))
     steps, seeds = scale.pick(20, 300, 3000), range(scale.pick(3, 4, 10))

@@ -1,1 +1,12 @@
-"""checkpoint: manager and manifest; files is atomic_write."""
+"""Checkpoints: written in the background, committed by a rename, verified before they are used."""
+
+from minigpt.checkpoint.manager import (
+    CheckpointWriter,
+    best_step,
+    host_arrays,
+    list_steps,
+    read,
+    restore,
+    restore_latest_valid,
+)
+from minigpt.checkpoint.manifest import CheckpointError

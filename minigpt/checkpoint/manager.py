@@ -25,24 +25,24 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from minigpt.atomic_write import naming
+from minigpt.atomic_write import errors_name
 from minigpt.checkpoint.manifest import (
     ARRAYS,
     FORMAT,
     MANIFEST,
     MAX_BYTES,
+    CheckpointDir,
     CheckpointError,
-    Folder,
-    committed,
+    array_spec,
+    list_checkpoints,
     read_arrays,
     read_manifest,
     refuse_link,
-    sealed,
-    spec_of,
+    serialize_manifest,
     total_bytes,
 )
 
-FOLDER = "checkpoints"
+DIR_NAME = "checkpoints"
 
 _LEFTOVER = re.compile(r"\.[0-9]{8,}(-[0-9]+)?\.(partial|pruned)")
 
@@ -50,7 +50,7 @@ _LEFTOVER = re.compile(r"\.[0-9]{8,}(-[0-9]+)?\.(partial|pruned)")
 # Writing.
 
 
-class Writer:
+class CheckpointWriter:
     """Saves checkpoints in a background thread; a failed save is raised by the next call.
 
     Keeps the newest `keep_last` and the one of the least `meta["val_loss"]`. One writer at a time.
@@ -66,12 +66,12 @@ class Writer:
     def __init__(self, run_dir: Path, keep_last: int = 3):
         if keep_last < 1:
             raise ValueError(f"keep_last={keep_last} is not allowed: it must be at least 1.")
-        self._root, self._keep_last = run_dir / FOLDER, keep_last
+        self._root, self._keep_last = run_dir / DIR_NAME, keep_last
         self._thread = futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: futures.Future[None] | None = None
         refuse_link(self._root)
         self._root.mkdir(exist_ok=True)
-        _sync(run_dir)
+        fsync_dir(run_dir)
         for path in self._root.iterdir():  # what a killed run was writing or deleting
             if _LEFTOVER.fullmatch(path.name):
                 _remove(path)
@@ -85,7 +85,7 @@ class Writer:
         self.wait()
         if (step := operator.index(step)) < 0:
             raise ValueError(f"step={step} is not allowed: it must be at least 0.")
-        specs = {name: spec_of(name, array) for name, array in arrays.items()}
+        specs = {name: array_spec(name, array) for name, array in arrays.items()}
         meta = json.loads(json.dumps(meta))
         # What happens to the arrays after the call changes nothing.
         copies = {name: np.array(array, order="C") for name, array in arrays.items()}
@@ -98,7 +98,7 @@ class Writer:
             pending, self._pending = self._pending, None
             pending.result()
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> CheckpointWriter:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
@@ -123,7 +123,7 @@ class Writer:
         file = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
         manifest = {"format": FORMAT, "step": step, "files": {ARRAYS: file}, "arrays": specs}
         try:
-            path = _commit(self._root, step, data, sealed(manifest | {"meta": meta}))
+            path = _commit(self._root, step, data, serialize_manifest(manifest | {"meta": meta}))
             _prune(self._root, step, path, self._keep_last)
         except OSError as error:
             kept = f"saving step {step}; the checkpoints before it are kept"
@@ -142,21 +142,21 @@ def host_arrays(tree: Any) -> dict[str, np.ndarray]:
 
 def _commit(root: Path, step: int, data: bytes, manifest: bytes) -> Path:
     """Write a folder under a hidden name, the manifest last, and rename it when it is on disk."""
-    same = [folder.generation for folder in committed(root) if folder.step == step]
+    same = [folder.generation for folder in list_checkpoints(root) if folder.step == step]
     path = root / (f"{step:08d}-{max(same) + 1}" if same else f"{step:08d}")
     partial = root / f".{path.name}.partial"
-    with naming(partial):
+    with errors_name(partial):
         partial.mkdir()
     try:
         for name, content in ((ARRAYS, data), (MANIFEST, manifest)):
-            with naming(partial / name), (partial / name).open("xb") as file:
+            with errors_name(partial / name), (partial / name).open("xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        _sync(partial)
-        with naming(path):
+        fsync_dir(partial)
+        with errors_name(path):
             partial.rename(path)
-        _sync(root)
+        fsync_dir(root)
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -168,19 +168,19 @@ def _prune(root: Path, step: int, written: Path, keep_last: int) -> None:
 
     One whose manifest cannot be read neither counts nor is deleted: it may be worth a look.
     """
-    folders = committed(root)
+    folders = list_checkpoints(root)
     replaced = [folder for folder in folders if folder.step >= step and folder.path != written]
-    losses = _losses(folder for folder in folders if folder not in replaced)
+    losses = _validation_losses(folder for folder in folders if folder not in replaced)
     keep = {*list(losses)[-keep_last:], _best(losses)}
     doomed = [folder.path for folder in [*replaced, *(losses.keys() - keep)]]
     for path in doomed:
-        with naming(path):
+        with errors_name(path):
             hidden = path.rename(root / f".{path.name}.pruned")
-            _sync(root)  # so that no half-deleted folder has its name back after a power cut
+            fsync_dir(root)  # so that no half-deleted folder has its name back after a power cut
             _remove(hidden)
 
 
-def _losses(folders: Iterable[Folder]) -> dict[Folder, float]:
+def _validation_losses(folders: Iterable[CheckpointDir]) -> dict[CheckpointDir, float]:
     """The validation loss of every readable checkpoint; infinite where there is none, or NaN."""
     losses = {}
     for folder in folders:
@@ -191,14 +191,14 @@ def _losses(folders: Iterable[Folder]) -> dict[Folder, float]:
     return losses
 
 
-def _best(losses: dict[Folder, float]) -> Folder | None:
+def _best(losses: dict[CheckpointDir, float]) -> CheckpointDir | None:
     least = min(losses, key=losses.__getitem__, default=None)
     return least if least and losses[least] < math.inf else None
 
 
-def _sync(folder: Path) -> None:
+def fsync_dir(folder: Path) -> None:
     """Make a folder's names durable."""
-    with naming(folder):
+    with errors_name(folder):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -216,14 +216,14 @@ def _remove(path: Path) -> None:
 # Reading.
 
 
-def steps(run_dir: Path) -> list[int]:
+def list_steps(run_dir: Path) -> list[int]:
     """The steps that have a committed checkpoint, ascending; nothing is verified yet."""
-    return sorted({folder.step for folder in committed(run_dir / FOLDER)})
+    return sorted({folder.step for folder in list_checkpoints(run_dir / DIR_NAME)})
 
 
 def best_step(run_dir: Path) -> int | None:
     """The step of the least `meta["val_loss"]`, by the manifests that can be read."""
-    best = _best(_losses(committed(run_dir / FOLDER)))
+    best = _best(_validation_losses(list_checkpoints(run_dir / DIR_NAME)))
     return best and best.step
 
 
@@ -231,7 +231,7 @@ def read(
     run_dir: Path, step: int, *, max_bytes: int = MAX_BYTES
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """A step's arrays and meta, verified; nothing larger than `max_bytes` is read."""
-    folder = _folder(run_dir, step)
+    folder = _checkpoint_dir(run_dir, step)
     manifest = read_manifest(folder)
     return read_arrays(folder, manifest, max_bytes), manifest["meta"]
 
@@ -241,15 +241,15 @@ def restore(run_dir: Path, like: Any, step: int | None = None) -> tuple[Any, dic
 
     The size needs no cap: nothing is read before the manifest names exactly what `like` needs.
     """
-    folder = _folder(run_dir, step)
+    folder = _checkpoint_dir(run_dir, step)
     manifest, wanted = read_manifest(folder), _named_leaves(like)
-    _match(folder.path / MANIFEST, manifest["arrays"], wanted)
+    _require_same_arrays(folder.path / MANIFEST, manifest["arrays"], wanted)
     arrays = read_arrays(folder, manifest, max_bytes=total_bytes(manifest))
     leaves = [arrays[name] for name in wanted]
     return jax.tree.unflatten(jax.tree.structure(like), leaves), manifest["meta"]
 
 
-def newest_good(
+def restore_latest_valid(
     run_dir: Path, like: Any, warn: Callable[[str], object], most: float = math.inf
 ) -> tuple[Any, dict[str, Any]] | None:
     """The newest checkpoint that can be restored; `warn` is told of those that cannot.
@@ -257,7 +257,7 @@ def newest_good(
     Of those of step `most` or before. None where there are none; an error where there are, and
     none is good.
     """
-    found = [step for step in steps(run_dir) if step <= most]
+    found = [step for step in list_steps(run_dir) if step <= most]
     for step in reversed(found):
         try:
             result = restore(run_dir, like, step)
@@ -269,15 +269,15 @@ def newest_good(
         return result
     if found:
         raise CheckpointError(
-            f"{str(run_dir / FOLDER)!r}: none of its checkpoints can be restored "
+            f"{str(run_dir / DIR_NAME)!r}: none of its checkpoints can be restored "
             f"(steps {', '.join(map(str, found))})."
         )
     return None
 
 
-def _folder(run_dir: Path, step: int | None) -> Folder:
+def _checkpoint_dir(run_dir: Path, step: int | None) -> CheckpointDir:
     """The folder of a step, or the newest."""
-    found = committed(run_dir / FOLDER)
+    found = list_checkpoints(run_dir / DIR_NAME)
     if not found:
         raise CheckpointError(f"{str(run_dir)!r} holds no checkpoint. Is it a run directory?")
     folders = {folder.step: folder for folder in found}
@@ -290,7 +290,7 @@ def _folder(run_dir: Path, step: int | None) -> Folder:
     return folders[step]
 
 
-def _match(path: Path, specs: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _require_same_arrays(path: Path, specs: dict[str, Any], wanted: dict[str, Any]) -> None:
     """The arrays are those of the model: the same names, shapes and dtypes."""
     changed = "Was config.toml changed?"
     for name in sorted(wanted.keys() - specs.keys()):

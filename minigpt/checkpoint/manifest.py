@@ -44,7 +44,7 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used, and why."""
 
 
-class Folder(NamedTuple):
+class CheckpointDir(NamedTuple):
     """A committed checkpoint, ordered as they were written."""
 
     step: int
@@ -52,16 +52,16 @@ class Folder(NamedTuple):
     path: Path
 
 
-def committed(root: Path) -> list[Folder]:
+def list_checkpoints(root: Path) -> list[CheckpointDir]:
     """Whole checkpoints in the order of their steps; of the same step, as they were written."""
     refuse_link(root)
     if not root.exists():
         return []
     found = [(path, _COMMITTED.fullmatch(path.name)) for path in root.iterdir()]
-    return sorted(Folder(int(m[1]), int(m[2] or 1), path) for path, m in found if m)
+    return sorted(CheckpointDir(int(m[1]), int(m[2] or 1), path) for path, m in found if m)
 
 
-def read_manifest(folder: Folder) -> dict[str, Any]:
+def read_manifest(folder: CheckpointDir) -> dict[str, Any]:
     """A checkpoint's manifest: whole, of this format, of this folder, and naming nothing else."""
     path = folder.path / MANIFEST
     refuse_link(folder.path)
@@ -69,7 +69,7 @@ def read_manifest(folder: Folder) -> dict[str, Any]:
     data = _content(path, MAX_MANIFEST)
     try:
         manifest = json.loads(data.decode("ascii"))
-        whole = manifest.pop("sha256") and sealed(manifest) == data
+        whole = manifest.pop("sha256") and serialize_manifest(manifest) == data
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         whole = False
     _require(whole, path, "is damaged: it is not what its own checksum is of")
@@ -83,7 +83,7 @@ def read_manifest(folder: Folder) -> dict[str, Any]:
     return manifest
 
 
-def sealed(manifest: dict[str, Any]) -> bytes:
+def serialize_manifest(manifest: dict[str, Any]) -> bytes:
     """The only bytes that stand for a manifest, with the checksum of the rest among them.
 
     Reading compares all of them, so a flipped bit that JSON would not mind is noticed too.
@@ -140,7 +140,7 @@ def _is_size(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
-def spec_of(name: str, array: np.ndarray) -> dict[str, Any]:
+def array_spec(name: str, array: np.ndarray) -> dict[str, Any]:
     """An array's shape and dtype, as a manifest has them; a dtype that files lack is an error."""
     dtype = array.dtype.name
     if dtype not in DTYPES.values() or name == "__metadata__":
@@ -157,7 +157,9 @@ def total_bytes(manifest: dict[str, Any]) -> int:
     return sum(math.prod(spec["shape"]) * np.dtype(spec["dtype"]).itemsize for spec in specs)
 
 
-def read_arrays(folder: Folder, manifest: dict[str, Any], max_bytes: int) -> dict[str, np.ndarray]:
+def read_arrays(
+    folder: CheckpointDir, manifest: dict[str, Any], max_bytes: int
+) -> dict[str, np.ndarray]:
     """Read the file of arrays once, so that the bytes that are hashed are those that are used."""
     path, file, total = folder.path / ARRAYS, manifest["files"][ARRAYS], total_bytes(manifest)
     _require(
@@ -181,7 +183,7 @@ def read_arrays(folder: Folder, manifest: dict[str, Any], max_bytes: int) -> dic
         arrays = {name: _array(entry) for name, entry in safetensors.deserialize(data)}
     except (safetensors.SafetensorError, ValueError, KeyError, OverflowError) as error:
         raise CheckpointError(f"{str(path)!r} cannot be read: {error}.") from None
-    found = {name: spec_of(name, array) for name, array in arrays.items()}
+    found = {name: array_spec(name, array) for name, array in arrays.items()}
     _require(found == manifest["arrays"], path, f"holds other arrays than {MANIFEST} says")
     return arrays
 

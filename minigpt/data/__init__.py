@@ -1,1 +1,7 @@
-"""data: text, tokenizer, dataset, batches."""
+"""Text to batches of tokens: where text comes from, its tokenizer, its ids, and which rows a step sees."""
+
+from minigpt.data.batches import Batch, make_batch, require_length, take_windows, window_offsets
+from minigpt.data.dataset import Dataset, load_dataset
+from minigpt.data.shakespeare import VALIDATION_PLAYS, is_play, load_plays, play_folders
+from minigpt.data.text import decode_utf8, load_text, read_blocks, validation_start
+from minigpt.data.tokenizer import Tokenizer, build_tokenizer

@@ -15,12 +15,14 @@ class Batch(NamedTuple):
     targets: np.ndarray
 
 
-def batch(tokens: np.ndarray, seed: int, step: int, batch_size: int, block_size: int) -> Batch:
+def make_batch(tokens: np.ndarray, seed: int, step: int, batch_size: int, block_size: int) -> Batch:
     """Take `batch_size` windows at places that depend on (seed, step) alone."""
-    return windows(tokens, starts(tokens, seed, step, batch_size, block_size), block_size)
+    return take_windows(
+        tokens, window_offsets(tokens, seed, step, batch_size, block_size), block_size
+    )
 
 
-def starts(
+def window_offsets(
     tokens: np.ndarray, seed: int, step: int, batch_size: int, block_size: int
 ) -> np.ndarray:
     """Where the windows of a batch begin.
@@ -33,15 +35,15 @@ def starts(
     return words % np.uint64(len(tokens) - block_size)
 
 
-def windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> Batch:
+def take_windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> Batch:
     """The windows of block_size tokens at `starts`, and the same one token later."""
     index = starts.astype(np.int64)[:, None] + np.arange(block_size + 1)
     rows = tokens[index].astype(np.int32)
-    _let_go(tokens)
+    _release_pages(tokens)
     return Batch(rows[:, :-1], rows[:, 1:])
 
 
-def _let_go(tokens: np.ndarray) -> None:
+def _release_pages(tokens: np.ndarray) -> None:
     """Unmap what was read of a memory map, or its pages count as this process's for ever after.
 
     (nanoGPT opens its map anew at every batch for this.) The pages stay in the system's cache.

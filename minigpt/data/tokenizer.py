@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-MOST = 1 << 16  # characters that ids of 16 bits can tell apart
+MAX_ALPHABET = 1 << 16  # characters that ids of 16 bits can tell apart
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ def code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le"), "<u4")
 
 
-def tokenizer_of(kind: Literal["char", "byte"], text: str) -> Tokenizer:
+def build_tokenizer(kind: Literal["char", "byte"], text: str) -> Tokenizer:
     """The tokenizer for a text, or for its distinct characters: these, sorted, or bytes."""
     if kind == "byte":
         return Tokenizer(None)
     alphabet = "".join(sorted(set(text)))
-    if len(alphabet) > MOST:
+    if len(alphabet) > MAX_ALPHABET:
         raise ValueError(
             f"tokenizer='char' is not allowed for a text of {len(alphabet):,} distinct characters: "
-            f"there must be at most {MOST:,}. Take --tokenizer byte."
+            f"there must be at most {MAX_ALPHABET:,}. Take --tokenizer byte."
         )
     return Tokenizer(alphabet)

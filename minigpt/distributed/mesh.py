@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from minigpt.config import Config
-from minigpt.data.batches import Batch
+from minigpt.data import Batch
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -34,17 +34,17 @@ _MATRICES = {
 }
 
 
-def mesh_of(config: Config) -> Mesh:
+def make_mesh(config: Config) -> Mesh:
     """The mesh that config.mesh describes; None takes as many devices for "data" as divide."""
     count, part = jax.device_count(), config.batch_size // config.accumulate
-    sizes = sizes_of(config.mesh) if config.mesh else {"data": math.gcd(part, count)}
+    sizes = parse_mesh_spec(config.mesh) if config.mesh else {"data": math.gcd(part, count)}
     shape = tuple(sizes.get(axis, 1) for axis in AXES)
     _check(config, dict(zip(AXES, shape, strict=True)), count)
     devices = jax.devices()[: math.prod(shape)]
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def sizes_of(text: str) -> dict[str, int]:
+def parse_mesh_spec(text: str) -> dict[str, int]:
     """`data=4,fsdp=2` as a dictionary."""
     pairs = [part.partition("=") for part in text.split(",")]
     names = [name for name, _, _ in pairs]
@@ -84,7 +84,7 @@ def _check(config: Config, sizes: dict[str, int], count: int) -> None:
             )
 
 
-def shardings(mesh: Mesh, tree: Any) -> Any:
+def state_shardings(mesh: Mesh, tree: Any) -> Any:
     """Where each array of a state lies, by its name."""
 
     def sharding(path, leaf):
@@ -99,22 +99,22 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map_with_path(sharding, tree)
 
 
-def put(mesh: Mesh, tree: Any) -> Any:
+def shard_state(mesh: Mesh, tree: Any) -> Any:
     """Arrays that every process has, each laid out on the mesh by its name."""
 
     def lay_out(leaf, sharding):
         whole = np.asarray(leaf)
         return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
-    return jax.tree.map(lay_out, tree, shardings(mesh, tree))
+    return jax.tree.map(lay_out, tree, state_shardings(mesh, tree))
 
 
-def everywhere(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of what every device holds."""
     return NamedSharding(mesh, P())
 
 
-def place(mesh: Mesh, shape: tuple[int, int], rows: Callable[[slice], Batch]) -> Batch:
+def shard_batch(mesh: Mesh, shape: tuple[int, int], rows: Callable[[slice], Batch]) -> Batch:
     """A batch on the mesh; `rows(part)` is asked for the rows of this process's devices only."""
     sharding = NamedSharding(mesh, P(("data", "fsdp")))
     parts: dict[tuple[int, int], Batch] = {}
@@ -132,7 +132,7 @@ def place(mesh: Mesh, shape: tuple[int, int], rows: Callable[[slice], Batch]) ->
     return Batch(*arrays)
 
 
-def by_rows(x: jax.Array, axis: int = 0) -> jax.Array:
+def constrain_batch_sharding(x: jax.Array, axis: int = 0) -> jax.Array:
     """Keep an activation cut by rows of the batch, whatever the matrices it meets are cut by."""
     mesh = jax.sharding.get_abstract_mesh()
     if "fsdp" not in mesh.axis_names or x.shape[axis] % (mesh.shape["data"] * mesh.shape["fsdp"]):
@@ -140,6 +140,6 @@ def by_rows(x: jax.Array, axis: int = 0) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, P(*(None,) * axis, ("data", "fsdp")))
 
 
-def entered(mesh: Mesh) -> AbstractContextManager[Any]:
+def use_mesh(mesh: Mesh) -> AbstractContextManager[Any]:
     """The mesh in effect, so that attention is laid out on it; nothing for one device."""
     return jax.set_mesh(mesh) if mesh.size > 1 else nullcontext()

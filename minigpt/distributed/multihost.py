@@ -12,7 +12,9 @@ from jax.experimental import multihost_utils
 HEARTBEAT_S = 20  # a process that is silent for this long is taken for dead, and the others end
 
 
-def meet(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+def initialize_distributed(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> None:
     """Join the other processes, by flags or by $JAX_COORDINATOR_ADDRESS and its like.
 
     `coordinator="auto"` takes all from the cluster: Slurm, Open MPI, Cloud TPU, Kubernetes.
@@ -41,25 +43,25 @@ def _number(flag: int | None, variable: str) -> int | None:
     return int(value) if flag is None and value else flag
 
 
-def alone() -> bool:
+def is_single_process() -> bool:
     """Whether this is the only process."""
     return jax.process_count() == 1
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this process writes and prints for all."""
     return jax.process_index() == 0
 
 
-def wait_for_all(what: str) -> None:
+def barrier(what: str) -> None:
     """Go on when every process is here."""
-    if not alone():
+    if not is_single_process():
         multihost_utils.sync_global_devices(what)
 
 
-def require_same(value: str, what: str) -> None:
+def require_equal(value: str, what: str) -> None:
     """Every process has the same value, or all of them end with an error."""
-    if alone():
+    if is_single_process():
         return
     number = np.array(zlib.crc32(value.encode()), np.uint32)
     if len(np.unique(multihost_utils.process_allgather(number))) > 1:
@@ -69,6 +71,10 @@ def require_same(value: str, what: str) -> None:
         )
 
 
-def any_of_all(said: bool) -> bool:
+def any_process(said: bool) -> bool:
     """Whether some process says so; all get the same answer."""
-    return said if alone() else bool(np.any(multihost_utils.process_allgather(np.array(said))))
+    return (
+        said
+        if is_single_process()
+        else bool(np.any(multihost_utils.process_allgather(np.array(said))))
+    )

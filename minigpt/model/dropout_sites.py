@@ -23,7 +23,7 @@ class FullTape(dict[str, dict[str, Any]]):
     """A tape that gets the sites of rate 0 too: what came in and went out, and no mask."""
 
 
-class Site(NamedTuple):
+class DropoutSite(NamedTuple):
     """A place in the model, and the model's root with the name ""."""
 
     key: jax.Array | None
@@ -36,7 +36,7 @@ class Site(NamedTuple):
     start: jax.Array | None = None
     """the row of a larger batch at which this one begins, whose masks it then has"""
 
-    def at(self, *path: str | int) -> Site:
+    def at(self, *path: str | int) -> DropoutSite:
         """The site or the part of the model further down."""
         names = [self.name] if self.name else []
         return self._replace(key=fold(self.key, *path), name="/".join([*names, *map(str, path)]))
@@ -83,14 +83,14 @@ class Site(NamedTuple):
         return y
 
 
-class Place(NamedTuple):
+class SiteSpec(NamedTuple):
     """What a site drops."""
 
     rate: float
     shape: tuple[int, ...]
 
 
-def places(config: ModelConfig, batch: int, time: int) -> dict[str, Place]:
+def site_specs(config: ModelConfig, batch: int, time: int) -> dict[str, SiteSpec]:
     """Every site that drops, in the order of the forward pass, for (batch, time) tokens.
 
     So masks from elsewhere can be drawn in the same order: PyTorch's, after `generator =
@@ -99,25 +99,27 @@ def places(config: ModelConfig, batch: int, time: int) -> dict[str, Place]:
     """
     rates, dense = config.dropout, (batch, time, config.n_embd)
     block = {
-        "attn_weights": Place(rates.attn_weights, (batch, config.n_head, time, time)),
-        "attn_context": Place(rates.attn_context, dense),
-        "attn_out": Place(rates.attn_out, dense),
-        "drop_path/attn": Place(rates.drop_path, (batch, 1, 1)),
-        "mlp_hidden": Place(rates.mlp_hidden, (batch, time, 4 * config.n_embd)),
-        "mlp_out": Place(rates.mlp_out, dense),
-        "drop_path/mlp": Place(rates.drop_path, (batch, 1, 1)),
+        "attn_weights": SiteSpec(rates.attn_weights, (batch, config.n_head, time, time)),
+        "attn_context": SiteSpec(rates.attn_context, dense),
+        "attn_out": SiteSpec(rates.attn_out, dense),
+        "drop_path/attn": SiteSpec(rates.drop_path, (batch, 1, 1)),
+        "mlp_hidden": SiteSpec(rates.mlp_hidden, (batch, time, 4 * config.n_embd)),
+        "mlp_out": SiteSpec(rates.mlp_out, dense),
+        "drop_path/mlp": SiteSpec(rates.drop_path, (batch, 1, 1)),
     }
-    found = {"embed": Place(rates.embed, dense)}
+    found = {"embed": SiteSpec(rates.embed, dense)}
     for i in range(config.n_layer):
         found |= {f"block/{i}/{name}": place for name, place in block.items()}
     return {name: place for name, place in found.items() if place.rate}
 
 
-def draw(config: ModelConfig, key: jax.Array, batch: int, time: int) -> dict[str, Bool[Array, "*"]]:
+def draw_masks(
+    config: ModelConfig, key: jax.Array, batch: int, time: int
+) -> dict[str, Bool[Array, "*"]]:
     """The mask of every site that drops: what the model draws from the key."""
     return {
         name: keep_mask(fold(key, *_path(name)), place.rate, place.shape)
-        for name, place in places(config, batch, time).items()
+        for name, place in site_specs(config, batch, time).items()
     }
 
 

@@ -40,13 +40,13 @@ def generate(
     for place in range(tokens):
         window[0, : len(ids)] = ids  # what lies to the right is not seen: attention is causal
         scores = logits(params, jnp.asarray(window))[0, len(ids) - 1, :vocab_size]
-        ids.append(int(_draw(scores, fold(key, place), temperature, top_k, top_p)))
+        ids.append(int(_sample_token(scores, fold(key, place), temperature, top_k, top_p)))
         yield ids[-1]
         ids = ids[-block_size:]
 
 
 @functools.partial(jax.jit, static_argnames=("temperature", "top_k", "top_p"))
-def _draw(scores, key, temperature, top_k, top_p):
+def _sample_token(scores, key, temperature, top_k, top_p):
     if temperature == 0:
         return jnp.argmax(scores)
     scores = (scores - scores.max()) / temperature

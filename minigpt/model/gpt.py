@@ -20,8 +20,8 @@ from jax import lax
 
 from dropout_jax import dot_product_attention
 from minigpt.config import DropoutConfig, ModelConfig
-from minigpt.distributed.mesh import by_rows
-from minigpt.model.dropout_sites import Site
+from minigpt.distributed import constrain_batch_sharding
+from minigpt.model.dropout_sites import DropoutSite
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
@@ -37,7 +37,7 @@ class GPT(nnx.Module):
         self.tokens = _embed(config, vocab_size, rngs)
         self.positions = _embed(config, config.block_size, rngs)
         blocks = [Block(config, rngs=rngs) for _ in range(config.n_layer)]
-        self.blocks: Any = _stacked(blocks) if config.scan_layers else nnx.List(blocks)
+        self.blocks: Any = _stack_blocks(blocks) if config.scan_layers else nnx.List(blocks)
         self.norm = _layer_norm(config, rngs) if config.norm == "pre" else None
 
     def __call__(
@@ -55,7 +55,7 @@ class GPT(nnx.Module):
         the row of a larger batch at which this one begins: see Site.
         """
         features = self.features(tokens, key=key, masks=masks, tape=tape, start=start)
-        logits = _flat(self.tokens.attend, features)
+        logits = _apply_per_token(self.tokens.attend, features)
         return logits.astype(jnp.promote_types(logits.dtype, "float32"))
 
     def features(
@@ -73,13 +73,15 @@ class GPT(nnx.Module):
                 f"tokens.shape={tokens.shape} is not allowed: there are "
                 f"block_size={self.config.block_size} positions. Cut the text: tokens[:, -n:]."
             )
-        x = by_rows(self.tokens(tokens) + self.positions(jnp.arange(tokens.shape[1])))
-        root = Site(key, masks, tape, start=start)
+        x = constrain_batch_sharding(
+            self.tokens(tokens) + self.positions(jnp.arange(tokens.shape[1]))
+        )
+        root = DropoutSite(key, masks, tape, start=start)
         x = root.at("embed").dropout(x, self.config.dropout.embed)
         x = self._through_blocks(x, root)
         return self.norm(x) if self.norm else x
 
-    def _through_blocks(self, x, root: Site):
+    def _through_blocks(self, x, root: DropoutSite):
         """One block after the other, with or without scan and remat; masks are the same."""
         config = self.config
         if not root.plain or not (config.remat or config.scan_layers):
@@ -139,16 +141,18 @@ class Block(nnx.Module):
         self.mlp = MLP(config, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "batch time dim"], site: Site
+        self, x: Float[Array, "batch time dim"], site: DropoutSite
     ) -> Float[Array, "batch time dim"]:
         """Both branches, each added to what came in."""
         x = self._add("attn", self.attn_norm, self.attn, x, site)
         return self._add("mlp", self.mlp_norm, self.mlp, x, site)
 
-    def _add(self, name: str, norm, branch, x, site: Site):
+    def _add(self, name: str, norm, branch, x, site: DropoutSite):
         transformed = branch(norm(x) if self.pre else x, site)
-        x = by_rows(x + site.at("drop_path", name).drop_path(transformed, self.rate))
-        return x if self.pre else by_rows(norm(x))
+        x = constrain_batch_sharding(
+            x + site.at("drop_path", name).drop_path(transformed, self.rate)
+        )
+        return x if self.pre else constrain_batch_sharding(norm(x))
 
 
 class Attention(nnx.Module):
@@ -160,20 +164,20 @@ class Attention(nnx.Module):
         self.out = _dense(config, config.n_embd, config.n_embd, rngs, residual=True)
 
     def __call__(
-        self, x: Float[Array, "batch time dim"], site: Site
+        self, x: Float[Array, "batch time dim"], site: DropoutSite
     ) -> Float[Array, "batch time dim"]:
         """Mix each position with those before it."""
         batch, time, dim = x.shape
         heads = self.config.n_head
-        query, keys, values = jnp.split(_flat(self.qkv, x), 3, axis=-1)
+        query, keys, values = jnp.split(_apply_per_token(self.qkv, x), 3, axis=-1)
         query, keys, values = (
             each.reshape(batch, time, heads, dim // heads) for each in (query, keys, values)
         )
         rates = self.config.dropout
-        context = _mix(query, keys, values, rates.attn_weights, site.at("attn_weights"))
+        context = _attend(query, keys, values, rates.attn_weights, site.at("attn_weights"))
         context = context.reshape(x.shape)
         context = site.at("attn_context").dropout(context, rates.attn_context)
-        out = _flat(self.out, context)
+        out = _apply_per_token(self.out, context)
         return site.at("attn_out").dropout(out, rates.attn_out)
 
 
@@ -186,21 +190,21 @@ class MLP(nnx.Module):
         self.out = _dense(config, 4 * config.n_embd, config.n_embd, rngs, residual=True)
 
     def __call__(
-        self, x: Float[Array, "batch time dim"], site: Site
+        self, x: Float[Array, "batch time dim"], site: DropoutSite
     ) -> Float[Array, "batch time dim"]:
         """Transform each position by itself."""
-        hidden = nnx.gelu(_flat(self.wide, x), approximate=True)
+        hidden = nnx.gelu(_apply_per_token(self.wide, x), approximate=True)
         hidden = site.at("mlp_hidden").dropout(hidden, self.rates.mlp_hidden)
-        return site.at("mlp_out").dropout(_flat(self.out, hidden), self.rates.mlp_out)
+        return site.at("mlp_out").dropout(_apply_per_token(self.out, hidden), self.rates.mlp_out)
 
 
-def _stacked(blocks: list[Block]) -> Block:
+def _stack_blocks(blocks: list[Block]) -> Block:
     """One block whose every array has the layers as its first axis."""
     graph, layers = nnx.split(blocks[0])[0], [nnx.split(block)[1] for block in blocks]
     return nnx.merge(graph, jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers))
 
 
-def _mix(query, keys, values, rate: float, site: Site):
+def _attend(query, keys, values, rate: float, site: DropoutSite):
     """Causal attention; the weights are written out only where the site must hold them."""
     if site.plain:
         dropout = {"dropout_rate": rate, "dropout_key": site.key, "dropout_start": site.start}
@@ -238,6 +242,6 @@ def _dtype(config: ModelConfig):
     return jnp.bfloat16 if config.dtype == "bfloat16" else None
 
 
-def _flat(layer, x):
+def _apply_per_token(layer, x):
     """Apply a dense layer to (batch * time, dim): a plain matrix product is faster on a CPU."""
     return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)

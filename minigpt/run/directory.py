@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 
 import tomli_w
 
-from minigpt.atomic_write import replace
+from minigpt.atomic_write import write_atomic
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
-from minigpt.data.tokenizer import Tokenizer
+from minigpt.data import Tokenizer
 
 CONFIG, TOKENIZER = "config.toml", "tokenizer.json"
 
 
-class Run(NamedTuple):
+class RunSpec(NamedTuple):
     """A resolved config, and the tokenizer and SHA-256 of its text."""
 
     config: Config
@@ -50,7 +50,7 @@ class Run(NamedTuple):
     def write(self, run_dir: Path) -> None:
         """Write both files, config.toml last."""
         about = {"alphabet": self.tokenizer.alphabet, "data_sha256": self.data_sha256}
-        replace(run_dir / TOKENIZER, json.dumps(about).encode())
+        write_atomic(run_dir / TOKENIZER, json.dumps(about).encode())
         try:
             self.save_config(run_dir)
         except OSError:
@@ -64,7 +64,7 @@ class Run(NamedTuple):
 
     def save_config(self, run_dir: Path) -> None:
         """Write config.toml; a reader sees the old file or the new."""
-        replace(run_dir / CONFIG, tomli_w.dumps(_plain(self.config)).encode())
+        write_atomic(run_dir / CONFIG, tomli_w.dumps(_to_toml(self.config)).encode())
 
     def require_same_text(self, sha256: str, tokenizer: Tokenizer) -> None:
         """The text must be the one that the run was trained on."""
@@ -78,11 +78,11 @@ class Run(NamedTuple):
         )
 
     @classmethod
-    def load(cls, run_dir: Path) -> Run:
+    def load(cls, run_dir: Path) -> RunSpec:
         """Read a run directory."""
         path = run_dir / CONFIG
         try:
-            config = _config_of(tomllib.loads(path.read_text(encoding="utf-8")))
+            config = _parse_config(tomllib.loads(path.read_text(encoding="utf-8")))
             path = run_dir / TOKENIZER
             about = json.loads(path.read_text(encoding="utf-8"))
             return cls(config, Tokenizer(about["alphabet"]), about["data_sha256"])
@@ -97,7 +97,7 @@ class Run(NamedTuple):
             ) from None
 
 
-def new_folder(wanted: Path | None, default: Path) -> Path:
+def create_new_dir(wanted: Path | None, default: Path) -> Path:
     """Make an empty folder: the one that is wanted, or the first free of DEFAULT, DEFAULT-2, ..."""
 
     def is_free(path: Path) -> bool:
@@ -114,7 +114,7 @@ def new_folder(wanted: Path | None, default: Path) -> Path:
     return folder
 
 
-def _config_of(tables: dict[str, Any]) -> Config:
+def _parse_config(tables: dict[str, Any]) -> Config:
     model = tables.pop("model")
     dropout, optim = DropoutConfig(**model.pop("dropout")), OptimConfig(**tables.pop("optim"))
     for name in ("data", "run_dir", "parent"):
@@ -122,7 +122,7 @@ def _config_of(tables: dict[str, Any]) -> Config:
     return Config(**tables, model=ModelConfig(**model, dropout=dropout), optim=optim)
 
 
-def _plain(config: Any) -> dict[str, Any]:
+def _to_toml(config: Any) -> dict[str, Any]:
     """A dataclass as TOML can hold it: no None, paths as strings."""
 
     def plain(value: Any) -> Any:

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minigpt.atomic_write import naming, replace
+from minigpt.atomic_write import errors_name, write_atomic
 
-FILE = "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"
 
 
-class Metrics:
+class MetricsLog:
     """The records of a run up to a step, and those that are added.
 
     A run that goes on from a checkpoint measures the steps after it again, so they are cut off.
@@ -31,10 +31,10 @@ class Metrics:
         *,
         writes: bool = True,
     ):
-        self._path, self._writes, self._file = run_dir / FILE, writes, None
-        path, found = self._path, read(run_dir)
+        self._path, self._writes, self._file = run_dir / METRICS_FILE, writes, None
+        path, found = self._path, read_metrics(run_dir)
         self.records = [record for record in found if record["step"] <= step]
-        whole = b"".join(map(_line, self.records))
+        whole = b"".join(map(_serialize_record, self.records))
         self.crc32 = zlib.crc32(whole)
         # Removed, and maybe begun anew by a process that was killed before its next checkpoint.
         removed = not path.exists() or (found and not self.records)
@@ -46,11 +46,11 @@ class Metrics:
                 "checkpoint was saved with. Put a copy back, or remove it to go on without them."
             )
         if writes and path.exists() and path.read_bytes() != whole:
-            replace(path, whole) if whole else path.unlink()
+            write_atomic(path, whole) if whole else path.unlink()
 
     def add(self, record: dict[str, Any]) -> None:
         """Append a record; a reader sees all of its line."""
-        line = _line(record)
+        line = _serialize_record(record)
         self.crc32 = zlib.crc32(line, self.crc32)
         if self._writes:
             self._append(line)
@@ -58,9 +58,9 @@ class Metrics:
 
     def _append(self, line: bytes) -> None:
         if not self._path.exists():
-            replace(self._path, line)  # the file is never there without its first record
+            write_atomic(self._path, line)  # the file is never there without its first record
             return
-        with naming(self._path):
+        with errors_name(self._path):
             if self._file is None:
                 self._file = self._path.open("ab", buffering=0)  # a failed write is not tried again
             while line:  # a disk that is nearly full takes some of it
@@ -68,11 +68,11 @@ class Metrics:
 
     def sync(self) -> None:
         """Return when the records are on disk."""
-        with naming(self._path):
+        with errors_name(self._path):
             if self._file:
                 os.fsync(self._file.fileno())
 
-    def __enter__(self) -> Metrics:
+    def __enter__(self) -> MetricsLog:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -80,16 +80,16 @@ class Metrics:
             self._file.close()
 
 
-def read(run_dir: Path) -> list[dict[str, Any]]:
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """Every whole record; what a killed or full disk left of the last line is not one."""
-    path = run_dir / FILE
+    path = run_dir / METRICS_FILE
     if not path.exists():
         return []
     *lines, _ = path.read_bytes().split(b"\n")
-    return [_record(path, number, line) for number, line in enumerate(lines, 1)]
+    return [_parse_record(path, number, line) for number, line in enumerate(lines, 1)]
 
 
-def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def _parse_record(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         record = json.loads(line)
         if isinstance(record["step"], int):
@@ -102,5 +102,5 @@ def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
     )
 
 
-def _line(record: dict[str, Any]) -> bytes:
+def _serialize_record(record: dict[str, Any]) -> bytes:
     return json.dumps(record).encode() + b"\n"

@@ -18,20 +18,18 @@ from rich.progress import track
 from rich.table import Table
 
 from dropout_jax import fold
-from minigpt.checkpoint import manager as checkpoint
+from minigpt.checkpoint import restore_latest_valid
 from minigpt.config import Config
-from minigpt.data.batches import batch, starts
-from minigpt.data.dataset import load_tokens
-from minigpt.distributed.mesh import mesh_of
-from minigpt.model.dropout_sites import FullTape, places
-from minigpt.model.gpt import GPT
+from minigpt.data import load_dataset, make_batch, window_offsets
+from minigpt.distributed import make_mesh
+from minigpt.model import GPT, FullTape, site_specs
 from minigpt.run import metrics
-from minigpt.run.directory import Run
+from minigpt.run.directory import RunSpec
 from minigpt.training import finetune
-from minigpt.training.train_step import Training, TrainState, start
+from minigpt.training.train_step import CompiledSteps, TrainState, build_train_functions
 
 
-class Numbers(NamedTuple):
+class SiteStatistics(NamedTuple):
     """What is said of a site."""
 
     rate: Any
@@ -46,62 +44,62 @@ class Numbers(NamedTuple):
     """how many numbers of the input are NaN or infinite"""
 
 
-class Replay(NamedTuple):
+class ReplayedStep(NamedTuple):
     """What a step was made of and what it measured."""
 
     step: int
     begun_from: int
     """the step of the checkpoint; 0 is the start"""
-    starts: list[int]
+    window_offsets: list[int]
     """the rows of the batch begin at these tokens of the training text"""
     measured: dict[str, float]
     """by the trainer's own step: train_loss and the norms"""
     recorded: float | None
     """train_loss in metrics.jsonl, if the step is there"""
-    sites: dict[str, Numbers]
+    sites: dict[str, SiteStatistics]
     """in the order of the forward pass"""
 
 
-def replay(run_dir: Path, step: int, warn: Callable[[str], object]) -> Replay:
+def replay(run_dir: Path, step: int, warn: Callable[[str], object]) -> ReplayedStep:
     """Make a step again; steps count from 1, as in metrics.jsonl. Writes nothing."""
-    run = Run.load(run_dir)
+    run = RunSpec.load(run_dir)
     config = run.config
     if not 1 <= step <= config.steps:
         raise ValueError(
             f"step={step} is not allowed: the steps of {str(run_dir)!r} are 1 to {config.steps}."
         )
-    tokens = load_tokens(config.data, config.tokenizer, run.given_tokenizer)
+    tokens = load_dataset(config.data, config.tokenizer, run.given_tokenizer)
     run.require_same_text(tokens.sha256, tokens.tokenizer)
     try:
-        mesh_of(config)
+        make_mesh(config)
     except ValueError as error:
         warn(f"{error} This is on one device, and equal to rounding.")
         config = dataclasses.replace(config, mesh="data=1")
-    training, root = start(config, run.vocab_size), jax.random.key(config.seed)
+    training, root = build_train_functions(config, run.vocab_size), jax.random.key(config.seed)
     state = _nearest(run_dir, training, config, step - 1, warn)
     begun_from, shape = int(state.step), (config.batch_size, config.model.block_size)
     for n in _shown(range(begun_from, step - 1)):
-        rows = training.put_batch(batch(tokens.train, config.seed, n, *shape))
+        rows = training.put_batch(make_batch(tokens.train, config.seed, n, *shape))
         state, _ = training.train_step(state, rows, root)
-    rows = batch(tokens.train, config.seed, step - 1, *shape)
+    rows = make_batch(tokens.train, config.seed, step - 1, *shape)
     key = fold(root, "dropout", step - 1)  # as train_step folds it
     sites = _sites(run, state.params, rows.inputs, key)
     _, measured = training.train_step(state, training.put_batch(rows), root)
-    recorded = {record["step"]: record["train_loss"] for record in metrics.read(run_dir)}
-    return Replay(
+    recorded = {record["step"]: record["train_loss"] for record in metrics.read_metrics(run_dir)}
+    return ReplayedStep(
         step,
         begun_from,
-        starts(tokens.train, config.seed, step - 1, *shape).tolist(),
+        window_offsets(tokens.train, config.seed, step - 1, *shape).tolist(),
         {name: float(value) for name, value in measured.items()},
         recorded.get(step),
         sites,
     )
 
 
-def _nearest(run_dir: Path, training: Training, config: Config, most: int, warn) -> TrainState:
+def _nearest(run_dir: Path, training: CompiledSteps, config: Config, most: int, warn) -> TrainState:
     """The newest good checkpoint of at most that step, or the state at the start."""
-    found = checkpoint.newest_good(run_dir, training.state, warn, most=most)
-    return training.put(found[0]) if found else finetune.first_state(training, config, run_dir)
+    found = restore_latest_valid(run_dir, training.state, warn, most=most)
+    return training.put(found[0]) if found else finetune.initial_state(training, config, run_dir)
 
 
 def _shown(steps: range):
@@ -111,7 +109,9 @@ def _shown(steps: range):
     )
 
 
-def _sites(run: Run, params: Any, tokens: np.ndarray, key: jax.Array | None) -> dict[str, Numbers]:
+def _sites(
+    run: RunSpec, params: Any, tokens: np.ndarray, key: jax.Array | None
+) -> dict[str, SiteStatistics]:
     """What one forward pass writes down of every site."""
     model = run.config.model
     graph = nnx.graphdef(nnx.eval_shape(lambda: GPT(model, run.vocab_size, rngs=nnx.Rngs(0))))
@@ -125,18 +125,18 @@ def _sites(run: Run, params: Any, tokens: np.ndarray, key: jax.Array | None) -> 
         return [_numbers(**held) for held in tape.values()]
 
     found = jax.device_get(taped(jax.device_get(params), tokens, key))
-    dropping = places(model, *tokens.shape)
+    dropping = site_specs(model, *tokens.shape)
     rates = [dropping[name].rate if name in dropping else 0.0 for name in names]
-    numbers = (Numbers(*map(np.ndarray.item, each)) for each in found)
+    numbers = (SiteStatistics(*map(np.ndarray.item, each)) for each in found)
     return {
         name: each._replace(rate=rate)
         for name, rate, each in zip(names, rates, numbers, strict=True)
     }
 
 
-def _numbers(input, output, mask=None) -> Numbers:
+def _numbers(input, output, mask=None) -> SiteStatistics:
     x, y = (each.astype(jnp.float32) for each in (input, output))
-    return Numbers(
+    return SiteStatistics(
         jnp.zeros(()),
         jnp.zeros(()) if mask is None else (~mask).astype(jnp.float32).mean(),
         x.mean(),
@@ -147,7 +147,7 @@ def _numbers(input, output, mask=None) -> Numbers:
     )
 
 
-def plain(result: Replay) -> dict[str, Any]:
+def to_json(result: ReplayedStep) -> dict[str, Any]:
     """As JSON can hold it: a number that is not finite is null."""
 
     def finite(value: Any) -> Any:
@@ -159,7 +159,7 @@ def plain(result: Replay) -> dict[str, Any]:
     return finite(result._asdict() | {"sites": sites})
 
 
-def show(result: Replay, console: Console) -> None:
+def print_replay(result: ReplayedStep, console: Console) -> None:
     """Print a step and its sites; the first with a number that is not finite is marked."""
     begun = f"the checkpoint of step {result.begun_from}" if result.begun_from else "the start"
     loss, recorded = result.measured["train_loss"], result.recorded
@@ -169,16 +169,16 @@ def show(result: Replay, console: Console) -> None:
     norms = "  ".join(f"{name} {v:.6g}" for name, v in result.measured.items() if "norm" in name)
     console.print(
         f"step {result.step}, made from {begun}\ntrain_loss {loss!r} ({beside})  {norms}\n"
-        f"the rows of the batch begin at the tokens {result.starts}"
+        f"the rows of the batch begin at the tokens {result.window_offsets}"
     )
     console.width = max(console.width, 96)  # no number is cut, whatever it is printed into
     console.print(_table(result.sites))
 
 
-def _table(sites: dict[str, Numbers]) -> Table:
+def _table(sites: dict[str, SiteStatistics]) -> Table:
     table, marked = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)), False
     table.add_column("site", no_wrap=True)
-    for name in Numbers._fields:
+    for name in SiteStatistics._fields:
         table.add_column(name.replace("_", "\n"), justify="right", no_wrap=True)
     for name, numbers in sites.items():
         first = bool(numbers.not_finite) and not marked

@@ -8,11 +8,11 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from minigpt.model.generate import generate
-from minigpt.training.context import Job
+from minigpt.model import generate
+from minigpt.training.context import TrainContext
 
 
-def announce(job: Job, step: int) -> None:
+def print_summary(job: TrainContext, step: int) -> None:
     """The model, the text, dropout and the folder."""
     count, mesh = job.parameters, job.training.mesh
     model, rates = job.config.model, job.config.model.dropout
@@ -37,7 +37,7 @@ def _devices(mesh) -> str:
     return f"{mesh.size} of {count} {kind}: {axes}"
 
 
-def progress(console: Console) -> Progress:
+def progress_bar(console: Console) -> Progress:
     """The bar."""
     return Progress(
         BarColumn(),
@@ -57,7 +57,7 @@ def validation_line(record: dict[str, Any]) -> str:
     )
 
 
-def sample(job: Job, params: Any) -> None:
+def print_sample(job: TrainContext, params: Any) -> None:
     """Print a sample that begins with a new line, or with the first character of the alphabet."""
     tokenizer = job.run.tokenizer
     if job.config.sample_tokens == 0:

@@ -11,22 +11,22 @@ import jax
 from rich.console import Console
 
 from minigpt.config import Config
-from minigpt.data.dataset import Tokens
-from minigpt.distributed import multihost as hosts
-from minigpt.run.directory import Run
-from minigpt.training.interrupt import Stopping
-from minigpt.training.train_step import Training
+from minigpt.data import Dataset
+from minigpt.distributed import is_single_process
+from minigpt.run.directory import RunSpec
+from minigpt.training.interrupt import InterruptHandler
+from minigpt.training.train_step import CompiledSteps
 
 
-class Job(NamedTuple):
+class TrainContext(NamedTuple):
     """What every part of the loop needs."""
 
-    run: Run
-    tokens: Tokens
-    training: Training
+    run: RunSpec
+    tokens: Dataset
+    training: CompiledSteps
     run_dir: Path
     console: Console
-    stopping: Stopping
+    stopping: InterruptHandler
 
     @property
     def config(self) -> Config:
@@ -42,7 +42,7 @@ class Job(NamedTuple):
         """The function, which raises Stopped instead if somebody asked for a stop."""
 
         def call(*args):
-            if hosts.alone():  # many processes leave between two steps only
+            if is_single_process():  # many processes leave between two steps only
                 self.stopping.check()
             return function(*args)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minigpt.data.batches import Batch, require_length, windows
+from minigpt.data import Batch, require_length, take_windows
 
 
 class Evaluation(NamedTuple):
@@ -39,7 +39,7 @@ def evaluate(
     return Evaluation(loss, math.exp(loss), total / math.log(2) / max(characters - 1, 1), count)
 
 
-def estimate(
+def estimate_loss(
     eval_step: Callable[[Any, Batch], Any],
     params: Any,
     tokens: np.ndarray,
@@ -52,7 +52,8 @@ def estimate(
     require_length(tokens, block_size)
     starts = np.linspace(0, len(tokens) - block_size - 1, batches * batch_size).astype(np.int64)
     losses = [
-        eval_step(params, windows(tokens, rows, block_size)) for rows in np.split(starts, batches)
+        eval_step(params, take_windows(tokens, rows, block_size))
+        for rows in np.split(starts, batches)
     ]
     return float(np.mean([np.asarray(loss, np.float64).mean() for loss in losses]))
 
@@ -66,7 +67,7 @@ def _all_windows(tokens, batch_size: int, block_size: int) -> Iterator[tuple[Bat
         rows = starts[begin : begin + batch_size]
         new_from = first_new[begin : begin + batch_size]
         padding = batch_size - len(rows)
-        batch = windows(tokens, np.pad(rows, (0, padding)), block_size)
+        batch = take_windows(tokens, np.pad(rows, (0, padding)), block_size)
         place = np.arange(block_size) + rows[:, None]
         new = np.pad(place >= new_from[:, None], ((0, padding), (0, 0)))
         yield batch, new

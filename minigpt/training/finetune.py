@@ -15,24 +15,39 @@ from typing import Any
 
 import jax
 
-from minigpt.checkpoint import manager as checkpoint
+from minigpt.checkpoint import (
+    CheckpointWriter,
+    best_step,
+    host_arrays,
+    restore,
+    restore_latest_valid,
+)
 from minigpt.config import Config
-from minigpt.data.tokenizer import Tokenizer
-from minigpt.distributed import mesh as sharding
-from minigpt.run.directory import CONFIG, Run
-from minigpt.training.train_step import Training, TrainState
+from minigpt.data import Tokenizer
+from minigpt.distributed import shard_state
+from minigpt.run.directory import CONFIG, RunSpec
+from minigpt.training.train_step import CompiledSteps, TrainState
 
-FOLDER = "parent"
+PARENT_DIR = "parent"
 # What decides the names, shapes or meaning of the weights (dtype, remat and the rates do not).
-SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "norm", "scan_layers")
+WEIGHT_FIELDS = (
+    "n_layer",
+    "n_head",
+    "n_embd",
+    "block_size",
+    "bias",
+    "vocab_size",
+    "norm",
+    "scan_layers",
+)
 
 
-def place(parent: Path, run_dir: Path | None) -> Path:
+def parent_dir(parent: Path, run_dir: Path | None) -> Path:
     """Where the parent is read: the run's copy, once it has one."""
-    return run_dir / FOLDER if run_dir and _is_kept(run_dir) else parent
+    return run_dir / PARENT_DIR if run_dir and _has_parent_copy(run_dir) else parent
 
 
-def defaults(begun: Config, parent: Path, steps: int | None = None) -> Config:
+def finetune_defaults(begun: Config, parent: Path, steps: int | None = None) -> Config:
     """The settings that a parent's settings suggest; some follow from the number of steps.
 
     A tenth of its learning rate, so that what it knows is not undone; a quarter of its steps; ten
@@ -58,12 +73,12 @@ def defaults(begun: Config, parent: Path, steps: int | None = None) -> Config:
     )
 
 
-def tokenizer(config: Config, run_dir: Path) -> Tokenizer | None:
+def parent_tokenizer(config: Config, run_dir: Path) -> Tokenizer | None:
     """The parent's, whose shape must be the run's; None where there is no parent."""
     if config.parent is None:
         return None
-    parent = Run.load(place(config.parent, run_dir))
-    for name in SHAPE:
+    parent = RunSpec.load(parent_dir(config.parent, run_dir))
+    for name in WEIGHT_FIELDS:
         before, now = getattr(parent.config.model, name), getattr(config.model, name)
         _require_same(f"model.{name}", before, now, config)
     _require_same("tokenizer", parent.config.tokenizer, config.tokenizer, config)
@@ -81,47 +96,47 @@ def _require_same(name: str, before: Any, now: Any, config: Config) -> None:
 
 
 @contextlib.contextmanager
-def brought(
+def copy_parent_checkpoint(
     config: Config, run_dir: Path, like: TrainState, warn: Callable[[str], object]
 ) -> Iterator[None]:
     """Copy the parent into the run that is begun inside, if it lacks it.
 
     The parent is read and verified before, so that one that cannot be used begins no run.
     """
-    if config.parent is None or _is_kept(run_dir):
+    if config.parent is None or _has_parent_copy(run_dir):
         yield
         return
-    parent = Run.load(config.parent)
-    state, meta = _chosen(config.parent, config.parent_checkpoint, like, warn)
+    parent = RunSpec.load(config.parent)
+    state, meta = _restore_parent(config.parent, config.parent_checkpoint, like, warn)
     yield
-    folder = run_dir / FOLDER
+    folder = run_dir / PARENT_DIR
     folder.mkdir(exist_ok=True)
-    with checkpoint.Writer(folder, keep_last=1) as writer:
-        writer.save(int(state.step), checkpoint.host_arrays(state), meta)
+    with CheckpointWriter(folder, keep_last=1) as writer:
+        writer.save(int(state.step), host_arrays(state), meta)
     parent.write(folder)
 
 
-def first_state(training: Training, config: Config, run_dir: Path) -> TrainState:
+def initial_state(training: CompiledSteps, config: Config, run_dir: Path) -> TrainState:
     """The state before step 1: the seed's or the parent's weights, and a fresh optimizer."""
     if config.parent is None:
         return training.state
     fresh = training.state
-    parent, _ = checkpoint.restore(run_dir / FOLDER, fresh)
-    params = sharding.put(training.mesh, parent.params)
+    parent, _ = restore(run_dir / PARENT_DIR, fresh)
+    params = shard_state(training.mesh, parent.params)
     jax.tree.map(lambda leaf: leaf.delete(), fresh.params)  # or they would lie beside the others
     return fresh._replace(params=params)
 
 
-def _is_kept(run_dir: Path) -> bool:
-    return (run_dir / CONFIG).exists() and (run_dir / FOLDER / CONFIG).exists()
+def _has_parent_copy(run_dir: Path) -> bool:
+    return (run_dir / CONFIG).exists() and (run_dir / PARENT_DIR / CONFIG).exists()
 
 
-def _chosen(
+def _restore_parent(
     parent: Path, which: str, like: TrainState, warn: Callable[[str], object]
 ) -> tuple[TrainState, dict[str, Any]]:
     if which == "best":
-        return checkpoint.restore(parent, like, checkpoint.best_step(parent))
-    found = checkpoint.newest_good(parent, like, lambda told: warn(f"{str(parent)!r}: {told}"))
+        return restore(parent, like, best_step(parent))
+    found = restore_latest_valid(parent, like, lambda told: warn(f"{str(parent)!r}: {told}"))
     if found is None:
         raise ValueError(f"parent={str(parent)!r} is not allowed: it has no checkpoint yet.")
     return found

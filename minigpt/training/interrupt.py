@@ -10,11 +10,11 @@ from typing import Any
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Stopped(Exception):  # noqa: N818 (nothing went wrong)
+class Interrupted(Exception):  # noqa: N818 (nothing went wrong)
     """Raised where work can be left, after somebody asked for it."""
 
 
-class Stopping:
+class InterruptHandler:
     """While it is entered, a first signal sets `asked`, and a second ends the process."""
 
     def __init__(self):
@@ -24,9 +24,9 @@ class Stopping:
     def check(self) -> None:
         """Raise Stopped if somebody asked."""
         if self.asked:
-            raise Stopped
+            raise Interrupted
 
-    def __enter__(self) -> Stopping:
+    def __enter__(self) -> InterruptHandler:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
         return self

@@ -37,17 +37,17 @@ IN_A_ROW = 3
 STANDARD_ERRORS = 3
 
 
-def advice(records: list[dict[str, Any]], config: Config) -> str | None:
+def diagnose(records: list[dict[str, Any]], config: Config) -> str | None:
     """What is to be said after the last record, a validation; None is nothing.
 
     Whether something was said before follows from the records too, so that a run that goes on says
     what the undisturbed one would.
     """
     validations = [record for record in records if "val_loss" in record]
-    if told := _overfits(validations, config):
+    if told := _diagnose_overfitting(validations, config):
         return told
-    if resume.ended(config, validations[-1]["step"], records):
-        return _costs(validations[-1], config)
+    if resume.is_finished(config, validations[-1]["step"], records):
+        return _dropout_may_hurt(validations[-1], config)
     return None
 
 
@@ -57,7 +57,7 @@ def noise(loss: float, config: Config) -> float:
     return STANDARD_ERRORS * loss * math.sqrt(2 / tokens)
 
 
-def _overfits(validations: list[dict[str, Any]], config: Config) -> str | None:
+def _diagnose_overfitting(validations: list[dict[str, Any]], config: Config) -> str | None:
     """What is said of the last validation; those before it decide whether it is news."""
     best, told, text = validations[0], 0.0, None
     for at, now in enumerate(validations, 1):
@@ -79,7 +79,7 @@ def _overfits(validations: list[dict[str, Any]], config: Config) -> str | None:
     return text
 
 
-def _costs(last: dict[str, Any], config: Config) -> str | None:
+def _dropout_may_hurt(last: dict[str, Any], config: Config) -> str | None:
     """That dropout may cost more than it brings, where there is nothing for it to bring."""
     loss, gap = last["val_loss"], last["val_loss"] - last["train_eval_loss"]
     drops = any(vars(config.model.dropout).values())

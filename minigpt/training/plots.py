@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from minigpt.atomic_write import replace
+from minigpt.atomic_write import write_atomic
 
 
 def plot_losses(records: list[dict], path: Path, title: str) -> None:
@@ -27,4 +27,4 @@ def plot_losses(records: list[dict], path: Path, title: str) -> None:
     axes.legend(frameon=False)
     png = io.BytesIO()
     figure.savefig(png, dpi=120, format="png")
-    replace(path, png.getvalue())
+    write_atomic(path, png.getvalue())

@@ -11,10 +11,10 @@ from typing import Any
 
 import filelock
 
-from minigpt.checkpoint import manager as checkpoint
+from minigpt.checkpoint import list_steps
 from minigpt.config import Config
 from minigpt.run import metrics
-from minigpt.run.directory import CONFIG, Run
+from minigpt.run.directory import CONFIG, RunSpec
 
 LOCK = ".lock"
 # A run that goes on may have these changed: they decide where it runs and what is shown of it, and
@@ -29,7 +29,7 @@ MAY_CHANGE = frozenset(
 
 
 @contextlib.contextmanager
-def claimed(run_dir: Path) -> Iterator[None]:
+def lock_run_dir(run_dir: Path) -> Iterator[None]:
     """Hold a run directory; one that another process holds is an error."""
     new = not run_dir.exists()
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def claimed(run_dir: Path) -> Iterator[None]:
         lock.release()
 
 
-def enter(run: Run, run_dir: Path, *, fresh: bool = False) -> bool:
+def create_or_resume(run: RunSpec, run_dir: Path, *, fresh: bool = False) -> bool:
     """Begin a run in an empty folder, or see that the one there is the same; is it there?"""
     if not (run_dir / CONFIG).exists():
         run.save(run_dir)
@@ -61,7 +61,7 @@ def enter(run: Run, run_dir: Path, *, fresh: bool = False) -> bool:
             f"run_dir={str(run_dir)!r} is not allowed: it holds a run, and --resume never asks for "
             "a new one. Choose another --run-dir, or remove it."
         )
-    begun = Run.load(run_dir)
+    begun = RunSpec.load(run_dir)
     for name, before, now in differences(begun.config, run.config):
         raise ValueError(
             f"{name}={now!r} is not allowed: the run in {str(run_dir)!r} was begun with {before!r} "
@@ -92,17 +92,17 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def finished(run_dir: Path, config: Config) -> bool:
+def run_dir_is_finished(run_dir: Path, config: Config) -> bool:
     """Whether the run's last step is on disk, and validated."""
-    saved = checkpoint.steps(run_dir)
+    saved = list_steps(run_dir)
     if not saved:
         return False
-    records = [record for record in metrics.read(run_dir) if record["step"] <= saved[-1]]
+    records = [record for record in metrics.read_metrics(run_dir) if record["step"] <= saved[-1]]
     validated = records[-1:] and records[-1]["step"] == saved[-1] and "val_loss" in records[-1]
-    return bool(validated) and ended(config, saved[-1], records)
+    return bool(validated) and is_finished(config, saved[-1], records)
 
 
-def ended(config: Config, step: int, records: list[dict[str, Any]]) -> bool:
+def is_finished(config: Config, step: int, records: list[dict[str, Any]]) -> bool:
     """Whether a step is the last: of all, or by early stopping."""
     return step >= config.steps or out_of_patience(config, records)
 
@@ -116,7 +116,7 @@ def out_of_patience(config: Config, records: list[dict[str, Any]]) -> bool:
     return bool(before) and min(recent) >= min(before)
 
 
-def choose(parent: Path, name: str, config: Config, *, fresh: bool = False) -> Path:
+def choose_run_dir(parent: Path, name: str, config: Config, *, fresh: bool = False) -> Path:
     """The newest of parent/name, name-2, ... that is unfinished and has these settings, or the
     first that does not exist.
     """
@@ -124,14 +124,18 @@ def choose(parent: Path, name: str, config: Config, *, fresh: bool = False) -> P
     existing = list(itertools.takewhile(Path.exists, paths))
     free = parent / (f"{name}-{len(existing) + 1}" if existing else name)
     for path in [] if fresh else reversed(existing):
-        if (path / CONFIG).exists() and _same(path, config) and not finished(path, config):
+        if (
+            (path / CONFIG).exists()
+            and _has_settings(path, config)
+            and not run_dir_is_finished(path, config)
+        ):
             return path
     return free
 
 
-def _same(run_dir: Path, config: Config) -> bool:
+def _has_settings(run_dir: Path, config: Config) -> bool:
     try:
-        begun = Run.load(run_dir).config
+        begun = RunSpec.load(run_dir).config
     except ValueError:
         return False
     return begun.data == config.data and not differences(begun, config)

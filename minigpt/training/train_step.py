@@ -12,10 +12,17 @@ from jax.sharding import Mesh
 
 from dropout_jax import fold
 from minigpt.config import Config
-from minigpt.data.batches import Batch
-from minigpt.distributed import mesh as sharding
-from minigpt.distributed.mesh import by_rows
-from minigpt.model.gpt import GPT
+from minigpt.data import Batch
+from minigpt.distributed import (
+    constrain_batch_sharding,
+    make_mesh,
+    replicated,
+    shard_batch,
+    shard_state,
+    state_shardings,
+    use_mesh,
+)
+from minigpt.model import GPT
 from minigpt.training.optimizer import optimizer
 
 
@@ -27,30 +34,30 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-class Training(NamedTuple):
+class CompiledSteps(NamedTuple):
     """A model's structure with its compiled steps on a mesh, and the state to start from."""
 
     mesh: Mesh
     state: TrainState
-    train_step: OnMesh
+    train_step: MeshFunction
     """(state, batch, the run's key) to (state, what was measured); it consumes the state"""
-    eval_step: OnMesh
+    eval_step: MeshFunction
     """(params, batch) to the loss of every target"""
-    logits: OnMesh
+    logits: MeshFunction
     """(params, tokens) to logits, dropout off"""
-    gather: OnMesh
+    gather: MeshFunction
     """a state to the same, whole on every device"""
 
     def put_batch(self, batch: Batch) -> Batch:
         """A batch from the host, its rows spread over the mesh."""
         rows, columns = batch.inputs.shape
-        return sharding.place(
+        return shard_batch(
             self.mesh, (rows, columns), lambda part: Batch(*(each[part] for each in batch))
         )
 
     def put(self, state: TrainState) -> TrainState:
         """A state from the host, laid out on the mesh."""
-        return sharding.put(self.mesh, state)
+        return shard_state(self.mesh, state)
 
     def gathered(self, state: TrainState) -> TrainState:
         """The state with every array where this process can read it."""
@@ -59,14 +66,14 @@ class Training(NamedTuple):
         return self.gather(state)
 
 
-def start(config: Config, vocab_size: int) -> Training:
+def build_train_functions(config: Config, vocab_size: int) -> CompiledSteps:
     """Build the model, its optimizer and the steps; the weights follow from config.seed."""
-    mesh = sharding.mesh_of(config)
+    mesh = make_mesh(config)
     model = GPT(config.model, vocab_size, rngs=nnx.Rngs(config.seed))
     graph, params = nnx.split(model)
     tx = optimizer(config.optim, config.steps)
     state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
-    places, everywhere = sharding.shardings(mesh, state), sharding.everywhere(mesh)
+    places, everywhere = state_shardings(mesh, state), replicated(mesh)
 
     def train_step(state: TrainState, batch: Batch, key: jax.Array):
         dropout_key = fold(key, "dropout", state.step)
@@ -76,7 +83,9 @@ def start(config: Config, vocab_size: int) -> Training:
             return token_losses(graph, params, part, dropout_key, smoothing, start).mean()
 
         value_and_grad = jax.value_and_grad(mean_loss)
-        loss, gradient = in_parts(config.accumulate, value_and_grad, state.params, batch)
+        loss, gradient = accumulate_gradients(
+            config.accumulate, value_and_grad, state.params, batch
+        )
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         measured = {
@@ -92,17 +101,19 @@ def start(config: Config, vocab_size: int) -> Training:
     def logits(params, tokens):
         return nnx.merge(graph, params)(tokens, key=None)
 
-    return Training(
+    return CompiledSteps(
         mesh,
-        sharding.put(mesh, state),
-        OnMesh(mesh, jax.jit(train_step, donate_argnums=0, out_shardings=(places, everywhere))),
-        OnMesh(mesh, jax.jit(eval_step, out_shardings=everywhere)),
-        OnMesh(mesh, jax.jit(logits, out_shardings=everywhere)),
-        OnMesh(mesh, jax.jit(lambda state: state, out_shardings=everywhere)),
+        shard_state(mesh, state),
+        MeshFunction(
+            mesh, jax.jit(train_step, donate_argnums=0, out_shardings=(places, everywhere))
+        ),
+        MeshFunction(mesh, jax.jit(eval_step, out_shardings=everywhere)),
+        MeshFunction(mesh, jax.jit(logits, out_shardings=everywhere)),
+        MeshFunction(mesh, jax.jit(lambda state: state, out_shardings=everywhere)),
     )
 
 
-class OnMesh(NamedTuple):
+class MeshFunction(NamedTuple):
     """A compiled step, traced and called with the mesh in effect."""
 
     mesh: Mesh
@@ -110,16 +121,16 @@ class OnMesh(NamedTuple):
 
     def __call__(self, *args: Any) -> Any:
         """Make the step."""
-        with sharding.entered(self.mesh):
+        with use_mesh(self.mesh):
             return self.step(*args)
 
     def lower(self, *args: Any) -> jax.stages.Lowered:
         """What jax.jit's `lower` gives."""
-        with sharding.entered(self.mesh):
+        with use_mesh(self.mesh):
             return self.step.lower(*args)
 
 
-def in_parts(count: int, value_and_grad, params, batch: Batch):
+def accumulate_gradients(count: int, value_and_grad, params, batch: Batch):
     """The mean over `count` parts of a batch, one after the other: less memory, the same sums."""
     if count == 1:
         return value_and_grad(params, batch, None)
@@ -130,7 +141,9 @@ def in_parts(count: int, value_and_grad, params, batch: Batch):
         found = value_and_grad(params, Batch(inputs, targets), start)
         return jax.tree.map(jnp.add, sums, found), None
 
-    parts = [by_rows(jnp.reshape(each, (count, rows, -1)), axis=1) for each in batch]
+    parts = [
+        constrain_batch_sharding(jnp.reshape(each, (count, rows, -1)), axis=1) for each in batch
+    ]
     starts = jnp.arange(count, dtype=jnp.uint32) * rows
     zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
     sums, _ = jax.lax.scan(add, zeros, (starts, *parts))

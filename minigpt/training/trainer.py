@@ -13,22 +13,27 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from minigpt.checkpoint import manager as checkpoint
+from minigpt.checkpoint import CheckpointWriter, host_arrays, list_steps, restore_latest_valid
 from minigpt.config import Config
-from minigpt.data.batches import require_length, starts, windows
-from minigpt.data.dataset import load_tokens
-from minigpt.distributed import multihost as hosts
-from minigpt.distributed.mesh import place
-from minigpt.run.directory import Run
-from minigpt.run.metrics import Metrics
+from minigpt.data import load_dataset, require_length, take_windows, window_offsets
+from minigpt.distributed import (
+    any_process,
+    barrier,
+    is_main_process,
+    is_single_process,
+    require_equal,
+    shard_batch,
+)
+from minigpt.run.directory import RunSpec
+from minigpt.run.metrics import MetricsLog
 from minigpt.training import console as shown
 from minigpt.training import finetune, overfitting, plots, resume
-from minigpt.training.context import Job
-from minigpt.training.evaluate import estimate
-from minigpt.training.interrupt import Stopped, Stopping
+from minigpt.training.context import TrainContext
+from minigpt.training.evaluate import estimate_loss
+from minigpt.training.interrupt import Interrupted, InterruptHandler
 from minigpt.training.observers import Observers
 from minigpt.training.throughput import flops_per_token, utilization
-from minigpt.training.train_step import TrainState, start
+from minigpt.training.train_step import TrainState, build_train_functions
 
 # What a step measures, by the words of an error.
 MEASURED = {
@@ -47,65 +52,69 @@ def train(config: Config, run_dir: Path, console: Console, *, fresh: bool = Fals
 
     SIGTERM and Ctrl-C leave an exact checkpoint. `fresh` refuses a folder that holds a run.
     """
-    with Stopping() as stopping:
-        given = finetune.tokenizer(config, run_dir)
-        tokens = load_tokens(config.data, config.tokenizer, given)
+    with InterruptHandler() as stopping:
+        given = finetune.parent_tokenizer(config, run_dir)
+        tokens = load_dataset(config.data, config.tokenizer, given)
         require_length(tokens.train, config.model.block_size, "training text")
         require_length(tokens.validation, config.model.block_size, "validation text")
-        run = Run(config, tokens.tokenizer, tokens.sha256)
+        run = RunSpec(config, tokens.tokenizer, tokens.sha256)
         settings = dataclasses.replace(config, data=None)
-        hosts.require_same(f"{settings} {tokens.sha256}", "settings or texts")
-        job = Job(run, tokens, start(config, run.vocab_size), run_dir, console, stopping)
-        with resume.claimed(run_dir) if hosts.is_first() else nullcontext():
-            if hosts.is_first():
-                with finetune.brought(config, run_dir, job.training.state, console.print):
-                    resume.enter(run, run_dir, fresh=fresh)
-            hosts.wait_for_all("entered")
+        require_equal(f"{settings} {tokens.sha256}", "settings or texts")
+        job = TrainContext(
+            run, tokens, build_train_functions(config, run.vocab_size), run_dir, console, stopping
+        )
+        with resume.lock_run_dir(run_dir) if is_main_process() else nullcontext():
+            if is_main_process():
+                with finetune.copy_parent_checkpoint(
+                    config, run_dir, job.training.state, console.print
+                ):
+                    resume.create_or_resume(run, run_dir, fresh=fresh)
+            barrier("entered")
             try:
                 _train(job)
-            except Stopped:
-                hosts.wait_for_all("stopped")
-                step = checkpoint.steps(run_dir)[-1]
-                goes_on = not resume.finished(run_dir, config)
+            except Interrupted:
+                barrier("stopped")
+                step = list_steps(run_dir)[-1]
+                goes_on = not resume.run_dir_is_finished(run_dir, config)
                 then = "the same command goes on from there" if goes_on else "the run is finished"
                 console.print(f"stopped at step {step}; {then}")
 
 
-def _train(job: Job) -> None:
+def _train(job: TrainContext) -> None:
     state, meta = _restored(job)
-    step, first = int(state.step), hosts.is_first()
-    hosts.require_same(str(step), "newest checkpoints")
+    step, first = int(state.step), is_main_process()
+    require_equal(str(step), "newest checkpoints")
     with (
         _metrics(job, step, meta) as metrics,
         _writer(job) as writer,
         _observers(job, step) as observers,
     ):
-        hosts.wait_for_all("restored")
-        shown.announce(job, step)
+        barrier("restored")
+        shown.print_summary(job, step)
         state = _steps(job, state, meta, metrics, writer, observers)
     if first:
         plots.plot_losses(metrics.records, job.run_dir / "loss.png", job.run_dir.name)
-    shown.sample(job, state.params)
+    shown.print_sample(job, state.params)
     job.console.print(f"run directory: {job.run_dir}")
 
 
-def _restored(job: Job) -> tuple[TrainState, dict[str, Any]]:
+def _restored(job: TrainContext) -> tuple[TrainState, dict[str, Any]]:
     """The newest good checkpoint, or the state at the start."""
     state = job.training.state
-    found = checkpoint.newest_good(job.run_dir, state, job.console.print)
+    found = restore_latest_valid(job.run_dir, state, job.console.print)
     if found is None:
-        return finetune.first_state(job.training, job.config, job.run_dir), {}
+        return finetune.initial_state(job.training, job.config, job.run_dir), {}
     saved = job.run._replace(data_sha256=found[1]["data_sha256"])
     saved.require_same_text(job.run.data_sha256, job.run.tokenizer)
     jax.tree.map(lambda leaf: leaf.delete(), state)  # or it would lie beside the other
     return job.training.put(found[0]), found[1]
 
 
-def _metrics(job: Job, step: int, meta: dict[str, Any]) -> Metrics:
+def _metrics(job: TrainContext, step: int, meta: dict[str, Any]) -> MetricsLog:
     """The records up to a checkpoint's step; without the one that is still pending there."""
-    upto, writes = step - 1 if meta.get("pending") else step, hosts.is_first()
+    upto, writes = step - 1 if meta.get("pending") else step, is_main_process()
     crc32, warn = meta.get("metrics_crc32"), job.console.print
-    return Metrics(job.run_dir, upto, crc32, warn, writes=writes)
+    return MetricsLog(job.run_dir, upto, crc32, warn, writes=writes)
 
 
 class _NoWriter:
@@ -118,25 +127,25 @@ class _NoWriter:
         """Nothing."""
 
 
-def _writer(job: Job) -> AbstractContextManager[checkpoint.Writer | _NoWriter]:
-    if hosts.is_first():
-        return checkpoint.Writer(job.run_dir, job.config.keep_checkpoints)
+def _writer(job: TrainContext) -> AbstractContextManager[CheckpointWriter | _NoWriter]:
+    if is_main_process():
+        return CheckpointWriter(job.run_dir, job.config.keep_checkpoints)
     return nullcontext(_NoWriter())
 
 
-def _observers(job: Job, step: int) -> Observers:
-    config, first = job.config, hosts.is_first()
+def _observers(job: TrainContext, step: int) -> Observers:
+    config, first = job.config, is_main_process()
     profiled = config.profile_steps if first else 0
     tensorboard = config.tensorboard and first
     return Observers(job.run_dir, step, tensorboard=tensorboard, profile_steps=profiled)
 
 
 def _steps(
-    job: Job,
+    job: TrainContext,
     state: TrainState,
     meta: dict[str, Any],
-    metrics: Metrics,
-    writer: checkpoint.Writer | _NoWriter,
+    metrics: MetricsLog,
+    writer: CheckpointWriter | _NoWriter,
     observers: Observers,
 ) -> TrainState:
     """Steps, records and checkpoints up to the last step.
@@ -153,16 +162,16 @@ def _steps(
         metrics.sync()
         meta = {"data_sha256": job.run.data_sha256, "metrics_crc32": metrics.crc32}
         meta |= {"elapsed_s": clock.elapsed(), **more}
-        writer.save(step, checkpoint.host_arrays(job.training.gathered(state)), meta)
+        writer.save(step, host_arrays(job.training.gathered(state)), meta)
 
-    with shown.progress(job.console) as progress:
+    with shown.progress_bar(job.console) as progress:
         bar = progress.add_task("", total=config.steps, completed=step, shown="compiling")
-        while pending or not resume.ended(config, step, metrics.records):
+        while pending or not resume.is_finished(config, step, metrics.records):
             if not pending:
                 if _stops(job, step):
                     save()
                     writer.wait()
-                    raise Stopped
+                    raise Interrupted
                 observers.before(step)
                 state, measured = job.training.train_step(state, _batch(job, step), root)
                 step += 1
@@ -178,7 +187,7 @@ def _steps(
             if _evaluates(config, step):
                 try:
                     record = pending | _validate(job, state.params)
-                except Stopped:
+                except Interrupted:
                     save(pending=pending)
                     writer.wait()
                     raise
@@ -186,7 +195,7 @@ def _steps(
                     _require_number(job, step, words, record[name], writer)
                 progress.console.print(shown.validation_line(record))
                 metrics.add(record)
-                if told := overfitting.advice(metrics.records, config):
+                if told := overfitting.diagnose(metrics.records, config):
                     progress.console.print(told)
                 save(val_loss=record["val_loss"])
                 clock.skip()
@@ -199,7 +208,7 @@ def _steps(
     return state
 
 
-def _utilization(job: Job, tokens_per_s: float) -> dict[str, float]:
+def _utilization(job: TrainContext, tokens_per_s: float) -> dict[str, float]:
     """The share of the devices' peak, where it is known."""
     flops = flops_per_token(job.config.model, job.parameters) * tokens_per_s
     devices = job.training.mesh.devices.ravel()
@@ -207,10 +216,10 @@ def _utilization(job: Job, tokens_per_s: float) -> dict[str, float]:
     return {} if share is None else {"mfu": round(share, 4)}
 
 
-def _stops(job: Job, step: int) -> bool:
+def _stops(job: TrainContext, step: int) -> bool:
     """Whether somebody asked; many processes agree on it now and then, as that makes them wait."""
-    if hosts.alone() or step % job.config.log_every == 0:
-        return hosts.any_of_all(job.stopping.asked)
+    if is_single_process() or step % job.config.log_every == 0:
+        return any_process(job.stopping.asked)
     return False
 
 
@@ -218,16 +227,16 @@ def _evaluates(config: Config, step: int) -> bool:
     return step == config.steps or step % config.eval_every == 0
 
 
-def _batch(job: Job, step: int):
+def _batch(job: TrainContext, step: int):
     """This process's part of a step's batch, on the mesh."""
     config, tokens = job.config, job.tokens.train
     shape = (config.batch_size, config.model.block_size)
-    places = starts(tokens, config.seed, step, *shape)
-    rows = functools.partial(windows, tokens, block_size=config.model.block_size)
-    return place(job.training.mesh, shape, lambda part: rows(places[part]))
+    places = window_offsets(tokens, config.seed, step, *shape)
+    rows = functools.partial(take_windows, tokens, block_size=config.model.block_size)
+    return shard_batch(job.training.mesh, shape, lambda part: rows(places[part]))
 
 
-def _require_finite(job: Job, step: int, unseen: list[dict], writer) -> None:
+def _require_finite(job: TrainContext, step: int, unseen: list[dict], writer) -> None:
     """What was measured since the last look is finite; it is looked at together, to wait once.
 
     The loss alone would not do: a step whose loss is a number can leave weights that are none.
@@ -239,16 +248,16 @@ def _require_finite(job: Job, step: int, unseen: list[dict], writer) -> None:
             _require_number(job, at, words, measured[name], writer)
 
 
-def _require_number(job: Job, step: int, words: str, value: Any, writer) -> None:
+def _require_number(job: TrainContext, step: int, words: str, value: Any, writer) -> None:
     if not math.isfinite(value):
         writer.wait()  # so that the last good checkpoint is there
         raise ValueError(_not_finite(job, step, f"{words} of step {step} is {value}"))
 
 
-def _not_finite(job: Job, step: int, what: str) -> str:
-    config, saved = job.config, checkpoint.steps(job.run_dir)
+def _not_finite(job: TrainContext, step: int, what: str) -> str:
+    config, saved = job.config, list_steps(job.run_dir)
     shape = (config.batch_size, config.model.block_size)
-    rows = starts(job.tokens.train, config.seed, step - 1, *shape).tolist()
+    rows = window_offsets(job.tokens.train, config.seed, step - 1, *shape).tolist()
     return (
         f"the {what}, so the run has stopped; its last good checkpoint is "
         f"{f'step {saved[-1]}' if saved else 'none'}. The rows of the batch begin at the tokens "
@@ -279,7 +288,7 @@ class _Clock:
         self.last = now
 
 
-def _validate(job: Job, params) -> dict[str, float]:
+def _validate(job: TrainContext, params) -> dict[str, float]:
     """The loss on both texts; Stopped between two batches, if somebody asks."""
     config = job.config
     sizes = {
@@ -292,6 +301,6 @@ def _validate(job: Job, params) -> dict[str, float]:
         lambda params, batch: training.eval_step(params, training.put_batch(batch))
     )
     return {
-        "train_eval_loss": estimate(eval_step, params, job.tokens.train, **sizes),
-        "val_loss": estimate(eval_step, params, job.tokens.validation, **sizes),
+        "train_eval_loss": estimate_loss(eval_step, params, job.tokens.train, **sizes),
+        "val_loss": estimate_loss(eval_step, params, job.tokens.validation, **sizes),
     }

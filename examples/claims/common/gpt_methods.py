@@ -12,8 +12,8 @@ from common import data, gpt
 from common.claim import Scale
 from common.texts import windowed
 from dropout_jax import fold, mc_dropout, mutual_information, predictive_entropy
-from minigpt.data.batches import Batch
-from minigpt.model.gpt import GPT
+from minigpt.data import Batch
+from minigpt.model import GPT
 
 
 class Seen(NamedTuple):

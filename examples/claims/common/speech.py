@@ -8,36 +8,35 @@ from common.claim import interval
 from common.data import Text
 from common.gpt import compiled, config_of, train
 from minigpt.config import ClassifyConfig, ModelConfig, OptimConfig
-from minigpt.data import text as corpus
-from minigpt.data.tokenizer import tokenizer_of
-from minigpt.tasks.classification.data import Labelled, Split
-from minigpt.tasks.classification.metrics import scores
-from minigpt.tasks.classification.train import Body
+from minigpt.data import build_tokenizer, load_plays
+from minigpt.tasks.classification.data import LabelledSplit, LabelledTexts
+from minigpt.tasks.classification.metrics import classification_scores
+from minigpt.tasks.classification.train import PretrainedModel
 
 TEST = ("twelfth-night", "as-you-like-it", "henry-v", "richard-iii", "macbeth", "king-lear")
 LENGTH = 64
 MODEL = ModelConfig(n_layer=2, n_head=4, n_embd=48, block_size=LENGTH)
 
 
-def pretrained(steps: int) -> Body:
+def pretrained(steps: int) -> PretrainedModel:
     """A GPT that has read every play but those of the test."""
-    plays = corpus.plays()
-    tokenizer = tokenizer_of("char", "".join(plays.values()))
+    plays = load_plays()
+    tokenizer = build_tokenizer("char", "".join(plays.values()))
     read = tokenizer.encode("".join(text for name, text in plays.items() if name not in TEST))
     config = config_of(steps, MODEL)
     text = Text(read, read[: 40 * LENGTH], tokenizer)
     params = train(compiled(config, text), config, text, seed=0, evals=1).params
-    return Body(MODEL, tokenizer.vocab_size, tokenizer, params)
+    return PretrainedModel(MODEL, tokenizer.vocab_size, tokenizer, params)
 
 
-def sample(data: Split, seed: int, sizes: tuple[int, int, int]) -> Split:
+def sample(data: LabelledSplit, seed: int, sizes: tuple[int, int, int]) -> LabelledSplit:
     """The seed's training speeches; the others' are always the same. All are cut to LENGTH."""
     parts = []
     for part, size, each in zip(data, sizes, (seed, 0, 0), strict=True):
         rows = np.random.default_rng(each).permutation(len(part.texts))[:size]
         texts, labels = ([column[i] for i in rows] for column in part)
-        parts.append(Labelled([text[:LENGTH] for text in texts], labels))
-    return Split(*parts)
+        parts.append(LabelledTexts([text[:LENGTH] for text in texts], labels))
+    return LabelledSplit(*parts)
 
 
 def settings(
@@ -50,9 +49,9 @@ def settings(
     return dataclasses.replace(whole, class_weights="balanced", pool="mean", **rates)
 
 
-def measure(data: Split, labels: list[str]) -> dict[str, float]:
+def measure(data: LabelledSplit, labels: list[str]) -> dict[str, float]:
     """What labels given to the test are worth."""
-    found = scores(data.test.labels, labels, data.classes())
+    found = classification_scores(data.test.labels, labels, data.classes())
     return {"macro-F1": found.macro_f1, "accuracy": found.accuracy}
 
 

@@ -16,9 +16,8 @@ from flax import nnx
 
 from dropout_jax import apply_mask, fold, keep_mask
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
-from minigpt.data.batches import starts
-from minigpt.model.dropout_sites import places
-from minigpt.model.gpt import GPT
+from minigpt.data import window_offsets
+from minigpt.model import GPT, site_specs
 from minigpt.training.optimizer import optimizer, schedule
 
 # A learning rate of 1 for ever: every step multiplies by its own, which so may be traced.
@@ -49,7 +48,7 @@ def masks(config: ModelConfig, rates: Mapping[str, Any], key: jax.Array, batch: 
     """
     dropping = dataclasses.replace(config, dropout=DropoutConfig(**dict.fromkeys(rates, 0.5)))
     found = {}
-    for name, place in places(dropping, batch, config.block_size).items():
+    for name, place in site_specs(dropping, batch, config.block_size).items():
         path = [int(part) if part.isdigit() else part for part in name.split("/")]
         rate = next(rates[part] for part in path if part in rates)
         scale = apply_mask(jnp.ones(()), jnp.ones((), bool), rate)
@@ -86,7 +85,10 @@ class Runner:
         if params is None:
             params = initial(config.model, self.vocab_size, self.seeds)
         each = [
-            [starts(train, seed, step, config.batch_size, time) for step in range(config.steps)]
+            [
+                window_offsets(train, seed, step, config.batch_size, time)
+                for step in range(config.steps)
+            ]
             for seed in self.seeds
         ]
         rows = windows(

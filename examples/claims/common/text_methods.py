@@ -10,11 +10,13 @@ from common import measures
 from common.texts import beside
 from dropout_jax import fold, mc_dropout
 from dropout_jax.calibration import fit_temperature
-from minigpt.tasks.classification.data import Rows, Split
-from minigpt.tasks.classification.train import Trained
+from minigpt.tasks.classification.data import LabelledSplit, PaddedRows
+from minigpt.tasks.classification.train import TextClassifier
 
 
-def of_classifiers(members: list[Trained], data: Split, rows: int, seed: int, passes: int) -> dict:
+def of_classifiers(
+    members: list[TextClassifier], data: LabelledSplit, rows: int, seed: int, passes: int
+) -> dict:
     """What measures.judged finds of classifiers of texts: of the test, and of `rows` unknown."""
     first, speeches = members[0], data.test.texts
     held, labels = (jnp.array(list(map(first.labels.index, part.labels))) for part in data[1:])
@@ -34,7 +36,7 @@ def of_classifiers(members: list[Trained], data: Split, rows: int, seed: int, pa
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "passes"))
-def drawn(graph, params, rows: Rows, key, passes: int):
+def drawn(graph, params, rows: PaddedRows, key, passes: int):
     """Probabilities of MC dropout, (passes, rows, classes)."""
     model = nnx.merge(graph, params)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from common.data import Text
-from minigpt.data.batches import Batch, windows
+from minigpt.data import Batch, take_windows
 
 CLAIMS = Path(__file__).parent.parent
 KNOWN, SHUFFLED = "unseen plays", "shuffled letters"
@@ -46,4 +46,4 @@ def windowed(text: Text, rows: int, size: int) -> dict[str, Batch]:
 
 
 def _evenly(ids, rows: int, size: int) -> Batch:
-    return windows(ids, np.linspace(0, len(ids) - size - 1, rows), size)
+    return take_windows(ids, np.linspace(0, len(ids) - size - 1, rows), size)

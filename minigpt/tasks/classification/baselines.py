@@ -7,19 +7,19 @@ from collections import Counter
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from minigpt.tasks.classification.data import Split
+from minigpt.tasks.classification.data import LabelledSplit
 from minigpt.tasks.classification.metrics import macro_f1
 
 REGULARIZATION = (0.1, 1.0, 10.0)  # scikit-learn's C: the larger, the weaker
 VOCABULARY = 20_000  # the commonest words and pairs
 
 
-def majority(data: Split) -> list[str]:
+def majority(data: LabelledSplit) -> list[str]:
     """The training part's commonest label, for every text of the test."""
     return [Counter(data.train.labels).most_common(1)[0][0]] * len(data.test.texts)
 
 
-def tfidf(data: Split, class_weights: str = "none") -> list[str]:
+def tfidf(data: LabelledSplit, class_weights: str = "none") -> list[str]:
     """Labels of the test by logistic regression on tf-idf of words and pairs of words.
 
     The strength of its regularization is the best by the validation part's macro-F1.

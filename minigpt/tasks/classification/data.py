@@ -10,26 +10,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minigpt.data import text as corpus
-from minigpt.data.tokenizer import Tokenizer
+from minigpt.data import Tokenizer, decode_utf8, read_blocks
 
 COLUMNS = ("text", "label")
-HELD_OUT = 0.1  # the share of each label for validation, and again for the test
+HELD_OUT_SHARE = 0.1  # the share of each label for validation, and again for the test
 
 
-class Labelled(NamedTuple):
+class LabelledTexts(NamedTuple):
     """Texts, and the label of each."""
 
     texts: list[str]
     labels: list[str]
 
 
-class Split(NamedTuple):
+class LabelledSplit(NamedTuple):
     """Examples to train on, to stop by, and to report on."""
 
-    train: Labelled
-    validation: Labelled
-    test: Labelled
+    train: LabelledTexts
+    validation: LabelledTexts
+    test: LabelledTexts
 
     def classes(self) -> list[str]:
         """The labels, sorted; each must be in the training part, and no part may be empty."""
@@ -50,16 +49,16 @@ class Split(NamedTuple):
         return sum(text in seen for text in self.test.texts)
 
 
-class Rows(NamedTuple):
+class PaddedRows(NamedTuple):
     """Texts as ids, padded on the right to one width; the first `length` of a row are real."""
 
     tokens: Any
     lengths: Any
 
 
-def pad(
+def pad_texts(
     tokenizer: Tokenizer, texts: list[str], block_size: int, *, drop_unknown: bool = False
-) -> Rows:
+) -> PaddedRows:
     """Ids of each text's first `block_size` tokens; what is longer is cut there.
 
     A character that the tokenizer does not know is an error, or left out before the cut.
@@ -82,16 +81,16 @@ def pad(
                 "Remove the example."
             )
         tokens[i, : len(ids)], lengths[i] = ids, len(ids)
-    return Rows(tokens, lengths)
+    return PaddedRows(tokens, lengths)
 
 
-def read_csv(data: Path, seed: int) -> Split:
+def read_csv(data: Path, seed: int) -> LabelledSplit:
     """A UTF-8 file with the columns text and label, and perhaps split: train, validation or test.
 
     Without a column split a tenth of each label's rows, chosen by the seed, is for validation, and
     another for the test.
     """
-    content = "".join(corpus.decoded(corpus.blocks(data), data)).removeprefix("\ufeff")
+    content = "".join(decode_utf8(read_blocks(data), data)).removeprefix("\ufeff")
     reader = csv.DictReader(io.StringIO(content), strict=True)
     limit = csv.field_size_limit(len(content) + 1)  # a cell may be as long as the file
     try:
@@ -106,7 +105,7 @@ def read_csv(data: Path, seed: int) -> Split:
                 f"data={str(data)!r} is not allowed: it lacks the column {missing[0]!r}. Its first "
                 f"line must name the columns text and label, and names {header}."
             )
-        found = [_checked(row, data, reader.line_num, "split" in header) for row in reader]
+        found = [_validate_row(row, data, reader.line_num, "split" in header) for row in reader]
     except csv.Error as error:
         where = f"data={str(data)!r}, after line {reader.line_num}"
         raise ValueError(f"{where}: this is not CSV ({error}).") from None
@@ -114,11 +113,13 @@ def read_csv(data: Path, seed: int) -> Split:
         csv.field_size_limit(limit)
     texts, labels = [row["text"] for row in found], [row["label"] for row in found]
     given = [row["split"] for row in found if "split" in header]
-    parts = given or _random_parts(labels, seed)
-    return Split(*(_part(texts, labels, parts, name) for name in Split._fields))
+    parts = given or _assign_parts(labels, seed)
+    return LabelledSplit(
+        *(_select_part(texts, labels, parts, name) for name in LabelledSplit._fields)
+    )
 
 
-def _checked(row: dict, data: Path, line: int, has_split: bool) -> dict[str, str]:
+def _validate_row(row: dict, data: Path, line: int, has_split: bool) -> dict[str, str]:
     """A row whose cells are there."""
     where = f"data={str(data)!r}, line {line}"
     if None in row or None in row.values():
@@ -129,28 +130,28 @@ def _checked(row: dict, data: Path, line: int, has_split: bool) -> dict[str, str
     for name in COLUMNS:
         if not row[name].strip():
             raise ValueError(f"{where}: {name} is empty. Fill it or remove the line.")
-    if has_split and row["split"] not in Split._fields:
-        allowed = ", ".join(Split._fields)
+    if has_split and row["split"] not in LabelledSplit._fields:
+        allowed = ", ".join(LabelledSplit._fields)
         raise ValueError(f"{where}: split={row['split']!r} is not allowed: it is one of {allowed}.")
     return row
 
 
-def _random_parts(labels: list[str], seed: int) -> list[str]:
+def _assign_parts(labels: list[str], seed: int) -> list[str]:
     """The same shares of every label; raw words of Philox, so NumPy's version changes nothing."""
     words = np.random.Philox(key=seed).random_raw(len(labels))
     parts = np.full(len(labels), "train", object)
     for label, count in Counter(labels).items():
-        if count < len(Split._fields):
+        if count < len(LabelledSplit._fields):
             raise ValueError(
                 f"the label {label!r} has {count} rows: it must have at least 3, one each to train "
                 "on, to validate and to test."
             )
         rows = np.flatnonzero(np.array(labels, object) == label)
-        rows, held = rows[np.argsort(words[rows])], max(1, round(count * HELD_OUT))
+        rows, held = rows[np.argsort(words[rows])], max(1, round(count * HELD_OUT_SHARE))
         parts[rows[:held]], parts[rows[held : 2 * held]] = "test", "validation"
     return parts.tolist()
 
 
-def _part(texts: list[str], labels: list[str], parts: list[str], name: str) -> Labelled:
+def _select_part(texts: list[str], labels: list[str], parts: list[str], name: str) -> LabelledTexts:
     kept = [i for i, part in enumerate(parts) if part == name]
-    return Labelled([texts[i] for i in kept], [labels[i] for i in kept])
+    return LabelledTexts([texts[i] for i in kept], [labels[i] for i in kept])

@@ -22,7 +22,7 @@ class Scores(NamedTuple):
     """counts: rows are true labels, columns predicted ones, both in the labels' order"""
 
 
-def scores(truth: list[str], predicted: list[str], labels: Sequence[str]) -> Scores:
+def classification_scores(truth: list[str], predicted: list[str], labels: Sequence[str]) -> Scores:
     """Compare with the truth."""
     matrix = confusion_matrix(truth, predicted, labels=labels)
     columns = precision_recall_fscore_support(truth, predicted, labels=labels, **_ZERO)

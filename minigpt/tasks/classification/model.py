@@ -14,7 +14,7 @@ from flax import nnx
 
 from dropout_jax import dropout, fold
 from minigpt.config import ModelConfig
-from minigpt.model.gpt import GPT
+from minigpt.model import GPT
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
@@ -41,7 +41,7 @@ class Classifier(nnx.Module):
         """Logits; `key=None` evaluates. A `rate`, traced or not, is in the place of the head's."""
         features = self.body.features(tokens, key=fold(key, "body")).astype(jnp.float32)
         rate = self.rate if rate is None else rate
-        return self.head(pooled(features, lengths, self.pool), rate, key=fold(key, "head"))
+        return self.head(pool_features(features, lengths, self.pool), rate, key=fold(key, "head"))
 
 
 class Head(nnx.Module):
@@ -60,7 +60,7 @@ class Head(nnx.Module):
         return self.out(dropout(nnx.gelu(x), rate, key=fold(key, "hidden")))
 
 
-def pooled(
+def pool_features(
     features: Float[Array, "batch time dim"], lengths: Int[Array, " batch"], pool: str
 ) -> Float[Array, "batch dim"]:
     """The last or the first real token's vector, or the mean over the real tokens."""

@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from minigpt.atomic_write import replace
+from minigpt.atomic_write import write_atomic
 from minigpt.tasks.classification.metrics import Scores
 
 MOST_WRITTEN = 20  # classes whose cells still have room for a number
 
 
-def show(found: dict[str, Scores], console: Console) -> None:
+def print_report(found: dict[str, Scores], console: Console) -> None:
     """Print the models beside each other, then the last one's classes."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("test part", no_wrap=True)
@@ -51,7 +51,7 @@ def _classes(name: str, found: Scores) -> Table:
     return table
 
 
-def line(look: dict[str, float]) -> str:
+def format_evaluation(look: dict[str, float]) -> str:
     """A look at the validation part, as a line."""
     return (
         f"step {look['step']:>6}  loss of the batches {look['train_loss']:.4f}  validation: loss "
@@ -60,10 +60,10 @@ def line(look: dict[str, float]) -> str:
     )
 
 
-def save(found: dict[str, Scores], about: dict[str, Any], folder: Path) -> None:
+def save_report(found: dict[str, Scores], about: dict[str, Any], folder: Path) -> None:
     """Write report.json, and the last model's confusion matrix as confusion.png."""
     everything = about | {"test": {name: each._asdict() for name, each in found.items()}}
-    replace(folder / "report.json", (json.dumps(everything, indent=1) + "\n").encode())
+    write_atomic(folder / "report.json", (json.dumps(everything, indent=1) + "\n").encode())
     name, last = list(found.items())[-1]
     plot_confusion(last, folder / "confusion.png", f"{name}: confusion matrix of the test part")
 
@@ -92,4 +92,4 @@ def plot_confusion(found: Scores, path: Path, title: str) -> None:
     with warnings.catch_warnings():  # a box stands for it here; the tables and report.json have it
         warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
         figure.savefig(png, dpi=120, format="png")
-    replace(path, png.getvalue())
+    write_atomic(path, png.getvalue())

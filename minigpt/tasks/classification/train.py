@@ -20,11 +20,11 @@ import optax
 from flax import nnx
 
 from dropout_jax import fold
-from minigpt.checkpoint import manager as checkpoint
+from minigpt.checkpoint import CheckpointWriter, host_arrays, list_steps, read, restore
 from minigpt.config import ClassifyConfig, DropoutConfig, ModelConfig, OptimConfig
-from minigpt.data.tokenizer import Tokenizer
-from minigpt.model.gpt import set_rates
-from minigpt.tasks.classification.data import Rows, Split, pad
+from minigpt.data import Tokenizer
+from minigpt.model import set_rates
+from minigpt.tasks.classification.data import LabelledSplit, PaddedRows, pad_texts
 from minigpt.tasks.classification.metrics import macro_f1
 from minigpt.tasks.classification.model import Classifier
 from minigpt.training.optimizer import optimizer
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 # What training begins with, and what it ends with.
 
 
-class Body(NamedTuple):
+class PretrainedModel(NamedTuple):
     """A pretrained GPT: a run's settings, tokenizer and parameters; params=None is from scratch."""
 
     config: ModelConfig
@@ -56,7 +56,7 @@ class Body(NamedTuple):
         return classifier
 
 
-class Trained(NamedTuple):
+class TextClassifier(NamedTuple):
     """A classifier, and what it is used with."""
 
     config: ModelConfig
@@ -80,12 +80,12 @@ class Trained(NamedTuple):
         set_rates(model.body, self.config.dropout)
         return model
 
-    def rows(self, texts: list[str]) -> Rows:
+    def rows(self, texts: list[str]) -> PaddedRows:
         """Texts as the model takes them."""
         drop = self.settings.unknown == "drop"
-        return pad(self.tokenizer, texts, self.config.block_size, drop_unknown=drop)
+        return pad_texts(self.tokenizer, texts, self.config.block_size, drop_unknown=drop)
 
-    def logits(self, rows: Rows) -> np.ndarray:
+    def logits(self, rows: PaddedRows) -> np.ndarray:
         """Logits of every row, dropout off."""
         return _logits(self.program(), self.params, rows, self.settings.batch_size)
 
@@ -115,17 +115,17 @@ class Trained(NamedTuple):
             "looks": self.looks,
         }
         loss = next(look["val_loss"] for look in self.looks if look["step"] == self.step)
-        with checkpoint.Writer(folder) as writer:
+        with CheckpointWriter(folder) as writer:
             meta = {"val_loss": loss, "classifier": about}
-            writer.save(self.step, checkpoint.host_arrays(self.params), meta)
+            writer.save(self.step, host_arrays(self.params), meta)
 
 
-def load(folder: Path) -> Trained:
+def load(folder: Path) -> TextClassifier:
     """A classifier that `Trained.save` or `minigpt classify` wrote, verified."""
-    saved = checkpoint.steps(folder)
+    saved = list_steps(folder)
     if not saved:
         raise ValueError(f"{str(folder)!r} holds no classifier: minigpt classify writes one.")
-    _, meta = checkpoint.read(folder, saved[-1])
+    _, meta = read(folder, saved[-1])
     try:
         about = meta["classifier"]
         model, settings = about["model"], about["settings"]
@@ -138,8 +138,8 @@ def load(folder: Path) -> Trained:
             f"{str(folder)!r} holds no classifier of this version of minigpt ({error!r}). A run "
             "becomes one by minigpt classify."
         ) from None
-    found = Trained(config, vocab_size, tokenizer, labels, settings, None, saved[-1], looks)
-    params, _ = checkpoint.restore(folder, found.program().shapes, saved[-1])
+    found = TextClassifier(config, vocab_size, tokenizer, labels, settings, None, saved[-1], looks)
+    params, _ = restore(folder, found.program().shapes, saved[-1])
     return found._replace(params=jax.tree.map(jnp.asarray, params))
 
 
@@ -155,11 +155,11 @@ class Labels(NamedTuple):
 
 
 def fit(
-    body: Body,
-    data: Split,
+    body: PretrainedModel,
+    data: LabelledSplit,
     settings: ClassifyConfig,
     seen: Callable[[dict[str, float]], Any] = lambda look: None,
-) -> Trained:
+) -> TextClassifier:
     """Train a classifier and keep the parameters of the best macro-F1 of the validation part.
 
     Not of the lowest loss: with texts of other sources than training's that turns early, when most
@@ -175,14 +175,18 @@ def fit(
         )
     rates = DropoutConfig.uniform(settings.dropout)
     config = dataclasses.replace(body.config, dropout=rates, scan_layers=False)
-    begun = Trained(config, body.vocab_size, body.tokenizer, tuple(names), settings, None, 0, [])
+    begun = TextClassifier(
+        config, body.vocab_size, body.tokenizer, tuple(names), settings, None, 0, []
+    )
     params = begun.program().create(jax.random.key(settings.seed))
     begun = begun._replace(params=body.within(params))
     rows = _rows(begun, data)
-    return _fitted(begun, rows["train"], rows["validation"], _labels(data, names, settings), seen)
+    return _train(
+        begun, rows["train"], rows["validation"], _encode_labels(data, names, settings), seen
+    )
 
 
-def _rows(begun: Trained, data: Split) -> dict[str, Rows]:
+def _rows(begun: TextClassifier, data: LabelledSplit) -> dict[str, PaddedRows]:
     """Every part's, the test's too: a text that cannot be read is told before the training."""
     rows = {}
     for name, part in data._asdict().items():
@@ -193,9 +197,9 @@ def _rows(begun: Trained, data: Split) -> dict[str, Rows]:
     return rows
 
 
-def _fitted(
-    begun: Trained, train: Rows, validation: Rows, labels: Labels, seen: Callable
-) -> Trained:
+def _train(
+    begun: TextClassifier, train: PaddedRows, validation: PaddedRows, labels: Labels, seen: Callable
+) -> TextClassifier:
     """Steps, and looks at the validation part; the best parameters are kept."""
     settings, best, root = begun.settings, begun, jax.random.key(begun.settings.seed)
     init, train_step = _step(begun.program().graph, settings.optim, settings.steps)
@@ -204,8 +208,8 @@ def _fitted(
     opt_state, looks, losses = init(params), [], []
     rates = jnp.float32(settings.head_dropout), jnp.float32(settings.dropout)
     for step in range(1, settings.steps + 1):
-        at = places(settings.seed, step - 1, len(labels.train), settings.batch_size)
-        batch = Rows(*(each[at] for each in train)), labels.train[at]
+        at = example_indices(settings.seed, step - 1, len(labels.train), settings.batch_size)
+        batch = PaddedRows(*(each[at] for each in train)), labels.train[at]
         params, opt_state, loss = train_step(
             *(params, opt_state, frozen, batch, labels.weights),
             *(rates, root, jnp.uint32(step - 1)),
@@ -216,7 +220,7 @@ def _fitted(
         whole = nnx.merge_state(frozen, params)
         logits = _logits(begun.program(), whole, validation, settings.batch_size)
         look = {"step": step, "train_loss": float(np.mean(losses))}
-        look |= _measured(logits, labels.validation, labels.weights)
+        look |= _validation_metrics(logits, labels.validation, labels.weights)
         losses = []
         _require_finite(look)
         looks.append(look)
@@ -230,7 +234,7 @@ def _fitted(
     return best._replace(looks=looks)
 
 
-def places(seed: int, step: int, examples: int, batch_size: int) -> np.ndarray:
+def example_indices(seed: int, step: int, examples: int, batch_size: int) -> np.ndarray:
     """Which examples a step sees, by (seed, step) alone: each once an epoch, in the epoch's order.
 
     Orders are of raw words of Philox, whose stream NumPy promises never to change.
@@ -247,7 +251,7 @@ def _order(seed: int, epoch: int, examples: int) -> np.ndarray:
     return np.argsort(words, kind="stable")
 
 
-def _labels(data: Split, names: list[str], settings: ClassifyConfig) -> Labels:
+def _encode_labels(data: LabelledSplit, names: list[str], settings: ClassifyConfig) -> Labels:
     number = {name: i for i, name in enumerate(names)}
     train, validation = (
         np.array([number[label] for label in part.labels], np.int32)
@@ -259,7 +263,9 @@ def _labels(data: Split, names: list[str], settings: ClassifyConfig) -> Labels:
     return Labels(train, validation, weights)
 
 
-def _measured(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str, float]:
+def _validation_metrics(
+    logits: np.ndarray, labels: np.ndarray, weights: np.ndarray
+) -> dict[str, float]:
     predicted = logits.argmax(-1)
     return {
         "val_loss": float(_losses(logits, labels, weights).mean()),
@@ -307,7 +313,7 @@ def _program(config: ModelConfig, vocab_size: int, classes: int, pool: str) -> _
 
     graph, shapes = nnx.split(nnx.eval_shape(structure))
 
-    def logits(params, rows: Rows):
+    def logits(params, rows: PaddedRows):
         return nnx.merge(graph, params)(rows.tokens, rows.lengths, key=None)
 
     return _Program(graph, shapes, jax.jit(create), jax.jit(logits))
@@ -342,7 +348,7 @@ def _is_frozen(freeze: int | None, path: tuple, value: Any) -> bool:
     return path[1] in ("tokens", "positions") or (path[1] == "blocks" and path[2] < freeze)
 
 
-def _logits(program: _Program, params: Any, rows: Rows, batch_size: int) -> np.ndarray:
+def _logits(program: _Program, params: Any, rows: PaddedRows, batch_size: int) -> np.ndarray:
     """Logits of all rows, dropout off, in batches of one shape."""
     found = [
         np.asarray(program.logits(params, part))[:count]
@@ -351,8 +357,8 @@ def _logits(program: _Program, params: Any, rows: Rows, batch_size: int) -> np.n
     return np.concatenate(found)
 
 
-def _batches(rows: Rows, batch_size: int) -> Iterator[tuple[Rows, int]]:
+def _batches(rows: PaddedRows, batch_size: int) -> Iterator[tuple[PaddedRows, int]]:
     """Batches, the last filled up with its first row again; and how many rows of each count."""
     for begin in range(0, len(rows.lengths), batch_size):
         at = np.arange(begin, min(begin + batch_size, len(rows.lengths)))
-        yield Rows(*(each[np.resize(at, batch_size)] for each in rows)), len(at)
+        yield PaddedRows(*(each[np.resize(at, batch_size)] for each in rows)), len(at)

@@ -14,11 +14,11 @@ from flax import nnx
 
 from dropout_jax import fold, mc_dropout, mutual_information, predictive_entropy
 from minigpt.config import DropoutConfig, ModelConfig
-from minigpt.data.tokenizer import Tokenizer
-from minigpt.model.gpt import GPT
-from minigpt.run.directory import Run
+from minigpt.data import Tokenizer
+from minigpt.model import GPT
+from minigpt.run.directory import RunSpec
 
-AT_ONCE = 8  # passes that are held in memory together
+BATCH_PASSES = 8  # passes that are held in memory together
 
 
 class Uncertainty(NamedTuple):
@@ -37,13 +37,13 @@ class Uncertainty(NamedTuple):
 
 
 def text_uncertainty(
-    run: Run, params: Any, text: str, *, dropout: float | None, passes: int, seed: int
+    run: RunSpec, params: Any, text: str, *, dropout: float | None, passes: int, seed: int
 ) -> Uncertainty:
     """Of every character of a text, by a run's model: `dropout` for the rates of its training."""
     if not text:
         raise ValueError("text='' is not allowed: it must have a character.")
     rates = rates_for_passes(run.config.model.dropout, dropout)
-    logits = logits_of(run.config.model, rates, run.vocab_size, run.tokenizer.vocab_size)
+    logits = stochastic_logits(run.config.model, rates, run.vocab_size, run.tokenizer.vocab_size)
     size, tokens = run.config.model.block_size, run.tokenizer.encode(text)
     found = token_uncertainty(logits, params, tokens, block_size=size, passes=passes, seed=seed)
     return by_character(text, run.tokenizer, found)
@@ -105,7 +105,7 @@ def _of_window(logits, params, given, following, key, passes: int):
     def predict(key):
         return jax.nn.softmax(logits(params, given, key))
 
-    predictions = mc_dropout(predict, key, passes, batch_size=AT_ONCE)
+    predictions = mc_dropout(predict, key, passes, batch_size=BATCH_PASSES)
     mean = predictions.mean(0)
     right = jnp.take_along_axis(mean, following[..., None], axis=-1)[..., 0]
     # Not infinite, which neither JSON nor a scale of colours could hold.
@@ -121,7 +121,7 @@ def by_character(text: str, tokenizer: Tokenizer, found: Uncertainty) -> Uncerta
     return Uncertainty(*(np.add.reduceat(each, sizes.cumsum() - sizes) for each in found))
 
 
-def logits_of(config: ModelConfig, rates: DropoutConfig, rows: int, vocab_size: int):
+def stochastic_logits(config: ModelConfig, rates: DropoutConfig, rows: int, vocab_size: int):
     """The logits that token_uncertainty asks for: of a GPT with `rows` rows in its token table."""
     config = dataclasses.replace(config, dropout=rates)
     graph = nnx.split(nnx.eval_shape(lambda: GPT(config, rows, rngs=nnx.Rngs(0))))[0]

@@ -20,13 +20,13 @@ _COLOURS = (
 )
 
 
-def levels(values: np.ndarray, top: float) -> np.ndarray:
+def color_levels(values: np.ndarray, top: float) -> np.ndarray:
     """0 to 9: tenths of `top`, and 9 for what is above it; -1 for NaN, which has no number."""
     tenths = np.clip(np.nan_to_num(values) / top * LEVELS, 0, LEVELS - 1).astype(int)
     return np.where(np.isnan(values), -1, tenths)
 
 
-def top_of(values: np.ndarray, top: float | None) -> float:
+def color_scale_max(values: np.ndarray, top: float | None) -> float:
     """The number that gets the strongest colour: the one asked for, or the text's largest."""
     if top is not None and not 0 < top < float("inf"):
         raise ValueError(f"top={top!r} is not allowed: it must be positive and finite.")
@@ -34,9 +34,9 @@ def top_of(values: np.ndarray, top: float | None) -> float:
     return top if top is not None else float(largest) or 1.0
 
 
-def show(console: Console, text: str, values: np.ndarray, name: str, top: float) -> None:
+def print_colored(console: Console, text: str, values: np.ndarray, name: str, top: float) -> None:
     """Print the text on coloured ground; without colours, each line with its levels below it."""
-    found = levels(values, top)
+    found = color_levels(values, top)
     coloured = console.color_system is not None and not console.no_color
     console.print(_legend(name, top, coloured), soft_wrap=True)
     console.print()
@@ -98,12 +98,12 @@ def _digits(text: str, found: np.ndarray) -> str:
     return "".join(("." if x < 0 else str(x)).ljust(cell_len(c)) for c, x in pairs)
 
 
-def page(text: str, about: dict[str, Sequence[float]], name: str, top: float) -> str:
+def to_html(text: str, about: dict[str, Sequence[float]], name: str, top: float) -> str:
     """One HTML file that needs no other, for light and dark; titles hold every number in `about`.
 
     The colours are those of `about[name]`. The element with the id "text" holds the text.
     """
-    found = levels(np.asarray(about[name]), top)
+    found = color_levels(np.asarray(about[name]), top)
     spans = (
         _span(character, level, {each: numbers[i] for each, numbers in about.items()})
         for i, (character, level) in enumerate(zip(text, found, strict=True))
