@@ -22,7 +22,7 @@ from rich.table import Table
 from minigpt.checkpoint import CheckpointWriter, host_arrays
 from minigpt.config import PRESETS
 from minigpt.data import make_batch
-from minigpt.training import train_step
+from minigpt.training import build_train_functions
 
 ROUNDS, VOCABULARY = 10, 65
 COLUMNS = ("copy", "save", "until on disk", "step", "step while saving")
@@ -31,7 +31,7 @@ COLUMNS = ("copy", "save", "until on disk", "step", "step while saving")
 def measure(preset):
     """Times of each kind, round by round."""
     config = dataclasses.replace(PRESETS[preset], batch_size=12)
-    training = train_step.build_train_functions(config, VOCABULARY)
+    training = build_train_functions(config, VOCABULARY)
     text = np.zeros(10_000, np.uint16)
     rows = training.put_batch(make_batch(text, 0, 0, 12, config.model.block_size))
     state, key = training.state, jax.random.key(0)

@@ -21,7 +21,7 @@ from flax import nnx
 from dropout_jax import dropout
 from minigpt.config import PRESETS, DropoutConfig
 from minigpt.data import make_batch
-from minigpt.training import train_step
+from minigpt.training import build_train_functions
 
 REPEATS, VOCABULARY = 9, 65
 IMPORT = """
@@ -60,7 +60,7 @@ def compile_step():
         times = []
         for _ in range(3):
             jax.clear_caches()
-            training = train_step.build_train_functions(config, VOCABULARY)
+            training = build_train_functions(config, VOCABULARY)
             times.append(seconds(lambda t=training, c=config: compile_training(t, c)))
         found[f"dropout {rate}"] = harness.quartiles(times)
     return found

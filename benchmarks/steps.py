@@ -27,9 +27,9 @@ def _minigpt(config, rows, rate):
     import jax
 
     from minigpt.data import Batch
-    from minigpt.training import train_step
+    from minigpt.training import build_train_functions
 
-    training = train_step.build_train_functions(config, VOCABULARY)
+    training = build_train_functions(config, VOCABULARY)
     batch, key = (
         Batch(*(rows.astype(np.int32)[:, cut] for cut in (np.s_[:-1], np.s_[1:]))),
         jax.random.key(0),

@@ -28,8 +28,7 @@ from dropout_jax.parity.torch import CPUGenerator
 from minigpt.config import PRESETS, DropoutConfig
 from minigpt.data import build_tokenizer, load_text, make_batch
 from minigpt.model import GPT, draw_masks, site_specs
-from minigpt.training.optimizer import optimizer, schedule
-from minigpt.training.train_step import build_train_functions
+from minigpt.training import build_optimizer, build_train_functions, learning_rate_schedule
 
 RATE, SEED = 0.2, 1337
 OUR_SCALE = 65536 / round((1 - RATE) * 65536)
@@ -51,7 +50,7 @@ def minigpt_losses_with(masks_at, config, vocab, batches, dtype):
     """The same step with the masks it is given."""
     graph, params = nnx.split(GPT(config.model, vocab, rngs=nnx.Rngs(config.seed)))
     params = in_dtype(params, dtype)
-    tx = optimizer(config.optim, config.steps)
+    tx = build_optimizer(config.optim, config.steps)
 
     @jax.jit
     def step(params, opt_state, each, masks):
@@ -89,7 +88,7 @@ def torch_losses(masks_at, config, vocab, batches, dtype):
 
 
 def learning_rates(config, dtype):
-    rate = schedule(config.optim, config.steps)
+    rate = learning_rate_schedule(config.optim, config.steps)
     return [float(rate(in_dtype(jnp.int32(i), dtype))) for i in range(config.steps)]
 
 

@@ -1,5 +1,5 @@
 """`python -m minigpt`: the command line."""
 
-from minigpt.cli import main
+from minigpt.cli.main import main
 
 main()

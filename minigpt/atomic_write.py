@@ -1,20 +1,29 @@
-"""A file is replaced whole or stays as it was, and the error says which file it was."""
+"""Files and folders that are written whole or not at all, and errors that name the file."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file beside it, flush it to the disk and give it the name; leave none on failure."""
-    partial = path.with_name(f"{path.name}.partial")
-    with errors_name(path):
+@contextlib.contextmanager
+def open_atomic(path: Path, *, shared: bool = False) -> Iterator[IO[bytes]]:
+    """Write to a temporary file; rename it to `path` on success, delete it on error.
+
+    The temporary file is `path` with `.partial` behind it; in a `shared` folder, where two
+    processes may write the same file at once, each has one of its own.
+    """
+    unique = f".{secrets.token_hex(4)}" if shared else ""
+    partial = path.with_name(f"{path.name}{unique}.partial")
+    with name_in_errors(path):
         try:
             with partial.open("wb") as file:
-                file.write(content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
@@ -24,8 +33,44 @@ def write_atomic(path: Path, content: bytes) -> None:
             raise
 
 
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replace a file as a whole; on error it stays as it was."""
+    with open_atomic(path) as file:
+        file.write(content)
+
+
+def write_dir_atomic(path: Path, files: Mapping[str, bytes]) -> None:
+    """Write a new folder of files, in their order, under a hidden name; rename it when on disk."""
+    partial = path.with_name(f".{path.name}.partial")
+    with name_in_errors(partial):
+        partial.mkdir()
+    try:
+        for name, content in files.items():
+            with name_in_errors(partial / name), (partial / name).open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        fsync_dir(partial)
+        with name_in_errors(path):
+            partial.rename(path)
+        fsync_dir(path.parent)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def fsync_dir(folder: Path) -> None:
+    """Return when the names in a folder are on disk."""
+    with name_in_errors(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 @contextlib.contextmanager
-def errors_name(path: Path) -> Iterator[None]:
+def name_in_errors(path: Path) -> Iterator[None]:
     """Give an OSError the path: writing and flushing leave it out."""
     try:
         yield

@@ -19,8 +19,7 @@ from common.claim import Finding, Result, by_cell, interval
 from dropout_jax import fold
 from minigpt.config import ModelConfig
 from minigpt.model import GPT
-from minigpt.training.evaluate import estimate_loss
-from minigpt.training.train_step import token_losses
+from minigpt.training import estimate_loss, token_losses
 
 RATES, GPT_RATES = (0.1, 0.3, 0.5, 0.7, 0.8), (0.1, 0.3)
 TINY = ModelConfig(n_layer=1, n_head=1, n_embd=16, block_size=16)

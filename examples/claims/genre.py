@@ -20,9 +20,7 @@ from matplotlib.figure import Figure
 from common import charts, claim
 from common.claim import Finding, Interval, Result, interval, verdict
 from common.speech import TEST, measure, pretrained, rows, sample, settings
-from minigpt.tasks.classification import baselines
-from minigpt.tasks.classification.shakespeare_genres import load_genres
-from minigpt.tasks.classification.train import fit
+from minigpt.tasks.classification import fit, load_genres, majority, tfidf
 
 PRETRAINED, SCRATCH = "pretrained GPT", "GPT from scratch"
 DROPPING = "pretrained GPT, dropout 0.1"  # in head and body, in fine-tuning
@@ -48,8 +46,8 @@ def experiment(scale: claim.Scale) -> Result:
                 name: fit(from_body, part, each).predict(part.test.texts)
                 for name, (from_body, each) in begun.items()
             },
-            TFIDF: baselines.tfidf(part, "balanced"),
-            MAJORITY: baselines.majority(part),
+            TFIDF: tfidf(part, "balanced"),
+            MAJORITY: majority(part),
         }
         runs.append({name: measure(part, each) for name, each in labels.items()})
     found = {

@@ -16,8 +16,7 @@ from matplotlib.figure import Figure
 from common import charts, claim
 from common.claim import Finding, Interval, Result, by_cell, interval
 from common.speech import TEST, measure, pretrained, rows, sample, settings
-from minigpt.tasks.classification.shakespeare_genres import load_genres
-from minigpt.tasks.classification.train import fit
+from minigpt.tasks.classification import fit, load_genres
 
 RATES = (0.05, 0.1, 0.2, 0.3)
 NONE = "no dropout"

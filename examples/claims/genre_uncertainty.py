@@ -17,8 +17,7 @@ from common.claim import by_cell, interval
 from common.methods import COST, MEMBERS
 from common.speech import TEST, pretrained, sample, settings
 from common.text_methods import of_classifiers
-from minigpt.tasks.classification.shakespeare_genres import load_genres
-from minigpt.tasks.classification.train import fit
+from minigpt.tasks.classification import fit, load_genres
 
 RATE = 0.1
 METHODS = {name: COST[name] for name in ("softmax", "temperature", "ensemble", "MC dropout")}

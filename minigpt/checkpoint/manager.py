@@ -13,7 +13,6 @@ import hashlib
 import json
 import math
 import operator
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterable
@@ -25,7 +24,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from minigpt.atomic_write import errors_name
+from minigpt.atomic_write import fsync_dir, name_in_errors, write_dir_atomic
 from minigpt.checkpoint.manifest import (
     ARRAYS,
     FORMAT,
@@ -123,7 +122,9 @@ class CheckpointWriter:
         file = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
         manifest = {"format": FORMAT, "step": step, "files": {ARRAYS: file}, "arrays": specs}
         try:
-            path = _commit(self._root, step, data, serialize_manifest(manifest | {"meta": meta}))
+            path = _new_path(self._root, step)
+            manifest_json = serialize_manifest(manifest | {"meta": meta})
+            write_dir_atomic(path, {ARRAYS: data, MANIFEST: manifest_json})  # the manifest last
             _prune(self._root, step, path, self._keep_last)
         except OSError as error:
             kept = f"saving step {step}; the checkpoints before it are kept"
@@ -140,27 +141,10 @@ def host_arrays(tree: Any) -> dict[str, np.ndarray]:
     return {name: np.asarray(leaf) for name, leaf in _named_leaves(tree).items()}
 
 
-def _commit(root: Path, step: int, data: bytes, manifest: bytes) -> Path:
-    """Write a folder under a hidden name, the manifest last, and rename it when it is on disk."""
-    same = [folder.generation for folder in list_checkpoints(root) if folder.step == step]
-    path = root / (f"{step:08d}-{max(same) + 1}" if same else f"{step:08d}")
-    partial = root / f".{path.name}.partial"
-    with errors_name(partial):
-        partial.mkdir()
-    try:
-        for name, content in ((ARRAYS, data), (MANIFEST, manifest)):
-            with errors_name(partial / name), (partial / name).open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        fsync_dir(partial)
-        with errors_name(path):
-            partial.rename(path)
-        fsync_dir(root)
-    except OSError:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return path
+def _new_path(root: Path, step: int) -> Path:
+    """Where a step is saved: beside an earlier save of the same step, which stays until then."""
+    generations = [each.generation for each in list_checkpoints(root) if each.step == step]
+    return root / (f"{step:08d}-{max(generations) + 1}" if generations else f"{step:08d}")
 
 
 def _prune(root: Path, step: int, written: Path, keep_last: int) -> None:
@@ -174,7 +158,7 @@ def _prune(root: Path, step: int, written: Path, keep_last: int) -> None:
     keep = {*list(losses)[-keep_last:], _best(losses)}
     doomed = [folder.path for folder in [*replaced, *(losses.keys() - keep)]]
     for path in doomed:
-        with errors_name(path):
+        with name_in_errors(path):
             hidden = path.rename(root / f".{path.name}.pruned")
             fsync_dir(root)  # so that no half-deleted folder has its name back after a power cut
             _remove(hidden)
@@ -194,16 +178,6 @@ def _validation_losses(folders: Iterable[CheckpointDir]) -> dict[CheckpointDir, 
 def _best(losses: dict[CheckpointDir, float]) -> CheckpointDir | None:
     least = min(losses, key=losses.__getitem__, default=None)
     return least if least and losses[least] < math.inf else None
-
-
-def fsync_dir(folder: Path) -> None:
-    """Make a folder's names durable."""
-    with errors_name(folder):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

@@ -15,11 +15,17 @@ class Batch(NamedTuple):
     targets: np.ndarray
 
 
-def make_batch(tokens: np.ndarray, seed: int, step: int, batch_size: int, block_size: int) -> Batch:
-    """Take `batch_size` windows at places that depend on (seed, step) alone."""
-    return take_windows(
-        tokens, window_offsets(tokens, seed, step, batch_size, block_size), block_size
-    )
+def make_batch(
+    tokens: np.ndarray,
+    seed: int,
+    step: int,
+    batch_size: int,
+    block_size: int,
+    rows: slice = slice(None),
+) -> Batch:
+    """The windows of a step, whose offsets depend on (seed, step) alone; or `rows` of them."""
+    offsets = window_offsets(tokens, seed, step, batch_size, block_size)
+    return take_windows(tokens, offsets[rows], block_size)
 
 
 def window_offsets(

@@ -19,13 +19,14 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import platformdirs
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from minigpt.atomic_write import open_atomic
 from minigpt.data.text import BLOCK_BYTES, decode_utf8, load_text, read_blocks, validation_start
 from minigpt.data.tokenizer import Tokenizer, build_tokenizer, code_points
 
@@ -141,9 +142,9 @@ def _build_cache_entry(data: Path, kind, given, sha256: str, ids: Path, advance)
         with contextlib.suppress(OSError):  # another run has just renamed it, or another user's
             if time.time() - partial.stat().st_mtime > STALE_SECONDS:
                 partial.unlink()
-    with _replacing(ids) as file:
+    with open_atomic(ids, shared=True) as file:
         facts = _tokenize(data, kind, given, sha256, file, advance)
-    with _replacing(ids.with_suffix(".json")) as file:
+    with open_atomic(ids.with_suffix(".json"), shared=True) as file:
         file.write(json.dumps(facts._asdict()).encode())
     return facts
 
@@ -205,23 +206,6 @@ def _memory_map(file: Any, facts: _CacheEntry, sha256: str) -> Dataset:
     ids = np.memmap(file, "<u2", mode="r", shape=(facts.train + facts.validation,))
     parts = ids[: facts.train], ids[facts.train :]
     return Dataset(*parts, Tokenizer(facts.alphabet), sha256, facts.validation_characters)
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes its name when it is whole, and goes where it does not come to that."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
-        partial = Path(file.name)
-        try:
-            yield file  # type: ignore[misc]
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-            partial.replace(path)
-        except BaseException:
-            file.close()
-            partial.unlink(missing_ok=True)
-            raise
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Many devices and many processes: the mesh of a run, where its arrays lie, and how processes agree."""
+"""Many devices and many processes: the mesh, how arrays are sharded, how processes agree."""
 
 from minigpt.distributed.mesh import (
     constrain_batch_sharding,

@@ -14,7 +14,7 @@ from jax import lax
 from dropout_jax import fold
 
 
-def generate(
+def generate_ids(
     logits: Callable[[Any, jax.Array], jax.Array],
     params: Any,
     prompt: np.ndarray,

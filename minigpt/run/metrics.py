@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minigpt.atomic_write import errors_name, write_atomic
+from minigpt.atomic_write import name_in_errors, write_atomic
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -60,7 +60,7 @@ class MetricsLog:
         if not self._path.exists():
             write_atomic(self._path, line)  # the file is never there without its first record
             return
-        with errors_name(self._path):
+        with name_in_errors(self._path):
             if self._file is None:
                 self._file = self._path.open("ab", buffering=0)  # a failed write is not tried again
             while line:  # a disk that is nearly full takes some of it
@@ -68,7 +68,7 @@ class MetricsLog:
 
     def sync(self) -> None:
         """Return when the records are on disk."""
-        with errors_name(self._path):
+        with name_in_errors(self._path):
             if self._file:
                 os.fsync(self._file.fileno())
 

@@ -1,1 +1,1 @@
-"""tasks: classification, uncertainty, replay."""
+"""What is done with a trained run besides training: classification, uncertainty, replay."""

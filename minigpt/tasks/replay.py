@@ -23,10 +23,14 @@ from minigpt.config import Config
 from minigpt.data import load_dataset, make_batch, window_offsets
 from minigpt.distributed import make_mesh
 from minigpt.model import GPT, FullTape, site_specs
-from minigpt.run import metrics
-from minigpt.run.directory import RunSpec
-from minigpt.training import finetune
-from minigpt.training.train_step import CompiledSteps, TrainState, build_train_functions
+from minigpt.run import RunSpec, read_metrics, restore_parent_copy
+from minigpt.training import (
+    CompiledSteps,
+    TrainState,
+    build_train_functions,
+    initial_state,
+    make_train_batch,
+)
 
 
 class SiteStatistics(NamedTuple):
@@ -48,7 +52,7 @@ class ReplayedStep(NamedTuple):
     """What a step was made of and what it measured."""
 
     step: int
-    begun_from: int
+    restored_step: int
     """the step of the checkpoint; 0 is the start"""
     window_offsets: list[int]
     """the rows of the batch begin at these tokens of the training text"""
@@ -68,48 +72,55 @@ def replay(run_dir: Path, step: int, warn: Callable[[str], object]) -> ReplayedS
         raise ValueError(
             f"step={step} is not allowed: the steps of {str(run_dir)!r} are 1 to {config.steps}."
         )
-    tokens = load_dataset(config.data, config.tokenizer, run.given_tokenizer)
-    run.require_same_text(tokens.sha256, tokens.tokenizer)
+    dataset = load_dataset(config.data, config.tokenizer, run.given_tokenizer)
+    run.require_same_text(dataset.sha256, dataset.tokenizer)
     try:
         make_mesh(config)
     except ValueError as error:
         warn(f"{error} This is on one device, and equal to rounding.")
         config = dataclasses.replace(config, mesh="data=1")
-    training, root = build_train_functions(config, run.vocab_size), jax.random.key(config.seed)
-    state = _nearest(run_dir, training, config, step - 1, warn)
-    begun_from, shape = int(state.step), (config.batch_size, config.model.block_size)
-    for n in _shown(range(begun_from, step - 1)):
-        rows = training.put_batch(make_batch(tokens.train, config.seed, n, *shape))
-        state, _ = training.train_step(state, rows, root)
-    rows = make_batch(tokens.train, config.seed, step - 1, *shape)
+    compiled, root = build_train_functions(config, run.vocab_size), jax.random.key(config.seed)
+    state = _state_before(run_dir, compiled, config, step, warn)
+    restored_step = int(state.step)
+    for earlier in _track(range(restored_step, step - 1)):
+        rows = make_train_batch(compiled.mesh, dataset.train, config, earlier)
+        state, _ = compiled.train_step(state, rows, root)
+    shape = (config.batch_size, config.model.block_size)
+    batch = make_batch(dataset.train, config.seed, step - 1, *shape)
     key = fold(root, "dropout", step - 1)  # as train_step folds it
-    sites = _sites(run, state.params, rows.inputs, key)
-    _, measured = training.train_step(state, training.put_batch(rows), root)
-    recorded = {record["step"]: record["train_loss"] for record in metrics.read_metrics(run_dir)}
+    sites = _site_statistics(run, state.params, batch.inputs, key)
+    rows = make_train_batch(compiled.mesh, dataset.train, config, step - 1)
+    _, measured = compiled.train_step(state, rows, root)
+    recorded = {record["step"]: record["train_loss"] for record in read_metrics(run_dir)}
     return ReplayedStep(
         step,
-        begun_from,
-        window_offsets(tokens.train, config.seed, step - 1, *shape).tolist(),
+        restored_step,
+        window_offsets(dataset.train, config.seed, step - 1, *shape).tolist(),
         {name: float(value) for name, value in measured.items()},
         recorded.get(step),
         sites,
     )
 
 
-def _nearest(run_dir: Path, training: CompiledSteps, config: Config, most: int, warn) -> TrainState:
-    """The newest good checkpoint of at most that step, or the state at the start."""
-    found = restore_latest_valid(run_dir, training.state, warn, most=most)
-    return training.put(found[0]) if found else finetune.initial_state(training, config, run_dir)
+def _state_before(
+    run_dir: Path, compiled: CompiledSteps, config: Config, step: int, warn
+) -> TrainState:
+    """The latest valid checkpoint before a step, or the state before step 1."""
+    like = compiled.state
+    restored = restore_latest_valid(run_dir, like, warn, most=step - 1)
+    if restored:
+        return initial_state(compiled, restored[0], None)
+    return initial_state(compiled, None, config.parent and restore_parent_copy(run_dir, like))
 
 
-def _shown(steps: range):
-    """With a bar, where they are many."""
+def _track(steps: range):
+    """Show a progress bar for ten steps or more."""
     return track(
         steps, "steps before", console=Console(stderr=True), transient=True, disable=len(steps) < 10
     )
 
 
-def _sites(
+def _site_statistics(
     run: RunSpec, params: Any, tokens: np.ndarray, key: jax.Array | None
 ) -> dict[str, SiteStatistics]:
     """What one forward pass writes down of every site."""
@@ -161,14 +172,16 @@ def to_json(result: ReplayedStep) -> dict[str, Any]:
 
 def print_replay(result: ReplayedStep, console: Console) -> None:
     """Print a step and its sites; the first with a number that is not finite is marked."""
-    begun = f"the checkpoint of step {result.begun_from}" if result.begun_from else "the start"
+    source = (
+        f"the checkpoint of step {result.restored_step}" if result.restored_step else "the start"
+    )
     loss, recorded = result.measured["train_loss"], result.recorded
     beside = "metrics.jsonl has no line of it"
     if recorded is not None:
         beside = f"metrics.jsonl has {'the same' if recorded == loss else repr(recorded)}"
     norms = "  ".join(f"{name} {v:.6g}" for name, v in result.measured.items() if "norm" in name)
     console.print(
-        f"step {result.step}, made from {begun}\ntrain_loss {loss!r} ({beside})  {norms}\n"
+        f"step {result.step}, made from {source}\ntrain_loss {loss!r} ({beside})  {norms}\n"
         f"the rows of the batch begin at the tokens {result.window_offsets}"
     )
     console.width = max(console.width, 96)  # no number is cut, whatever it is printed into

@@ -1,1 +1,16 @@
-"""training: what a run does from its first step to its last."""
+"""Training: one run from its first step to its last, and the steps that it is made of."""
+
+from minigpt.training.early_stopping import choose_run_dir
+from minigpt.training.evaluate import Evaluation, estimate_loss, evaluate_text
+from minigpt.training.finetune import finetune_defaults
+from minigpt.training.optimizer import build_optimizer, learning_rate_schedule
+from minigpt.training.throughput import flops_per_token
+from minigpt.training.train_step import (
+    CompiledSteps,
+    TrainState,
+    build_train_functions,
+    initial_state,
+    make_train_batch,
+    token_losses,
+)
+from minigpt.training.trainer import train

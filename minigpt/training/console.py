@@ -8,23 +8,25 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from minigpt.model import generate
+from minigpt import checkpoint
+from minigpt.model import generate_ids
 from minigpt.training.context import TrainContext
 
 
-def print_summary(job: TrainContext, step: int) -> None:
+def print_summary(context: TrainContext, step: int) -> None:
     """The model, the text, dropout and the folder."""
-    count, mesh = job.parameters, job.training.mesh
-    model, rates = job.config.model, job.config.model.dropout
+    count, mesh = context.parameter_count, context.compiled.mesh
+    model, rates = context.config.model, context.config.model.dropout
     sites = {name: rate for name, rate in vars(rates).items() if rate}
-    parent = f", with the weights of {job.config.parent}" if job.config.parent else ""
-    job.console.print(
+    parent = f", with the weights of {context.config.parent}" if context.config.parent else ""
+    context.console.print(
         f"{count:,} parameters: {model.n_layer} layers, {model.n_head} heads, {model.n_embd} wide, "
         f"{model.block_size} tokens of context, on {_devices(mesh)}\n"
-        f"{len(job.tokens.train):,} tokens to train on, {len(job.tokens.validation):,} to "
-        f"validate, {job.run.tokenizer.vocab_size} in the vocabulary\n"
+        f"{len(context.dataset.train):,} tokens to train on, "
+        f"{len(context.dataset.validation):,} to validate, "
+        f"{context.tokenizer.vocab_size} in the vocabulary\n"
         f"dropout: {sites or 'none (--dropout 0.2 sets it)'}\n"
-        f"{f'going on from step {step} in' if step else 'writing'} {job.run_dir}{parent}"
+        f"{f'going on from step {step} in' if step else 'writing'} {context.run_dir}{parent}"
     )
 
 
@@ -42,7 +44,7 @@ def progress_bar(console: Console) -> Progress:
     return Progress(
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[shown]}"),
+        TextColumn("{task.fields[status]}"),
         TimeRemainingColumn(),
         console=console,
     )
@@ -57,24 +59,31 @@ def validation_line(record: dict[str, Any]) -> str:
     )
 
 
-def print_sample(job: TrainContext, params: Any) -> None:
+def print_sample(context: TrainContext, params: Any) -> None:
     """Print a sample that begins with a new line, or with the first character of the alphabet."""
-    tokenizer = job.run.tokenizer
-    if job.config.sample_tokens == 0:
+    tokenizer = context.tokenizer
+    if context.config.sample_tokens == 0:
         return
     alphabet = tokenizer.alphabet or "\n"
     prompt = tokenizer.encode("\n" if "\n" in alphabet else alphabet[0])
-    ids = generate(
-        job.stoppable(job.training.logits),
+    ids = generate_ids(
+        context.interruptible(context.compiled.logits),
         params,
         prompt,
-        tokens=job.config.sample_tokens,
-        block_size=job.config.model.block_size,
+        tokens=context.config.sample_tokens,
+        block_size=context.config.model.block_size,
         vocab_size=tokenizer.vocab_size,
         temperature=0.8,
-        seed=job.config.seed,
+        seed=context.config.seed,
     )
     text = tokenizer.decode(list(ids))
-    job.console.rule("sample")
-    job.console.print(text, markup=False, emoji=False, highlight=False)
-    job.console.rule()
+    context.console.rule("sample")
+    context.console.print(text, markup=False, emoji=False, highlight=False)
+    context.console.rule()
+
+
+def print_interrupted(context: TrainContext, is_finished: bool) -> None:
+    """Say at which step a run has stopped, and how to resume it."""
+    step = checkpoint.list_steps(context.run_dir)[-1]
+    then = "the run is finished" if is_finished else "the same command goes on from there"
+    context.console.print(f"stopped at step {step}; {then}")

@@ -1,49 +1,55 @@
-"""A run at work: what every part of the loop needs."""
+"""What all parts of a training run share."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from rich.console import Console
 
 from minigpt.config import Config
-from minigpt.data import Dataset
+from minigpt.data import Dataset, Tokenizer
 from minigpt.distributed import is_single_process
-from minigpt.run.directory import RunSpec
+from minigpt.run import RunSpec
 from minigpt.training.interrupt import InterruptHandler
 from minigpt.training.train_step import CompiledSteps
 
 
 class TrainContext(NamedTuple):
-    """What every part of the loop needs."""
+    """What all parts of a training run share."""
 
-    run: RunSpec
-    tokens: Dataset
-    training: CompiledSteps
+    spec: RunSpec
+    dataset: Dataset
+    compiled: CompiledSteps
     run_dir: Path
     console: Console
-    stopping: InterruptHandler
+    interrupt: InterruptHandler
 
     @property
     def config(self) -> Config:
         """The run's settings."""
-        return self.run.config
+        return self.spec.config
 
     @property
-    def parameters(self) -> int:
+    def tokenizer(self) -> Tokenizer:
+        """The run's tokenizer."""
+        return self.spec.tokenizer
+
+    @property
+    def parameter_count(self) -> int:
         """How many numbers the model learns."""
-        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.training.state.params))
+        leaves = jax.tree.leaves(self.compiled.state.params)
+        return sum(math.prod(leaf.shape) for leaf in leaves)
 
-    def stoppable(self, function: Callable) -> Callable:
-        """The function, which raises Stopped instead if somebody asked for a stop."""
+    def interruptible(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function; its call raises Interrupted if a signal has asked the run to stop."""
 
-        def call(*args):
-            if is_single_process():  # many processes leave between two steps only
-                self.stopping.check()
+        def call(*args: Any) -> Any:
+            if is_single_process():  # many processes stop between two steps only
+                self.interrupt.check()
             return function(*args)
 
         return call

@@ -20,7 +20,7 @@ class Evaluation(NamedTuple):
     tokens: int
 
 
-def evaluate(
+def evaluate_text(
     eval_step: Callable[[Any, Batch], Any],
     params: Any,
     tokens: np.ndarray,

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: asked once, a run stops where it loses nothing; asked twice, at once."""
+"""SIGTERM and Ctrl-C: the first stops a run where it loses nothing, the second at once."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Exception):  # noqa: N818 (nothing went wrong)
-    """Raised where work can be left, after somebody asked for it."""
+    """Raised where a run can stop without loss, after a signal has asked for it."""
 
 
 class InterruptHandler:
-    """While it is entered, a first signal sets `asked`, and a second ends the process."""
+    """Inside its `with` block the first signal sets `asked`, and the second ends the process."""
 
     def __init__(self):
         self.asked = False
         self._before: dict[int, Any] = {}
 
     def check(self) -> None:
-        """Raise Stopped if somebody asked."""
+        """Raise Interrupted if a signal has arrived."""
         if self.asked:
             raise Interrupted
 

@@ -8,22 +8,21 @@ import optax
 from minigpt.config import OptimConfig
 
 
-def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
+def learning_rate_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     """Linear from learning_rate / (warmup + 1), then a cosine that ends at min_learning_rate."""
-    first = config.learning_rate / (config.warmup_steps + 1)
-    warmup = optax.linear_schedule(first, config.learning_rate, config.warmup_steps)
-    cosine = optax.cosine_decay_schedule(
-        config.learning_rate,
-        max(steps - config.warmup_steps, 1),  # a run may end within its warm-up
-        alpha=config.min_learning_rate / config.learning_rate,
+    return optax.warmup_cosine_decay_schedule(
+        init_value=config.learning_rate / (config.warmup_steps + 1),
+        peak_value=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        decay_steps=max(steps, config.warmup_steps + 1),  # a run may end within its warm-up
+        end_value=config.min_learning_rate,
     )
-    return optax.join_schedules([warmup, cosine], [config.warmup_steps])
 
 
-def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+def build_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     """Clip by the global norm, then AdamW, with decay on matrices only."""
     adamw = optax.adamw(
-        schedule(config, steps),
+        learning_rate_schedule(config, steps),
         b1=config.beta1,
         b2=config.beta2,
         weight_decay=config.weight_decay,

@@ -21,7 +21,7 @@ import math
 from typing import Any
 
 from minigpt.config import Config
-from minigpt.training import resume
+from minigpt.training.early_stopping import is_finished
 
 # What can be done about overfitting, the best first, as docs/claims.md measures: data_size for the
 # first, gpt_overfitting and gpt_rates for the next two, interactions for the others.
@@ -46,7 +46,7 @@ def diagnose(records: list[dict[str, Any]], config: Config) -> str | None:
     validations = [record for record in records if "val_loss" in record]
     if told := _diagnose_overfitting(validations, config):
         return told
-    if resume.is_finished(config, validations[-1]["step"], records):
+    if is_finished(config, validations[-1]["step"], records):
         return _dropout_may_hurt(validations[-1], config)
     return None
 

@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
 
 from dropout_jax import fold
 from minigpt.config import Config
-from minigpt.data import Batch
+from minigpt.data import Batch, make_batch
 from minigpt.distributed import (
     constrain_batch_sharding,
     make_mesh,
@@ -23,7 +24,7 @@ from minigpt.distributed import (
     use_mesh,
 )
 from minigpt.model import GPT
-from minigpt.training.optimizer import optimizer
+from minigpt.training.optimizer import build_optimizer
 
 
 class TrainState(NamedTuple):
@@ -35,7 +36,7 @@ class TrainState(NamedTuple):
 
 
 class CompiledSteps(NamedTuple):
-    """A model's structure with its compiled steps on a mesh, and the state to start from."""
+    """The compiled steps of a model on a mesh, and the state before the first step."""
 
     mesh: Mesh
     state: TrainState
@@ -71,7 +72,7 @@ def build_train_functions(config: Config, vocab_size: int) -> CompiledSteps:
     mesh = make_mesh(config)
     model = GPT(config.model, vocab_size, rngs=nnx.Rngs(config.seed))
     graph, params = nnx.split(model)
-    tx = optimizer(config.optim, config.steps)
+    tx = build_optimizer(config.optim, config.steps)
     state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
     places, everywhere = state_shardings(mesh, state), replicated(mesh)
 
@@ -128,6 +129,30 @@ class MeshFunction(NamedTuple):
         """What jax.jit's `lower` gives."""
         with use_mesh(self.mesh):
             return self.step.lower(*args)
+
+
+def initial_state(compiled: CompiledSteps, saved: Any, parent: Any) -> TrainState:
+    """The state that a run continues from: the saved one, the seed's with the parent's weights, or
+    the seed's.
+
+    What is replaced is deleted from the devices, so that two states never lie beside each other.
+    """
+    fresh = compiled.state
+    if saved is not None:
+        jax.tree.map(lambda leaf: leaf.delete(), fresh)
+        return compiled.put(saved)
+    if parent is not None:
+        jax.tree.map(lambda leaf: leaf.delete(), fresh.params)
+        return fresh._replace(params=shard_state(compiled.mesh, parent.params))
+    return fresh
+
+
+def make_train_batch(mesh: Mesh, tokens: np.ndarray, config: Config, step: int) -> Batch:
+    """A step's batch on the mesh; each process reads the rows of its own devices only."""
+    shape = (config.batch_size, config.model.block_size)
+    return shard_batch(
+        mesh, shape, lambda rows: make_batch(tokens, config.seed, step, *shape, rows)
+    )
 
 
 def accumulate_gradients(count: int, value_and_grad, params, batch: Batch):

@@ -8,8 +8,7 @@ import jax
 from common.data import Text
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
 from minigpt.data import make_batch
-from minigpt.training.evaluate import estimate_loss
-from minigpt.training.train_step import CompiledSteps, build_train_functions
+from minigpt.training import CompiledSteps, build_train_functions, estimate_loss
 
 SMALL = ModelConfig(n_layer=2, n_head=4, n_embd=64, block_size=64)
 

@@ -9,9 +9,12 @@ from common.data import Text
 from common.gpt import compiled, config_of, train
 from minigpt.config import ClassifyConfig, ModelConfig, OptimConfig
 from minigpt.data import build_tokenizer, load_plays
-from minigpt.tasks.classification.data import LabelledSplit, LabelledTexts
-from minigpt.tasks.classification.metrics import classification_scores
-from minigpt.tasks.classification.train import PretrainedModel
+from minigpt.tasks.classification import (
+    LabelledSplit,
+    LabelledTexts,
+    PretrainedModel,
+    classification_scores,
+)
 
 TEST = ("twelfth-night", "as-you-like-it", "henry-v", "richard-iii", "macbeth", "king-lear")
 LENGTH = 64

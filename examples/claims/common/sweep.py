@@ -18,7 +18,7 @@ from dropout_jax import apply_mask, fold, keep_mask
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
 from minigpt.data import window_offsets
 from minigpt.model import GPT, site_specs
-from minigpt.training.optimizer import optimizer, schedule
+from minigpt.training import build_optimizer, learning_rate_schedule
 
 # A learning rate of 1 for ever: every step multiplies by its own, which so may be traced.
 CONSTANT = {"learning_rate": 1.0, "min_learning_rate": 1.0, "warmup_steps": 0}
@@ -94,7 +94,7 @@ class Runner:
         rows = windows(
             train, np.reshape(each, (len(each), self.looks, -1, config.batch_size)), time
         )
-        rate = schedule(optim or config.optim, config.steps)
+        rate = learning_rate_schedule(optim or config.optim, config.steps)
         losses, params = self._program(
             params,
             rows,
@@ -113,7 +113,7 @@ class Runner:
         return {name: float(rates[name]) for name in self.sites}
 
     def _run(self, params, rows, key, rates, learning_rates, watched):
-        tx = optimizer(dataclasses.replace(self.config.optim, **CONSTANT), 1)
+        tx = build_optimizer(dataclasses.replace(self.config.optim, **CONSTANT), 1)
 
         def step(carry, now):
             params, state = carry

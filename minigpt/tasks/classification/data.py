@@ -43,10 +43,10 @@ class LabelledSplit(NamedTuple):
             raise ValueError(f"labels={known} are not allowed: there must be at least two.")
         return known
 
-    def leaked(self) -> int:
-        """How many texts of the test are among those that are trained or chosen by too."""
-        seen = {*self.train.texts, *self.validation.texts}
-        return sum(text in seen for text in self.test.texts)
+    def count_test_overlap(self) -> int:
+        """How many texts of the test part are in another part too, word for word."""
+        other = {*self.train.texts, *self.validation.texts}
+        return sum(text in other for text in self.test.texts)
 
 
 class PaddedRows(NamedTuple):

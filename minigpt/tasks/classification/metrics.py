@@ -11,7 +11,7 @@ from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_
 _ZERO: Any = {"zero_division": 0}  # what is undefined, such as the precision of a label never given
 
 
-class Scores(NamedTuple):
+class ClassificationScores(NamedTuple):
     """What predictions are worth."""
 
     accuracy: float
@@ -22,7 +22,9 @@ class Scores(NamedTuple):
     """counts: rows are true labels, columns predicted ones, both in the labels' order"""
 
 
-def classification_scores(truth: list[str], predicted: list[str], labels: Sequence[str]) -> Scores:
+def classification_scores(
+    truth: list[str], predicted: list[str], labels: Sequence[str]
+) -> ClassificationScores:
     """Compare with the truth."""
     matrix = confusion_matrix(truth, predicted, labels=labels)
     columns = precision_recall_fscore_support(truth, predicted, labels=labels, **_ZERO)
@@ -36,7 +38,7 @@ def classification_scores(truth: list[str], predicted: list[str], labels: Sequen
         for label, *row in zip(labels, *lists, strict=True)
     }
     accuracy = float(np.trace(matrix) / matrix.sum())
-    return Scores(accuracy, macro_f1(truth, predicted), classes, matrix.tolist())
+    return ClassificationScores(accuracy, macro_f1(truth, predicted), classes, matrix.tolist())
 
 
 def macro_f1(truth: Any, predicted: Any) -> float:

@@ -16,12 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from minigpt.atomic_write import write_atomic
-from minigpt.tasks.classification.metrics import Scores
+from minigpt.tasks.classification.metrics import ClassificationScores
 
 MOST_WRITTEN = 20  # classes whose cells still have room for a number
 
 
-def print_report(found: dict[str, Scores], console: Console) -> None:
+def print_report(found: dict[str, ClassificationScores], console: Console) -> None:
     """Print the models beside each other, then the last one's classes."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("test part", no_wrap=True)
@@ -34,7 +34,7 @@ def print_report(found: dict[str, Scores], console: Console) -> None:
     console.print(_classes(name, last))
 
 
-def _classes(name: str, found: Scores) -> Table:
+def _classes(name: str, found: ClassificationScores) -> Table:
     """Per class, with the row of the confusion matrix."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column(name, no_wrap=True)
@@ -60,7 +60,9 @@ def format_evaluation(look: dict[str, float]) -> str:
     )
 
 
-def save_report(found: dict[str, Scores], about: dict[str, Any], folder: Path) -> None:
+def save_report(
+    found: dict[str, ClassificationScores], about: dict[str, Any], folder: Path
+) -> None:
     """Write report.json, and the last model's confusion matrix as confusion.png."""
     everything = about | {"test": {name: each._asdict() for name, each in found.items()}}
     write_atomic(folder / "report.json", (json.dumps(everything, indent=1) + "\n").encode())
@@ -68,7 +70,7 @@ def save_report(found: dict[str, Scores], about: dict[str, Any], folder: Path) -
     plot_confusion(last, folder / "confusion.png", f"{name}: confusion matrix of the test part")
 
 
-def plot_confusion(found: Scores, path: Path, title: str) -> None:
+def plot_confusion(found: ClassificationScores, path: Path, title: str) -> None:
     """Draw the confusion matrix: shares of each true label as shades, counts as numbers."""
     labels = [label if len(label) <= 24 else label[:23] + "…" for label in found.classes]
     counts = np.asarray(found.confusion)

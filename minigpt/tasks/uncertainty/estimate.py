@@ -16,7 +16,7 @@ from dropout_jax import fold, mc_dropout, mutual_information, predictive_entropy
 from minigpt.config import DropoutConfig, ModelConfig
 from minigpt.data import Tokenizer
 from minigpt.model import GPT
-from minigpt.run.directory import RunSpec
+from minigpt.run import RunSpec
 
 BATCH_PASSES = 8  # passes that are held in memory together
 

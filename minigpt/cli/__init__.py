@@ -1,0 +1,1 @@
+"""The command `minigpt`: main.py parses it, and each command has a file of its own."""

@@ -1,0 +1,35 @@
+"""What several commands do: load a trained model, and print as given."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from minigpt.run import RunSpec
+    from minigpt.training import CompiledSteps
+
+WhichCheckpoint = Literal["last", "best"]
+
+
+def make_console(*, quiet: bool = False) -> Console:
+    """A console that prints what it is given as it is: a path's brackets, a label's colons."""
+    return Console(highlight=False, markup=False, emoji=False, quiet=quiet)
+
+
+def load_model(run_dir: Path, which: WhichCheckpoint) -> tuple[RunSpec, CompiledSteps]:
+    """A run and its trained model, ready for evaluation on one device."""
+    from minigpt import checkpoint
+    from minigpt.run import RunSpec
+    from minigpt.training import build_train_functions
+
+    spec = RunSpec.load(run_dir)
+    compiled = build_train_functions(
+        dataclasses.replace(spec.config, mesh="data=1"), spec.vocab_size
+    )
+    step = checkpoint.best_step(run_dir) if which == "best" else None
+    state, _ = checkpoint.restore(run_dir, compiled.state, step)
+    return spec, compiled._replace(state=compiled.put(state))

@@ -1,0 +1,49 @@
+"""minigpt eval: the loss of a trained model on the whole validation text."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from minigpt.cli.common import WhichCheckpoint, load_model
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Measure a trained model on the whole validation text."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """the directory that `minigpt train` wrote"""
+    json: bool = False
+    """print one JSON object"""
+    checkpoint: WhichCheckpoint = "last"
+    """best is that of the lowest validation loss"""
+
+
+def run_eval(command: Eval) -> None:
+    """Print the loss, as a sentence or as JSON."""
+    from minigpt.data import load_dataset
+    from minigpt.training import evaluate_text
+
+    spec, compiled = load_model(command.run_dir, command.checkpoint)
+    config = spec.config
+    dataset = load_dataset(config.data, config.tokenizer, spec.given_tokenizer)
+    spec.require_same_text(dataset.sha256, dataset.tokenizer)
+    result = evaluate_text(
+        compiled.eval_step,
+        compiled.state.params,
+        dataset.validation,
+        dataset.validation_characters,
+        batch_size=config.batch_size,
+        block_size=config.model.block_size,
+    )
+    if command.json:
+        print(json.dumps(result._asdict()))
+        return
+    print(
+        f"validation loss {result.loss:.4f} nats a token, perplexity {result.perplexity:.3f}, "
+        f"{result.bits_per_character:.4f} bits a character, over {result.tokens:,} tokens"
+    )

@@ -1,0 +1,59 @@
+"""When a run is finished: at its last step, or when validations stop improving."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+from minigpt import checkpoint
+from minigpt.config import Config
+from minigpt.run import CONFIG, RunSpec, differences, read_metrics
+
+
+def is_finished(config: Config, step: int, records: list[dict[str, Any]]) -> bool:
+    """Whether a step is the last: of all, or by early stopping."""
+    return step >= config.steps or is_out_of_patience(config, records)
+
+
+def is_out_of_patience(config: Config, records: list[dict[str, Any]]) -> bool:
+    """Whether none of the last `patience` validations has a lower loss than all before them."""
+    if config.patience is None:
+        return False
+    losses = [record["val_loss"] for record in records if "val_loss" in record]
+    recent, before = losses[-config.patience :], losses[: -config.patience]
+    return bool(before) and min(recent) >= min(before)
+
+
+def run_is_finished(run_dir: Path, config: Config) -> bool:
+    """Whether the run's last step is on disk and validated."""
+    steps = checkpoint.list_steps(run_dir)
+    if not steps:
+        return False
+    records = [record for record in read_metrics(run_dir) if record["step"] <= steps[-1]]
+    last = records[-1] if records else {}
+    is_validated = last.get("step") == steps[-1] and "val_loss" in last
+    return is_validated and is_finished(config, steps[-1], records)
+
+
+def choose_run_dir(parent: Path, name: str, config: Config, *, fresh: bool = False) -> Path:
+    """The newest of parent/name, name-2, ... that is unfinished and has these settings, or the
+    first that does not exist.
+    """
+    numbered = (parent / (f"{name}-{n}" if n > 1 else name) for n in itertools.count(1))
+    existing = list(itertools.takewhile(Path.exists, numbered))
+    free = parent / (f"{name}-{len(existing) + 1}" if existing else name)
+    for path in [] if fresh else reversed(existing):
+        if _has_settings(path, config) and not run_is_finished(path, config):
+            return path
+    return free
+
+
+def _has_settings(run_dir: Path, config: Config) -> bool:
+    if not (run_dir / CONFIG).exists():
+        return False
+    try:
+        earlier = RunSpec.load(run_dir).config
+    except ValueError:
+        return False
+    return earlier.data == config.data and not differences(earlier, config)

@@ -1,0 +1,114 @@
+"""Labelled texts: files, their split into parts, the plays' genres, padding."""
+
+import csv
+
+import pytest
+from tiny import DATA
+
+from minigpt.data import shakespeare
+from minigpt.data import text as corpus
+from minigpt.data.tokenizer import Tokenizer
+from minigpt.tasks.classification import shakespeare_genres as speeches
+from minigpt.tasks.classification.data import LabelledSplit, LabelledTexts, pad_texts, read_csv
+
+TOKENIZER = Tokenizer("abc ")
+
+
+def test_texts_are_cut_padded_and_their_lengths_told():
+    rows = pad_texts(TOKENIZER, ["abc", "aaaaaac"], 5)
+    assert rows.tokens.tolist() == [[0, 1, 2, 0, 0], [0] * 5]
+    assert rows.lengths.tolist() == [3, 5]
+    with pytest.raises(ValueError, match=r"example 2, 'axb': text has 'x'.*--unknown drop"):
+        pad_texts(TOKENIZER, ["a", "axb"], 5)
+    assert pad_texts(TOKENIZER, ["axb", "xxxxxc"], 2, drop_unknown=True).lengths.tolist() == [2, 1]
+    with pytest.raises(ValueError, match="example 1 is not allowed: no character of 'x' is left"):
+        pad_texts(TOKENIZER, ["x"], 5, drop_unknown=True)
+    euro = pad_texts(Tokenizer(None), ["€uro"], 3)
+    assert bytes(euro.tokens[0].tolist()) == "€".encode()
+
+
+def test_a_file_is_split_by_label_and_every_row_is_in_one_part(tmp_path):
+    path = tmp_path / "x.csv"
+    rows = [f'"text, {i}",{"rare" if i % 10 == 0 else "common"}' for i in range(100)]
+    path.write_text("\ufefftext,label\r\n" + "\r\n".join(rows), newline="")
+    found = read_csv(path, seed=1)
+    assert [part.labels.count("common") for part in found] == [72, 9, 9]
+    assert [part.labels.count("rare") for part in found] == [8, 1, 1]
+    everything = [text for part in found for text in part.texts]
+    assert sorted(everything) == sorted(f"text, {i}" for i in range(100))
+    assert read_csv(path, seed=1) == found
+    assert read_csv(path, seed=2) != found
+
+
+def test_a_text_may_be_long(tmp_path):
+    """Longer than Python's csv allows by itself, which is left as it was."""
+    path, limit = tmp_path / "x.csv", csv.field_size_limit()
+    path.write_text("text,label,split\n" + f"{'a' * 2 * limit},b,train\n")
+    assert [len(text) for text in read_csv(path, seed=1).train.texts] == [2 * limit]
+    assert csv.field_size_limit() == limit
+
+
+def test_a_column_split_decides(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("split,label,text\ntrain,a,one\ntest,a,two\nvalidation,b,three\ntrain,b,four\n")
+    found = read_csv(path, seed=1)
+    assert found == LabelledSplit(*map(LabelledTexts, (["one", "four"], ["three"], ["two"]),
+                               (["a", "b"], ["b"], ["a"])))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("text,kind\na,b\n", "lacks the column 'label'.*names \\['text', 'kind'\\]"),
+        ("", "lacks the column 'text'"),
+        ("text,label,text\na,b,c\n", "has the column 'text' more than once"),
+        ("text,label\na,b\na\n", "line 3: there must be a cell for each column"),
+        ("text,label\na,b,c\n", "line 2: there must be a cell"),
+        ("text,label\n ,b\n", "line 2: text is empty"),
+        ("text,label\na, \n", "line 2: label is empty"),
+        ("text,label,split\na,b,dev\n", "line 2: split='dev' is not allowed: it is one of train"),
+        ("text,label\na,b\na,b\n", "label 'b' has 2 rows: it must have at least 3"),
+        ('text,label\n"a"b,c\n', "after line 1: this is not CSV"),
+    ],
+)
+def test_a_bad_file_is_an_error_that_says_where(content, told, tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=told):
+        read_csv(path, seed=1)
+
+
+def test_no_play_is_in_two_parts_and_the_test_was_not_pretrained_on():
+    plays, found = shakespeare.load_plays(), speeches.load_genres()
+    texts = dict(zip(LabelledSplit._fields, found, strict=True))
+    for part, names in (("test", speeches.TEST_PLAYS), ("validation", speeches.VALIDATION_PLAYS)):
+        inside = "".join(plays[name] for name in names)
+        assert all(text in inside for text in texts[part].texts[::10])
+        assert set(texts[part].labels) == set(speeches.GENRES.values())
+    held = "".join(plays[name] for name in (*speeches.TEST_PLAYS, *speeches.VALIDATION_PLAYS))
+    long = [text for text in texts["train"].texts if len(text) > 100]
+    assert len(long) > 4000
+    assert not any(text in held for text in long[::50])
+    seen = corpus.load_text().train
+    assert not any(text in seen for text in texts["test"].texts[::20] if len(text) > 100)
+    with pytest.raises(ValueError, match="'twelfth-night' is not allowed: it is in test and"):
+        speeches.load_genres(validation=("twelfth-night",))
+    with pytest.raises(ValueError, match="'cymbeline' is not allowed: the plays are"):
+        speeches.load_genres(test=("cymbeline",))
+
+
+def test_parts_must_hold_what_they_are_for():
+    with pytest.raises(ValueError, match="the test part is empty"):
+        DATA._replace(test=LabelledTexts([], [])).classes()
+    with pytest.raises(ValueError, match="label 'new' is not in the training part"):
+        DATA._replace(test=LabelledTexts(["a"], ["new"])).classes()
+    with pytest.raises(ValueError, match="there must be at least two"):
+        LabelledSplit(*[LabelledTexts(["a"], ["only"])] * 3).classes()
+
+
+def test_texts_of_the_test_that_are_in_another_part_are_counted():
+    one, two, three = (
+        LabelledTexts(list(part), ["a"] * len(part)) for part in ("ab", "cc", "bcdb")
+    )
+    assert LabelledSplit(one, two, three).count_test_overlap() == 3
+    assert LabelledSplit(one, two, LabelledTexts(["d"], ["a"])).count_test_overlap() == 0

@@ -1,0 +1,113 @@
+"""One frozen config: nanoGPT's numbers, refused values, and no knob that nothing reads."""
+
+import dataclasses
+import io
+import json
+
+import pytest
+from rich.console import Console
+from run_helpers import OTHER_VALUES, flatten_config, replace_field
+from tiny import CONFIG, TEXT
+
+from minigpt.config import PRESETS, Config, DropoutConfig, ModelConfig, OptimConfig
+from minigpt.training import trainer
+
+
+def test_the_small_preset_is_nanogpts_cpu_configuration():
+    config = PRESETS["shakespeare-char-cpu"]
+    model = config.model
+    assert (model.n_layer, model.n_head, model.n_embd, model.block_size) == (4, 4, 128, 64)
+    assert (config.batch_size, config.steps, model.bias) == (12, 2000, False)
+    assert set(dataclasses.asdict(model.dropout).values()) == {0.0}
+
+
+def test_the_other_preset_is_nanogpts_gpu_configuration():
+    config = PRESETS["shakespeare-char"]
+    model = config.model
+    assert (model.n_layer, model.n_head, model.n_embd, model.block_size) == (6, 6, 384, 256)
+    assert (config.batch_size, config.steps, model.bias) == (64, 5000, False)
+    assert model.dropout == DropoutConfig.uniform(0.2)
+
+
+@pytest.mark.parametrize("name", ["shakespeare-char-cpu", "shakespeare-char"])
+def test_nanogpts_optimizer(name):
+    assert PRESETS[name].optim == OptimConfig(1e-3, 1e-4, 100, 0.9, 0.99, 0.1, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: DropoutConfig(embed=1.0), "dropout.embed=1.0"),
+        (lambda: DropoutConfig(mlp_out=float("nan")), "dropout.mlp_out=nan"),
+        (lambda: DropoutConfig.uniform(-0.1), "dropout=-0.1"),
+        (lambda: ModelConfig(n_embd=10, n_head=4), "n_embd=10"),
+        (lambda: ModelConfig(n_layer=0), "n_layer=0"),
+        (lambda: OptimConfig(learning_rate=0.0), "learning_rate=0.0"),
+        (lambda: OptimConfig(min_learning_rate=1.0), "min_learning_rate=1.0"),
+        (lambda: OptimConfig(beta2=1.0), "beta2=1.0"),
+        (lambda: OptimConfig(grad_clip=0.0), "grad_clip=0.0"),
+        (lambda: Config(steps=0), "steps=0"),
+        (lambda: Config(seed=-1), "seed=-1"),
+        (lambda: Config(patience=0), "patience=0"),
+        (lambda: Config(profile_steps=-1), "profile_steps=-1"),
+        (lambda: Config(accumulate=5), "batch_size=12"),
+        (lambda: Config(label_smoothing=1.0), "label_smoothing=1.0"),
+        (lambda: Config(keep_checkpoints=0), "keep_checkpoints=0"),
+    ],
+)
+def test_bad_values_are_named(make, name):
+    with pytest.raises(ValueError, match=f"{name} is not allowed"):
+        make()
+
+
+def outcome(config, folder):
+    """All that a run shows and leaves, but for times and places."""
+    folder.mkdir()
+    text = folder / "text.txt"
+    text.write_text(TEXT)
+    console = Console(record=True, width=120, file=io.StringIO())
+    trainer.train(dataclasses.replace(config, data=config.data or text), folder / "run", console)
+    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    timed = ("tokens_per_s", "elapsed_s")
+    records = [{k: v for k, v in json.loads(li).items() if k not in timed} for li in lines]
+    shown = console.export_text()
+    sample = shown[shown.index(" sample ") :].replace(str(folder), "")
+    saved = sorted((folder / "run" / "checkpoints").iterdir())
+    arrays = (saved[-1] / "arrays.safetensors").read_bytes()
+    return records, sample, arrays, [path.name for path in saved]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return outcome(CONFIG, tmp_path_factory.mktemp("base") / "x")
+
+
+def test_every_field_is_tried():
+    elsewhere = {"data", "run_dir", "patience", "model.remat", "tensorboard", "profile_steps"}
+    elsewhere |= {"parent", "parent_checkpoint"}  # test_finetune.py
+    assert set(OTHER_VALUES) | elsewhere == {name for name, _ in flatten_config(Config())}
+
+
+def test_the_same_config_gives_the_same_run(base, tmp_path):
+    assert outcome(CONFIG, tmp_path / "x") == base
+
+
+@pytest.mark.parametrize("name", OTHER_VALUES)
+def test_every_field_changes_what_happens(name, base, tmp_path):
+    assert outcome(replace_field(CONFIG, name, OTHER_VALUES[name]), tmp_path / "x") != base
+
+
+def test_patience_ends_a_run_that_gets_no_better(tmp_path):
+    still = OptimConfig(learning_rate=1e-30, min_learning_rate=0.0)
+    config = dataclasses.replace(CONFIG, steps=20, optim=still, patience=3)
+    records, _, _, saved = outcome(config, tmp_path / "x")
+    assert [record["step"] for record in records] == [2, 4, 6, 8]
+    assert saved[0] == "00000002"  # the best: the first of equals
+    learning = dataclasses.replace(config, optim=CONFIG.optim)
+    assert outcome(learning, tmp_path / "y")[0][-1]["step"] == 20
+
+
+def test_the_text_changes_what_happens(base, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text(TEXT.swapcase())
+    assert outcome(dataclasses.replace(CONFIG, data=other), tmp_path / "x") != base

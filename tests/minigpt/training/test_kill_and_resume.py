@@ -1,0 +1,132 @@
+"""A run that is killed at any instant, or asked to stop, goes on and ends as if it never was."""
+
+import json
+import pathlib
+import random
+import subprocess
+import sys
+
+import pytest
+from run_helpers import KILL_AND_RESTART, child_environment, count_kills
+from tiny import TEXT, outcome
+
+HERE = pathlib.Path(__file__).parent
+COMMAND = [
+    *("train", "--data", "text.txt", "--run-dir", "out", "--dropout", "0.2"),
+    *("--model.dropout.mlp-hidden", "0.2", "--model.dropout.drop-path", "0.2"),
+    *("--steps", "24", "--batch-size", "3", "--log-every", "2", "--sample-tokens", "2"),
+    *("--eval-every", "4", "--eval-batches", "2", "--keep-checkpoints", "2"),
+    *("--model.n-layer", "1", "--model.n-embd", "8", "--model.block-size", "16"),
+]
+
+
+def killing(folder, plans, cache, more=()):
+    """Run the command through what disturbs it; how each process ended."""
+    (folder / "text.txt").write_text(TEXT)
+    words = [
+        sys.executable,
+        "-W",
+        "error",
+        str(KILL_AND_RESTART),
+        json.dumps(plans),
+        *COMMAND,
+        *more,
+    ]
+    done = subprocess.run(
+        words, cwd=folder, env=child_environment(cache), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, cache):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    killing(folder, [], cache)
+    return outcome(folder)
+
+
+def test_the_undisturbed_run_is_whole(undisturbed):
+    arrays, records, steps, names = undisturbed
+    assert any(name.startswith("opt_state") for name in arrays)
+    assert [record["step"] for record in records] == list(range(2, 25, 2))
+    assert [r["step"] for r in records if "val_loss" in r] == list(range(4, 25, 4))
+    assert steps[-2:] == [20, 24]
+    assert names == {
+        *(".lock", "checkpoints", "config.toml", "loss.png", "metrics.jsonl", "tokenizer.json"),
+    }
+
+
+KILL = ["SIGKILL"]
+AIMED = [
+    *(["fsync", 5], ["rename", 1], ["rename after", 1], ["prune", 1], ["copy after", 1]),
+    *(["evaluation", 3], ["record after", 1], ["replace after", 1]),
+]
+
+
+def test_twelve_kills_change_nothing(undisturbed, tmp_path, cache):
+    chance = random.Random(7)
+    plans = [[*plan, KILL] for plan in AIMED]
+    plans += [["time", chance.uniform(0, 1.5), KILL] for _ in range(4)]
+    chance.shuffle(plans)
+    assert count_kills(killing(tmp_path, plans, cache)) >= 8
+    assert outcome(tmp_path) == undisturbed
+
+
+LONG = ("--steps", "3000", "--eval-every", "50", "--log-every", "10")
+
+
+@pytest.fixture(scope="module")
+def undisturbed_long(tmp_path_factory, cache):
+    folder = tmp_path_factory.mktemp("undisturbed_long")
+    killing(folder, [], cache, LONG)
+    return outcome(folder)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("seed", range(20))
+def test_two_hundred_kills_change_nothing(undisturbed_long, tmp_path, cache, seed):
+    """Ten each, all early enough that the run is not at its end before."""
+    chance = random.Random(seed)
+    names = ["fsync", "rename", "replace", "prune", "copy", "evaluation", "record"]
+    plans = []
+    for _ in range(10):
+        name = chance.choice(names)
+        call = 1 if name == "replace" else chance.randint(1, 4)  # once, as a process begins
+        aimed = [name + chance.choice(["", " after"]), call, KILL]
+        plans.append(chance.choice([aimed, ["time", chance.uniform(0, 0.5), KILL]]))
+    ends = killing(tmp_path, plans, cache, LONG)
+    assert outcome(tmp_path) == undisturbed_long
+    assert count_kills(ends) == 10
+
+
+STOPS = [
+    ["batch", 1, ["SIGTERM"]],  # before the first step
+    ["batch", 3, ["SIGINT"]],
+    ["batch after", 2, ["SIGTERM"]],
+    ["evaluation", 2, ["SIGTERM"]],
+    ["evaluation after", 1, ["SIGINT"]],
+    ["copy", 1, ["SIGINT"]],
+    ["record", 2, ["SIGTERM"]],
+    ["sampling", 1, ["SIGINT"]],
+]
+
+
+def test_a_stop_leaves_an_exact_checkpoint_and_exit_code_zero(undisturbed, tmp_path, cache):
+    """Within five seconds of the step's end, whatever the run was doing."""
+    ends = killing(tmp_path, STOPS, cache)
+    assert [code for code, _ in ends] == [0] * 9
+    assert all(seconds < 5 for _, seconds in ends[1:-1]), ends  # the first step is compiled
+    assert outcome(tmp_path) == undisturbed
+
+
+def test_a_second_signal_leaves_at_once_and_harms_nothing(undisturbed, tmp_path, cache):
+    plans = [["batch", 6, ["SIGINT", "SIGINT"]], ["copy", 2, ["SIGTERM", "SIGINT"]]]
+    ends = killing(tmp_path, plans, cache)
+    assert [code for code, _ in ends] == [-2, -2, 0]
+    assert outcome(tmp_path) == undisturbed
