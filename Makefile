@@ -3,19 +3,44 @@ PYTHON ?= python3
 BIN := .venv/bin
 # -qq: pip says nothing but errors.
 INSTALL := $(BIN)/python -m pip install -qq
+PYTEST := $(BIN)/pytest -n auto
 
-.PHONY: train test torture lint bench claims clean
+.PHONY: train test test-all torture mutants lint wheel bench claims clean
 
 # Huge pages spare page faults: about a quarter of the step on a CPU.
 train: .venv/train
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/minigpt train --dropout 0.1
 
+# For every change: minutes, and no promise without a test.
 test: .venv/dev
-	$(BIN)/pytest -n auto
+	$(PYTEST)
 
-# The tests too long for every day.
+# Everything but torture.
+test-all: .venv/dev
+	$(PYTEST) -m "not torture"
+
+# What takes hours: hundreds of kills, a gigabyte of text, four processes.
 torture: .venv/dev
-	$(BIN)/pytest -n auto -m torture
+	$(PYTEST) -m torture
+
+# Breaks each guard on purpose and requires `make test` to notice.
+mutants: .venv/dev
+	$(BIN)/python tests/repository/mutations.py
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-logo
+
+# Build the wheel and the sdist; the wheel must work with jax and NumPy only.
+wheel: .venv/dev
+	rm -rf dist .venv-wheel
+	$(BIN)/python -m build -q
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip install -qq dist/*.whl
+	cd dist && ../.venv-wheel/bin/python -W error ../tests/repository/wheel_smoke.py
+	rm -rf .venv-wheel
 
 # Not a test: it wants an otherwise idle machine. FULL=--full takes longer and measures more.
 # Huge pages are on: without them page faults dominate above 32 MB.
@@ -29,15 +54,10 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/bench_bernoulli.py
 	$(BIN)/python benchmarks/bench_checkpoint.py
 
-# Every experiment of examples/claims: its tests, then itself, and docs/claims.md from what they find.
+# Every experiment of examples/claims: its tests, then itself, and docs/claims.md from its results.
 claims: .venv/dev
-	$(BIN)/pytest -n auto -m claims
+	$(PYTEST) -m claims
 	$(BIN)/python examples/claims/page.py $(FULL)
-
-lint: .venv/dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/pyright
 
 .venv/train: pyproject.toml | .venv
 	$(INSTALL) -e ".[train]"
@@ -52,4 +72,4 @@ lint: .venv/dev
 	$(INSTALL) --upgrade pip
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-wheel .jax_cache dist

@@ -21,7 +21,8 @@ import traceback
 
 from matplotlib.figure import Figure
 
-from minigpt.checkpoint import manager as checkpoint
+from minigpt import checkpoint
+from minigpt.checkpoint import manager
 from minigpt.cli.main import main as minigpt
 from minigpt.model import generate
 from minigpt.run import metrics
@@ -32,7 +33,7 @@ HOLDERS = {
     "fsync": (os, "fsync"),
     "rename": (pathlib.Path, "rename"),  # a checkpoint gets its name
     "replace": (pathlib.Path, "replace"),  # config.toml, metrics.jsonl, loss.png
-    "prune": (checkpoint, "_remove"),
+    "prune": (manager, "_remove"),
     "copy": (checkpoint, "host_arrays"),
     "evaluation": (evaluate, "take_windows"),
     "record": (metrics.MetricsLog, "add"),

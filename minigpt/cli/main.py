@@ -47,7 +47,7 @@ def main(args: list[str] | None = None) -> None:
 def parse(args: list[str]) -> Any:
     """The command that the words are, one of the keys of HANDLERS."""
     commands: Any = Train | Finetune | Sample | Eval | Replay | Uncertainty | Classify
-    return tyro.cli(commands, args=args, prog="minigpt", config=(tyro.conf.FlagConversionOff,))
+    return tyro.cli(commands, args=args, prog="minigpt")
 
 
 def _exit(code: int) -> None:

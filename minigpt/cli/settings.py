@@ -80,9 +80,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     tables.pop("run_dir", None)
     words = [word for name, value in _flatten(tables) for word in (f"--{name}", str(value))]
     prog = f"minigpt train --config {path}"
-    return tyro.cli(
-        options_of(Config()), args=words, prog=prog, config=(tyro.conf.FlagConversionOff,)
-    )
+    return tyro.cli(tyro.conf.FlagConversionOff[options_of(Config())], args=words, prog=prog)
 
 
 def _flatten(tables: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

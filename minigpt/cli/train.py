@@ -48,8 +48,8 @@ class Train(TrainOptions):
 
     preset: PresetName = DEFAULT_PRESET
     """where the defaults come from"""
-    options: Annotated[ConfigOptions, tyro.conf.arg(name="")] = dataclasses.field(
-        default_factory=dict
+    options: Annotated[ConfigOptions, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff] = (
+        dataclasses.field(default_factory=dict)
     )
 
 

@@ -37,7 +37,7 @@ print(peak() - before)
 TRAIN = (
     PEAK
     + """
-from minigpt.cli import main
+from minigpt.cli.main import main
 main(sys.argv[1:])
 print("peak", peak())
 """
