@@ -1,6 +1,7 @@
 """Settings of every test: eight forced CPU devices, strict dtype promotion."""
 
 import os
+import pathlib
 
 # Compiling is most of the suite's time; programs this small need no optimisation by LLVM.
 os.environ["XLA_FLAGS"] = (
@@ -11,7 +12,9 @@ os.environ["XLA_FLAGS"] = (
 import jax
 import pytest
 from hypothesis import settings
-from jax.experimental.compilation_cache import compilation_cache
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 # Every example compiles a program of its own shape, so time says nothing and examples are few.
 settings.register_profile("default", deadline=None, max_examples=40, derandomize=True)
@@ -35,10 +38,10 @@ def cache_of_tokens(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True, scope="session")
-def cached_programs(tmp_path_factory):
-    """What is compiled is kept for this process (one of pytest-xdist's) and for those it starts."""
+def compilation_cache():
+    """Compiled programs are kept in .jax_cache, for all workers, their children and later runs."""
     wanted = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_compilation_cache_dir": str(ROOT / ".jax_cache"),
         "jax_persistent_cache_min_compile_time_secs": 0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
@@ -46,7 +49,7 @@ def cached_programs(tmp_path_factory):
         for name, value in wanted.items():
             patch.setenv(name.upper(), str(value))
             jax.config.update(name, value)
-        compilation_cache.reset_cache()
+        reset_cache()
         yield
 
 

@@ -4,13 +4,15 @@ import dataclasses
 import io
 import json
 
+import jax
+import numpy as np
 import pytest
 from rich.console import Console
 from run_helpers import OTHER_VALUES, flatten_config, replace_field
 from tiny import CONFIG, TEXT
 
 from minigpt.config import PRESETS, Config, DropoutConfig, ModelConfig, OptimConfig
-from minigpt.training import trainer
+from minigpt.training import build_train_functions, make_train_batch, trainer
 
 
 def test_the_small_preset_is_nanogpts_cpu_configuration():
@@ -92,8 +94,38 @@ def test_the_same_config_gives_the_same_run(base, tmp_path):
     assert outcome(CONFIG, tmp_path / "x") == base
 
 
+# What these change is seen in what a run writes, and not in its step.
+OF_THE_RUN = (
+    *("steps", "log_every", "eval_every", "eval_batches"),
+    *("sample_tokens", "keep_checkpoints", "tokenizer"),
+)
+
+
+@pytest.mark.parametrize("name", OF_THE_RUN)
+def test_a_field_of_the_run_changes_what_it_writes(name, base, tmp_path):
+    assert outcome(replace_field(CONFIG, name, OTHER_VALUES[name]), tmp_path / "x") != base
+
+
+TOKENS = np.random.default_rng(0).integers(0, 28, 500).astype(np.uint16)
+
+
+def step_of(config):
+    """The program of a step, and the state and the batch that it is given."""
+    compiled = build_train_functions(config, config.model.vocab_size or 28)
+    batch = make_train_batch(compiled.mesh, TOKENS, config, 0)
+    program = compiled.train_step.lower(compiled.state, batch, jax.random.key(config.seed))
+    leaves = jax.tree.leaves((compiled.state, batch))
+    return program.as_text(), [np.asarray(leaf).tobytes() for leaf in leaves], compiled.mesh.size
+
+
+@pytest.mark.parametrize("name", [name for name in OTHER_VALUES if name not in OF_THE_RUN])
+def test_a_field_of_the_step_changes_the_step(name):
+    assert step_of(replace_field(CONFIG, name, OTHER_VALUES[name])) != step_of(CONFIG)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHER_VALUES)
-def test_every_field_changes_what_happens(name, base, tmp_path):
+def test_every_field_changes_what_a_run_leaves(name, base, tmp_path):
     assert outcome(replace_field(CONFIG, name, OTHER_VALUES[name]), tmp_path / "x") != base
 
 

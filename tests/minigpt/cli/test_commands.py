@@ -152,10 +152,19 @@ def test_eval_prints_a_line_or_json(trained):
     ],
     ids=lambda value: " ".join(value[:3]) if isinstance(value, tuple) else None,
 )
-def test_mistakes_are_one_line_and_exit_code_two(trained, args, message):
-    result = minigpt(*args, cwd=trained[0])
-    assert result.returncode == 2
-    assert message in result.stderr
+def test_mistakes_are_one_line_and_exit_code_two(trained, args, message, monkeypatch, capsys):
+    monkeypatch.chdir(trained[0])
+    with pytest.raises(SystemExit) as ended:
+        main([*args])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_mistake_of_the_installed_command(trained):
+    result = minigpt("eval", "nowhere", cwd=trained[0])
+    assert (result.returncode, result.stdout) == (2, "")
     assert len(result.stderr.splitlines()) == 1
 
 

@@ -7,6 +7,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from marks import slow
 from tiny import CONFIG, SITES, with_dropout
 
 from minigpt.checkpoint import manager as checkpoint
@@ -15,9 +16,10 @@ from minigpt.distributed.mesh import AXES, make_mesh, state_shardings
 from minigpt.training.train_step import build_train_functions
 
 TOKENS = np.random.default_rng(0).integers(0, 11, 500).astype(np.uint16)
-# One of each kind on all devices; the others are under torture.
+# All axes at once for every change; one of each kind is slow; the others are under torture.
 MESHES = [
-    *("data=8", "fsdp=8", "tensor=8", "data=2,fsdp=2,tensor=2"),
+    "data=2,fsdp=2,tensor=2",
+    *(slow(mesh) for mesh in ("data=8", "fsdp=8", "tensor=8")),
     *(
         pytest.param(mesh, marks=pytest.mark.torture)
         for mesh in ("data=2", "data=4", "fsdp=2", "tensor=2", "data=4,tensor=2", "fsdp=4,tensor=2")
@@ -71,7 +73,14 @@ def collectives(settings):
     return collections.Counter(re.findall(rf" ({kinds})(?:-start)?\(", text))
 
 
-@pytest.mark.parametrize("mesh", ["data=8", "fsdp=8", "data=2,fsdp=2,tensor=2"])
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        "data=2,fsdp=2,tensor=2",
+        slow("data=8"),
+        slow("fsdp=8"),
+    ],
+)
 def test_no_collective_comes_from_dropout(mesh):
     without, with_dropout = (collectives(config(mesh, rate)) for rate in (0.0, 0.2))
     assert with_dropout == without
@@ -87,6 +96,7 @@ def bytes_of_state(mesh):
     return memory.argument_size_in_bytes, memory.temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_memory_a_device_falls_as_parameters_are_sharded():
     sizes = [bytes_of_state(mesh) for mesh in ("data=8", "data=4,fsdp=2", "fsdp=8")]
     arguments = [argument for argument, _ in sizes]
@@ -112,7 +122,7 @@ def test_tensor_parallel_matrices_are_cut_as_stated():
         assert shards[f"{where}/mlp_norm/scale/value"].shape == (32,)
 
 
-@pytest.mark.parametrize("mesh", ["fsdp=8", "data=2,fsdp=2,tensor=2"])
+@pytest.mark.parametrize("mesh", ["data=2,fsdp=2,tensor=2", slow("fsdp=8")])
 def test_a_checkpoint_of_one_mesh_goes_on_on_another(mesh, alone, tmp_path):
     _, state, training = losses(config("data=2,tensor=4"), 3)
     with checkpoint.CheckpointWriter(tmp_path) as writer:

@@ -84,6 +84,7 @@ def whole(folder):
     return outcome(folder, "one")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.torture)])
 def test_losses_are_those_of_one_process_and_rows_are_read_once(folder, whole, processes):
     run_dir, share, read = f"of-{processes}", 4 // processes, []
@@ -131,6 +132,7 @@ def test_processes_of_different_settings_all_end(folder):
     assert not (folder / "unlike").exists()
 
 
+@pytest.mark.slow
 def test_an_error_of_the_first_process_ends_all(folder):
     (folder / "taken").mkdir()
     (folder / "taken" / "other.txt").write_text("mine")
@@ -141,6 +143,7 @@ def test_an_error_of_the_first_process_ends_all(folder):
     assert "must be new, an empty folder or a run" in (folder / "taken-0.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_stop_of_one_process_stops_all_and_the_run_goes_on(folder):
     begun = begin(folder, "stopped", 2, 1, steps=2000)
     while not checkpoint.list_steps(folder / "stopped"):

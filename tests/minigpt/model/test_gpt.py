@@ -232,6 +232,7 @@ def test_a_missing_mask_is_an_error_that_names_the_site(key):
         gpt(ALL)(TOKENS, key=None, masks=masks)
 
 
+@pytest.mark.slow
 def test_masks_are_the_same_under_remat_and_under_scan_over_layers(key):
     model = gpt(ALL)
     x = jnp.asarray(np.random.default_rng(1).standard_normal((3, 32, 8)), jnp.float32)

@@ -111,6 +111,7 @@ def test_it_learns_what_can_be_learned_and_keeps_the_best(trained):
     assert np.mean(right) == pytest.approx(best["val_accuracy"])
 
 
+@pytest.mark.slow
 def test_the_same_settings_give_the_same_bits_and_every_setting_others(trained):
     again = fit(BODY, DATA, SETTINGS)
     assert again.evaluations == trained.evaluations
@@ -154,6 +155,7 @@ def test_a_text_that_cannot_be_read_is_told_before_the_training(part):
     assert looks == []
 
 
+@pytest.mark.slow
 def test_training_stops_when_the_validation_loss_no_longer_falls():
     settings = dataclasses.replace(SETTINGS, steps=200, eval_every=1, patience=3)
     found = fit(BODY, DATA, dataclasses.replace(settings, optim=OptimConfig(0.5, 0.5)))
@@ -167,6 +169,7 @@ def test_every_example_comes_once_an_epoch():
     assert not np.array_equal(example_indices(4, 0, 10, 4), seen[:4])
 
 
+@pytest.mark.slow
 def test_balanced_weights_weigh_every_class_the_same():
     uneven = DATA._replace(
         train=LabelledTexts(DATA.train.texts[:9], ["with a"] * 3 + ["with b"] * 6)

@@ -295,6 +295,7 @@ def command(capsys, folder, *words):
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_gibberish_is_less_certain_than_the_text_of_the_training(trained, capsys):
     known = "or not to be, that is the question"
     letters = "".join(np.random.default_rng(0).permutation(list(known)))

@@ -13,6 +13,7 @@ import sys
 
 import jax
 import pytest
+from marks import slow
 from run_helpers import (
     OTHER_VALUES,
     assert_one_line_error,
@@ -125,7 +126,10 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "name",
+    [name if "arrays" in name else slow(name) for name in FILES],
+)
 def test_no_room_for_a_file(made, folder, capsys, name):
     """Each file is larger than those written before it, so it is the first without room."""
     sizes = [(made[1] / each.format(f"{LAST:08d}")).stat().st_size for each in FILES]
@@ -240,6 +244,7 @@ cp -r out kept
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_really_full(made, folder):
     """A file system of its own, with room for one checkpoint; then it is made larger."""
     if not can_mount():

@@ -368,6 +368,7 @@ LATER = [["batch", 2], ["rename", 1], ["evaluation", 3], ["record after", 2], ["
 FEW = [["replace", 2], ["rename after", 1], ["batch", 2], ["copy after", 2]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "plans", [FEW, pytest.param([*BEGINNING, *LATER], marks=pytest.mark.torture)], ids=len
 )

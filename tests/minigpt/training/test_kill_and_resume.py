@@ -69,6 +69,7 @@ AIMED = [
 ]
 
 
+@pytest.mark.slow
 def test_twelve_kills_change_nothing(undisturbed, tmp_path, cache):
     chance = random.Random(7)
     plans = [[*plan, KILL] for plan in AIMED]
@@ -117,6 +118,7 @@ STOPS = [
 ]
 
 
+@pytest.mark.slow
 def test_a_stop_leaves_an_exact_checkpoint_and_exit_code_zero(undisturbed, tmp_path, cache):
     """Within five seconds of the step's end, whatever the run was doing."""
     ends = killing(tmp_path, STOPS, cache)
@@ -125,6 +127,7 @@ def test_a_stop_leaves_an_exact_checkpoint_and_exit_code_zero(undisturbed, tmp_p
     assert outcome(tmp_path) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_second_signal_leaves_at_once_and_harms_nothing(undisturbed, tmp_path, cache):
     plans = [["batch", 6, ["SIGINT", "SIGINT"]], ["copy", 2, ["SIGTERM", "SIGINT"]]]
     ends = killing(tmp_path, plans, cache)

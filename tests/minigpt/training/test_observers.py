@@ -34,6 +34,7 @@ def scalars(folder):
     return found
 
 
+@pytest.mark.slow
 def test_tensorboard_has_the_metrics_and_the_profile_some_steps(config, tmp_path):
     run_dir = tmp_path / "run"
     observed = dataclasses.replace(config, tensorboard=True, profile_steps=2)

@@ -184,6 +184,7 @@ def shown(config, run_dir, text):
     return [line for line in lines if line.startswith(("step ", "overfitting", "no gap"))]
 
 
+@pytest.mark.slow
 def test_a_gpt_that_overfits_is_told_so_and_again_only_if_it_is_worse(text, tmp_path, monkeypatch):
     whole = shown(REAL, tmp_path / "whole", text)
     said = [at for at, line in enumerate(whole) if line.startswith("overfitting")]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from marks import slow
 from tiny import CONFIG, SITES, with_dropout
 
 from dropout_jax import fold
@@ -45,7 +46,7 @@ def params_of(state):
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)])
 
 
-@pytest.mark.parametrize("parts", [2, 4, 8])
+@pytest.mark.parametrize("parts", [slow(2), 4, slow(8)])
 def test_accumulation_is_the_large_batch_with_its_masks(parts):
     losses, state, temporaries = run(config())
     in_parts, state_in_parts, less = run(config(accumulate=parts))
@@ -72,13 +73,14 @@ def test_a_part_with_masks_of_its_own_would_be_noticed():
     assert abs(wrong / losses[0] - 1) > 1e-5
 
 
+@pytest.mark.slow
 def test_parts_on_a_mesh_are_those_of_one_device():
     losses, _, _ = run(config())
     on_mesh, _, _ = run(config(accumulate=2, mesh="data=2,fsdp=2"))
     np.testing.assert_allclose(on_mesh, losses, rtol=1e-5)
 
 
-@pytest.mark.parametrize("how", [{"remat": True}, {"scan_layers": True}])
+@pytest.mark.parametrize("how", [slow({"remat": True}), {"scan_layers": True}])
 def test_remat_and_scan_are_the_same_run(how):
     losses, state, _ = run(config())
     other, other_state, _ = run(config(how.items()))
@@ -86,6 +88,7 @@ def test_remat_and_scan_are_the_same_run(how):
     assert np.sort(params_of(state)) == pytest.approx(np.sort(params_of(other_state)), abs=3e-5)
 
 
+@pytest.mark.slow
 def test_remat_needs_less_memory_and_a_scan_a_shorter_program():
     """(Without a scan XLA:CPU keeps what it is told to compute again.)"""
     deep = {"n_layer": 8}
@@ -102,6 +105,7 @@ def test_remat_needs_less_memory_and_a_scan_a_shorter_program():
     assert length({"scan_layers": True}, 8) < 1.01 * length({"scan_layers": True}, 4)
 
 
+@pytest.mark.slow
 def test_scanned_layers_decay_and_clip_alike():
     """Vectors are stacked into matrices there, and must not decay."""
     strong = dataclasses.replace(CONFIG.optim, weight_decay=5.0)
