@@ -18,19 +18,25 @@ settings.register_profile("default", deadline=None, max_examples=40, derandomize
 settings.load_profile("default")
 
 
+# Test files of minigpt in which optax runs.
 OPTAX = {
-    *("test_train_step", "test_checkpoint", "test_config", "test_cli", "test_schedules"),
+    *("test_train_step", "test_checkpoint", "test_config", "test_cli"),
     *("test_mesh", "test_options", "test_replay", "test_trouble"),
     *("test_observe", "test_finetune", "test_overfitting", "test_uncertainty_command"),
     "test_classify",
 }
 
 
+@pytest.fixture
+def promotion(request):
+    """JAX's dtype promotion in a test; the conftest.py of a directory may override it."""
+    return "standard" if request.path.stem in OPTAX else "strict"
+
+
 @pytest.fixture(autouse=True)
-def strict_promotion(request):
-    """No implicit dtype promotion, but where optax runs, which relies on it."""
-    mode = "standard" if request.module.__name__ in OPTAX else "strict"
-    with jax.numpy_dtype_promotion(mode):
+def dtype_promotion(promotion):
+    """Strict: no implicit dtype promotion, except where optax runs, which relies on it."""
+    with jax.numpy_dtype_promotion(promotion):
         yield
 
 
