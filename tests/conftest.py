@@ -21,11 +21,16 @@ settings.register_profile("default", deadline=None, max_examples=40, derandomize
 settings.load_profile("default")
 
 
+@pytest.fixture
+def promotion():
+    """JAX's dtype promotion in a test; the conftest.py of a folder may override it."""
+    return "strict"
+
+
 @pytest.fixture(autouse=True)
-def strict_promotion(request):
-    """No implicit dtype promotion, except in minigpt's tests: optax relies on it."""
-    mode = "standard" if "minigpt" in request.path.parts else "strict"
-    with jax.numpy_dtype_promotion(mode):
+def dtype_promotion(promotion):
+    """Strict: no implicit dtype promotion, except where optax runs, which relies on it."""
+    with jax.numpy_dtype_promotion(promotion):
         yield
 
 

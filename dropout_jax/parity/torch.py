@@ -1,6 +1,6 @@
 """PyTorch's dropout masks without PyTorch: its CPU and its CUDA generator, in NumPy and in JAX.
 
-CPU (compared with PyTorch 2.13 itself in tests/test_parity_torch.py). The generator is MT19937 of
+CPU (tests/dropout_jax/parity/test_torch.py compares it with PyTorch 2.13). The generator is MT19937 of
 32-bit words, seeded with the low 32 bits of the seed. `bernoulli_` draws two words for every
 element, of any dtype, one after the other whatever the number of threads, and keeps it when
 r / 2^53 < 1 - p in float64, where r is the low 53 bits of (first << 32 | second). It goes over the

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import sample
+from op_registry import sample
 
 from dropout_jax import drop_block, embedding_dropout, head_dropout, reference, token_dropout
 

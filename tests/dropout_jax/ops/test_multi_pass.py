@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from cases import sample
+from op_registry import sample
 from scipy import stats
 
 from dropout_jax import dropout, fold, multi_sample_dropout, r_drop_divergence, reference

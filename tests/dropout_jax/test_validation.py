@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import OPS
+from op_registry import OPS
 
 import dropout_jax as dj
 from dropout_jax import apply_mask, calibration, dropout, fold, keep_mask

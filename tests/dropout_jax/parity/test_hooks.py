@@ -108,7 +108,7 @@ def test_the_record_holds_torchs_own_masks_in_order_with_their_lines():
     np.testing.assert_array_equal(tape["inner/0"]["output"], y.detach())
     lines = pathlib.Path(__file__).read_text().splitlines()
     file, line = tape["inner/0"]["where"].split(":")
-    assert file == "test_parity_hooks.py"
+    assert file == pathlib.Path(__file__).name
     assert "the second site" in lines[int(line) - 1]
 
 

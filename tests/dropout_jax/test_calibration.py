@@ -1,4 +1,4 @@
-"""Monte Carlo dropout, and its measures against scikit-learn, SciPy and torchmetrics."""
+"""Scores of probabilities against scikit-learn, SciPy and torchmetrics."""
 
 import warnings
 
@@ -7,69 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from cases import sample
-from scipy import optimize, special, stats
+from op_registry import sample
+from scipy import optimize, special
 from sklearn import metrics
 
-import dropout_jax as dj
 from dropout_jax import calibration
 
 PROBABILITIES = special.softmax(2 * sample((200, 5)), axis=-1).astype(np.float32)
 # Drawn from the probabilities, so bins err to both sides and it matters which example is in which.
 LABELS = (np.log(PROBABILITIES) + np.random.default_rng(1).gumbel(size=(200, 5))).argmax(-1)
-STACK = special.softmax(sample((20, 30, 5)), axis=-1).astype(np.float32)
-
-
-def test_samples_are_passes_with_folded_keys_and_one_compilation(key):
-    x, traces = jnp.ones((3, 4)), []
-
-    def predict(key):
-        traces.append(1)
-        return {"y": dj.dropout(x, 0.5, key=key), "n": x.sum()}
-
-    for batch_size in (None, 1, 4, 5, 100):
-        traces.clear()
-        got = dj.mc_dropout(predict, key, 10, batch_size=batch_size)
-        assert len(traces) <= 2  # lax.map traces a remainder of another size once more
-        loop = [dj.dropout(x, 0.5, key=dj.fold(key, i)) for i in range(10)]
-        np.testing.assert_array_equal(got["y"], jnp.stack(loop))
-        assert got["n"].shape == (10,)
-
-
-def test_chunks_bound_the_memory(key):
-    x = jnp.ones((64, 1024))
-
-    def predict(key):
-        return dj.dropout(x, 0.5, key=key).sum()
-
-    def temporaries(batch_size):
-        fn = jax.jit(lambda k: dj.mc_dropout(predict, k, 256, batch_size=batch_size))
-        return fn.lower(key).compile().memory_analysis().temp_size_in_bytes
-
-    assert temporaries(4) * 8 < temporaries(None)
-
-
-def test_mean_and_deviation():
-    mean, std = dj.predictive_mean_and_std(STACK)
-    np.testing.assert_allclose(mean, STACK.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(std, STACK.std(0), rtol=1e-4)
-
-
-def test_entropies_are_scipys():
-    total = stats.entropy(STACK.mean(0), axis=-1)
-    data = stats.entropy(STACK, axis=-1).mean(0)
-    np.testing.assert_allclose(dj.predictive_entropy(STACK), total, rtol=1e-5)
-    np.testing.assert_allclose(dj.expected_entropy(STACK), data, rtol=1e-5)
-    np.testing.assert_allclose(dj.mutual_information(STACK), total - data, atol=1e-6)
-    certain = np.eye(3, dtype=np.float32)[None, :1]
-    assert dj.predictive_entropy(certain) == 0
-    assert (dj.mutual_information(np.repeat(STACK[:1], 4, 0)) < 1e-6).all()
-
-
-def test_variation_ratio_counts_votes():
-    votes = STACK.argmax(-1)
-    expected = 1 - stats.mode(votes, axis=0).count / len(votes)
-    np.testing.assert_allclose(dj.variation_ratio(STACK), expected, atol=1e-6)
 
 
 def test_brier_and_likelihood_are_scikit_learns():
@@ -153,20 +99,6 @@ def test_temperature_is_the_minimum():
     )
 
 
-def test_everything_runs_under_jit():
-    measures = (dj.predictive_entropy, dj.mutual_information, dj.variation_ratio)
-    for measure in measures:
-        np.testing.assert_allclose(jax.jit(measure)(STACK), measure(STACK), rtol=1e-5, atol=1e-6)
-    for score in (
-        calibration.brier_score,
-        calibration.negative_log_likelihood,
-        calibration.expected_calibration_error,
-    ):
-        np.testing.assert_allclose(
-            jax.jit(score)(PROBABILITIES, LABELS), score(PROBABILITIES, LABELS), rtol=1e-5
-        )
-
-
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("binning", ["width", "mass"])
 def test_half_precision_and_many_examples(dtype, binning):
@@ -193,23 +125,6 @@ def test_auroc_of_many_examples():
     assert calibration.auroc(scores, np.arange(n) >= n // 2) == 1
 
 
-def test_nan_and_excluded_classes_are_not_quiet():
-    scores = np.array([np.nan, 0.1, 0.2], np.float32)
-    assert jnp.isnan(calibration.auroc(scores, np.array([True, False, False])))
-    assert jnp.isnan(dj.variation_ratio(np.full((3, 2), np.nan, np.float32)))
-    logits = np.array([[1.0, 3.0]] * 4, np.float32)
-    labels = np.array([1, 1, 1, 0])
-    excluded = np.concatenate([logits, np.full((4, 1), -np.inf, np.float32)], -1)
-    np.testing.assert_allclose(
-        calibration.fit_temperature(excluded, labels),
-        calibration.fit_temperature(logits, labels),
-        rtol=1e-5,
-    )
-    assert jnp.isnan(calibration.fit_temperature(logits * np.nan, labels))
-    with pytest.raises(ValueError, match=r"logits\.shape"):
-        calibration.fit_temperature(logits[:0], labels[:0])
-
-
 @pytest.mark.parametrize("label", [-1, 5])
 def test_a_traced_label_that_is_no_class_gives_nan(label):
     labels = jnp.asarray(LABELS).at[0].set(label)
@@ -221,6 +136,28 @@ def test_a_traced_label_that_is_no_class_gives_nan(label):
         assert jnp.isnan(jax.jit(lambda y: measure(PROBABILITIES, y))(labels))  # noqa: B023
 
 
-def test_gradient_of_the_deviation_is_finite_where_samples_agree():
-    slope = jax.grad(lambda y: dj.predictive_mean_and_std(y)[1].sum())(jnp.ones((4, 3)))
-    np.testing.assert_array_equal(slope, 0)
+def test_scores_run_under_jit():
+    for score in (
+        calibration.brier_score,
+        calibration.negative_log_likelihood,
+        calibration.expected_calibration_error,
+    ):
+        np.testing.assert_allclose(
+            jax.jit(score)(PROBABILITIES, LABELS), score(PROBABILITIES, LABELS), rtol=1e-5
+        )
+
+
+def test_nan_and_excluded_classes_are_not_quiet():
+    scores = np.array([np.nan, 0.1, 0.2], np.float32)
+    assert jnp.isnan(calibration.auroc(scores, np.array([True, False, False])))
+    logits = np.array([[1.0, 3.0]] * 4, np.float32)
+    labels = np.array([1, 1, 1, 0])
+    excluded = np.concatenate([logits, np.full((4, 1), -np.inf, np.float32)], -1)
+    np.testing.assert_allclose(
+        calibration.fit_temperature(excluded, labels),
+        calibration.fit_temperature(logits, labels),
+        rtol=1e-5,
+    )
+    assert jnp.isnan(calibration.fit_temperature(logits * np.nan, labels))
+    with pytest.raises(ValueError, match=r"logits\.shape"):
+        calibration.fit_temperature(logits[:0], labels[:0])

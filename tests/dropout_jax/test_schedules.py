@@ -10,6 +10,12 @@ import torch
 from dropout_jax import curriculum_dropout, dropout, early_dropout, late_dropout, linear_over_depth
 
 
+@pytest.fixture
+def promotion():
+    """optax's schedules rely on implicit promotion."""
+    return "standard"
+
+
 @pytest.mark.parametrize("n_layer", [1, 2, 12])
 def test_depth_is_timms(n_layer):
     """timm and Swin: torch.linspace(0, rate, depth); one layer has the rate, not 0."""

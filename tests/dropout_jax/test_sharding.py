@@ -1,19 +1,15 @@
 """Masks on many devices: the same for any mesh and axis, and no communication to make them."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import OPS, sample
+from collectives import COLLECTIVE
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from op_registry import OPS, sample
 
 from dropout_jax import apply_mask, dropout, fold, keep_mask
 
-COLLECTIVE = re.compile(
-    r"all-gather|all-reduce|all-to-all|collective-permute|collective-broadcast|reduce-scatter"
-)
 KINDS = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 
 

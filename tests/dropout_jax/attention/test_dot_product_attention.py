@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from collectives import COLLECTIVE
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from test_sharding import COLLECTIVE
 
 from dropout_jax import attention_implementation, dot_product_attention, keep_mask, reference
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from cases import sample
+from op_registry import sample
 from scipy import stats
 from torch.nn import functional as F  # noqa: N812
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import OPS, sample
+from op_registry import OPS, sample
 
 all_ops = pytest.mark.parametrize("op", OPS, ids=str)
 
@@ -173,7 +173,7 @@ def test_a_traced_rate_out_of_range_gives_nan(op, rate, key):
     x = jnp.asarray(sample(op.shapes[-1]))
     y = np.asarray(jax.jit(op.fn)(x, rate, key=key))
     if op.name == "masked_dropout":
-        from cases import where_of
+        from op_registry import where_of
 
         y = y[where_of(x)]
     assert np.isnan(y).all()

@@ -1,0 +1,7 @@
+"""The names of the operations by which a compiled program communicates between devices."""
+
+import re
+
+COLLECTIVE = re.compile(
+    r"all-gather|all-reduce|all-to-all|collective-permute|collective-broadcast|reduce-scatter"
+)
