@@ -1,11 +1,14 @@
 """Masks on many devices: the same for any mesh and axis, and no communication to make them."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from collectives import COLLECTIVE
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from marks import slow
 from op_registry import OPS, sample
 
 from dropout_jax import apply_mask, dropout, fold, keep_mask
@@ -26,10 +29,20 @@ def grad_too(x, key, dims=()):
     return y, pullback(x)[0]
 
 
-@KINDS
-@pytest.mark.parametrize("devices", [1, 2, 4, 8])
-@pytest.mark.parametrize("axis", [0, 1, 2])
-@pytest.mark.parametrize("dims", [(), (0,), (1,), (2,)], ids=str)
+KINDS_OF_MESH = (AxisType.Auto, AxisType.Explicit)
+SHARED = ((), (0,), (1,), (2,))
+COMBINATIONS = list(itertools.product(KINDS_OF_MESH, (1, 2, 4, 8), (0, 1, 2), SHARED))
+# Each two values of two factors meet in one of these sixteen.
+PAIRWISE = {
+    (KINDS_OF_MESH[(d + s) % 2], 2**d, (d + s) % 3, SHARED[s]) for d in range(4) for s in range(4)
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "devices", "axis", "dims"),
+    [values if values in PAIRWISE else slow(*values) for values in COMBINATIONS],
+    ids=str,
+)
 def test_same_values_on_any_mesh_and_axis_without_collectives(kind, devices, axis, dims, key):
     x = sample((8, 16, 256))
     expected = dropout(x, 0.3, key=key, broadcast_dims=dims)
@@ -44,7 +57,7 @@ def test_same_values_on_any_mesh_and_axis_without_collectives(kind, devices, axi
     assert not COLLECTIVE.findall(text)
 
 
-@KINDS
+@pytest.mark.parametrize("kind", [AxisType.Auto, slow(AxisType.Explicit)], ids=str)
 @pytest.mark.parametrize("op", OPS, ids=str)
 def test_every_op_is_the_same_with_its_batch_sharded(kind, op, key):
     x = sample((8, 6, 64))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from collectives import COLLECTIVE
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from marks import slow
 
 from dropout_jax import attention_implementation, dot_product_attention, keep_mask, reference
 
@@ -111,14 +112,20 @@ SHORT_GRADIENTS = (
 CORE = ("short keys, causal, many rows", "all at once")
 DRAWN = ("causal", "ragged, many blocks", "short keys", "short keys, causal, many rows", "window")
 SMALL = [case for case in CASES if case.queries < 1000]
+# A case of each kind for every change; the others are slow.
+FAST = (
+    *("causal", "ragged, many blocks", "short keys", "short keys, causal, many rows", "grouped"),
+    *("bias", "mask", "window", "lengths", "all at once"),
+)
 
 
 def each(cases, implementations=("naive", "blockwise", "kernel"), short=None):
     """Every case on every implementation; long are those not in `short`, most of the kernel's."""
 
     def marks(case, name):
-        long = (short and case.name not in short) or (name == "kernel" and case.name not in CORE)
-        return pytest.mark.torture if long else ()
+        if (short and case.name not in short) or (name == "kernel" and case.name not in CORE):
+            return pytest.mark.torture
+        return () if case.name in FAST else pytest.mark.slow
 
     pairs = [(case, name) for case in cases for name in implementations]
     return pytest.mark.parametrize(
@@ -209,7 +216,7 @@ def test_gradients_are_the_naive_ones(case, implementation, key):
         np.testing.assert_allclose(ours, expected, rtol=2e-5, atol=bound)
 
 
-@each([case for case in CASES if case.name in DIFFERENTIATED])
+@each([case for case in CASES if case.name in DIFFERENTIATED], ("naive",))
 def test_gradients_are_finite_differences(case, implementation, key):
     """Float64: a central difference of step 1e-5 is off by about 1e-10 of its size."""
     skip_gradient_of_bias(case, implementation)
@@ -245,7 +252,7 @@ def test_the_kernel_refuses_the_gradient_of_a_bias(key):
 
 
 @each([CASES[2], CASES[9]], ("blockwise", "kernel"), short=("ragged, many blocks",))
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, slow(jnp.float16), slow(jnp.float32)])
 def test_error_is_at_most_twice_the_naive_one(case, dtype, implementation, key):
     """Both errors against float64: root mean square, and the largest as flash-attention's tests.
 
@@ -353,7 +360,7 @@ def test_empty_axes_give_zeros(empty, implementation, key):
     assert [x.shape for x in pullback(y)] == [x.shape for x in arrays]
 
 
-@pytest.mark.parametrize("implementation", ["naive", "blockwise"])
+@pytest.mark.parametrize("implementation", [slow("naive"), "blockwise"])
 def test_under_shard_map_and_twice_differentiated(implementation, key):
     """A row that a bias of -inf blinds has finite second derivatives; zeros vary as they must."""
     query, k, value = operands(Case("twice", batch=8, queries=80, keys=80))
@@ -435,7 +442,7 @@ def test_same_under_jit_scan_and_remat(implementation, key):
 @LONG_ON_THE_KERNEL
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize(
-    "spec", [("data", None, None), (None, None, "data"), ("data", None, "tensor")]
+    "spec", [slow(("data", None, None)), slow((None, None, "data")), ("data", None, "tensor")]
 )
 def test_sharded_batch_and_heads(spec, kind, implementation, key):
     case = Case("sharded", batch=8, heads=8, key_heads=8, options=CAUSAL)
@@ -544,7 +551,7 @@ def test_errors_name_the_argument(change, error, words, key):
         dot_product_attention(**arguments)
 
 
-@pytest.mark.parametrize("implementation", ["naive", "blockwise"])
+@pytest.mark.parametrize("implementation", [slow("naive"), "blockwise"])
 def test_a_part_of_a_batch_drops_what_the_batch_drops_there(implementation, key):
     arrays = np.random.default_rng(0).standard_normal((3, 6, 100, 4, 8)).astype(np.float32)
 
