@@ -29,7 +29,7 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/bench_bernoulli.py
 	$(BIN)/python benchmarks/bench_checkpoint.py
 
-# Every experiment of examples/claims: its tests, then itself, and docs/claims.md from what they find.
+# Every experiment of examples/claims: its tests, then itself, and docs/claims.md from the results.
 claims: .venv/dev
 	$(BIN)/pytest -n auto -m claims
 	$(BIN)/python examples/claims/page.py $(FULL)

@@ -10,15 +10,18 @@ right port, as a control, and with one bit of one mask flipped.
 
 import argparse
 import dataclasses
+import sys
 import tempfile
 from pathlib import Path
 
 import jax
 import numpy as np
 import torch
-import torch_port
 from flax import nnx
 
+sys.path.insert(0, str(Path(__file__).parent / "lockstep"))  # torch_port
+
+import torch_port
 from dropout_jax import fold
 from dropout_jax.parity import divergence, hooks
 from minigpt.config import PRESETS, DropoutConfig

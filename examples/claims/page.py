@@ -1,4 +1,4 @@
-"""Run every experiment of this folder, and write docs/claims.md from what they found.
+"""Run every experiment of this folder's chapters, and write docs/claims.md from the results.
 
     python examples/claims/page.py [--full | --smallest] [--only NAME ...] [--out docs/claims]
 
@@ -19,28 +19,37 @@ from common import rates
 
 HERE = Path(__file__).parent
 
-# The chapters of the page: a title, and its scripts in order.
+# The chapters of the page: a folder beside this file, and its scripts in the order of the page.
 CHAPTERS: dict[str, list[str]] = {
-    "The mechanism": [
+    "mechanism": [
         *("scaling", "randomness", "missing_scale", "unscaled_softmax", "evaluation_mode"),
         *("forgotten_evaluation", "geometric_mean", "sub_networks", "monte_carlo_samples"),
         *("co_adaptation", "feature_correlation"),
     ],
-    "What it does to learning": [
+    "learning": [
         *("data_size", "gpt_overfitting", "underfitting", "gpt_rates", "image_rates", "placement"),
         *("interactions", "variance_shift", "batch_norm", "schedules", "cost", "step_time"),
     ],
-    "In a stack of blocks": ["block_shapes", "norm_order", "features"],
-    "Variants where they belong": [
+    "blocks": ["block_shapes", "norm_order", "features"],
+    "variants": [
         *("convolution", "feature_maps", "selu_moments", "selu", "recurrent", "zoneout"),
         *("drop_connect", "drop_path", "removed_blocks", "learned_rates", "learned_against_fixed"),
         "r_drop",
     ],
-    "Fine-tuning": ["genre", "genre_head_rates", "genre_body_rates"],
-    "Uncertainty": [
+    "finetuning": ["genre", "genre_head_rates", "genre_body_rates"],
+    "uncertainty": [
         *("uncertainty", "out_of_distribution", "active_learning", "genre_uncertainty"),
         *("gpt_uncertainty", "gpt_other_texts"),
     ],
+}
+
+TITLES = {
+    "mechanism": "The mechanism",
+    "learning": "What it does to learning",
+    "blocks": "In a stack of blocks",
+    "variants": "Variants where they belong",
+    "finetuning": "Fine-tuning",
+    "uncertainty": "Uncertainty",
 }
 
 INTRODUCTION = """\
@@ -76,7 +85,7 @@ def main(arguments=None):
     console = Console(highlight=False)
     for i, name in enumerate(names if options.only is None else options.only):
         console.rule(f"{name} ({i + 1} of {len(names)})")
-        words = [sys.executable, str(HERE / f"{name}.py"), "--out", str(options.out)]
+        words = [sys.executable, str(HERE / script(name)), "--out", str(options.out)]
         words += [f"--{word}" for word in ("full", "smallest") if getattr(options, word)]
         subprocess.run(words, check=True)
     results = {name: json.loads((options.out / f"{name}.json").read_text()) for name in names}
@@ -85,11 +94,17 @@ def main(arguments=None):
     console.print(f"wrote {path}")
 
 
+def script(name: str) -> str:
+    """A script's path in this folder."""
+    return next(f"{chapter}/{name}.py" for chapter, names in CHAPTERS.items() if name in names)
+
+
 def page(results: dict[str, dict], folder: str) -> str:
     """The page: one table of all claims, then a section a script."""
     parts = [INTRODUCTION, table(results), RATES, markdown(rates.rows(results), "keys")]
-    for title, names in CHAPTERS.items():
-        parts += [f"## {title}", *(section(name, results[name], folder) for name in names)]
+    for chapter, names in CHAPTERS.items():
+        sections = (section(name, results[name], folder) for name in names)
+        parts += [f"## {TITLES[chapter]}", *sections]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
@@ -126,8 +141,8 @@ def section(name: str, found: dict, folder: str) -> str:
     return "\n\n".join(
         [
             f"### {found['title']}",
-            f"`python examples/claims/{name}.py{scale}` ([script](../examples/claims/{name}.py), "
-            f"[numbers]({folder}/{name}.json))",
+            f"`python examples/claims/{script(name)}{scale}` "
+            f"([script](../examples/claims/{script(name)}), [numbers]({folder}/{name}.json))",
             f"![{found['title']}]({folder}/{name}.png)",
             markdown(rows, ["claim", "made in", "measured", "verdict"]),
             *([markdown(more, "keys")] if more else []),

@@ -30,18 +30,19 @@ def rows(results: dict[str, dict]) -> list[dict[str, str]]:
         rate, gain = best(gains)
         what = f"gains {gain:{spec}}" if rate else f"{min(gains):g} brings {gain:{spec}}"
         row = {"setting": setting, "rate": f"{rate:g}", "why": f"{what} {unit}"}
-        found.append(row | {"measured by": f"[{script}](../examples/claims/{script}.py)"})
+        link = f"[{script.split('/')[1]}](../examples/claims/{script}.py)"
+        found.append(row | {"measured by": link})
 
     losses = results["gpt_rates"]["numbers"]["loss, difference to rate 0"]
     for setting, name in SETTINGS.items():
         gains = {float(rate): -of(each) for rate, each in losses[name].items()}
-        add(setting, "gpt_rates", gains, "nats a character", "+.3f")
+        add(setting, "learning/gpt_rates", gains, "nats a character", "+.3f")
     for place in ("head", "body"):
         script = f"genre_{place}_rates"
         of_rate = results[script]["numbers"]["gained"]["macro-F1"]
         gains = {float(rate): of(each) for rate, each in of_rate.items()}
         setting = f"GPT classifying speeches, 2,000 examples, its {place}"
-        add(setting, script, gains, "of macro-F1", "+.3f")
+        add(setting, f"finetuning/{script}", gains, "of macro-F1", "+.3f")
     numbers = results["data_size"]["numbers"]
     gained = numbers["test accuracy gained"]
     for width, title in (("wide", "MLP of 128 units"), ("narrow", "MLP of 8 units")):
@@ -51,10 +52,11 @@ def rows(results: dict[str, dict]) -> list[dict[str, str]]:
             found_at = zip(numbers["rates"], map(of, cells), strict=True)
             gains = {rate: gain.percent() for rate, gain in found_at if rate}
             setting = f"{title}, images, {size:,} examples"
-            add(setting, "data_size", gains, "points", "+.1f")
+            add(setting, "learning/data_size", gains, "points", "+.1f")
     for partner in PARTNERS:
         gain = of(results["interactions"]["numbers"]["accuracy"][partner][BESIDE]).percent()
-        add(f"MLP, 500 images, beside {partner}", "interactions", {0.5: gain}, "points", "+.2f")
+        setting = f"MLP, 500 images, beside {partner}"
+        add(setting, "learning/interactions", {0.5: gain}, "points", "+.2f")
     return found
 
 

@@ -7,17 +7,18 @@ import numpy as np
 from common.data import Text
 from minigpt.data import Batch, take_windows
 
-CLAIMS = Path(__file__).parent.parent
+COMMON = Path(__file__).parent
+REPOSITORY = COMMON.parents[2]
 KNOWN, SHUFFLED = "unseen plays", "shuffled letters"
 UNKNOWN = ("Python", "Latin", "shuffled words", SHUFFLED)
 
 
 def foreign(alphabet: str) -> dict[str, str]:
     """This repository's Python, and some Latin; characters out of the alphabet are left out."""
-    package = sorted((CLAIMS.parent.parent / "dropout_jax").glob("*.py"))
+    package = sorted((REPOSITORY / "dropout_jax").rglob("*.py"))
     texts = {
         "Python": "".join(path.read_text(encoding="utf-8") for path in package),
-        "Latin": (CLAIMS / "latin.txt").read_text(encoding="utf-8"),
+        "Latin": (COMMON / "latin.txt").read_text(encoding="utf-8"),
     }
     known = set(alphabet)
     return {name: "".join(c for c in text if c in known) for name, text in texts.items()}
