@@ -5,9 +5,11 @@ norm, read 4 windows of 64 random tokens, with dropout 0.2 at all seven sites an
 tokens from one position on are exchanged, and features before it are compared, bit for bit.
 """
 
+import dataclasses
 import functools
 import sys
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -31,39 +33,41 @@ def experiment(scale: claim.Scale) -> Result:
     rng = np.random.default_rng(0)
     first, other = jnp.asarray(rng.integers(0, 65, (2, BATCH, TIME)), jnp.int32)
     depths = scale.pick((2,), (1, 3, 6, 12), (1, 12, 48))
-    cells = [(norm, depth) for norm in ("pre", "post") for depth in depths]
+    norms: tuple[Literal["pre", "post"], ...] = ("pre", "post")
+    cells = [(norm, depth) for norm in norms for depth in depths]
     shapes, changes = {}, {}
     for norm, depth in scale.track(cells, "stacks"):
-        features = stack(norm, depth)
+        features = build_stack(norm, depth)
         name = f"{depth} {norm}-norm layers"
         shapes[name] = features(first).shape
-        changes[name] = change(features, first, other, at=TIME // 2)
+        changes[name] = largest_change(features, first, other, position=TIME // 2)
     numbers = {"shape": shapes, "largest change by position": changes}
     return Result(findings(shapes, changes), picture(changes), numbers)
 
 
-def stack(norm: str, depth: int):
+def build_stack(norm: Literal["pre", "post"], depth: int):
     """Features of ids, dropout on."""
     rates = DropoutConfig(**dict.fromkeys(sweep.SITES, 0.2))
-    shape = {"n_layer": depth, "n_head": 2, "n_embd": DIM, "block_size": TIME}
-    config = ModelConfig(**shape, norm=norm, scan_layers=True, dropout=rates)
+    sizes = ModelConfig(n_layer=depth, n_head=2, n_embd=DIM, block_size=TIME)
+    config = dataclasses.replace(sizes, norm=norm, scan_layers=True, dropout=rates)
     gpt = GPT(config, 65, rngs=nnx.Rngs(0))
     features = nnx.jit(lambda gpt, ids: gpt.features(ids, key=jax.random.key(1)))
     return functools.partial(features, gpt)
 
 
-def change(features, first, other, at: int) -> np.ndarray:
+def largest_change(features, first, other, position: int) -> np.ndarray:
     """By position the largest change of a feature when the tokens from `at` on are exchanged."""
-    mixed = jnp.where(jnp.arange(first.shape[1]) < at, first, other)
+    mixed = jnp.where(jnp.arange(first.shape[1]) < position, first, other)
     return np.asarray(jnp.abs(features(mixed) - features(first)).max((0, 2)))
 
 
 def findings(shapes: dict[str, tuple], changes: dict[str, np.ndarray]) -> list[Finding]:
     """What is said of shapes and of the mask, by stack."""
     kept = {name: shape == (BATCH, TIME, DIM) for name, shape in shapes.items()}
-    before, after = ({n: it[part] for n, it in changes.items()} for part in HALVES)
-    exact = {name: not it.any() for name, it in before.items()}
-    largest, least = max(it.max() for it in before.values()), min(it.min() for it in after.values())
+    before, after = ({n: change[part] for n, change in changes.items()} for part in HALVES)
+    exact = {name: not change.any() for name, change in before.items()}
+    largest = max(change.max() for change in before.values())
+    least = min(change.min() for change in after.values())
     return [
         Finding(
             "A stack of blocks keeps (batch, time, dim) at any depth",
@@ -87,8 +91,8 @@ HALVES = slice(TIME // 2), slice(TIME // 2, None)
 def picture(changes: dict[str, np.ndarray]) -> Figure:
     """The change by position: nothing before the first exchanged token."""
     figure, (axes,) = charts.panels(8)
-    for name, change in changes.items():
-        axes.plot(change, "o-" if "pre" in name else "x--", markersize=3, label=name)
+    for name, change_by_position in changes.items():
+        axes.plot(change_by_position, "o-" if "pre" in name else "x--", markersize=3, label=name)
     axes.axvline(TIME // 2 - 0.5, color="gray", label="from here on exchanged")
     axes.set(xlabel="position", ylabel="largest change of a feature")
     axes.legend(fontsize=8)

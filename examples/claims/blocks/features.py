@@ -42,38 +42,41 @@ TRANSFER = (
 
 
 def experiment(scale: claim.Scale) -> Result:
-    text, seeds = data.all_plays(), range(scale.pick(3, 5, 5))
+    text, seeds = data.load_all_plays(), range(scale.pick(3, 5, 5))
     sizes, test = scale.pick(((10, 20), 50), ((100, 1000), 5000), ((100, 10_000), 10_000))
     vocab_size, steps = text.tokenizer.vocab_size, scale.pick(4, 500, 5000)
     optim = OptimConfig(3e-3, min_learning_rate=3e-4, warmup_steps=steps // 10)
     config = Config(steps=steps, batch_size=8, mesh="data=1", model=MODEL, optim=optim)
-    pretrained = sweep.Runner(config, vocab_size, seeds, looks=1, sites=())(text.train, {}).params
-    weights = pretrained, sweep.initial(MODEL, vocab_size, seeds)
+    runner = sweep.Runner(config, vocab_size, seeds, evaluations=1, sites=())
+    weights = runner(text.train, {}).params, sweep.initial_params(MODEL, vocab_size, seeds)
     graph, _ = nnx.split(GPT(MODEL, vocab_size, rngs=nnx.Rngs(0)))
     features = jax.jit(lambda params, ids: nnx.merge(graph, params).features(ids, key=None))
     scratch = jax.jit(functools.partial(from_scratch, features, scale.pick(4, 300, 3000)))
     letters = text.tokenizer.encode(string.ascii_letters)
-    accuracy, different = {name: {size: [] for size in sizes} for name in METHODS}, []
+    accuracy, distinct_counts = {name: {size: [] for size in sizes} for name in METHODS}, []
     for seed in scale.track(seeds, "classifiers"):
-        params, initial = jax.tree.map(operator.itemgetter(seed), weights)
-        x, y = windows(text.train, letters, sizes[-1], seed)
-        x_test, y_test = windows(text.validation, letters, test, seed)
-        seen, seen_test = (np.asarray(features(params, each)) for each in (x, x_test))
-        different.append([len(np.unique(each[:, 0], axis=0)) for each in (seen_test, x_test)])
+        params, initial_weights = jax.tree.map(operator.itemgetter(seed), weights)
+        x, y = sample_windows(text.train, letters, sizes[-1], seed)
+        x_test, y_test = sample_windows(text.validation, letters, test, seed)
+        train_features, test_features = (np.asarray(features(params, each)) for each in (x, x_test))
+        first_tokens = test_features[:, 0], x_test[:, 0]
+        distinct_counts.append([len(np.unique(each, axis=0)) for each in first_tokens])
         for size in sizes:
             for name, token in (FIRST, 0), (LAST, -1):
                 head = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
-                head.fit(seen[:size, token], y[:size])
-                accuracy[name][size].append(head.score(seen_test[:, token], y_test))
-            share = scratch(initial, x, y, x_test, y_test, size, jax.random.key(seed))
-            accuracy[SCRATCH][size].append(float(share))
+                head.fit(train_features[:size, token], y[:size])
+                accuracy[name][size].append(head.score(test_features[:, token], y_test))
+            score = scratch(initial_weights, x, y, x_test, y_test, size, jax.random.key(seed))
+            accuracy[SCRATCH][size].append(float(score))
     accuracy = {name: {n: np.array(of[n]) for n in sizes} for name, of in accuracy.items()}
     shares = {name: {n: interval(of[n]) for n in sizes} for name, of in accuracy.items()}
-    numbers = {"accuracy by labels": shares, "different first features and characters": different}
-    return Result(findings(*accuracy.values(), sizes[-1]), picture(shares), numbers)
+    name = "different first features and characters"
+    numbers = {"accuracy by labels": shares, name: distinct_counts}
+    results = findings(accuracy[FIRST], accuracy[LAST], accuracy[SCRATCH], sizes[-1])
+    return Result(results, picture(shares), numbers)
 
 
-def windows(ids: np.ndarray, letters: np.ndarray, count: int, seed: int):
+def sample_windows(ids: np.ndarray, letters: np.ndarray, count: int, seed: int):
     """Windows of a text that end with a letter; and whether the next character is none."""
     rng, letter = np.random.default_rng(seed), np.isin(ids, letters)
     last = np.arange(MODEL.block_size, len(ids) - 1)

@@ -34,49 +34,54 @@ XIONG = "Xiong et al., On layer normalization in the transformer architecture, I
 def experiment(scale: claim.Scale) -> Result:
     depths = scale.pick((1,), (2, 8), (4, 24))
     orders = [(depth, norm) for depth in depths for norm in ("pre", "post")]
-    measured, chosen, numbers = {}, {}, {}
+    measured, chosen_rates, numbers = {}, {}, {}
     for depth, norm in scale.track(orders, "orders of norm"):
         for warm_up, (choosing, losses) in train(scale, depth, norm).items():
             cell, rate = (depth, norm, warm_up), int(choosing.mean(-1).argmin())
-            measured[cell], chosen[cell] = losses, rate
+            measured[cell], chosen_rates[cell] = losses, rate
             by_rate = dict(zip(RATES, map(interval, losses), strict=True))
             name = f"{depth} layers, {norm}-norm {warm_up}"
             numbers[name] = {"chosen": RATES[rate], "loss by learning rate": by_rate}
-    return Result(findings(measured, chosen, depths), picture(measured, depths), numbers)
+    return Result(findings(measured, chosen_rates, depths), picture(measured, depths), numbers)
 
 
 def train(scale: claim.Scale, depth: int, norm: str) -> dict[str, np.ndarray]:
     """The last losses by warm-up: (text to choose on and to measure on, learning rate, seed)."""
-    text, steps, seeds = data.all_plays(), scale.pick(10, 600, 3000), range(scale.pick(3, 5, 10))
-    shape = {"n_layer": depth, "n_head": 2, "n_embd": 32, "block_size": 16}
-    model = ModelConfig(**shape, norm=norm, scan_layers=True)
+    text, steps = data.load_all_plays(), scale.pick(10, 600, 3000)
+    seeds = range(scale.pick(3, 5, 10))
+    sizes = ModelConfig(n_layer=depth, n_head=2, n_embd=32, block_size=16)
+    model = dataclasses.replace(sizes, norm=norm, scan_layers=True)
     config = Config(steps=steps, batch_size=8, mesh="data=1", model=model)
-    run = sweep.Runner(config, text.tokenizer.vocab_size, seeds, looks=1, sites=())
-    params = sweep.initial(model, text.tokenizer.vocab_size, seeds)
-    params = jax.tree_util.tree_map_with_path(glorot, params)
-    halves, found = np.array_split(text.validation, 2), {}
+    run = sweep.Runner(config, text.tokenizer.vocab_size, seeds, evaluations=1, sites=())
+    params = sweep.initial_params(model, text.tokenizer.vocab_size, seeds)
+    params = jax.tree_util.tree_map_with_path(rescale_to_glorot, params)
+    halves, losses = np.array_split(text.validation, 2), {}
     for name, warmup_steps in (WARM, steps // 10), (COLD, 0):
         optims = [OptimConfig(rate, rate / 10, warmup_steps=warmup_steps) for rate in RATES]
         watched = dict(enumerate(halves))
-        runs = [run(text.train, watched, optim=it, params=params).losses for it in optims]
-        found[name] = np.array([[run[i][:, -1] for run in runs] for i in (0, 1)])
-    return found
+        runs = [run(text.train, watched, optim=optim, params=params).losses for optim in optims]
+        losses[name] = np.array([[run[i][:, -1] for run in runs] for i in (0, 1)])
+    return losses
 
 
-def glorot(path, leaf):
+def rescale_to_glorot(path, leaf):
     """The matrices of the layers, normal as they are, at Glorot's standard deviation."""
     if not any(getattr(key, "key", None) == "kernel" for key in path):
         return leaf
     return leaf / leaf.std() * (2 / sum(leaf.shape[-2:])) ** 0.5
 
 
-def findings(measured: dict[tuple, np.ndarray], chosen: dict[tuple, int], depths) -> list[Finding]:
+def findings(
+    measured: dict[tuple, np.ndarray], chosen_rates: dict[tuple, int], depths
+) -> list[Finding]:
     """What is said of both orders, each at its own rate; and of post-norm at pre-norm's."""
 
-    def minus(one: tuple[str, str], other: tuple[str, str], at: tuple[str, str]):
+    def minus(one: tuple[str, str], other: tuple[str, str], rate_of: tuple[str, str]):
         """By depth; `one` is at the rate chosen for `at`."""
-        theirs = {n: measured[n, *other][chosen[n, *other]] for n in depths}
-        return {n: interval(measured[n, *one][chosen[n, *at]] - theirs[n]) for n in depths}
+        theirs = {n: measured[n, *other][chosen_rates[n, *other]] for n in depths}
+        return {
+            n: interval(measured[n, *one][chosen_rates[n, *rate_of]] - theirs[n]) for n in depths
+        }
 
     def above(text: str, what: str, cells: dict):
         return by_cell(text, XIONG, f"Loss in nats by layers, {what}", cells, "the layers are")
@@ -86,18 +91,18 @@ def findings(measured: dict[tuple, np.ndarray], chosen: dict[tuple, int], depths
     needs = "A post-norm stack needs warm-up"
     slower = "A post-norm stack does not stand the learning rate that is the best for pre-norm"
     spared, cold = minus(pre_cold, pre, pre_cold), minus(post_cold, pre_cold, post_cold)
-    told = f"post-norm at pre-norm's rate minus pre-norm, both {WARM}"
+    description = f"post-norm at pre-norm's rate minus pre-norm, both {WARM}"
     without = above(
         f"A pre-norm stack does without warm-up (it loses less than {BOUND} nats by it)",
         f"pre-norm {COLD} minus {WARM}",
         spared,
     )
-    held = verdict_by("the layers are", {n: cell.high < BOUND for n, cell in spared.items()})
+    outcome = verdict_by("the layers are", {n: cell.high < BOUND for n, cell in spared.items()})
     return [
         above(worse, f"post-norm minus pre-norm, both {COLD}", cold),
         above(needs, f"post-norm {COLD} minus {WARM}", minus(post_cold, post, post_cold)),
-        above(slower, told, minus(post, pre, pre)),
-        dataclasses.replace(without, verdict=held),
+        above(slower, description, minus(post, pre, pre)),
+        dataclasses.replace(without, verdict=outcome),
     ]
 
 

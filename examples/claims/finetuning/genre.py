@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 
 from common import charts, claim
 from common.claim import Finding, Interval, Result, interval, verdict
-from common.speech import TEST, measure, pretrained, rows, sample, settings
+from common.speech import TEST, fine_tune_config, pretrain, sample, score_labels, table_rows
 from minigpt.tasks.classification import baselines
 from minigpt.tasks.classification.shakespeare_genres import load_genres
 from minigpt.tasks.classification.train import fit
@@ -38,41 +38,41 @@ BERT = "Devlin et al., BERT, NAACL 2019: 0.1 everywhere, in fine-tuning as in pr
 def experiment(scale: claim.Scale) -> Result:
     steps, seeds = scale.pick(6, 200, 800), scale.pick(2, 8, 8)
     sizes = scale.pick((60, 30, 60), (2000, 300, 1500), (8000, 1800, 4000))
-    body, data = pretrained(scale.pick(6, 1000, 6000)), load_genres(test=TEST)
+    body, data = pretrain(scale.pick(6, 1000, 6000)), load_genres(test=TEST)
     runs = []
     for seed in scale.track(range(seeds), "genre of a speech"):
-        part, how = sample(data, seed, sizes), settings(seed, steps)
-        begun = {
-            PRETRAINED: (body, how),
-            SCRATCH: (body._replace(params=None), how),
-            DROPPING: (body, settings(seed, steps, head=0.1, body=0.1)),
+        subset, config = sample(data, seed, sizes), fine_tune_config(seed, steps)
+        setups = {
+            PRETRAINED: (body, config),
+            SCRATCH: (body._replace(params=None), config),
+            DROPPING: (body, fine_tune_config(seed, steps, head=0.1, body=0.1)),
         }
         labels = {
             **{
-                name: fit(from_body, part, each).predict(part.test.texts)
-                for name, (from_body, each) in begun.items()
+                name: fit(from_body, subset, each).predict(subset.test.texts)
+                for name, (from_body, each) in setups.items()
             },
-            TFIDF: baselines.tfidf(part, "balanced"),
-            MAJORITY: baselines.majority(part),
+            TFIDF: baselines.tfidf(subset, "balanced"),
+            MAJORITY: baselines.majority(subset),
         }
-        runs.append({name: measure(part, each) for name, each in labels.items()})
-    found = {
+        runs.append({name: score_labels(subset, each) for name, each in labels.items()})
+    scores = {
         name: {what: np.array([run[name][what] for run in runs]) for what in runs[0][name]}
         for name in runs[0]
     }
-    gained = {what: gains(found, what) for what in found[PRETRAINED]}
-    numbers = {"table": rows(found), "of the pretrained GPT, more than that of": gained}
+    gained = {what: gains(scores, what) for what in scores[PRETRAINED]}
+    numbers = {"table": table_rows(scores), "of the pretrained GPT, more than that of": gained}
     levels = {
         name: {what: interval(values) for what, values in each.items()}
-        for name, each in found.items()
+        for name, each in scores.items()
     }
     return Result(findings(gained), picture(levels, gained), numbers)
 
 
-def gains(found: dict, what: str) -> dict[str, Interval]:
+def gains(scores: dict, what: str) -> dict[str, Interval]:
     """How much more the pretrained GPT is worth than each of the others, seed by seed."""
-    ours = found[PRETRAINED][what]
-    others = {name: values[what] for name, values in found.items() if name != PRETRAINED}
+    ours = scores[PRETRAINED][what]
+    others = {name: values[what] for name, values in scores.items() if name != PRETRAINED}
     return {name: interval(ours - theirs) for name, theirs in others.items()}
 
 

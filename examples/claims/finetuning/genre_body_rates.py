@@ -9,11 +9,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 
 from common import claim
-from genre_head_rates import RATES, of_place
+from genre_head_rates import RATES, compare_rates
 
 
 def experiment(scale: claim.Scale) -> claim.Result:
-    return of_place(scale, "body", {str(rate): (0.0, rate) for rate in RATES})
+    return compare_rates(scale, "body", {str(rate): (0.0, rate) for rate in RATES})
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 
 from common import charts, claim
 from common.claim import Finding, Interval, Result, by_cell, interval
-from common.speech import TEST, measure, pretrained, rows, sample, settings
+from common.speech import TEST, fine_tune_config, pretrain, sample, score_labels, table_rows
 from minigpt.tasks.classification.shakespeare_genres import load_genres
 from minigpt.tasks.classification.train import fit
 
@@ -30,48 +30,48 @@ BERT = "Devlin et al., BERT, NAACL 2019: 0.1 everywhere, in fine-tuning as in pr
 
 
 def experiment(scale: claim.Scale) -> Result:
-    return of_place(scale, "head", {str(rate): (rate, 0.0) for rate in RATES})
+    return compare_rates(scale, "head", {str(rate): (rate, 0.0) for rate in RATES})
 
 
-def of_place(scale: claim.Scale, place: str, cells: dict[str, tuple[float, float]]) -> Result:
+def compare_rates(scale: claim.Scale, part: str, cells: dict[str, tuple[float, float]]) -> Result:
     """What cells, each a rate in the head and one in the body, gain over no dropout."""
     steps, seeds = scale.pick(6, 200, 800), scale.pick(2, 5, 8)
     sizes = scale.pick((60, 30, 60), (2000, 300, 1500), (8000, 300, 4000))
-    body, data = pretrained(scale.pick(6, 1000, 6000)), load_genres(test=TEST)
+    body, data = pretrain(scale.pick(6, 1000, 6000)), load_genres(test=TEST)
     cells = {NONE: (0.0, 0.0), **cells}
     runs = {name: [] for name in cells}
     jobs = [(seed, name) for seed in range(seeds) for name in cells]
-    for seed, name in scale.track(jobs, f"rates in the {place}"):
-        part = sample(data, seed, sizes)
-        trained = fit(body, part, settings(seed, steps, *cells[name]))
-        runs[name].append(measure(part, trained.predict(part.test.texts)))
-    found = {
+    for seed, name in scale.track(jobs, f"rates in the {part}"):
+        subset = sample(data, seed, sizes)
+        trained = fit(body, subset, fine_tune_config(seed, steps, *cells[name]))
+        runs[name].append(score_labels(subset, trained.predict(subset.test.texts)))
+    scores = {
         name: {what: np.array([run[what] for run in each]) for what in each[0]}
         for name, each in runs.items()
     }
-    gained = {what: gains(found, what) for what in found[NONE]}
-    numbers = {"table": rows(found), "gained": gained}
-    return Result(findings(place, gained["macro-F1"]), picture(place, gained), numbers)
+    gained = {what: gains(scores, what) for what in scores[NONE]}
+    numbers = {"table": table_rows(scores), "gained": gained}
+    return Result(findings(part, gained["macro-F1"]), picture(part, gained), numbers)
 
 
-def gains(found: dict, what: str) -> dict[str, Interval]:
+def gains(scores: dict, what: str) -> dict[str, Interval]:
     """By cell, over no dropout, seed by seed."""
-    cells = {name: values[what] - found[NONE][what] for name, values in found.items()}
+    cells = {name: values[what] - scores[NONE][what] for name, values in scores.items()}
     return {name: interval(values) for name, values in cells.items() if name != NONE}
 
 
-def findings(place: str, gained: dict[str, Interval]) -> list[Finding]:
-    text = f"Dropout in the {place} helps fine-tuning"
+def findings(part: str, gained: dict[str, Interval]) -> list[Finding]:
+    text = f"Dropout in the {part} helps fine-tuning"
     what = "macro-F1 over that without dropout, by rate"
     return [by_cell(text, BERT, what, gained, "the rate is")]
 
 
-def picture(place: str, gained: dict[str, dict[str, Interval]]) -> Figure:
+def picture(part: str, gained: dict[str, dict[str, Interval]]) -> Figure:
     """What macro-F1 and accuracy gain, by cell."""
     figure, panels = charts.panels(5, 5)
     for axes, (what, cells) in zip(panels, gained.items(), strict=True):
         charts.forest(axes, cells, xlabel=f"{what} gained over no dropout")
-    panels[0].set_ylabel(f"rate in the {place}")
+    panels[0].set_ylabel(f"rate in the {part}")
     return figure
 
 

@@ -19,55 +19,57 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 
 from common import charts, claim, data
 from common.claim import Finding, Result, by_cell, intervals
-from common.nets import accuracy, cross_entropy, fit, grid, mlp_init, normed_mlp
+from common.nets import accuracy, cross_entropy, fit, mlp_init, normed_mlp, run_grid
 from dropout_jax import fold
 
 BEFORE, AFTER = range(2)
-PLACES = (1.0, 1.0, 0.0), (0.0, 0.0, 1.0)  # times the rate, by hidden layer
+PLACEMENTS = (1.0, 1.0, 0.0), (0.0, 0.0, 1.0)  # times the rate, by hidden layer
 LI = 'Li et al., "Understanding the disharmony between dropout and batch normalization", CVPR 2019'
 
 
 def experiment(scale: claim.Scale) -> Result:
     rates = scale.pick((0.0, 0.5), (0.0, 0.1, 0.3, 0.5), (0.0, 0.1, 0.2, 0.3, 0.5, 0.7))
     steps, seeds = scale.pick(60, 1000, 3000), range(scale.pick(3, 8, 20))
-    running, again = grid(run_of(steps), scale.track(seeds, "seeds"), (BEFORE, AFTER), rates)
+    running, recomputed = run_grid(
+        make_run(steps), scale.track(seeds, "seeds"), (BEFORE, AFTER), rates
+    )
     before, after = running.swapaxes(0, 1)  # accuracy by seed and rate, the first of which is 0
     changes = {
         "before, over none": before - before[:, :1],
         "after, over none": after - after[:, :1],
         "after, over before": after - before,
-        "again, over running": (again - running)[:, BEFORE],
+        "again, over running": (recomputed - running)[:, BEFORE],
     }
-    found = {name: intervals(change[:, 1:], rates[1:]) for name, change in changes.items()}
+    differences = {name: intervals(change[:, 1:], rates[1:]) for name, change in changes.items()}
     numbers = {
         "rates": rates,
         "steps": steps,
         "accuracy by place and rate, running statistics": running.mean(0),
-        "accuracy by place and rate, statistics taken again": again.mean(0),
-        "differences": found,
+        "accuracy by place and rate, statistics taken again": recomputed.mean(0),
+        "differences": differences,
     }
-    return Result(findings(found), picture(found), numbers)
+    return Result(findings(differences), picture(differences), numbers)
 
 
-def run_of(steps: int):
+def make_run(steps: int):
     """The run of a seed, a place and a rate: test accuracy with running statistics, and others."""
-    fitted = networks(steps)
+    train_network = make_training(steps)
 
-    def run(seed, place, rate):
-        net, running, train, test, digits = fitted(seed, place, rate)
-        again = net(train)[1]
-        return [accuracy(net(test, of)[0], digits) for of in (running, again)]
+    def run(seed, placement, rate):
+        net, running, train, test, digits = train_network(seed, placement, rate)
+        recomputed = net(train)[1]
+        return [accuracy(net(test, of)[0], digits) for of in (running, recomputed)]
 
     return run
 
 
-def networks(steps: int):
+def make_training(steps: int):
     """Of a seed, a place and a rate what has learned, with its running statistics, and its data."""
-    images, labels = data.all_mnist()
-    images = data.halved(images).reshape(len(images), -1)
+    images, labels = data.load_all_mnist()
+    images = data.downsample(images).reshape(len(images), -1)
 
-    def fitted(seed, place, rate):
-        key, rates = jax.random.key(seed), rate * jnp.array(PLACES)[place]
+    def train_network(seed, placement, rate):
+        key, rates = jax.random.key(seed), rate * jnp.array(PLACEMENTS)[placement]
         train, test = jnp.split(jax.random.permutation(fold(key, "images"), 5000)[:3000], [1000])
         params = mlp_init(fold(key, "weights"), (196, 128, 128, 128, 10))
 
@@ -83,14 +85,14 @@ def networks(steps: int):
         running = net(images[train], key=fold(key, "statistics"))[1]
         return net, running, images[train], images[test], labels[test]
 
-    return fitted
+    return train_network
 
 
-def findings(found) -> list[Finding]:
+def findings(differences) -> list[Finding]:
     """Of the differences in accuracy, by rate."""
 
     def finding(text: str, name: str, what: str, sign: int = 1) -> Finding:
-        return by_cell(text, LI, f"{what}, by rate", found[name], "the rate is", "+.1%", sign)
+        return by_cell(text, LI, f"{what}, by rate", differences[name], "the rate is", "+.1%", sign)
 
     worse = "Dropout before batch norm makes a network worse"
     after = "Dropout belongs after all batch norms"
@@ -102,15 +104,16 @@ def findings(found) -> list[Finding]:
     ]
 
 
-def picture(found) -> Figure:
+def picture(differences) -> Figure:
     """The differences in test accuracy, by rate."""
     figure, panels = charts.panels(6, 6)
     titles = ("against no dropout", "against dropout before (again: other statistics)")
-    pairs = (list(found)[:2], list(found)[2:])
+    pairs = (list(differences)[:2], list(differences)[2:])
     for axes, pair, title in zip(panels, pairs, titles, strict=True):
-        rates, names = list(found[pair[0]]), {"xlabel": "rate", "ylabel": "test accuracy, points"}
-        series = {name: [it.percent() for it in found[name].values()] for name in pair}
-        charts.lines(axes, rates, series, apart=0.006, xticks=rates, title=title, **names)
+        rates = list(differences[pair[0]])
+        labels = {"xlabel": "rate", "ylabel": "test accuracy, points"}
+        series = {name: [cell.percent() for cell in differences[name].values()] for name in pair}
+        charts.lines(axes, rates, series, spacing=0.006, xticks=rates, title=title, **labels)
         axes.axhline(0, color="black", linewidth=0.8)
     return figure
 

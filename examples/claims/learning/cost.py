@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 
 from common import charts, claim, data
-from common.claim import Finding, Interval, Result, interval, verdict_by
-from common.nets import cross_entropy, fit_looking, grid, mlp, mlp_init
+from common.claim import Finding, Interval, Result, describe, interval, verdict_by
+from common.nets import cross_entropy, fit_and_evaluate, mlp, mlp_init, run_grid
 from dropout_jax import fold
 
 EVERY, TARGETS = 25, (0.3, 0.1, 0.03)
@@ -30,8 +30,8 @@ def experiment(scale: claim.Scale) -> Result:
     rates = scale.pick((0.0, 0.5), (0.0, 0.1, 0.2, 0.3, 0.5), (0.0, 0.1, 0.2, 0.3, 0.5, 0.7))
     steps, seeds = scale.pick(200, 4000, 12000), range(scale.pick(3, 5, 10))
     targets = scale.pick((1.5, 1.0), TARGETS, TARGETS)
-    losses = grid(run_of(steps), scale.track(seeds, "seeds"), rates)  # (seed, rate, look)
-    ratios = {target: ratios_of(losses, target, rates) for target in targets}
+    losses = run_grid(make_run(steps), scale.track(seeds, "seeds"), rates)  # (seed, rate, look)
+    ratios = {target: step_ratios(losses, target, rates) for target in targets}
     numbers = {
         "rates": rates,
         "looks, in steps": EVERY,
@@ -41,10 +41,10 @@ def experiment(scale: claim.Scale) -> Result:
     return Result(findings(ratios), picture(losses, rates, ratios), numbers)
 
 
-def run_of(steps: int):
+def make_run(steps: int):
     """The run of a seed and a rate: the training loss, dropout off, at every look."""
-    images, labels = data.all_mnist()
-    images = data.halved(images).reshape(len(images), -1)
+    images, labels = data.load_all_mnist()
+    images = data.downsample(images).reshape(len(images), -1)
 
     def run(seed, rate):
         key = jax.random.key(seed)
@@ -55,16 +55,16 @@ def run_of(steps: int):
             rows = train[rows]
             return cross_entropy(mlp(params, images[rows], rate, key=key), labels[rows])
 
-        def look(params):
+        def evaluate(params):
             return loss(params, jnp.arange(4000), None)
 
-        more = {"looks": steps // EVERY, "steps": steps}
-        return fit_looking(loss, params, 4000, fold(key, "fit"), look, **more)[1]
+        fitting = (loss, params, 4000, fold(key, "fit"), evaluate)
+        return fit_and_evaluate(*fitting, evaluations=steps // EVERY, steps=steps)[1]
 
     return run
 
 
-def first_below(losses, target: float) -> float:
+def first_step_below(losses, target: float) -> float:
     """The step, between looks, at which the loss first falls to the target; NaN if it never does.
 
     The logarithm of the loss is taken as linear between looks.
@@ -80,27 +80,28 @@ def first_below(losses, target: float) -> float:
     return float(EVERY * (i + share))
 
 
-def ratios_of(losses, target: float, rates) -> dict[float, Interval | None]:
+def step_ratios(losses, target: float, rates) -> dict[float, Interval | None]:
     """Steps to the target by rate, as a multiple of those without dropout; None if not reached."""
-    steps = np.array([[first_below(run, target) for run in seed] for seed in losses])
-    found = {rate: steps[:, i] / steps[:, 0] for i, rate in enumerate(rates) if rate}
-    return {rate: None if np.isnan(them).any() else interval(them) for rate, them in found.items()}
+    steps = np.array([[first_step_below(run, target) for run in seed] for seed in losses])
+    ratios = {rate: steps[:, i] / steps[:, 0] for i, rate in enumerate(rates) if rate}
+    return {r: None if np.isnan(x).any() else interval(x) for r, x in ratios.items()}
 
 
 def findings(ratios) -> list[Finding]:
     """Of the ratios of steps by loss and rate: a claim holds where one is within its bounds."""
     cells = {target: by_rate[0.5] for target, by_rate in ratios.items()}
-    told = ", ".join(f"{at}: {it:.2f}" if it else f"{at}: not reached" for at, it in cells.items())
+    texts = {target: f"{r:.2f}" if r else "not reached" for target, r in cells.items()}
     what, condition = "steps at rate 0.5 over those at 0", "the training loss to be reached is"
-    found = []
+    results = []
     for text, source, low, high in (
         ("Dropout at rate 0.5 roughly doubles the iterations", ALEXNET, 1.5, 2.5),
         ("Dropout at rate 0.5 takes 2 to 3 times longer to train", SRIVASTAVA, 2, 3),
     ):
-        measured = f"{what}, by training loss: {told} (it holds within {low} to {high})"
-        held = {at: bool(it) and low <= it.low and it.high <= high for at, it in cells.items()}
-        found.append(Finding(text, source, measured, verdict_by(condition, held)))
-    return found
+        bounds = f"(it holds within {low} to {high})"
+        measured = f"{what}, by training loss: {describe(texts, '')} {bounds}"
+        holds = {t: bool(r) and low <= r.low and r.high <= high for t, r in cells.items()}
+        results.append(Finding(text, source, measured, verdict_by(condition, holds)))
+    return results
 
 
 def picture(losses, rates, ratios) -> Figure:
@@ -113,9 +114,9 @@ def picture(losses, rates, ratios) -> Figure:
     left.legend(fontsize=8)
     for i, (target, by_rate) in enumerate(ratios.items()):
         left.axhline(target, color="gray", linestyle=":", linewidth=1)
-        known = {rate: found for rate, found in by_rate.items() if found}
-        at = np.array(list(known)) + 0.005 * i
-        charts.points(right, at, known.values(), f"to a loss of {target}")
+        reached = {rate: ratio for rate, ratio in by_rate.items() if ratio}
+        rates_shifted = np.array(list(reached)) + 0.005 * i
+        charts.points(right, rates_shifted, reached.values(), f"to a loss of {target}")
     right.set(xlabel="rate", ylabel="steps / steps without dropout")
     right.legend(fontsize=8)
     return figure

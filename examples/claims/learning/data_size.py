@@ -1,11 +1,11 @@
 """Data size: where dropout helps, and where it costs.
 
 An MLP of two hidden layers of 128 units (wide) or 8 (narrow), dropout on both, learns up to 100,000
-MNIST digits of 14 x 14 pixels: 4,000 images at 25 places each; the other 1,000, at two places, are
-the test. Every run takes 2,000 steps of Adam (at 2e-3, batches of 32): two thirds of a pass over
-the largest set. A seed decides images, places, initial weights and batches; all comparisons are
-within a seed, and no rate is chosen. (A first trial, of 1,000 steps at 1e-3 and digits twice as far
-off, was too short for dropout; steps and task were then changed.)
+MNIST digits of 14 x 14 pixels: 4,000 images shifted to 25 positions each; the test set is the other
+1,000 at two positions. Every run takes 2,000 steps of Adam (2e-3, batches of 32), two thirds of a
+pass over the largest set. A seed decides images, shifts, initial weights and batches; comparisons
+are paired by seed, and no rate is chosen. (A first trial of 1,000 steps at 1e-3, with digits moved
+twice as far, was too short for dropout; steps and task were then changed.)
 """
 
 import sys
@@ -14,13 +14,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import optax
-from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 
 from common import charts, claim, data
-from common.claim import Finding, Result, by_cell, crossing, interval, intervals, listed, verdict
-from common.nets import accuracy, cross_entropy, fit, grid, mlp, mlp_init
+from common.claim import Finding, Result, by_cell, describe, interval, intervals, verdict
+from common.nets import accuracy, cross_entropy, fit, mlp, mlp_init, run_grid
 from dropout_jax import fold
 
 WIDTHS = {"wide": 128, "narrow": 8}
@@ -35,58 +34,58 @@ def experiment(scale: claim.Scale) -> Result:
     steps, seeds = scale.pick(60, 2000, 2000), range(scale.pick(3, 5, 10))
     train, test = {}, {}  # accuracy by seed, size and rate
     for name, width in WIDTHS.items():
-        train[name], test[name] = grid(run_of(width, steps), scale.track(seeds, name), sizes, rates)
-    gains = {name: found - found[..., :1] for name, found in test.items()}
+        run = make_run(width, steps)
+        train[name], test[name] = run_grid(run, scale.track(seeds, name), sizes, rates)
+    gains = {name: accuracies - accuracies[..., :1] for name, accuracies in test.items()}
+    break_even = {name: break_even_sizes(gains[name], sizes, rates) for name in WIDTHS}
     numbers = {
-        "sizes": sizes,
-        "rates": rates,
-        "steps": steps,
-        "training accuracy": {name: found.mean(0) for name, found in train.items()},
-        "test accuracy": {name: found.mean(0) for name, found in test.items()},
+        **{"sizes": sizes, "rates": rates, "steps": steps},
+        "training accuracy": {name: accuracies.mean(0) for name, accuracies in train.items()},
+        "test accuracy": {name: accuracies.mean(0) for name, accuracies in test.items()},
         "test accuracy gained": {
             name: [list(intervals(of_size, rates).values()) for of_size in gain.swapaxes(0, 1)]
             for name, gain in gains.items()
         },
-        "size at which the gain ends": {name: ends(gains[name], sizes, rates) for name in WIDTHS},
+        "size at which the gain ends": break_even,
     }
     falls = train["wide"] - train["wide"][..., :1]
     return Result(findings(falls, gains, sizes, rates), picture(gains, sizes, rates), numbers)
 
 
-def run_of(width: int, steps: int):
+def make_run(width: int, steps: int):
     """The run of a seed, a size and a rate: accuracy in training, masks on, and in the test."""
 
     def run(seed, size, rate):
         key = jax.random.key(seed)
-        train, test = data.moved_mnist(key)
+        train, test = data.shifted_mnist(key)
         params = mlp_init(fold(key, "weights"), (196, width, width, 10))
 
-        def answers(params, examples, key):
+        def predict(params, examples, key):
             return mlp(params, examples[0], rate, key=key), examples[1]
 
         def loss(params, rows, key):
-            return cross_entropy(*answers(params, train(rows), key))
+            return cross_entropy(*predict(params, train(rows), key))
 
-        more = {"steps": steps, "batch_size": 32, "tx": optax.adam(2e-3)}
-        params = fit(loss, params, size, fold(key, "fit"), **more)
-        seen, others = train(jnp.arange(1000) % size), test(jnp.arange(2000))
-        return accuracy(*answers(params, seen, key)), accuracy(*answers(params, others, None))
+        options = {"steps": steps, "batch_size": 32, "tx": optax.adam(2e-3)}
+        params = fit(loss, params, size, fold(key, "fit"), **options)
+        masked = predict(params, train(jnp.arange(1000) % size), key)
+        return accuracy(*masked), accuracy(*predict(params, test(jnp.arange(2000)), None))
 
     return run
 
 
-def ends(gains, sizes, rates) -> dict[float, float | None]:
+def break_even_sizes(gains, sizes, rates) -> dict[float, float | None]:
     """The size at which the mean gain of each rate ends for good."""
-    return {rate: crossing(sizes, gains[..., i].mean(0)) for i, rate in enumerate(rates) if rate}
+    means = {rate: gains[..., i].mean(0) for i, rate in enumerate(rates) if rate}
+    return {rate: claim.zero_crossing(sizes, gain) for rate, gain in means.items()}
 
 
 def findings(falls, gains, sizes, rates) -> list[Finding]:
     """Of changes of accuracy by seed, size and rate: in training, and in the test by width."""
     falls, wide, narrow = (each[..., 1:] for each in (falls, gains["wide"], gains["narrow"]))
     small = [f"{size} at {rate}" for size in sizes if size <= 5000 for rate in rates[1:]]
-    falling, rising = (
-        intervals(each.reshape(len(each), -1)[:, : len(small)], small) for each in (falls, wide)
-    )
+    flat = (each.reshape(len(each), -1)[:, : len(small)] for each in (falls, wide))
+    falling, rising = (intervals(each, small) for each in flat)
     little_capacity, much_data = (intervals(x, rates[1:]) for x in (narrow.mean(1), wide[:, -1]))
     lowers = "On small data dropout lowers the accuracy in training (seen with its masks)"
     raises = "On small data dropout raises the accuracy of the test"
@@ -96,31 +95,32 @@ def findings(falls, gains, sizes, rates) -> list[Finding]:
     units, passes = "8 units, mean of the sizes, by rate", "wide, the largest size, by rate"
     mean = wide.mean(-1)  # of the rates
     over = {sizes[end]: interval(mean[:, 1:-1].mean(1) - mean[:, end]) for end in (0, -1)}
-    last = {r: f"{at:,.0f}" if at else "-" for r, at in ends(gains["wide"], sizes, rates).items()}
+    break_even = break_even_sizes(gains["wide"], sizes, rates)
+    last = {rate: f"{size:,.0f}" if size else "-" for rate, size in break_even.items()}
     return [
         by_cell(lowers, SRIVASTAVA, what, falling, among, "+.1%", -1),
         by_cell(raises, SRIVASTAVA, what, rising, among, "+.1%"),
         Finding(
             "The gain is small on the smallest data sets, grows with data, and declines again",
             SRIVASTAVA,
-            f"wide, mean gain at the sizes between over that at {listed(over, '+.2%')}; the gain "
-            f"ends at so many examples, by rate: {listed(last, '')}",
-            verdict(all(it.positive for it in over.values())),
+            f"wide, mean gain at the sizes between over that at {describe(over, '+.2%')}; the gain "
+            f"ends at so many examples, by rate: {describe(last, '')}",
+            verdict(all(cell.positive for cell in over.values())),
         ),
         by_cell(little, DEEP_LEARNING, units, little_capacity, "the rate is", "+.1%", -1),
         by_cell(once, DEEP_LEARNING, passes, much_data, "the rate is", "+.2%", -1),
     ]
 
 
-def picture(gains, sizes, rates) -> Figure:
-    """Test accuracy gained, by size and rate."""
+def picture(gains, sizes, rates):
     figure, panels = charts.panels(6.5, 6.5)
-    at, ticks = range(len(sizes)), {"xticklabels": [f"{size:,}" for size in sizes]}
-    names = {"xlabel": "training examples", "ylabel": "test accuracy gained, points"} | ticks
+    positions, ticks = range(len(sizes)), [f"{size:,}" for size in sizes]
+    labels = {"xlabel": "training examples", "ylabel": "test accuracy gained, points"}
     for axes, (name, units) in zip(panels, WIDTHS.items(), strict=True):
         by_rate = {rate: 100 * gains[name][..., i] for i, rate in enumerate(rates) if rate}
         series = {f"rate {rate}": intervals(gain, sizes).values() for rate, gain in by_rate.items()}
-        charts.lines(axes, at, series, apart=0.06, xticks=at, **names)
+        charts.lines(axes, positions, series, spacing=0.06)
+        axes.set(xticks=positions, xticklabels=ticks, **labels)
         axes.set_title(f"{units} units a layer (the gain ends where a line crosses 0)")
         axes.axhline(0, color="black", linewidth=0.8)
     return figure

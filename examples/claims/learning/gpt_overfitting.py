@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 
 from common import claim, data
 from common.claim import Finding, Interval, Result, interval, verdict
-from common.gpt import SMALL, compiled, config_of, train
+from common.gpt import SMALL, compile_steps, make_config, train
 from minigpt.config import OptimConfig
 
 RATES = (0.0, 0.2)
@@ -30,20 +30,20 @@ def experiment(scale: claim.Scale) -> Result:
     steps, characters = scale.pick(20, 800, 2000), scale.pick(1000, 5000, 20_000)
     seeds, evals = range(scale.pick(3, 3, 10)), scale.pick(2, 10, 10)
     model = dataclasses.replace(SMALL, block_size=32, **scale.pick({"n_layer": 1}, {}, {}))
-    text = data.one_play()
+    text = data.load_one_play()
     text = text._replace(train=text.train[:characters])
     optim = OptimConfig(learning_rate=5e-3, min_learning_rate=5e-4, warmup_steps=20)
     curves, jobs = {rate: [] for rate in RATES}, [(rate, seed) for rate in RATES for seed in seeds]
-    configs = {rate: config_of(steps, model, rate, optim=optim) for rate in RATES}
-    trainings = {rate: compiled(config, text) for rate, config in configs.items()}
+    configs = {rate: make_config(steps, model, rate, optim=optim) for rate in RATES}
+    trainings = {rate: compile_steps(config, text) for rate, config in configs.items()}
     for rate, seed in scale.track(jobs, "runs"):
-        found = train(trainings[rate], configs[rate], text, seed, evals=evals)
-        curves[rate].append((found.train, found.validation))
+        curve = train(trainings[rate], configs[rate], text, seed, evals=evals)
+        curves[rate].append((curve.train, curve.validation))
     losses = np.array([curves[rate] for rate in RATES])  # (rate, seed, text, look)
-    at = [steps * (i + 1) // evals for i in range(evals)]
-    numbers = {"rates": RATES, "steps": at, "losses by rate, seed, text and step": losses}
+    eval_steps = [steps * (i + 1) // evals for i in range(evals)]
+    numbers = {"rates": RATES, "steps": eval_steps, "losses by rate, seed, text and step": losses}
     measured = measure(losses)
-    return Result(findings(measured), picture(at, losses), numbers | {"measured": measured})
+    return Result(findings(measured), picture(eval_steps, losses), numbers | {"measured": measured})
 
 
 def measure(losses) -> dict[str, Interval]:
@@ -58,14 +58,16 @@ def measure(losses) -> dict[str, Interval]:
         "last, change": last[1] - last[0],
         "training, change": train_last[1] - train_last[0],
     }
-    return {name: interval(them) for name, them in values.items()}
+    return {name: interval(values_by_seed) for name, values_by_seed in values.items()}
 
 
-def findings(found: dict[str, Interval]) -> list[Finding]:
+def findings(measured: dict[str, Interval]) -> list[Finding]:
     """What is said, and what of it was found."""
-    both = "; ".join(f"{at}: {found[at]:.2f}" for at in map(str, found) if " at " in at)
-    rise = found["rise without dropout"]
-    best, last, training = (found[f"{name}, change"] for name in ("best", "last", "training"))
+    both = "; ".join(
+        f"{name}: {measured[name]:.2f}" for name in map(str, measured) if " at " in name
+    )
+    rise = measured["rise without dropout"]
+    best, last, training = (measured[f"{name}, change"] for name in ("best", "last", "training"))
     return [
         Finding(
             "A GPT overfits a small text without dropout, and ends lower with it",
@@ -89,10 +91,9 @@ def picture(steps, losses) -> Figure:
     axes = figure.subplots()
     for i, rate in enumerate(RATES):
         for seed, (training, validation) in enumerate(losses[i]):
-            told = {"label": f"validation, rate {rate}"} if seed == 0 else {}
-            axes.plot(steps, validation, f"C{i}.-", **told)
-            told = {"label": f"training, rate {rate}"} if seed == 0 else {}
-            axes.plot(steps, training, f"C{i}:", **told)
+            label = f", rate {rate}" if seed == 0 else None  # one entry of the legend a rate
+            axes.plot(steps, validation, f"C{i}.-", label=label and f"validation{label}")
+            axes.plot(steps, training, f"C{i}:", label=label and f"training{label}")
     axes.set(xlabel="step", ylabel="loss, nats a character (dropout off)")
     axes.legend()
     return figure

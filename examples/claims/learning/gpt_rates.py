@@ -30,15 +30,15 @@ PAPERS = "Vaswani et al., Attention is all you need, NeurIPS 2017; Hugging Face,
 
 def experiment(scale: claim.Scale) -> Result:
     losses = run_all(scale)
-    cells = {name: by_rate(measuring) for name, (_, measuring) in losses.items()}
+    cells = {name: differences_to_rate_0(measuring) for name, (_, measuring) in losses.items()}
     numbers = {"rates": RATES, "loss, difference to rate 0": cells}
-    language = best_within(0.02, 0.1, losses, "language", PAPERS)
+    language = judge_best_rate(0.02, 0.1, losses, "language", PAPERS)
     return Result([*findings(cells), language], picture(cells), numbers)
 
 
 def run_all(scale: claim.Scale) -> dict[str, np.ndarray]:
     """Losses by setting: (the text to choose on and that to measure on, rate, seed)."""
-    text = data.all_plays()
+    text = data.load_all_plays()
     play = text.tokenizer.encode(load_plays()["macbeth"])
     quarters, halves = np.array_split(play, 4), np.array_split(text.validation, 2)
     other, same = dict(enumerate(halves)), dict(enumerate(quarters[2:]))
@@ -46,32 +46,33 @@ def run_all(scale: claim.Scale) -> dict[str, np.ndarray]:
     model = ModelConfig(n_layer=scale.pick(1, 2, 4), n_head=2, n_embd=48, block_size=32)
     optim = OptimConfig(learning_rate=3e-3, min_learning_rate=3e-4, warmup_steps=steps // 10)
     config = Config(steps=steps, batch_size=8, mesh="data=1", model=model, optim=optim)
-    run = sweep.Runner(config, text.tokenizer.vocab_size, seeds, looks=scale.pick(2, 5, 20))
-    found, first = collections.defaultdict(list), None
+    run = sweep.Runner(config, text.tokenizer.vocab_size, seeds, evaluations=scale.pick(2, 5, 20))
+    losses, pretrained_params = collections.defaultdict(list), None
     for rate in scale.track(RATES, "rates"):
         dropout = DropoutConfig.uniform(rate)
         curves = run(text.train, other, dropout)
-        found[PRETRAINED].append(last(curves.losses))
-        first = curves.params if first is None else first  # of rate 0
+        losses[PRETRAINED].append(final_losses(curves.losses))
+        if rate == 0:  # the first
+            pretrained_params = curves.params
         for length in scale.pick((500,), (1000, 6000), (1000, 6000, 40_000)):
-            tuned = run(play[:length], same, dropout, params=first).losses
-            found[f"{length:,} characters, to the end"].append(last(tuned))
-            found[f"{length:,} characters, stopped early"].append(stopped(tuned))
-    return {name: np.swapaxes(runs, 0, 1) for name, runs in found.items()}
+            tuned = run(play[:length], same, dropout, params=pretrained_params).losses
+            losses[f"{length:,} characters, to the end"].append(final_losses(tuned))
+            losses[f"{length:,} characters, stopped early"].append(early_stopped_losses(tuned))
+    return {name: np.swapaxes(runs, 0, 1) for name, runs in losses.items()}
 
 
-def last(losses: dict[int, np.ndarray]) -> list[np.ndarray]:
+def final_losses(losses: dict[int, np.ndarray]) -> list[np.ndarray]:
     """The losses of both texts at the last look, by seed."""
     return [losses[0][:, -1], losses[1][:, -1]]
 
 
-def stopped(losses: dict[int, np.ndarray]) -> list[np.ndarray]:
+def early_stopped_losses(losses: dict[int, np.ndarray]) -> list[np.ndarray]:
     """The losses of both texts at the look that is the best on the first."""
-    at = losses[0].argmin(axis=1)[:, None]
-    return [np.take_along_axis(losses[i], at, axis=1)[:, 0] for i in (0, 1)]
+    best = losses[0].argmin(axis=1)[:, None]
+    return [np.take_along_axis(losses[i], best, axis=1)[:, 0] for i in (0, 1)]
 
 
-def by_rate(losses: np.ndarray) -> dict[float, Interval]:
+def differences_to_rate_0(losses: np.ndarray) -> dict[float, Interval]:
     """Every rate above 0 against rate 0, of (rate, seed)."""
     return dict(zip(RATES[1:], map(interval, losses[1:] - losses[0]), strict=True))
 
@@ -81,16 +82,16 @@ def findings(cells: dict[str, dict[float, Interval]]) -> list[Finding]:
     text = "A small GPT pretrained on more text than it can see once does best without dropout"
     source, what = 'nanoGPT, train.py: "for pretraining 0 is good"', "Loss minus that of rate 0"
     condition = "the rate it is compared with is"
-    found = [by_cell(text, source, f"{what}, in nats", cells[PRETRAINED], condition)]
+    results = [by_cell(text, source, f"{what}, in nats", cells[PRETRAINED], condition)]
     source, what = 'nanoGPT, train.py: "for finetuning try 0.1+"', f"{what} on unseen Macbeth"
     for mode in [name for name in cells if name != PRETRAINED]:
         rates = {rate: cell for rate, cell in cells[mode].items() if rate >= 0.1}
         text = f"Fine-tuning on little text wants a rate of 0.1 or more ({mode})"
-        found.append(by_cell(text, source, f"{what}, in nats", rates, "the rate is", sign=-1))
-    return found
+        results.append(by_cell(text, source, f"{what}, in nats", rates, "the rate is", sign=-1))
+    return results
 
 
-def best_within(low: float, high: float, settings: dict, field: str, source: str) -> Finding:
+def judge_best_rate(low: float, high: float, settings: dict, field: str, source: str) -> Finding:
     """Whether the best rate of the range beats the best outside it, where both were chosen."""
     gains = {}
     for name, (choosing, measuring) in settings.items():
@@ -113,7 +114,7 @@ def picture(cells: dict[str, dict[float, Interval]]) -> Figure:
         what = text if text == PRETRAINED else f"fine-tuning on {text}"
         charts.lines(axes, range(1, len(RATES)), series, xlabel="dropout rate", title=what)
         axes.axhline(0, color="gray", linewidth=0.8)
-        axes.set_xticks(range(1, len(RATES)), RATES[1:])
+        axes.set_xticks(range(1, len(RATES)), [str(rate) for rate in RATES[1:]])
         axes.margins(y=0.25)  # room for the legend
     panels[0].set_ylabel("loss minus that of rate 0, nats\n(below 0: dropout helps)")
     return figure

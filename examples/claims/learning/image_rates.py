@@ -18,13 +18,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 from common import charts, claim, data, nets
 from common.claim import Interval, Result, interval
 from dropout_jax import fold
-from gpt_rates import RATES, best_within, by_rate
+from gpt_rates import RATES, differences_to_rate_0, judge_best_rate
 
 SRIVASTAVA = "Srivastava et al., Dropout, JMLR 2014 (0.5 for hidden units)"
 
 
 def experiment(scale: claim.Scale) -> Result:
-    split, steps = data.mnist(1000), scale.pick(5, 200, 3000)
+    split, steps = data.load_mnist(1000), scale.pick(5, 200, 3000)
     halves = [(split.x_test[i::2], split.y_test[i::2]) for i in (0, 1)]
 
     def run(rate, seed):
@@ -37,18 +37,18 @@ def experiment(scale: claim.Scale) -> Result:
         layers = nets.mlp_init(fold(key, "weights"), (784, 128, 128, 10))
         layers = nets.fit(loss, layers, 1000, key, steps=steps)
         logits = [nets.mlp(layers, x, 0.0, key=None) for x, _ in halves]
-        found = [nets.cross_entropy(out, y) for out, (_, y) in zip(logits, halves, strict=True)]
-        return jnp.stack(found), nets.accuracy(logits[1], halves[1][1])
+        losses = [nets.cross_entropy(out, y) for out, (_, y) in zip(logits, halves, strict=True)]
+        return jnp.stack(losses), nets.accuracy(logits[1], halves[1][1])
 
     seeds = jnp.arange(scale.pick(3, 5, 10))
     run = jax.jit(jax.vmap(run, in_axes=(None, 0)))
-    found = [run(jnp.float32(rate), seeds) for rate in scale.track(RATES, "rates")]
-    losses = np.array([loss.T for loss, _ in found], np.float64).swapaxes(
+    results = [run(jnp.float32(rate), seeds) for rate in scale.track(RATES, "rates")]
+    losses = np.array([loss.T for loss, _ in results], np.float64).swapaxes(
         0, 1
     )  # (half, rate, seed)
-    accuracy = [interval(share) for _, share in found]
-    cells = by_rate(losses[1])
-    findings = [best_within(0.3, 0.5, {"images": losses}, "vision", SRIVASTAVA)]
+    accuracy = [interval(share) for _, share in results]
+    cells = differences_to_rate_0(losses[1])
+    findings = [judge_best_rate(0.3, 0.5, {"images": losses}, "vision", SRIVASTAVA)]
     numbers = {"rates": RATES, "loss, difference to rate 0": cells, "accuracy": accuracy}
     return Result(findings, picture(cells, accuracy), numbers)
 

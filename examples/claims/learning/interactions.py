@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 
 from common import charts, claim, data
-from common.claim import Finding, Interval, Result, intervals, listed, verdict
-from common.nets import accuracy, batch_norm, fit_looking, grid, mlp_init, normed_mlp
+from common.claim import Finding, Interval, Result, describe, intervals, verdict
+from common.nets import accuracy, batch_norm, fit_and_evaluate, mlp_init, normed_mlp, run_grid
 from dropout_jax import fold
 
 NORMS = (lambda x, *_: x, lambda x, *_: jax.nn.standardize(x, axis=-1), batch_norm)
@@ -44,18 +44,18 @@ CELLS = ("neither", "dropout", "partner", "both", *GAINS)
 
 def experiment(scale: claim.Scale) -> Result:
     steps, bar = scale.pick(60, 2000, 2000), scale.track(range(scale.pick(3, 12, 20)), "seeds")
-    validation, test = grid(run_of(steps), bar, range(len(PARTNERS)), (0.0, 0.5))
+    validation, test = run_grid(make_run(steps), bar, range(len(PARTNERS)), (0.0, 0.5))
     last = dict(zip(PARTNERS, test[..., -1].swapaxes(0, 1), strict=True))  # (seed, dropout)
     without, best = last["early stopping"], validation[:, 0].argmax(-1)[..., None]
     last["early stopping"] = np.take_along_axis(test[:, 0], best, -1)[..., 0]
-    tables = {partner: table(without, last[partner]) for partner in PARTNERS}
+    tables = {partner: gain_table(without, last[partner]) for partner in PARTNERS}
     return Result(findings(tables), picture(tables), {"steps": steps, "accuracy": tables})
 
 
-def run_of(steps: int):
+def make_run(steps: int):
     """The run of a seed, a partner and a rate: validation and test accuracy at every look."""
-    images, labels = data.all_mnist()
-    images = data.halved(images)
+    images, labels = data.load_all_mnist()
+    images = data.downsample(images)
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1)))
     images = images.reshape(len(images), -1)
     columns = list(zip(*PARTNERS.values(), strict=True))[:4]
@@ -63,7 +63,7 @@ def run_of(steps: int):
     def run(seed, partner, rate):
         key, rates = jax.random.key(seed), (rate, rate)
         decay, smoothing, norm, pixels = (jnp.array(each)[partner] for each in columns)
-        more = {"norm": jax.tree_util.Partial(jax.lax.switch, norm, NORMS)}
+        options = {"norm": jax.tree_util.Partial(jax.lax.switch, norm, NORMS)}
         order = jax.random.permutation(fold(key, "images"), len(images))
         train, validation, test = jnp.split(order[:3000], (500, 1000))
         params = mlp_init(fold(key, "weights"), (196, 128, 128, 10))
@@ -72,26 +72,30 @@ def run_of(steps: int):
             rows, shift = train[rows], fold(key, "shift")
             corners = 1 + jax.random.randint(shift, (len(rows), 2), -pixels, pixels + 1)
             x = data.crops(padded, rows, corners, 14).reshape(len(rows), -1)
-            logits, _ = normed_mlp(params, x, rates, key=fold(key, "net"), **more)
+            logits, _ = normed_mlp(params, x, rates, key=fold(key, "net"), **options)
             targets = optax.smooth_labels(jax.nn.one_hot(labels[rows], 10), smoothing)
             return optax.softmax_cross_entropy(logits, targets).mean()
 
-        def look(params):
-            statistics = normed_mlp(params, images[train], rates, key=fold(key, "look"), **more)[1]
+        def evaluate(params):
+            statistics = normed_mlp(params, images[train], rates, key=fold(key, "look"), **options)[
+                1
+            ]
 
             def right(rows):
-                logits, _ = normed_mlp(params, images[rows], rates, statistics, key=None, **more)
+                logits, _ = normed_mlp(params, images[rows], rates, statistics, key=None, **options)
                 return accuracy(logits, labels[rows])
 
             return right(validation), right(test)
 
-        how = {"steps": steps, "batch_size": 32, "tx": optax.adamw(1e-3, weight_decay=decay)}
-        return fit_looking(loss, params, len(train), fold(key, "fit"), look, looks=10, **how)[1]
+        fitting = {"steps": steps, "batch_size": 32, "tx": optax.adamw(1e-3, weight_decay=decay)}
+        return fit_and_evaluate(
+            loss, params, len(train), fold(key, "fit"), evaluate, evaluations=10, **fitting
+        )[1]
 
     return run
 
 
-def table(without, beside) -> dict[str, Interval]:
+def gain_table(without, beside) -> dict[str, Interval]:
     """Of accuracies by seed, dropout off and on: the cells, what dropout gains, the interaction."""
     gain, gain_beside = without[:, 1] - without[:, 0], beside[:, 1] - beside[:, 0]
     columns = [*without.T, *beside.T, gain, gain_beside, gain_beside - gain]
@@ -100,13 +104,13 @@ def table(without, beside) -> dict[str, Interval]:
 
 def findings(tables) -> list[Finding]:
     """Of every partner, with the claim and the source of PARTNERS."""
-    found = []
+    results = []
     for partner, cells in tables.items():
         (*_, text, source), gain = PARTNERS[partner], cells["dropout's gain beside"]
-        held = gain.positive if text is STILL else gain.high < claim.NEGLIGIBLE
-        measured = f"test accuracy, {listed(cells, '.2%')}"
-        found.append(Finding(text.format(partner), source, measured, verdict(held)))
-    return found
+        holds = gain.positive if text is STILL else gain.high < claim.NEGLIGIBLE
+        measured = f"test accuracy, {describe(cells, '.2%')}"
+        results.append(Finding(text.format(partner), source, measured, verdict(holds)))
+    return results
 
 
 def picture(tables) -> Figure:

@@ -37,7 +37,7 @@ WEIGHTS = "GPT2Config of Hugging Face (attn_pdrop 0.1); Zehui et al., DropAttent
 
 
 def experiment(scale: claim.Scale) -> Result:
-    choosing, measuring, train = losses(scale)
+    choosing, measuring, train = measure_losses(scale)
     best = min(sweep.SITES, key=lambda site: choosing[site].mean())
     cells = {name: interval(measuring[name] - measuring["none"]) for name in (*sweep.SITES, *SETS)}
     numbers = {
@@ -49,23 +49,23 @@ def experiment(scale: claim.Scale) -> Result:
     return Result(findings(cells, measuring, best), picture(cells), numbers)
 
 
-def losses(scale: claim.Scale) -> list[dict[str, np.ndarray]]:
+def measure_losses(scale: claim.Scale) -> list[dict[str, np.ndarray]]:
     """Final losses by set and seed: on the text to choose on, to measure on, and to train on."""
-    text = data.one_play("hamlet")
+    text = data.load_one_play("hamlet")
     ids = text.train[: scale.pick(500, 1000, 10_000)]
     watched = dict(enumerate([*np.array_split(text.validation, 2), ids]))
     steps, seeds = scale.pick(20, 300, 4000), range(scale.pick(3, 5, 10))
     model = ModelConfig(n_layer=scale.pick(1, 2, 4), n_head=2, n_embd=48, block_size=32)
     optim = OptimConfig(learning_rate=3e-3, min_learning_rate=3e-4, warmup_steps=steps // 10)
     config = Config(steps=steps, batch_size=8, mesh="data=1", model=model, optim=optim)
-    run = sweep.Runner(config, text.tokenizer.vocab_size, seeds, looks=1, sites=sweep.SITES)
+    run = sweep.Runner(config, text.tokenizer.vocab_size, seeds, evaluations=1, sites=sweep.SITES)
     sets = {"none": ()} | {site: (site,) for site in sweep.SITES} | SETS
-    found = [{}, {}, {}]
+    losses_by_text = [{}, {}, {}]
     for name in scale.track(sets, "places"):
         runs = run(ids, watched, DropoutConfig(**dict.fromkeys(sets[name], RATE))).losses
-        for i, each in enumerate(found):
+        for i, each in enumerate(losses_by_text):
             each[name] = runs[i][:, -1]
-    return found
+    return losses_by_text
 
 
 def findings(

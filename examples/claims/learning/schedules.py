@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 
 from common import charts, claim, data
-from common.claim import Finding, Result, by_cell, interval, intervals, listed, verdict_by
-from common.nets import accuracy, cross_entropy, fit_looking, grid, mlp_init, normed_mlp
+from common.claim import Finding, Result, by_cell, describe, interval, intervals, verdict_by
+from common.nets import accuracy, cross_entropy, fit_and_evaluate, mlp_init, normed_mlp, run_grid
 from dropout_jax import curriculum_dropout, early_dropout, fold, late_dropout, linear_over_depth
 
 NAMES = ("constant", "decaying", "early", "late", "curriculum", "deeper")
@@ -38,7 +38,7 @@ BETTER = {  # than a constant rate, say its authors
 def experiment(scale: claim.Scale) -> Result:
     steps, rates = scale.pick(60, 800, 2000), scale.pick((0.0, 0.5), RATES, RATES)
     bar = scale.track(range(scale.pick(3, 10, 20)), "seeds")
-    validation, test = grid(run_of(rates, steps), bar, range(len(NAMES)), range(len(rates)))
+    validation, test = run_grid(make_run(rates, steps), bar, range(len(NAMES)), range(len(rates)))
     tuned = np.take_along_axis(test, validation.argmax(-1, keepdims=True), -1)[..., 0]
     gains = intervals(tuned[:, 1:] - tuned[:, :1], NAMES[1:])
     none = interval(tuned[:, 0] - test[:, 0, 0])
@@ -51,11 +51,11 @@ def experiment(scale: claim.Scale) -> Result:
     return Result(findings(none, gains), picture({"constant, over none": none} | gains), numbers)
 
 
-def run_of(rates, steps: int):
+def make_run(rates, steps: int):
     """The run of a seed, a schedule and a rate: accuracy in the validation and in the test."""
-    images, labels = data.all_mnist()
-    images = data.halved(images).reshape(len(images), -1)
-    tables = jnp.array([list(schedules(rate, steps).values()) for rate in rates])
+    images, labels = data.load_all_mnist()
+    images = data.downsample(images).reshape(len(images), -1)
+    tables = jnp.array([list(make_schedules(rate, steps).values()) for rate in rates])
 
     def run(seed, schedule, rate):
         key = jax.random.key(seed)
@@ -69,15 +69,20 @@ def run_of(rates, steps: int):
         def loss(params, rows, key, rates):
             return cross_entropy(logits(params, train[rows], rates, key), labels[train[rows]])
 
-        more = {"steps": steps, "batch_size": 32, "looks": 1, "per_step": (tables[rate, schedule],)}
-        params, _ = fit_looking(loss, params, 500, fold(key, "fit"), lambda _: None, **more)
+        options = {
+            "steps": steps,
+            "batch_size": 32,
+            "evaluations": 1,
+            "per_step": (tables[rate, schedule],),
+        }
+        params, _ = fit_and_evaluate(loss, params, 500, fold(key, "fit"), lambda _: None, **options)
         off = (jnp.zeros(LAYERS), None)
         return [accuracy(logits(params, rows, *off), labels[rows]) for rows in (validation, test)]
 
     return run
 
 
-def schedules(rate: float, steps: int) -> dict[str, jax.Array]:
+def make_schedules(rate: float, steps: int) -> dict[str, jax.Array]:
     """By name, in the order of NAMES: the rate of each step and hidden layer."""
     by_step = {
         "constant": lambda step: jnp.full_like(step, rate, float),
@@ -106,7 +111,7 @@ def findings(none, gains) -> list[Finding]:
         Finding(
             "No schedule does better than a tuned constant rate",
             "the weaker form of the same advice",
-            f"{what}, to be below half a point: {listed(gains, '+.2%')}",
+            f"{what}, to be below half a point: {describe(gains, '+.2%')}",
             verdict_by(by, {name: gain.high < claim.NEGLIGIBLE for name, gain in gains.items()}),
         ),
     ]

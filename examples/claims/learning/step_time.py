@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 
 from common import charts, claim
-from common.claim import Finding, Interval, Result, listed, verdict_by
+from common.claim import Finding, Interval, Result, describe, verdict_by
 
 BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "results" / "train_step-cpu.json"
 GOODFELLOW = "Goodfellow et al., Deep Learning, 2016, section 7.12, who say cheap without a figure"
@@ -30,14 +30,15 @@ def experiment(_: claim.Scale) -> Result:
 
 def step_times(benchmark) -> dict[str, Interval]:
     """By framework and preset: a step with dropout over one without."""
-    found = {
+    quartiles = {
         (row["framework"], row["preset"], row["dropout"]): row["to_minigpt_without_dropout"]
         for row in benchmark["rows"]
     }
     times = {}
-    for (framework, preset, rate), (lower, median, upper) in found.items():
+    for (framework, preset, rate), (lower, median, upper) in quartiles.items():
         if rate:
-            half, without = 1.57 * (upper - lower) / np.sqrt(15), found[framework, preset, 0.0][1]
+            half = 1.57 * (upper - lower) / np.sqrt(15)
+            _, without, _ = quartiles[framework, preset, 0.0]
             values = (median / without, (median - half) / without, (median + half) / without)
             times[f"{framework} on {preset}"] = Interval(*values)
     return times
@@ -49,8 +50,8 @@ def findings(times) -> list[Finding]:
         Finding(
             "Dropout is cheap to compute: it adds less than a tenth to a step",
             GOODFELLOW,
-            f"time of a step at rate 0.2 over one at 0, on a CPU: {listed(times, '.2f')}",
-            verdict_by("it is", {name: found.high < 1.1 for name, found in times.items()}),
+            f"time of a step at rate 0.2 over one at 0, on a CPU: {describe(times, '.2f')}",
+            verdict_by("it is", {name: ratio.high < 1.1 for name, ratio in times.items()}),
         )
     ]
 
@@ -58,7 +59,7 @@ def findings(times) -> list[Finding]:
 def picture(times) -> Figure:
     """The time that a step with dropout takes more than one without."""
     figure, (axes,) = charts.panels(8, height=3)
-    more = {name: Interval(*(100 * (end - 1) for end in it)) for name, it in times.items()}
+    more = {name: Interval(*(100 * (end - 1) for end in ratio)) for name, ratio in times.items()}
     charts.forest(axes, more, xlabel="time that dropout at rate 0.2 adds to a step, %")
     axes.axvline(10, color="gray", linestyle=":", label="the claim's tenth")
     axes.legend()

@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 
-from batch_norm import AFTER, BEFORE, LI, networks
+from batch_norm import AFTER, BEFORE, LI, make_training
 from common import charts, claim
-from common.claim import Finding, Result, intervals, listed, verdict_by
-from common.nets import grid
+from common.claim import Finding, Result, describe, intervals, verdict_by
+from common.nets import run_grid
 from dropout_jax import dropout, fold
 
 
@@ -29,9 +29,9 @@ def experiment(scale: claim.Scale) -> Result:
     rates = scale.pick((0.0, 0.5), (0.0, 0.1, 0.3, 0.5), (0.0, 0.1, 0.2, 0.3, 0.5, 0.7))
     steps, seeds = scale.pick(60, 1000, 3000), range(scale.pick(3, 8, 20))
     draws = scale.pick(10**4, 10**6, 10**7)
-    shift = {rate: measured_and_closed_form(rate, draws) for rate in rates}
+    shift = {rate: variance_ratios(rate, draws) for rate in rates}
     # By seed, place, rate and batch norm.
-    ratios = grid(run_of(steps), scale.track(seeds, "seeds"), (BEFORE, AFTER), rates)
+    ratios = run_grid(make_run(steps), scale.track(seeds, "seeds"), (BEFORE, AFTER), rates)
     last = intervals(ratios[:, BEFORE, 1:, -1], rates[1:])
     numbers = {
         "rates": rates,
@@ -43,25 +43,25 @@ def experiment(scale: claim.Scale) -> Result:
     return Result(findings(shift, draws, last), picture(shift, ratios), numbers)
 
 
-def measured_and_closed_form(rate: float, draws: int, drop=dropout):
+def variance_ratios(rate: float, draws: int, drop=dropout):
     """For inputs of mean 0 and for rectified ones: variance in training over that at evaluation."""
     key = jax.random.key(0)
     normal = jax.random.normal(fold(key, "inputs"), (draws,))
-    found = {}
+    ratios = {}
     for name, x in (("mean 0", normal), ("rectified", jax.nn.relu(normal))):
         mean, square = x.mean(), (x * x).mean()
         expected = (square / (1 - rate) - mean**2) / (square - mean**2)
         measured = drop(x, rate, key=fold(key, "dropout")).var() / x.var()
-        found[name] = (float(measured), float(expected))
-    return found
+        ratios[name] = (float(measured), float(expected))
+    return ratios
 
 
-def run_of(steps: int):
+def make_run(steps: int):
     """The run of a seed, a place and a rate: the ratio of variances at every batch norm."""
-    fitted = networks(steps)
+    train_network = make_training(steps)
 
-    def run(seed, place, rate):
-        net, running, train, *_ = fitted(seed, place, rate)
+    def run(seed, placement, rate):
+        net, running, train, *_ = train_network(seed, placement, rate)
         pairs = zip(running, net(train, running)[1], strict=True)
         return jnp.stack([(a[1] / (b[1] + 1e-5)).mean() for a, b in pairs])
 
@@ -87,8 +87,8 @@ def findings(shift, draws: int, last) -> list[Finding]:
         Finding(
             "So a batch norm after it sees more variance in training than at evaluation",
             LI,
-            f"the ratio at the last batch norm, by rate: {listed(last, '.2f')}",
-            verdict_by("the rate is", {rate: it.low > 1 for rate, it in last.items()}),
+            f"the ratio at the last batch norm, by rate: {describe(last, '.2f')}",
+            verdict_by("the rate is", {rate: cell.low > 1 for rate, cell in last.items()}),
         ),
     ]
 
@@ -106,8 +106,8 @@ def picture(shift, ratios) -> Figure:
         f"rate {rate}": intervals(ratios[:, BEFORE, i], range(3)).values()
         for i, rate in enumerate(shift)
     }
-    names = {"xlabel": "batch norm, from the input", "title": "batch norms of the networks"}
-    charts.lines(right, (1, 2, 3), series, xticks=(1, 2, 3), **names)
+    charts.lines(right, (1, 2, 3), series, xticks=(1, 2, 3))
+    right.set(xlabel="batch norm, from the input", title="batch norms of the networks")
     return figure
 
 

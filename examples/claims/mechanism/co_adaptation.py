@@ -16,7 +16,7 @@ import jax.numpy as jnp
 sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 
 from common import charts, claim, data, nets
-from common.claim import Finding, Result, by_cell, interval, listed, verdict_by
+from common.claim import Finding, Result, by_cell, describe, interval, verdict_by
 from dropout_jax import dropout_unscaled, fold
 
 RATES = (0.0, 0.2, 0.5)
@@ -27,17 +27,19 @@ HINTON = "Hinton et al., arXiv 1207.0580, 2012; Srivastava et al., JMLR 2014"
 
 def experiment(scale: claim.Scale) -> Result:
     seeds, steps, draws = scale.pick((3, 5, 1), (5, 600, 5), (10, 2000, 20))
-    splits = data.stacked(scale.pick(data.digits, data.mnist, data.mnist), range(seeds))
+    splits = data.stack_splits(
+        scale.pick(data.load_digits, data.load_mnist, data.load_mnist), range(seeds)
+    )
     run = functools.partial(train_and_remove, steps=steps, draws=draws)
-    found = nets.over_rates_and_seeds(run, RATES, splits)
+    results = nets.run_rates_and_seeds(run, RATES, splits)
     names = ("accuracy by rate, seed and share removed", "worst unit")
-    numbers = {"removed": REMOVED, **dict(zip(names, found, strict=True))}
-    return Result(findings(*found), picture(*found), numbers)
+    numbers = {"removed": REMOVED, **dict(zip(names, results, strict=True))}
+    return Result(findings(*results), picture(*results), numbers)
 
 
 def train_and_remove(rate, seed, split, *, steps, draws):
     """A network's accuracies by the share removed, and the rise of its loss by its worst."""
-    params = nets.trained_mlp(split, seed, rate, (HIDDEN, HIDDEN), steps=steps)
+    params = nets.train_mlp(split, seed, rate, (HIDDEN, HIDDEN), steps=steps)
     everything, key = jnp.ones((2, HIDDEN)), jax.random.key(seed)
 
     def accuracy(i, share):
@@ -48,8 +50,8 @@ def train_and_remove(rate, seed, split, *, steps, draws):
         masks = everything.at[unit // HIDDEN, unit % HIDDEN].set(0)
         return nets.cross_entropy(with_units(params, split.x_test, masks), split.y_test)
 
-    places, shares = jnp.arange(draws, dtype=jnp.uint32), jnp.array(REMOVED)
-    accuracies = jax.lax.map(lambda i: jax.lax.map(lambda s: accuracy(i, s), shares), places)
+    draw_indices, shares = jnp.arange(draws, dtype=jnp.uint32), jnp.array(REMOVED)
+    accuracies = jax.lax.map(lambda i: jax.lax.map(lambda s: accuracy(i, s), shares), draw_indices)
     losses = jax.lax.map(loss_without, jnp.arange(2 * HIDDEN))
     whole = nets.cross_entropy(with_units(params, split.x_test, everything), split.y_test)
     return accuracies.mean(0), losses.max() - whole
@@ -70,14 +72,17 @@ def findings(curves, rises) -> list[Finding]:
         for j, share in enumerate(REMOVED)
         if share
     }
-    everywhere = {share: all(cell.positive for cell in at.values()) for share, at in cells.items()}
+    everywhere = {
+        share: all(cell.positive for cell in by_rate.values()) for share, by_rate in cells.items()
+    }
     milder = {rate: interval(rises[0] - rises[1 + i]) for i, rate in enumerate(RATES[1:])}
     return [
         Finding(
             "Trained with dropout, a network loses less accuracy when hidden units are removed",
             HINTON,
             "points less than without dropout when half of the units are removed, by rate in "
-            f"training: {listed(cells[0.5], '+.1f')}; when 0.9 are: {listed(cells[0.9], '+.1f')}",
+            f"training: {describe(cells[0.5], '+.1f')}; "
+            f"when 0.9 are: {describe(cells[0.9], '+.1f')}",
             verdict_by("the share removed is", everywhere),
         ),
         by_cell(

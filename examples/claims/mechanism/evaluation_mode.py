@@ -9,6 +9,7 @@ decides all, and every form is the same.
 import inspect
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,55 +20,57 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 
 import dropout_jax
 from common import charts, claim, data, gpt, nets
-from common.claim import Finding, Result, listed, verdict
+from common.claim import Finding, Result, describe, verdict
 from dropout_jax import dropout, fold
 from minigpt.model import GPT
 
 X = jnp.ones((4, 8, 8))
-ARGUMENTS = dict.fromkeys(("x", "new", "old", "table", "weights"), X)
+ARGUMENTS: dict[str, Any] = dict.fromkeys(("x", "new", "old", "table", "weights"), X)
 ARGUMENTS |= {"rate": 0.5, "shape": X.shape, "where": X > 0, "block_size": 2, "head_axis": 1}
 ARGUMENTS |= {"layer": jnp.sin, "head": jnp.sum, "samples": 2, "log_alpha": 0.0, "rate_logit": 0.0}
 QKV = {"query": X[None], "key": X[None], "value": X[None], "dropout_rate": 0.5}
 
 
 def experiment(scale: claim.Scale) -> Result:
-    images = data.digits().x_test[:9]
+    images = data.load_digits().x_test[:9]
     layers = nets.mlp_init(jax.random.key(0), (64, 128, 128, 10))
-    outputs = by_mode(lambda key: nets.mlp(layers, images, 0.5, key=key))
-    masks = by_mode(lambda key: dropout(jnp.ones(256), 0.5, key=key), 1000)
-    api = refusals()
+    outputs = predict_by_mode(lambda key: nets.mlp(layers, images, 0.5, key=key))
+    masks = predict_by_mode(lambda key: dropout(jnp.ones(256), 0.5, key=key), 1000)
+    api = check_refusals()
     silent = bool((nnx.Dropout(0.5, rngs=nnx.Rngs(0))(X) == 0).any())
-    numbers = {"different outputs": different(outputs), "refused": api, "flax drops": silent}
+    numbers = {"different outputs": count_different(outputs), "refused": api, "flax drops": silent}
     return Result(findings(outputs, masks, api, silent), picture(outputs, api, silent), numbers)
 
 
-def by_mode(predict, calls=10) -> dict[str, np.ndarray]:
+def predict_by_mode(predict, calls=10) -> dict[str, np.ndarray]:
     """The outputs of calls with a key each, of those with one key, and of those without."""
     keys = [fold(jax.random.key(0), i) for i in range(calls)]
     kinds = {"a key each": keys, "the same key": keys[:1] * calls, "None": [None] * calls}
-    return {name: np.stack([predict(key) for key in given]) for name, given in kinds.items()}
+    return {
+        name: np.stack([predict(key) for key in call_keys]) for name, call_keys in kinds.items()
+    }
 
 
-def different(outputs) -> dict[str, int]:
+def count_different(outputs) -> dict[str, int]:
     return {name: len({each.tobytes() for each in some}) for name, some in outputs.items()}
 
 
-def refusals() -> dict[str, bool]:
+def check_refusals() -> dict[str, bool]:
     """Whether it is refused without its key, for every function that has a mode."""
-    found = {}
+    refused = {}
     for name in dropout_jax.__all__:
         function = getattr(dropout_jax, name)
         parameters = inspect.signature(function).parameters
         if "key" in parameters and parameters["key"].kind is inspect.Parameter.KEYWORD_ONLY:
-            given = {each: ARGUMENTS[each] for each in parameters if each in ARGUMENTS}
-            found[name] = refuses(function, given)
+            arguments = {each: ARGUMENTS[each] for each in parameters if each in ARGUMENTS}
+            refused[name] = requires_key(function, arguments)
     attention, model = dropout_jax.dot_product_attention, GPT(gpt.SMALL, 8, rngs=nnx.Rngs(0))
-    found["dot_product_attention"] = refuses(attention, QKV, "dropout_key")
-    found["minigpt's GPT"] = refuses(model, {"tokens": jnp.ones((1, 4), int)})
-    return found
+    refused["dot_product_attention"] = requires_key(attention, QKV, "dropout_key")
+    refused["minigpt's GPT"] = requires_key(model, {"tokens": jnp.ones((1, 4), int)})
+    return refused
 
 
-def refuses(function, arguments, key="key") -> bool:
+def requires_key(function, arguments, key="key") -> bool:
     """Whether a call is refused without its key, and only for that."""
     function(**arguments, **{key: None})
     try:
@@ -78,18 +81,18 @@ def refuses(function, arguments, key="key") -> bool:
 
 
 def findings(outputs, masks, api, silent) -> list[Finding]:
-    counts, drawn = different(outputs), different(masks)
+    counts, drawn = count_different(outputs), count_different(masks)
     return [
         Finding(
             "Masks differ between calls, and only by the key",
             "Srivastava et al., Dropout, JMLR 2014, section 5.1",
-            f"different masks of 256 elements in 1,000 calls, by key: {listed(drawn, 'd')}",
+            f"different masks of 256 elements in 1,000 calls, by key: {describe(drawn, 'd')}",
             verdict(list(drawn.values()) == [1000, 1, 1]),
         ),
         Finding(
             "In training mode a network's output differs call by call, in evaluation it does not",
             "Keras docs, Dropout; PyTorch docs, torch.nn.Dropout",
-            f"different outputs in 10 calls, bit for bit, by key: {listed(counts, 'd')}",
+            f"different outputs in 10 calls, bit for bit, by key: {describe(counts, 'd')}",
             verdict(list(counts.values()) == [10, 1, 1]),
         ),
         Finding(

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 
 from common import charts, claim, data, nets
-from common.claim import Finding, Result, by_cell, interval, listed
+from common.claim import Finding, Result, by_cell, describe, interval
 
 RATES = (0.0, 0.2, 0.5)
 READ = "read into Hinton et al., arXiv 1207.0580, 2012; Srivastava et al., JMLR 2014, section 7.1"
@@ -25,15 +25,17 @@ READ = "read into Hinton et al., arXiv 1207.0580, 2012; Srivastava et al., JMLR 
 
 def experiment(scale: claim.Scale) -> Result:
     seeds, steps = scale.pick((3, 5), (5, 600), (10, 2000))
-    splits = data.stacked(scale.pick(data.digits, data.mnist, data.mnist), range(seeds))
+    splits = data.stack_splits(
+        scale.pick(data.load_digits, data.load_mnist, data.load_mnist), range(seeds)
+    )
     run = functools.partial(train_and_correlate, steps=steps)
-    found = nets.over_rates_and_seeds(run, RATES, splits)
-    return Result(findings(found), picture(found), {"correlation": found})
+    correlations = nets.run_rates_and_seeds(run, RATES, splits)
+    return Result(findings(correlations), picture(correlations), {"correlation": correlations})
 
 
 def train_and_correlate(rate, seed, split, *, steps):
     """The correlations of both layers."""
-    params = nets.trained_mlp(split, seed, rate, (128, 128), steps=steps)
+    params = nets.train_mlp(split, seed, rate, (128, 128), steps=steps)
     first = jax.nn.relu(nets.dense(params[0], split.x_test))
     return jnp.array([correlation(first), correlation(jax.nn.relu(nets.dense(params[1], first)))])
 
@@ -48,11 +50,11 @@ def correlation(features):
     return (jnp.abs(unit.T @ unit).sum() - count) / jnp.maximum(count * (count - 1), 1)
 
 
-def findings(found) -> list[Finding]:
+def findings(correlations) -> list[Finding]:
     """Each rate against none, seed by seed."""
-    plain = {f"layer {layer}": interval(found[0, :, layer - 1]) for layer in (1, 2)}
+    plain = {f"layer {layer}": interval(correlations[0, :, layer - 1]) for layer in (1, 2)}
     lower = {
-        f"{rate} in layer {layer}": interval((found[0] - found[i])[:, layer - 1])
+        f"{rate} in layer {layer}": interval((correlations[0] - correlations[i])[:, layer - 1])
         for i, rate in enumerate(RATES)
         for layer in (1, 2)
         if rate
@@ -61,18 +63,19 @@ def findings(found) -> list[Finding]:
         by_cell(
             "Dropout prevents co-adaptation, so that hidden features correlate less",
             READ,
-            f"mean absolute correlation without dropout {listed(plain, '.3f')}; lower by, at rate",
+            f"mean absolute correlation without dropout {describe(plain, '.3f')}; "
+            "lower by, at rate",
             lower,
             "the rate is",
         )
     ]
 
 
-def picture(found):
+def picture(correlations):
     figure, (axes,) = charts.panels(7)
     bars = {
         f"hidden layer {layer}": {
-            f"rate {rate}": interval(found[i, :, layer - 1]) for i, rate in enumerate(RATES)
+            f"rate {rate}": interval(correlations[i, :, layer - 1]) for i, rate in enumerate(RATES)
         }
         for layer in (1, 2)
     }

@@ -34,9 +34,11 @@ BUG = "PyTorch docs, torch.nn.Module.eval; Goodfellow et al., Deep Learning, 201
 def experiment(scale: claim.Scale) -> Result:
     seeds, steps = scale.pick((3, 10), (5, 400), (10, 1500))
     rates = scale.pick((0.2, 0.5), RATES, RATES)
-    splits = data.stacked(scale.pick(data.digits, data.mnist, data.mnist), range(seeds))
-    found = nets.over_rates_and_seeds(functools.partial(accuracies, steps=steps), rates, splits)
-    mlps = dict(zip(rates, zip(*found, strict=True), strict=True))
+    splits = data.stack_splits(
+        scale.pick(data.load_digits, data.load_mnist, data.load_mnist), range(seeds)
+    )
+    results = nets.run_rates_and_seeds(functools.partial(accuracies, steps=steps), rates, splits)
+    mlps = dict(zip(rates, zip(*results, strict=True), strict=True))
     runs = scale.pick((2, 2, TINY), (4, 200), (5, 1000))
     gpt_rates = scale.track(scale.pick(GPT_RATES[:1], GPT_RATES, GPT_RATES), "GPTs")
     gpts = {rate: perplexities(rate, *runs) for rate in gpt_rates}
@@ -51,30 +53,31 @@ def accuracies(rate, seed, split, *, steps, calls=5):
         return nets.accuracy(nets.mlp(params, split.x_test, rate, key=key), split.y_test)
 
     key = jax.random.key(seed)
-    params = nets.trained_mlp(split, seed, rate, (128, 128), steps=steps)
-    places = jnp.arange(calls, dtype=jnp.uint32)
-    return accuracy(None), jax.lax.map(lambda i: accuracy(fold(key, "bug", i)), places).mean()
+    params = nets.train_mlp(split, seed, rate, (128, 128), steps=steps)
+    call_indices = jnp.arange(calls, dtype=jnp.uint32)
+    return accuracy(None), jax.lax.map(lambda i: accuracy(fold(key, "bug", i)), call_indices).mean()
 
 
 def perplexities(rate, seeds, steps, model=gpt.SMALL):
     """A GPT's validation perplexity a character with dropout off and on, by seed."""
-    text, config = data.one_play(), gpt.config_of(steps, model, rate)
-    training = gpt.compiled(config, text)
+    text, config = data.load_one_play(), gpt.make_config(steps, model, rate)
+    training = gpt.compile_steps(config, text)
     graph = nnx.graphdef(GPT(config.model, text.tokenizer.vocab_size, rngs=nnx.Rngs(0)))
-    losses = jax.jit(lambda params, batch, key: token_losses(graph, params, batch, key))
-    found = []
+    batch_losses = jax.jit(lambda params, batch, key: token_losses(graph, params, batch, key))
+    losses_by_seed = []
     for seed in range(seeds):
         params, calls = gpt.train(training, config, text, seed, evals=1).params, itertools.count()
 
-        def on(params, batch, seed=seed, calls=calls):
-            return losses(params, batch, fold(jax.random.key(seed), "bug", next(calls)))
+        def dropout_on(params, batch, seed=seed, calls=calls):
+            return batch_losses(params, batch, fold(jax.random.key(seed), "bug", next(calls)))
 
         size = {"batches": 8, "batch_size": 16, "block_size": config.model.block_size}
         both = [
-            estimate_loss(how, params, text.validation, **size) for how in (training.eval_step, on)
+            estimate_loss(step, params, text.validation, **size)
+            for step in (training.eval_step, dropout_on)
         ]
-        found.append(np.exp(both))
-    return np.array(found).T
+        losses_by_seed.append(np.exp(both))
+    return np.array(losses_by_seed).T
 
 
 def findings(mlps, gpts) -> list[Finding]:

@@ -29,11 +29,15 @@ SOURCES = (
 
 def experiment(scale: claim.Scale) -> Result:
     seeds = range(scale.pick(3, 5, 20))
-    found = {r: np.array([distances(*one_layer(seed, r)) for seed in seeds]).T for r in RATES}
-    return Result(findings(found), picture(found, *one_layer(0, 0.5)), {"one layer": found})
+    distances_by_rate = {}
+    for rate in RATES:
+        each = [distances(*enumerate_sub_networks(seed, rate)) for seed in seeds]
+        distances_by_rate[rate] = np.array(each).T
+    figure = picture(distances_by_rate, *enumerate_sub_networks(0, 0.5))
+    return Result(findings(distances_by_rate), figure, {"one layer": distances_by_rate})
 
 
-def one_layer(seed, rate, apply=apply_mask):
+def enumerate_sub_networks(seed, rate, apply=apply_mask):
     """Every sub-network's log-probabilities, how likely each is, and weight scaling's softmax."""
     rng = np.random.default_rng(seed)
     x, weights, bias = (rng.normal(size=size) for size in ((INPUTS,), (INPUTS, 5), (5,)))
@@ -56,13 +60,15 @@ def distances(logs, likely, scaled):
     return [np.abs(scaled - mean).max() for mean in means(logs, likely)]
 
 
-def findings(found) -> list[Finding]:
-    geometric, arithmetic = (max(each[i].max() for each in found.values()) for i in (0, 1))
+def findings(distances_by_rate) -> list[Finding]:
+    geometric, arithmetic = (
+        max(each[i].max() for each in distances_by_rate.values()) for i in (0, 1)
+    )
     return [
         Finding(
             "For one softmax layer weight scaling is exactly the sub-networks' geometric mean",
             SOURCES,
-            f"all 1,024 masks at {len(found)} rates: at most {geometric:.1e} from the "
+            f"all 1,024 masks at {len(distances_by_rate)} rates: at most {geometric:.1e} from the "
             f"normalised geometric mean, in float64 (the claim: below {EXACT:.0e}); "
             f"{arithmetic:.2f} from the arithmetic mean",
             verdict(geometric < EXACT),
@@ -70,21 +76,21 @@ def findings(found) -> list[Finding]:
     ]
 
 
-def picture(found, logs, likely, scaled):
+def picture(distances_by_rate, logs, likely, scaled):
     figure, (left, right) = charts.panels(5.5, 5.5)
     best = scaled.argmax()
     left.hist(np.exp(logs[:, best]), 40, weights=likely[:, 0], color="0.8")
     for i, name in enumerate(("geometric mean", "arithmetic mean")):
         left.axvline(means(logs, likely)[i][best], color=f"C{i}", lw=3, label=name)
-        heights = [max(each[i].max(), 1e-17) for each in found.values()]
-        right.bar(np.arange(len(found)) + 0.4 * i - 0.2, heights, 0.38, label=name)
+        heights = [max(each[i].max(), 1e-17) for each in distances_by_rate.values()]
+        right.bar(np.arange(len(distances_by_rate)) + 0.4 * i - 0.2, heights, 0.38, label=name)
     left.axvline(scaled[best], color="black", ls="--", label="weight scaling")
     left.set(xlabel="probability of one class, rate 0.5", ylabel="share of the sub-networks")
     left.legend(fontsize=8)
     right.set(yscale="log", ylim=(1e-17, 1e3), xlabel="rate")
     right.set_ylabel("largest distance of weight scaling to the mean")
     right.axhline(EXACT, color="0.3", ls=":")
-    right.set_xticks(range(len(found)), [str(rate) for rate in found])
+    right.set_xticks(range(len(distances_by_rate)), [str(rate) for rate in distances_by_rate])
     right.legend(fontsize=8)
     return figure
 

@@ -22,31 +22,31 @@ SRIVASTAVA = "Srivastava et al., Dropout, JMLR 2014, section 4"
 
 def experiment(scale: claim.Scale) -> Result:
     seeds, steps = scale.pick((3, 30), (10, 600), (30, 1200))
-    splits = data.stacked(data.digits, range(seeds))
+    splits = data.stack_splits(data.load_digits, range(seeds))
     run = functools.partial(train_and_evaluate, steps=steps)
-    found = zip(*nets.over_rates_and_seeds(run, RATES, splits), strict=True)
-    found = dict(zip(RATES, found, strict=True))
-    falls = {r: interval(right - wrong).percent() for r, (right, _, wrong, _) in found.items()}
-    return Result(findings(found, falls), picture(found, falls), {"evaluation": found})
+    results = zip(*nets.run_rates_and_seeds(run, RATES, splits), strict=True)
+    results = dict(zip(RATES, results, strict=True))
+    falls = {r: interval(right - wrong).percent() for r, (right, _, wrong, _) in results.items()}
+    return Result(findings(results, falls), picture(results, falls), {"evaluation": results})
 
 
 def train_and_evaluate(rate, seed, split, *, steps):
     """Accuracy and loss on the test set: compensated, and not."""
-    params = nets.trained_mlp(split, seed, rate, (128, 128), steps=steps, drop=bare)
+    params = nets.train_mlp(split, seed, rate, (128, 128), steps=steps, drop=without_scale)
     measures = []
-    for drop in (dropout_unscaled, bare):
+    for drop in (dropout_unscaled, without_scale):
         logits = nets.mlp(params, split.x_test, rate, key=None, drop=drop)
         measures += [nets.accuracy(logits, split.y_test), nets.cross_entropy(logits, split.y_test)]
     return tuple(measures)
 
 
-def bare(x, rate, *, key):
+def without_scale(x, rate, *, key):
     """A mask without a scale, and nothing in its place at evaluation: the mistake."""
     return x if key is None else dropout_unscaled(x, rate, key=key)
 
 
-def findings(found, falls) -> list[Finding]:
-    rises = {r: interval(wrong - right) for r, (_, right, _, wrong) in found.items()}
+def findings(results, falls) -> list[Finding]:
+    rises = {r: interval(wrong - right) for r, (_, right, _, wrong) in results.items()}
     must = "A network trained without the scale must be scaled at evaluation, or its"
     what = "evaluated as it is, against evaluated with the kept share"
     return [
@@ -68,11 +68,11 @@ def findings(found, falls) -> list[Finding]:
     ]
 
 
-def picture(found, falls):
+def picture(results, falls):
     figure, (left, right) = charts.panels(4.5, 4.5)
     losses = {
-        rate: {"with the kept share": interval(kept), "as it is": interval(bare)}
-        for rate, (_, kept, _, bare) in found.items()
+        rate: {"with the kept share": interval(kept), "as it is": interval(unscaled)}
+        for rate, (_, kept, _, unscaled) in results.items()
     }
     fall = "test accuracy lost as it is (points)"
     charts.bars(

@@ -6,6 +6,7 @@ sub-networks of each, and their predictions are averaged; "the average" is that 
 seed decides the split, the weights, the batches and the masks.
 """
 
+import functools
 import sys
 from pathlib import Path
 
@@ -14,8 +15,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 
 from common import charts, claim
-from common.claim import Finding, Result, by_cell, interval, listed, verdict_by
-from sub_networks import SRIVASTAVA, WHERE, by_depth, near, variation
+from common.claim import Finding, Result, by_cell, describe, interval, verdict_by
+from sub_networks import SRIVASTAVA, WHERE, measure_by_depth, total_variation, within_one_point
 
 FEW, ABOUT = 5, 50  # samples
 
@@ -23,43 +24,45 @@ FEW, ABOUT = 5, 50  # samples
 def experiment(scale: claim.Scale) -> Result:
     most = scale.pick(50, 200, 1000)
     counts = [n for n in (1, 2, FEW, 10, 20, ABOUT, 100, 200, 500, 1000) if n <= most]
-    found = by_depth(scale, lambda *predictions: measures(*predictions, counts))
-    numbers = {"samples": counts, "deep": found}
-    return Result(findings(found, counts), picture(found, counts), numbers)
+    results = measure_by_depth(scale, functools.partial(measure_samples, counts=counts))
+    numbers = {"samples": counts, "deep": results}
+    return Result(findings(results, counts), picture(results, counts), numbers)
 
 
-def measures(scaled, own, rest, labels, counts) -> dict[str, list[float]]:
+def measure_samples(scaled, own, rest, labels, counts) -> dict[str, list[float]]:
     """Distance to the average, test error and log-loss: of weight scaling, then of N samples."""
     average = np.exp(rest).mean(0)
     predicted = [np.exp(scaled), *(np.exp(own[:count]).mean(0) for count in counts)]
     return {
-        "distance": [variation(average, p) for p in predicted],
+        "distance": [total_variation(average, p) for p in predicted],
         "error": [(p.argmax(-1) != labels).mean() for p in predicted],
         "log-loss": [-np.log(p[np.arange(len(p)), labels]).mean() for p in predicted],
     }
 
 
-def findings(found, counts) -> list[Finding]:
-    def more(name, count):
+def findings(results, counts) -> list[Finding]:
+    def excess(name, count):
         """What so many samples have more than weight scaling, by depth."""
-        at = 1 + counts.index(count)
-        return {depth: interval(x[name][:, at] - x[name][:, 0]) for depth, x in found.items()}
+        column = 1 + counts.index(count)
+        return {depth: interval(x[name][:, column] - x[name][:, 0]) for depth, x in results.items()}
 
-    few, about, many = (more("error", count) for count in (FEW, ABOUT, counts[-1]))
-    loss = more("log-loss", counts[-1])
+    few, enough, many = (excess("error", count) for count in (FEW, ABOUT, counts[-1]))
+    loss = excess("log-loss", counts[-1])
     return [
         Finding(
             f"A few samples are worse than weight scaling, about {ABOUT} are as good",
             SRIVASTAVA,
             "test error less that of weight scaling (as good: within one point), by hidden layers: "
-            f"{FEW} samples {listed(few, '.2%')}; {ABOUT} samples {listed(about, '.2%')}",
-            verdict_by(WHERE, {d: few[d].positive and near(about[d]) for d in found}),
+            f"{FEW} samples {describe(few, '.2%')}; {ABOUT} samples {describe(enough, '.2%')}",
+            verdict_by(
+                WHERE, {d: few[d].positive and within_one_point(enough[d]) for d in results}
+            ),
         ),
         by_cell(
             "With many more samples the average is a little better than weight scaling",
             f"{SRIVASTAVA}, which adds: within a standard deviation",
             f"of {counts[-1]} samples less that of weight scaling, by hidden layers: log-loss in "
-            f"nats {listed(loss, '.3f')}; test error",
+            f"nats {describe(loss, '.3f')}; test error",
             many,
             WHERE,
             ".2%",
@@ -68,17 +71,17 @@ def findings(found, counts) -> list[Finding]:
     ]
 
 
-def picture(found, counts):
+def picture(results, counts):
     figure, (left, middle, right) = charts.panels(4.6, 4.6, 4.6)
 
     def series(name, less):
-        every = {d: x[name][:, 1:] - less * x[name][:, :1] for d, x in found.items()}
+        every = {d: x[name][:, 1:] - less * x[name][:, :1] for d, x in results.items()}
         return {f"hidden layers: {d}": map(interval, each.T) for d, each in every.items()}
 
     charts.lines(left, counts, series("distance", 0), title="dashed: weight scaling", yscale="log")
     charts.lines(middle, counts, series("error", 1), title="test error less weight scaling's")
     charts.lines(right, counts, series("log-loss", 1), title="test log-loss less weight scaling's")
-    for i, each in enumerate(found.values()):
+    for i, each in enumerate(results.values()):
         left.axhline(each["distance"][:, 0].mean(), color=f"C{i}", ls="--")
     for axes, label in ((left, "total variation to the average"), (middle, ""), (right, "nats")):
         axes.set(xscale="log", xlabel="Monte Carlo samples", ylabel=label)

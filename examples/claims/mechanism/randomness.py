@@ -16,74 +16,76 @@ import scipy.stats
 sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 
 from common import charts, claim
-from common.claim import Finding, Result, interval, listed, verdict
+from common.claim import Finding, Result, describe, interval, verdict
 from dropout_jax import fold, keep_mask
 
 RATES = (0.1, 0.2, 0.5)
-AT_ONCE = 9_000_000  # elements; a divisor of all that is drawn between two later looks
+CHUNK = 9_000_000  # elements; a divisor of all that is drawn between two later looks
 
 
 def experiment(scale: claim.Scale) -> Result:
-    chains, looks = scale.pick((5, 4), (10, 7), (20, 8))
-    ends = 100 * 10 ** np.arange(looks)
-    found = {
+    chains, lengths = scale.pick((5, 4), (10, 7), (20, 8))
+    ends = 100 * 10 ** np.arange(lengths)
+    counts_by_rate = {
         rate: np.stack(
-            [dropped(fold(jax.random.key(i), str(rate)), rate, ends) for i in range(chains)]
+            [count_dropped(fold(jax.random.key(i), str(rate)), rate, ends) for i in range(chains)]
         )
         for rate in scale.track(RATES, "rates")
     }
-    numbers = {"draws": ends, "dropped": found}
-    return Result(findings(found, ends), picture(found, ends), numbers)
+    numbers = {"draws": ends, "dropped": counts_by_rate}
+    return Result(findings(counts_by_rate, ends), picture(counts_by_rate, ends), numbers)
 
 
-def dropped(key, rate, ends, mask=keep_mask):
+def count_dropped(key, rate, ends, mask=keep_mask):
     """How many of the first n draws are dropped, for each n of `ends`: each part has a key."""
     counts = []
     for i, draws in enumerate(np.diff(ends, prepend=0)):
-        part, size = fold(key, "part", i), min(int(draws), AT_ONCE)
+        part, size = fold(key, "part", i), min(int(draws), CHUNK)
         counts.append(
-            sum(int(count(fold(part, j), rate, size, mask)) for j in range(draws // size))
+            sum(int(count_chunk(fold(part, j), rate, size, mask)) for j in range(draws // size))
         )
     return np.cumsum(counts)
 
 
 @functools.partial(jax.jit, static_argnames=("size", "mask"))
-def count(key, rate, size, mask):
+def count_chunk(key, rate, size, mask):
     return (~mask(key, rate, (size,))).sum()
 
 
-def expected(rate):
+def drop_probability(rate):
     """The probability of dropping that a mask really has."""
     return 1 - float(np.rint((1 - np.float32(rate)) * 2**16)) / 2**16
 
 
-def tails(counts, rate, ends):
+def tail_probabilities(counts, rate, ends):
     """How likely a count at least as far from the middle is: the smaller tail, twice."""
-    binomial = scipy.stats.binom(ends, expected(rate))
+    binomial = scipy.stats.binom(ends, drop_probability(rate))
     return np.minimum(2 * np.minimum(binomial.cdf(counts), binomial.sf(counts - 1)), 1)
 
 
-def slopes(found, ends):
+def fit_slopes(counts_by_rate, ends):
     """For each chain, the exponent of its deviation as a power of the draws."""
     log = np.log10(ends)
     log = (log - log.mean()) / ((log - log.mean()) ** 2).sum()
-    off = [counts / ends - expected(rate) for rate, counts in found.items()]
+    off = [counts / ends - drop_probability(rate) for rate, counts in counts_by_rate.items()]
     half_a_draw = 0.5 / ends  # no count is nearer than it can be, whatever luck says
     return np.log10(np.maximum(np.abs(np.concatenate(off)), half_a_draw)) @ log
 
 
-def findings(found, ends) -> list[Finding]:
-    p = np.stack([tails(counts, rate, ends) for rate, counts in found.items()])
-    last = {rate: interval(counts[:, -1] / ends[-1]) for rate, counts in found.items()}
+def findings(counts_by_rate, ends) -> list[Finding]:
+    p = np.stack(
+        [tail_probabilities(counts, rate, ends) for rate, counts in counts_by_rate.items()]
+    )
+    last = {rate: interval(counts[:, -1] / ends[-1]) for rate, counts in counts_by_rate.items()}
     least = 0.05 / p.size  # 95 % for all looks together
-    power = interval(slopes(found, ends))
+    power = interval(fit_slopes(counts_by_rate, ends))
     return [
         Finding(
             f"The dropped share is in the binomial envelope of the rate, to {ends[-1]:.0e} draws",
             "the law of large numbers; the definition in Srivastava et al., Dropout, JMLR 2014",
             f"{(p > 0.05).mean():.1%} of {p.size} looks are in the envelope of 95 % of one look; "
             f"the rarest has p = {p.min():.2g}, and below {least:.2g} it were outside that of all "
-            f"looks together. Shares at the end, by rate: {listed(last, '.6f')}",
+            f"looks together. Shares at the end, by rate: {describe(last, '.6f')}",
             verdict(bool(p.min() >= least)),
         ),
         Finding(
@@ -96,10 +98,10 @@ def findings(found, ends) -> list[Finding]:
     ]
 
 
-def picture(found, ends):
+def picture(counts_by_rate, ends):
     figure, panels = charts.panels(4, 4, 4)
-    for axes, (rate, counts) in zip(panels, found.items(), strict=True):
-        share = expected(rate)
+    for axes, (rate, counts) in zip(panels, counts_by_rate.items(), strict=True):
+        share = drop_probability(rate)
         top = scipy.stats.binom(ends, share).ppf(0.975) / ends - share
         axes.fill_between(ends, top, 1e-9, color="C0", alpha=0.2, lw=0, label="95 % envelope")
         axes.loglog(ends, np.abs(counts / ends - share).T, ".-", c="0.4", lw=0.5, ms=4)

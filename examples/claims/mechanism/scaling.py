@@ -14,7 +14,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 
 from common import charts, claim
-from common.claim import Finding, Interval, Result, interval, listed, verdict_by
+from common.claim import Finding, Interval, Result, describe, interval, verdict_by
 from dropout_jax import dropout, dropout_unscaled, fold, keep_mask
 
 RATES = (0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9)
@@ -25,14 +25,14 @@ SRIVASTAVA = "Srivastava et al., Dropout, JMLR 2014"
 
 def experiment(scale: claim.Scale) -> Result:
     seeds, draws = scale.pick((3, 100), (10, 1000), (20, 10_000))
-    ones = factors(dropout)
-    hand, book = (equal(line, seeds, dropout) for line in (by_hand, textbook))
-    kept, lost = (sums(seeds, draws, drop) for drop in (dropout, dropout_unscaled))
+    ones = scale_factors(dropout)
+    hand, book = (are_equal(line, seeds, dropout) for line in (by_hand, textbook))
+    kept, lost = (mean_sums(seeds, draws, drop) for drop in (dropout, dropout_unscaled))
     numbers = {"1 becomes": ones, "sum scaled": kept, "sum not scaled": lost}
     return Result(findings(ones, hand, book, kept, lost), picture(ones, kept, lost), numbers)
 
 
-def factors(drop) -> dict[float, float]:
+def scale_factors(drop) -> dict[float, float]:
     """What 1 becomes, by rate."""
     return {rate: float(drop(jnp.ones(999), rate, key=jax.random.key(0)).max()) for rate in RATES}
 
@@ -49,7 +49,7 @@ def textbook(x, rate, key):
     return keep_mask(key, rate, x.shape) * x / (1.0 - rate)
 
 
-def equal(line, keys: int, drop) -> dict[float, bool]:
+def are_equal(line, keys: int, drop) -> dict[float, bool]:
     """Whether the line gives the function's bits for every key, by rate."""
 
     def bits(function, rate, key):
@@ -60,16 +60,19 @@ def equal(line, keys: int, drop) -> dict[float, bool]:
     return {r: all(bits(line, r, key) == bits(drop, r, key) for key in every) for r in RATES}
 
 
-def sums(seeds: int, draws: int, drop) -> dict[float, Interval]:
+def mean_sums(seeds: int, draws: int, drop) -> dict[float, Interval]:
     """The mean over masks of the sum after dropout, as a share of the sum before, by rate."""
 
-    def left(seed, rate):
+    def share_left(seed, rate):
         key = jax.random.key(seed)
         x = jnp.abs(jax.random.normal(fold(key, "x"), (4096,)))
-        places = jnp.arange(draws, dtype=jnp.uint32)
-        return jax.lax.map(lambda i: drop(x, rate, key=fold(key, i)).sum(), places).mean() / x.sum()
+        draw_indices = jnp.arange(draws, dtype=jnp.uint32)
+        return (
+            jax.lax.map(lambda i: drop(x, rate, key=fold(key, i)).sum(), draw_indices).mean()
+            / x.sum()
+        )
 
-    of_seeds = jax.jit(jax.vmap(left, (0, None)))
+    of_seeds = jax.jit(jax.vmap(share_left, (0, None)))
     return {rate: interval(of_seeds(jnp.arange(seeds), rate)) for rate in SUM_RATES}
 
 
@@ -77,8 +80,8 @@ def findings(ones, hand, book, kept, lost) -> list[Finding]:
     exact = {rate: np.float32(one) == np.float32(1 / (1 - rate)) for rate, one in ones.items()}
     off = [abs(one * (1 - rate) - 1) for rate, one in ones.items()]
 
-    def near(found, value):
-        return value - NEAR < found.low and found.high < value + NEAR
+    def near(share, value):
+        return value - NEAR < share.low and share.high < value + NEAR
 
     return [
         Finding(
@@ -99,7 +102,7 @@ def findings(ones, hand, book, kept, lost) -> list[Finding]:
             "The scale keeps the sum on average; without it the sum falls by the rate",
             f"{SRIVASTAVA}; d2l.ai, Dropout",
             f"share of the sum left (the claim: within {NEAR} of 1 and of 1 - rate), with the "
-            f"scale: {listed(kept, '.4f')}; without it: {listed(lost, '.4f')}",
+            f"scale: {describe(kept, '.4f')}; without it: {describe(lost, '.4f')}",
             verdict_by("the rate is", {r: near(kept[r], 1) and near(lost[r], 1 - r) for r in kept}),
         ),
     ]

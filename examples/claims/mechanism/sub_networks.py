@@ -6,6 +6,7 @@ sampled sub-networks; 200 others are for monte_carlo_samples.py. The seed decide
 weights, the batches and the masks.
 """
 
+import functools
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import scipy.special
 sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 
 from common import charts, claim, data, nets
-from common.claim import Finding, Interval, Result, by_cell, interval, listed, verdict, verdict_by
+from common.claim import Finding, Result, by_cell, describe, interval, verdict, verdict_by
 from dropout_jax import fold, mc_dropout
 
 DEPTHS = (1, 2, 4)
@@ -27,64 +28,67 @@ WHERE = "the number of hidden layers is"
 
 
 def experiment(scale: claim.Scale) -> Result:
-    found = by_depth(scale, measures)
-    return Result(findings(found), picture(found), {"deep": found})
+    results = measure_by_depth(scale, measure_scaling)
+    return Result(findings(results), picture(results), {"deep": results})
 
 
-def by_depth(scale: claim.Scale, measures) -> dict[int, dict[str, np.ndarray]]:
-    """measures(scaled, own, rest, labels) of every seed's network, by depth.
+def measure_by_depth(scale: claim.Scale, measure) -> dict[int, dict[str, np.ndarray]]:
+    """measure(scaled, own, rest, labels) of every seed's network, by depth.
 
     They are given log-probabilities: weight scaling's, and those of two groups of samples.
     """
     seeds, steps, own = scale.pick((3, 20, 50), (5, 1000, 200), (20, 2000, 1000))
-    splits, found = data.stacked(data.digits, range(seeds)), {}
+    splits, results = data.stack_splits(data.load_digits, range(seeds)), {}
     for depth in scale.track(DEPTHS, "depths"):
-        run = jax.jit(jax.vmap(lambda *x, d=depth: predictions(*x, d, steps, 3 * own)))
+        settings = {"depth": depth, "steps": steps, "samples": 3 * own}
+        run = jax.jit(jax.vmap(functools.partial(predict_with_samples, **settings)))
         scaled, sampled = map(np.asarray, run(splits, np.arange(seeds)))
-        given = zip(scaled, sampled[:, :own], sampled[:, own:], splits.y_test, strict=True)
-        each = [measures(*of_seed) for of_seed in given]
-        found[depth] = {name: np.array([seed[name] for seed in each]) for name in each[0]}
-    return found
+        parts = scaled, sampled[:, :own], sampled[:, own:], splits.y_test
+        predictions_by_seed = zip(*parts, strict=True)
+        measured = [measure(*of_seed) for of_seed in predictions_by_seed]
+        results[depth] = {name: np.array([seed[name] for seed in measured]) for name in measured[0]}
+    return results
 
 
-def predictions(split, seed, depth, steps, samples):
+def predict_with_samples(split, seed, depth, steps, samples):
     """Log-probabilities of the test set: weight scaling's, and those of sampled sub-networks."""
 
     def predict(key):
         return jax.nn.log_softmax(nets.mlp(params, split.x_test, 0.5, key=key))
 
-    params = nets.trained_mlp(split, seed, 0.5, [64] * depth, steps=steps)
+    params = nets.train_mlp(split, seed, 0.5, [64] * depth, steps=steps)
     drawn = fold(jax.random.key(seed), "samples")
     return predict(None), mc_dropout(predict, drawn, samples, batch_size=20)
 
 
-def measures(scaled, _, sampled, labels) -> dict[str, float]:
+def measure_scaling(scaled, _, sampled, labels) -> dict[str, float]:
     """Weight scaling's distances to both means, its test error and that of the average."""
     scaled, average = np.exp(scaled), np.exp(sampled).mean(0)
+    geometric = scipy.special.softmax(sampled.mean(0), -1)
     return {
-        "to the geometric mean": variation(scipy.special.softmax(sampled.mean(0), -1), scaled),
-        "distance": variation(average, scaled),
+        "to the geometric mean": total_variation(geometric, scaled),
+        "distance": total_variation(average, scaled),
         "error": (scaled.argmax(-1) != labels).mean(),
         "error of the average": (average.argmax(-1) != labels).mean(),
     }
 
 
-def variation(p, q) -> float:
+def total_variation(p, q) -> float:
     """The mean total variation distance of two predictions."""
     return np.abs(p - q).sum(-1).mean() / 2
 
 
-def findings(found) -> list[Finding]:
-    gap = {d: interval(x["error"] - x["error of the average"]) for d, x in found.items()}
-    nearer = {d: interval(x["distance"] - x["to the geometric mean"]) for d, x in found.items()}
-    grows = interval(found[DEPTHS[-1]]["distance"] - found[DEPTHS[0]]["distance"])
+def findings(results) -> list[Finding]:
+    gap = {d: interval(x["error"] - x["error of the average"]) for d, x in results.items()}
+    nearer = {d: interval(x["distance"] - x["to the geometric mean"]) for d, x in results.items()}
+    grows = interval(results[DEPTHS[-1]]["distance"] - results[DEPTHS[0]]["distance"])
     return [
         Finding(
             "In deep networks weight scaling predicts about as well as the sub-networks' average",
             f"{SRIVASTAVA}; {GOODFELLOW}",
             "test error of weight scaling less that of the average (the claim: within one point), "
-            f"by hidden layers: {listed(gap, '.2%')}",
-            verdict_by(WHERE, {depth: near(cell) for depth, cell in gap.items()}),
+            f"by hidden layers: {describe(gap, '.2%')}",
+            verdict_by(WHERE, {depth: within_one_point(cell) for depth, cell in gap.items()}),
         ),
         by_cell(
             "It is nearer to their geometric than to their arithmetic mean",
@@ -102,18 +106,18 @@ def findings(found) -> list[Finding]:
     ]
 
 
-def near(found: Interval) -> bool:
+def within_one_point(difference: claim.Interval) -> bool:
     """Whether a whole interval of differences in error is within one point."""
-    return max(-found.low, found.high) < 0.01
+    return max(-difference.low, difference.high) < 0.01
 
 
-def picture(found):
+def picture(results):
     figure, panels = charts.panels(5, 5)
     errors = {"error": "weight scaling", "error of the average": "the average"}
     means = {"distance": "to the arithmetic mean", "to the geometric mean": "to the geometric mean"}
     labels = ("total variation of weight scaling", "test error")
     for axes, names, label in zip(panels, (means, errors), labels, strict=True):
-        bars = {d: {names[name]: interval(x[name]) for name in names} for d, x in found.items()}
+        bars = {d: {names[name]: interval(x[name]) for name in names} for d, x in results.items()}
         charts.bars(axes, bars, xlabel="hidden layers", ylabel=label)
     return figure
 

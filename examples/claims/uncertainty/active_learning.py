@@ -24,46 +24,48 @@ from common.claim import by_cell, interval
 from dropout_jax import fold, mc_dropout, mutual_information, predictive_entropy
 
 RATE, FIRST, MORE = 0.5, 20, 10
-STRATEGIES = ("random", "BALD", "entropy")
+STRATEGIES: tuple[str, ...] = ("random", "BALD", "entropy")
 
 
 def experiment(scale: claim.Scale) -> claim.Result:
     """Every strategy from every seed."""
     seeds, rounds, steps, passes = scale.pick((3, 3, 20, 3), (7, 20, 500, 10), (10, 99, 1000, 50))
-    one = functools.partial(run, rounds=rounds, steps=steps, passes=passes)
-    every, found = jax.vmap(one, (None, None, None, None, 0)), []
+    one = functools.partial(run_strategy, rounds=rounds, steps=steps, passes=passes)
+    every, accuracies_by_seed = jax.vmap(one, (None, None, None, None, 0)), []
     for seed in scale.track(range(seeds), "seeds"):
-        part, key = data.mnist(2000, seed), jax.random.key(seed)
+        part, key = data.load_mnist(2000, seed), jax.random.key(seed)
         pool, test = (part.x_train, part.y_train), (part.x_test[:1000], part.y_test[:1000])
-        first = jnp.asarray(first_labels(np.asarray(part.y_train), seed), jnp.int32)
-        found.append(np.asarray(every(pool, test, first, key, jnp.arange(len(STRATEGIES)))[0]))
-    accuracies, labels = np.array(found), FIRST + MORE * np.arange(rounds)
+        first = jnp.asarray(pick_first_labels(np.asarray(part.y_train), seed), jnp.int32)
+        accuracies_by_seed.append(
+            np.asarray(every(pool, test, first, key, jnp.arange(len(STRATEGIES)))[0])
+        )
+    accuracies, labels = np.array(accuracies_by_seed), FIRST + MORE * np.arange(rounds)
     numbers = {"labels": labels, "strategies": STRATEGIES, "accuracy": accuracies}
     return claim.Result(findings(accuracies, labels), picture(accuracies, labels), numbers)
 
 
-def first_labels(y, seed: int):
+def pick_first_labels(y, seed: int):
     """Rows of the pool: two of each digit."""
     order = np.random.default_rng(seed).permutation(len(y))
     return np.concatenate([order[y[order] == digit][: FIRST // 10] for digit in range(10)])
 
 
-def scores(layers, x, key, passes: int):
+def acquisition_scores(layers, x, key, passes: int):
     """How much each strategy wants each image labelled."""
-    drawn = mc_dropout(lambda k: jax.nn.softmax(nets.mlp(layers, x, RATE, key=k)), key, passes)
+    samples = mc_dropout(lambda k: jax.nn.softmax(nets.mlp(layers, x, RATE, key=k)), key, passes)
     softmax = jax.nn.softmax(nets.mlp(layers, x, RATE, key=None))
     random = jax.random.uniform(fold(key, "random"), (len(x),))
-    return jnp.stack([random, mutual_information(drawn), predictive_entropy(softmax[None])])
+    return jnp.stack([random, mutual_information(samples), predictive_entropy(softmax[None])])
 
 
-def asked(score, labelled, count):
+def acquired(score, labelled, count):
     """The `MORE` best of the score that are not among the first `count` of `labelled`."""
     known = jnp.where(jnp.arange(len(labelled)) < count, labelled, len(score))
     return jax.lax.top_k(score.at[known].set(-jnp.inf, mode="drop"), MORE)[1]
 
 
 @functools.partial(jax.jit, static_argnames=("rounds", "steps", "passes"))
-def run(pool, test, first, key, strategy, rounds: int, steps: int, passes: int):
+def run_strategy(pool, test, first, key, strategy, rounds: int, steps: int, passes: int):
     """Test accuracy of every round, and the rows that were labelled, in order."""
     (x, y), (x_test, y_test) = pool, test
     labelled = jnp.zeros(FIRST + MORE * rounds, jnp.int32).at[:FIRST].set(first)
@@ -77,7 +79,9 @@ def run(pool, test, first, key, strategy, rounds: int, steps: int, passes: int):
 
         layers = nets.mlp_init(fold(key_of, "init"), (x.shape[1], 128, 128, 10))
         layers = nets.fit(loss, layers, count, fold(key_of, "fit"), steps=steps, batch_size=32)
-        more = asked(scores(layers, x, fold(key_of, "ask"), passes)[strategy], labelled, count)
+        more = acquired(
+            acquisition_scores(layers, x, fold(key_of, "ask"), passes)[strategy], labelled, count
+        )
         labelled = jax.lax.dynamic_update_slice(labelled, more, (count,))
         return labelled, nets.accuracy(nets.mlp(layers, x_test, RATE, key=None), y_test)
 
@@ -109,7 +113,9 @@ def picture(accuracies, labels) -> Figure:
     figure, (axes,) = charts.panels(7.5)
     columns = zip(STRATEGIES, np.moveaxis(accuracies, 1, 0), strict=True)
     curves = {name: [interval(column) for column in each.T] for name, each in columns}
-    charts.lines(axes, labels, curves, apart=1.5, xlabel="labelled images", ylabel="test accuracy")
+    charts.lines(
+        axes, labels, curves, spacing=1.5, xlabel="labelled images", ylabel="test accuracy"
+    )
     return figure
 
 

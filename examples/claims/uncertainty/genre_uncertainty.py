@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 from common import charts, claim, measures
 from common.claim import by_cell, interval
 from common.methods import COST, MEMBERS
-from common.speech import TEST, pretrained, sample, settings
-from common.text_methods import of_classifiers
+from common.speech import TEST, fine_tune_config, pretrain, sample
+from common.text_methods import evaluate_classifiers
 from minigpt.tasks.classification.shakespeare_genres import load_genres
 from minigpt.tasks.classification.train import fit
 
@@ -36,16 +36,16 @@ def experiment(scale: claim.Scale) -> claim.Result:
     """Fit the classifiers of a seed, predict the test and the unknown texts, and measure."""
     seeds, steps, passes = scale.pick((3, 4, 3), (3, 200, 20), (10, 800, 50))
     sizes = scale.pick((60, 30, 40), (9000, 600, 800), (9000, 1800, 3600))
-    body, data = pretrained(scale.pick(4, 1000, 6000)), load_genres(test=TEST)
+    body, data = pretrain(scale.pick(4, 1000, 6000)), load_genres(test=TEST)
     runs = []
     for seed in scale.track(range(seeds), "classifiers"):
         part = sample(data, seed, sizes)
         ways = [
-            settings(MEMBERS * seed + i, steps, RATE, RATE, learning_rate=2e-3)
+            fine_tune_config(MEMBERS * seed + i, steps, RATE, RATE, learning_rate=2e-3)
             for i in range(MEMBERS)
         ]
         members = [fit(body, part, way) for way in ways]
-        runs.append(of_classifiers(members, part, scale.pick(10, 200, 600), seed, passes))
+        runs.append(evaluate_classifiers(members, part, scale.pick(10, 200, 600), seed, passes))
 
     def measured(method: str) -> dict[str, str]:
         quality, auroc = ([run[method][what] for run in runs] for what in ("quality", "AUROC"))
@@ -64,24 +64,27 @@ def findings(runs: list[dict]) -> list[claim.Finding]:
     """Differences, seed by seed."""
 
     def calibration(text: str, source: str, worse: str, better: str) -> claim.Finding:
-        cells = measures.lowered(runs, worse, better, ("ECE", "NLL", "Brier"))
+        cells = measures.decreases(runs, worse, better, ("ECE", "NLL", "Brier"))
         return by_cell(text, source, f"{worse} less {better}", cells, "measured by")
 
     confidence = auroc(runs, "softmax", "confidence")
-    found = {name: interval([each[name] - 0.5 for each in confidence]) for name in confidence[0]}
-    held_back = measures.lowered(runs, "MC dropout", "softmax", ["selective"])["selective"]
+    above_chance = {
+        name: interval([each[name] - 0.5 for each in confidence]) for name in confidence[0]
+    }
+    selective_gain = measures.decreases(runs, "MC dropout", "softmax", ["selective"])["selective"]
     return [
         calibration("MC dropout is better calibrated than softmax", GAL, "softmax", "MC dropout"),
         calibration("Temperature scaling calibrates softmax", GUO, "softmax", "temperature"),
         calibration("Deep ensembles beat MC dropout", DEEP, "MC dropout", "ensemble"),
         claim.Finding(
             "MC dropout knows better than softmax which answers to hold back",
-            *(LEIBIG, f"accuracy on the 80 % most confident, less softmax's: {held_back:+.3f}"),
-            claim.verdict(held_back.positive),
+            LEIBIG,
+            f"accuracy on the 80 % most confident, less softmax's: {selective_gain:+.3f}",
+            claim.verdict(selective_gain.positive),
         ),
         by_cell(
             "Softmax confidence tells other texts from speeches",
-            *(HENDRYCKS, "its AUROC less 0.5", found, "the text is"),
+            *(HENDRYCKS, "its AUROC less 0.5", above_chance, "the text is"),
         ),
         *(
             by_cell(
@@ -102,9 +105,9 @@ def picture(runs: list[dict]):
     figure, (left, right) = charts.panels(5, 7)
     curves = {method: [run[method]["reliability"] for run in runs] for method in METHODS}
     measures.draw_reliability(left, curves, "The genre of a speech of unseen plays")
-    shown = [("softmax", "confidence"), ("MC dropout", "confidence")]
-    shown += [(method, "information") for method in ("MC dropout", "ensemble")]
-    series = {", ".join(each): auroc(runs, *each) for each in shown}
+    detectors = [("softmax", "confidence"), ("MC dropout", "confidence")]
+    detectors += [(method, "information") for method in ("MC dropout", "ensemble")]
+    series = {", ".join(each): auroc(runs, *each) for each in detectors}
     measures.draw_auroc(right, series, "Telling other texts from speeches")
     return figure
 

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 
 from common import charts, claim, measures
-from common.claim import listed
-from common.gpt_methods import of_gpts
+from common.claim import describe
+from common.gpt_methods import evaluate_gpts
 from common.texts import KNOWN, UNKNOWN
 
 SCORES = {
@@ -31,14 +31,14 @@ SCORES = {
 def experiment(scale: claim.Scale) -> claim.Result:
     """Train a GPT a seed; the AUROC of every score for every unknown text."""
     runs = []
-    for found in of_gpts(scale, (KNOWN, *UNKNOWN)):
+    for outputs_by_text in evaluate_gpts(scale, (KNOWN, *UNKNOWN)):
         score_of = {
-            text: {name: score.mean(1) for name, score in seen.scores.items()}  # of a window
-            for text, seen in found.items()
+            text: {name: score.mean(1) for name, score in outputs.scores.items()}  # of a window
+            for text, outputs in outputs_by_text.items()
         }
         auroc = {
             text: {
-                name: float(measures.told_apart(score_of[KNOWN][name], score_of[text][name]))
+                name: float(measures.ood_auroc(score_of[KNOWN][name], score_of[text][name]))
                 for name in SCORES.values()
             }
             for text in UNKNOWN
@@ -47,7 +47,7 @@ def experiment(scale: claim.Scale) -> claim.Result:
     return claim.Result(findings(runs), picture(runs), {"seeds": len(runs), "runs": runs})
 
 
-def by(runs: list[dict], score: str) -> list[dict[str, float]]:
+def auroc_by_text(runs: list[dict], score: str) -> list[dict[str, float]]:
     """AUROC by unknown text, for each seed."""
     return [{text: run["AUROC"][text][score] for text in UNKNOWN} for run in runs]
 
@@ -55,7 +55,7 @@ def by(runs: list[dict], score: str) -> list[dict[str, float]]:
 def findings(runs: list[dict]) -> list[claim.Finding]:
     """The claim, decided by differences seed by seed."""
     surprise, entropy = (
-        measures.differences(by(runs, "information"), by(runs, score))
+        measures.differences(auroc_by_text(runs, "information"), auroc_by_text(runs, score))
         for score in ("surprise", "entropy")
     )
     best = {  # on these mutual information is above both
@@ -67,8 +67,8 @@ def findings(runs: list[dict]) -> list[claim.Finding]:
             "Malinin and Gales, Uncertainty estimation in autoregressive structured prediction, "
             "ICLR 2021 (of ensembles)",
             "AUROC per window of MC dropout's mutual information less that of the softmax's "
-            f"likelihood: {listed(surprise, '.3f')}; less that of its entropy: "
-            f"{listed(entropy, '.3f')}.",
+            f"likelihood: {describe(surprise, '.3f')}; less that of its entropy: "
+            f"{describe(entropy, '.3f')}.",
             claim.verdict_by("the text is", best),
         )
     ]
@@ -77,7 +77,7 @@ def findings(runs: list[dict]) -> list[claim.Finding]:
 def picture(runs: list[dict]) -> Figure:
     """Detection of the unknown texts."""
     figure, (axes,) = charts.panels(9)
-    series = {label: by(runs, score) for label, score in SCORES.items()}
+    series = {label: auroc_by_text(runs, score) for label, score in SCORES.items()}
     measures.draw_auroc(axes, series, "Telling other texts from unseen plays, by windows of 64")
     return figure
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 
 from common import charts, claim, measures
 from common.claim import interval
-from common.gpt_methods import of_gpts
+from common.gpt_methods import evaluate_gpts
 from common.texts import KNOWN
 
 METHODS = ("softmax", "MC dropout")
@@ -25,8 +25,9 @@ METHODS = ("softmax", "MC dropout")
 def experiment(scale: claim.Scale) -> claim.Result:
     """Train a GPT a seed and measure it."""
     runs, curves = [], []
-    for found in of_gpts(scale, (KNOWN,)):
-        labels, probabilities = found[KNOWN].targets.ravel(), found[KNOWN].probabilities
+    for outputs_by_text in evaluate_gpts(scale, (KNOWN,)):
+        outputs = outputs_by_text[KNOWN]
+        labels, probabilities = outputs.targets.ravel(), outputs.probabilities
         flat = {method: probabilities[method].reshape(len(labels), -1) for method in METHODS}
         quality = {
             method: jax.tree.map(float, measures.quality(p, jnp.asarray(labels)))

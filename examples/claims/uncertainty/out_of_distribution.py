@@ -15,17 +15,17 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 
 from common import charts, claim, measures
-from common.claim import by_cell, listed
-from common.methods import UNKNOWN, of_digits
+from common.claim import by_cell, describe
+from common.methods import UNKNOWN, run_digit_classifiers
 
 SCORES = {"confidence": "by confidence", "information": "by mutual information"}
-SHOWN = [(method, "confidence") for method in ("softmax", "softmax, dropout net", "MC dropout")]
-SHOWN += [(method, "information") for method in ("MC dropout", "ensemble", "Laplace")]
+DRAWN = [(method, "confidence") for method in ("softmax", "softmax, dropout net", "MC dropout")]
+DRAWN += [(method, "information") for method in ("MC dropout", "ensemble", "Laplace")]
 
 
 def experiment(scale: claim.Scale) -> claim.Result:
     """Train, predict and compare, seed by seed; the table of uncertainty.py has every method."""
-    runs, *_ = of_digits(scale, *SCORES.values())
+    runs, *_ = run_digit_classifiers(scale, *SCORES.values())
     return claim.Result(findings(runs), picture(runs), {"seeds": len(runs), "runs": runs})
 
 
@@ -55,7 +55,7 @@ def findings(runs: list[dict]) -> list[claim.Finding]:
             "Mutual information tells the unknown better than softmax confidence",
             "Gal, Uncertainty in deep learning, 2016; Smith and Gal, UAI 2018",
             "AUROC of MC dropout's mutual information less that of its own confidence: "
-            f"{listed(gain(runs, 'MC dropout'), '.3f')}; less that of the same network's softmax",
+            f"{describe(gain(runs, 'MC dropout'), '.3f')}; less that of the same network's softmax",
             *(gain(runs, "softmax, dropout net"), "the unknown are", ".3f"),
         )
     ]
@@ -64,7 +64,7 @@ def findings(runs: list[dict]) -> list[claim.Finding]:
 def picture(runs: list[dict]) -> Figure:
     """AUROC by unknown set and score, and what mutual information gains."""
     figure, (left, right) = charts.panels(8, 4.5)
-    series = {", ".join(each): auroc(runs, *each) for each in SHOWN}
+    series = {", ".join(each): auroc(runs, *each) for each in DRAWN}
     measures.draw_auroc(left, series, "Telling the unknown from test digits")
     left.set_ylim(0.5, 1.0)
     cells = gain(runs, "softmax, dropout net")

@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 
-import out_of_distribution as unknown
+import out_of_distribution as ood
 from common import charts, claim, measures
-from common.claim import by_cell, interval, listed
-from common.methods import COST, IN, MEMBERS, SHIFTED, of_digits
+from common.claim import by_cell, describe, interval
+from common.methods import COST, IN, MEMBERS, SHIFTED, run_digit_classifiers
 
 GAL = "Gal and Ghahramani, Dropout as a Bayesian approximation, ICML 2016"
 ENSEMBLES = "Lakshminarayanan et al., NeurIPS 2017; Ovadia et al., NeurIPS 2019"
@@ -28,12 +28,12 @@ LEIBIG = "Leibig et al., Leveraging uncertainty information, Scientific Reports 
 
 def experiment(scale: claim.Scale) -> claim.Result:
     """Train, predict and compare, seed by seed."""
-    runs, curves, fitted, passes = of_digits(scale, IN, SHIFTED, *unknown.SCORES.values())
+    runs, curves, fitted, passes = run_digit_classifiers(scale, IN, SHIFTED, *ood.SCORES.values())
 
     def columns(method: str) -> dict[str, str]:
         of_sets = ([run[method][where] for run in runs] for where in (IN, SHIFTED))
         quality = measures.columns(next(of_sets)) | measures.columns(next(of_sets), ", 30°")
-        return quality | unknown.columns(runs, method)
+        return quality | ood.columns(runs, method)
 
     numbers = {"table": measures.table(COST, passes, columns), "seeds": len(runs)}
     numbers |= {"fitted": fitted, "runs": runs, "reliability": curves}
@@ -43,25 +43,25 @@ def experiment(scale: claim.Scale) -> claim.Result:
 def findings(runs: list[dict]) -> list[claim.Finding]:
     """The claims, each decided by differences seed by seed."""
 
-    def less(worse, better, *names):
+    def decreases_of(worse, better, *names):
         """How much lower the better method's measures are, on both sets."""
         return {
             f"{name} on {where}": cell
             for where in (IN, SHIFTED)
-            for name, cell in measures.lowered(runs, worse, better, names, where).items()
+            for name, cell in measures.decreases(runs, worse, better, names, where).items()
         }
 
-    calibration = less("softmax, dropout net", "MC dropout", "ECE", "NLL")
-    ensembles = less("MC dropout", "ensemble", "NLL", "ECE", "Brier")
-    of_dropout_nets = less("MC dropout", "ensemble, dropout nets", "NLL", "ECE", "Brier")
-    gain = less("softmax", "temperature", "ECE")[f"ECE on {IN}"]
+    calibration = decreases_of("softmax, dropout net", "MC dropout", "ECE", "NLL")
+    ensembles = decreases_of("MC dropout", "ensemble", "NLL", "ECE", "Brier")
+    of_dropout_nets = decreases_of("MC dropout", "ensemble, dropout nets", "NLL", "ECE", "Brier")
+    gain = decreases_of("softmax", "temperature", "ECE")[f"ECE on {IN}"]
     warm = {where: [run["temperature"][where] for run in runs] for where in (IN, SHIFTED)}
     excess = {
         where: interval([each["ECE"] - each["ECE if right"] for each in of_runs])
         for where, of_runs in warm.items()
     }
-    held_back = less("MC dropout", "softmax, dropout net", "selective")
-    selective = {name.removeprefix("selective "): cell for name, cell in held_back.items()}
+    selective_gains = decreases_of("MC dropout", "softmax, dropout net", "selective")
+    selective = {name.removeprefix("selective "): cell for name, cell in selective_gains.items()}
     return [
         by_cell(
             "MC dropout is better calibrated than the softmax of the same network",
@@ -71,7 +71,7 @@ def findings(runs: list[dict]) -> list[claim.Finding]:
             "Deep ensembles beat MC dropout",
             ENSEMBLES,
             f"How much lower {MEMBERS} networks trained with dropout are: "
-            f"{listed(of_dropout_nets, '.3f')}; {MEMBERS} trained without",
+            f"{describe(of_dropout_nets, '.3f')}; {MEMBERS} trained without",
             *(ensembles, "measured by", ".3f"),
         ),
         claim.Finding(
@@ -100,9 +100,10 @@ def findings(runs: list[dict]) -> list[claim.Finding]:
 def picture(runs: list[dict], curves: list[dict]) -> Figure:
     """Reliability, and calibration with and without a shift."""
     figure, (left, right) = charts.panels(5, 7.5)
-    shown = [method for method in COST if "dropout net" not in method]
-    methods = [*shown, *(method for method in COST if method not in shown)]  # colours by place
-    reliability = {method: [each[method] for each in curves] for method in shown}
+    drawn_methods = [method for method in COST if "dropout net" not in method]
+    others = [method for method in COST if method not in drawn_methods]
+    methods = [*drawn_methods, *others]  # a method's colour in both panels is by its position
+    reliability = {method: [each[method] for each in curves] for method in drawn_methods}
     measures.draw_reliability(left, reliability, f"Reliability on the {IN}")
     ece = {
         where: {method: interval([run[method][where]["ECE"] for run in runs]) for method in methods}

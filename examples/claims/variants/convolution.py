@@ -41,12 +41,12 @@ BETTER = (
 def experiment(scale: Scale) -> Result:
     """Train with each kind at each rate, and without."""
     seeds, steps = scale.pick(3, 6, 20), scale.pick(3, 400, 1500)
-    splits = data.stacked(functools.partial(data.digits, 200), range(seeds))
+    splits = data.stack_splits(functools.partial(data.load_digits, 200), range(seeds))
     scores = {}
     for kind in scale.track(KINDS, "kinds of dropout"):
         rates = (0.0, *RATES) if kind == "elementwise" else RATES
-        found = train(KINDS[kind], rates, splits, steps)[1]
-        scores[kind] = dict(zip(rates, found, strict=True))
+        accuracies = train(KINDS[kind], rates, splits, steps)[1]
+        scores[kind] = dict(zip(rates, accuracies, strict=True))
     scores["no dropout"] = dict.fromkeys(RATES, scores["elementwise"].pop(0.0))
     return Result(findings(scores), picture(scores), {"accuracy (rate, seed)": scores})
 
@@ -65,15 +65,15 @@ def train(drop, rates, splits, steps: int):
         logits = net(params, split.x_test, rate, key=None, drop=drop)[0]
         return params, nets.accuracy(logits, split.y_test)
 
-    return nets.over_rates_and_seeds(one, rates, splits)
+    return nets.run_rates_and_seeds(one, rates, splits)
 
 
 def net(params, x, rate, *, key, drop):
     """Logits, and the first layer's maps (batch, 8, 8, channel) before dropout."""
-    maps = jax.nn.relu(convolution(params["first"], x.reshape(-1, 8, 8, 1)))
+    maps = jax.nn.relu(convolve(params["first"], x.reshape(-1, 8, 8, 1)))
     x = drop(maps, rate, key=fold(key, "first"))
     x = x.reshape(-1, 4, 2, 4, 2, 16).max((2, 4))
-    x = drop(jax.nn.relu(convolution(params["second"], x)), rate, key=fold(key, "second"))
+    x = drop(jax.nn.relu(convolve(params["second"], x)), rate, key=fold(key, "second"))
     return nets.dense(params["readout"], x.reshape(len(x), -1)), maps
 
 
@@ -83,7 +83,7 @@ def init(key):
     return {name: nets.dense_init(fold(key, name), *pair) for name, pair in sizes.items()}
 
 
-def convolution(layer, x):
+def convolve(layer, x):
     """A 3 x 3 convolution as a matrix product, so that vmap over nets is one product, too."""
     _, rows, columns, _ = x.shape
     x = jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
@@ -93,13 +93,13 @@ def convolution(layer, x):
 
 def findings(scores) -> list[Finding]:
     """One kind against another, seed by seed at the same rate."""
-    found = []
+    results = []
     for kind, other, source in BETTER:
         name = kind if kind == "DropBlock" else f"{kind} dropout"
         text = f"In convolutional layers {name} generalises better than {other}"
         what = f"Points of test accuracy above {other}, by rate"
-        found.append(compare(text, source, scores[kind], scores[other], what, "the rate is"))
-    return found
+        results.append(compare(text, source, scores[kind], scores[other], what, "the rate is"))
+    return results
 
 
 def picture(scores) -> Figure:
@@ -110,7 +110,7 @@ def picture(scores) -> Figure:
         for kind in KINDS
     }
     axes.axhline(0, color="0.6", linestyle=":")
-    charts.lines(axes, RATES, gains, apart=0.006, xlabel="dropout rate in training", xticks=RATES)
+    charts.lines(axes, RATES, gains, spacing=0.006, xlabel="dropout rate in training", xticks=RATES)
     axes.set(ylabel="points of test accuracy above no dropout")
     return figure
 

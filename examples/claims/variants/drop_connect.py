@@ -29,13 +29,13 @@ WAN = "Wan et al., Regularization of neural networks using DropConnect, ICML 201
 def experiment(scale: Scale) -> Result:
     """Train with each kind at each rate, and without."""
     seeds, steps = scale.pick(3, 6, 20), scale.pick(3, 1200, 4000)
-    splits = data.stacked(functools.partial(data.digits, 200), range(seeds))
+    splits = data.stack_splits(functools.partial(data.load_digits, 200), range(seeds))
     rates = dict.fromkeys(KINDS, RATES) | {"dropout": (0.0, *RATES)}
     jobs = scale.track(KINDS, "kinds of dropout")
-    found = {kind: train(kind, rates[kind], splits, steps) for kind in jobs}
-    scores = {kind: dict(zip(rates[kind], found[kind]["test"], strict=True)) for kind in KINDS}
+    accuracies = {kind: train(kind, rates[kind], splits, steps) for kind in jobs}
+    scores = {kind: dict(zip(rates[kind], accuracies[kind]["test"], strict=True)) for kind in KINDS}
     none = scores["dropout"].pop(0.0)
-    numbers = {"no dropout": none, "test accuracy": scores, "all": found}
+    numbers = {"no dropout": none, "test accuracy": scores, "all": accuracies}
     return Result(findings(scores, none), picture(scores, none), numbers)
 
 
@@ -57,18 +57,18 @@ def train(kind: str, rates, splits, steps: int):
             for name, (x, y) in pairs.items()
         }
 
-    return nets.over_rates_and_seeds(one, rates, splits)
+    return nets.run_rates_and_seeds(one, rates, splits)
 
 
 def net(kind: str, layers, x, rate, *, key):
     """Logits; `key=None` evaluates."""
     x = nets.dense(layers[0], x)
     for i, layer in enumerate(layers[1:]):
-        x = layer_of(kind, layer, jax.nn.relu(x), rate, key=fold(key, "layer", i))
+        x = apply_layer(kind, layer, jax.nn.relu(x), rate, key=fold(key, "layer", i))
     return x
 
 
-def layer_of(kind: str, layer, x, rate, *, key):
+def apply_layer(kind: str, layer, x, rate, *, key):
     """A dense layer whose inputs, or whose weights, are dropped."""
     if kind == "dropout" or key is None:
         return nets.dense(layer, dropout(x, rate, key=key))
@@ -104,7 +104,7 @@ def picture(scores, none) -> Figure:
         for kind, cells in scores.items()
     }
     axes.axhline(0, color="0.6", linestyle=":")
-    charts.lines(axes, RATES, gains, apart=0.006, xlabel="dropout rate in training", xticks=RATES)
+    charts.lines(axes, RATES, gains, spacing=0.006, xlabel="dropout rate in training", xticks=RATES)
     axes.set(ylabel="points of test accuracy above no dropout")
     return figure
 

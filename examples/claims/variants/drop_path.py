@@ -33,13 +33,13 @@ HUANG = "Huang et al., Deep networks with stochastic depth, ECCV 2016"
 def experiment(scale: Scale) -> Result:
     """Train with each pattern of rates."""
     seeds, steps = scale.pick(3, 6, 20), scale.pick(3, 400, 2000)
-    splits = data.stacked(functools.partial(data.digits, 300), range(seeds))
+    splits = data.stack_splits(functools.partial(data.load_digits, 300), range(seeds))
     jobs = scale.track(PATTERNS.items(), "patterns of rates")
     scores = {name: train(rates, splits, steps, accuracy) for name, rates in jobs}
     return Result(findings(scores), picture(scores), {"accuracy": scores})
 
 
-def train(rates, splits, steps: int, look):
+def train(rates, splits, steps: int, evaluate):
     """What look(params, split, key) sees of nets trained with a block's rate each, by seed."""
 
     def one(rates, seed, split):
@@ -50,9 +50,9 @@ def train(rates, splits, steps: int, look):
             return nets.cross_entropy(logits, split.y_train[rows])
 
         params = nets.fit(loss, init(key), len(split.x_train), key, steps=steps, batch_size=32)
-        return look(params, split, key)
+        return evaluate(params, split, key)
 
-    return nets.over_rates_and_seeds(one, [rates], splits)[0]
+    return nets.run_rates_and_seeds(one, [rates], splits)[0]
 
 
 def accuracy(params, split, key):
@@ -78,9 +78,9 @@ def net(params, x, rates, *, key):
         branch = nets.mlp(layers, jax.nn.standardize(x), 0.0, key=None)
         return x + drop_path(branch, rate, key=fold(key, "block", i)), None
 
-    places = jnp.arange(DEPTH, dtype=jnp.uint32)
+    indices = jnp.arange(DEPTH, dtype=jnp.uint32)
     x = nets.dense(params["in"], x)
-    x, _ = jax.lax.scan(block, x, (places, rates, params["blocks"]))
+    x, _ = jax.lax.scan(block, x, (indices, rates, params["blocks"]))
     return nets.dense(params["out"], jax.nn.standardize(x))
 
 

@@ -27,17 +27,16 @@ RATE = 0.5
 def experiment(scale: Scale) -> Result:
     """Train without dropout, and test with each kind."""
     seeds, steps = scale.pick(3, 6, 20), scale.pick(3, 400, 1500)
-    splits = data.stacked(functools.partial(data.digits, 200), range(seeds))
-    for rates in scale.track([(0.0,)], "training"):
-        params = jax.tree.map(lambda leaf: leaf[0], train(dropout, rates, splits, steps)[0])
-    lost, correlation = switched_on(params, splits)
+    splits = data.stack_splits(functools.partial(data.load_digits, 200), range(seeds))
+    params = jax.tree.map(lambda leaf: leaf[0], train(dropout, (0.0,), splits, steps)[0])
+    lost, correlation = switch_on(params, splits)
     numbers = {"accuracy lost": lost, "neighbours": correlation}
     return Result(findings(lost, correlation), picture(lost), numbers)
 
 
 @jax.jit
 @jax.vmap
-def switched_on(params, split):
+def switch_on(params, split):
     """The accuracy that each kind takes from a net, and the correlation in its maps."""
     logits, maps = net(params, split.x_test, RATE, key=None, drop=dropout)
     right = nets.accuracy(logits, split.y_test)
@@ -45,10 +44,10 @@ def switched_on(params, split):
     for kind, drop in KINDS.items():
         noisy = net(params, split.x_test, RATE, key=jax.random.key(0), drop=drop)[0]
         lost[kind] = right - nets.accuracy(noisy, split.y_test)
-    return lost, neighbours(maps)
+    return lost, neighbour_correlation(maps)
 
 
-def neighbours(maps):
+def neighbour_correlation(maps):
     """The mean correlation, over the channels in use, of places side by side in a row."""
     pair = [part.reshape(-1, 16) for part in (maps[:, :, :-1], maps[:, :, 1:])]
     left, right = (part - part.mean(0) for part in pair)

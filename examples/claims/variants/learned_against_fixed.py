@@ -26,7 +26,7 @@ FIXED = (0.0, 0.1, 0.5)
 
 def experiment(scale: Scale) -> Result:
     """Train with learned rates and with each fixed one, at every size."""
-    splits, steps = learned_rates.sets(scale)
+    splits, steps = learned_rates.make_splits(scale)
     scores = {}
     for rate in scale.track(("learned", *FIXED), "rates"):
         if rate == "learned":
@@ -50,27 +50,29 @@ def train(rates, splits, steps: int):
 
         def loss(layers, rows, key):
             logits = logits_of(layers, split.x_train[rows], key)
-            own = learned_rates.penalty(layers, [logit] * 3, size)
-            return nets.cross_entropy(logits, split.y_train[rows]) + own
+            penalty = learned_rates.penalty(layers, [logit] * 3, size)
+            return nets.cross_entropy(logits, split.y_train[rows]) + penalty
 
         layers = nets.mlp_init(fold(key, "weights"), (64, 64, 64, 10))
         layers = nets.fit(loss, layers, size, key, steps=steps, batch_size=32)
         return nets.accuracy(logits_of(layers, split.x_test, None), split.y_test)
 
-    by_size, sizes = jax.vmap(one, (None, None, None, 0)), jnp.array(SIZES)
-    return nets.over_rates_and_seeds(lambda *a: by_size(*a, sizes), rates, splits)
+    def all_sizes(rate, seed, split):
+        return jax.vmap(one, (None, None, None, 0))(rate, seed, split, jnp.array(SIZES))
+
+    return nets.run_rates_and_seeds(all_sizes, rates, splits)
 
 
 def findings(scores) -> list[Finding]:
     """Learned rates against each fixed one."""
-    found = []
+    results = []
     for rate in FIXED:
         other = f"{rate} everywhere" if rate else "no dropout"
         text = f"Learned rates generalise better than {other}"
         what = f"Points of test accuracy above {other}, by examples"
         ours, theirs = scores["learned"], scores[rate]
-        found.append(compare(text, GAL, ours, theirs, what, "the examples are"))
-    return found
+        results.append(compare(text, GAL, ours, theirs, what, "the examples are"))
+    return results
 
 
 def picture(scores) -> Figure:
@@ -83,7 +85,7 @@ def picture(scores) -> Figure:
         for rate in FIXED
     }
     axes.axhline(0, color="0.6", linestyle=":")
-    charts.lines(axes, np.arange(len(SIZES)), gains, apart=0.08, xlabel="training examples")
+    charts.lines(axes, np.arange(len(SIZES)), gains, spacing=0.08, xlabel="training examples")
     axes.set(ylabel="points of test accuracy that learned rates gain")
     axes.set(xticks=range(len(SIZES)), xticklabels=SIZES)
     return figure

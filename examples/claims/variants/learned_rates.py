@@ -22,48 +22,54 @@ from common import charts, data, nets
 from common.claim import Finding, Result, Scale, by_cell, interval, main
 from dropout_jax import concrete_dropout, concrete_dropout_penalty, fold
 
-SIZES, STARTS, LAYERS = (50, 150, 450, 1400), (0.1, 0.5), ("inputs", "hidden 1", "hidden 2")
+SIZES, INITIAL_RATES, LAYERS = (50, 150, 450, 1400), (0.1, 0.5), ("inputs", "hidden 1", "hidden 2")
 MARGIN = 0.02  # of a rate, within which it does not matter what it was learned from
 GAL = "Gal, Hron and Kendall, Concrete dropout, NeurIPS 2017"
 
 
 def experiment(scale: Scale) -> Result:
     """Learn the rates at every size, from each start."""
-    splits, steps = sets(scale)
-    jobs = scale.track(STARTS, "starts")
-    rates = np.concatenate([train([start], splits, steps)[0] for start in jobs])
+    splits, steps = make_splits(scale)
+    jobs = scale.track(INITIAL_RATES, "starts")
+    rates = np.concatenate([train([initial_rate], splits, steps)[0] for initial_rate in jobs])
     numbers = {"sizes": SIZES, "learned (start, seed, size, layer)": rates}
-    return Result([falls(rates[0]), forgets_start(rates)], picture(rates), numbers)
+    return Result([judge_fall(rates[0]), judge_independence(rates)], picture(rates), numbers)
 
 
-def sets(scale: Scale):
+def make_splits(scale: Scale):
     """The seeds' splits, and for how many steps to train."""
     seeds, steps = scale.pick(3, 5, 10), scale.pick(3, 2000, 8000)
-    return data.stacked(functools.partial(data.digits, max(SIZES)), range(seeds)), steps
+    return data.stack_splits(functools.partial(data.load_digits, max(SIZES)), range(seeds)), steps
 
 
-def train(starts, splits, steps: int):
+def train(initial_rates, splits, steps: int):
     """Learned rates and test accuracy, for (start, seed, size)."""
 
-    def one(start, seed, split, size):
+    def one(initial_rate, seed, split, size):
         key = jax.random.key(seed)
 
         def loss(params, rows, key):
-            layers, at = params["layers"], 10 * params["logits"]
-            logits = net(layers, split.x_train[rows], at, key=key, drop=concrete_dropout)
-            entropy = nets.cross_entropy(logits, split.y_train[rows])
-            return entropy + penalty(layers, at, size)
+            layers, logits_of_rates = params["layers"], 10 * params["logits"]
+            outputs = net(
+                layers, split.x_train[rows], logits_of_rates, key=key, drop=concrete_dropout
+            )
+            entropy = nets.cross_entropy(outputs, split.y_train[rows])
+            return entropy + penalty(layers, logits_of_rates, size)
 
         layers = nets.mlp_init(fold(key, "weights"), (64, 64, 64, 10))
-        logit = jnp.log(start) - jnp.log1p(-start)
+        logit = jnp.log(initial_rate) - jnp.log1p(-initial_rate)
         params = {"layers": layers, "logits": jnp.full(3, logit / 10)}
         params = nets.fit(loss, params, size, key, steps=steps, batch_size=32)
-        at = 10 * params["logits"]
-        logits = net(params["layers"], split.x_test, at, key=None, drop=concrete_dropout)
-        return jax.nn.sigmoid(at), nets.accuracy(logits, split.y_test)
+        logits_of_rates = 10 * params["logits"]
+        outputs = net(
+            params["layers"], split.x_test, logits_of_rates, key=None, drop=concrete_dropout
+        )
+        return jax.nn.sigmoid(logits_of_rates), nets.accuracy(outputs, split.y_test)
 
-    by_size, sizes = jax.vmap(one, (None, None, None, 0)), jnp.array(SIZES)
-    return nets.over_rates_and_seeds(lambda *a: by_size(*a, sizes), starts, splits)
+    def all_sizes(initial_rate, seed, split):
+        return jax.vmap(one, (None, None, None, 0))(initial_rate, seed, split, jnp.array(SIZES))
+
+    return nets.run_rates_and_seeds(all_sizes, initial_rates, splits)
 
 
 def net(layers, x, rates, *, key, drop):
@@ -83,7 +89,7 @@ def penalty(layers, logits, size):
     )
 
 
-def falls(rates) -> Finding:
+def judge_fall(rates) -> Finding:
     """Whether each layer's rate, for (seed, size, layer), falls from each size to the next."""
     change = np.diff(rates, axis=1)
     cells = {
@@ -96,7 +102,7 @@ def falls(rates) -> Finding:
     return by_cell(text, GAL, what, cells, condition, sign=-1)
 
 
-def forgets_start(rates) -> Finding:
+def judge_independence(rates) -> Finding:
     """Whether the rates learned, for (start, seed, size, layer), depend on their start."""
     gaps = abs(rates[0] - rates[1]).max(-1)
     beyond = {size: interval(gaps[:, i] - MARGIN) for i, size in enumerate(SIZES)}
@@ -108,10 +114,10 @@ def forgets_start(rates) -> Finding:
 def picture(rates) -> Figure:
     """Rates against the size of the data."""
     figure, panels = charts.panels(5, 5)
-    for axes, start, of_start in zip(panels, STARTS, rates, strict=True):
-        learned = {layer: map(interval, of_start[:, :, j].T) for j, layer in enumerate(LAYERS)}
+    for axes, initial_rate, learned_rates in zip(panels, INITIAL_RATES, rates, strict=True):
+        learned = {layer: map(interval, learned_rates[:, :, j].T) for j, layer in enumerate(LAYERS)}
         charts.lines(axes, range(len(SIZES)), learned, ylabel="learned rate", ylim=(0, 0.5))
-        axes.set(title=f"learned from {start}", xlabel="training examples")
+        axes.set(title=f"learned from {initial_rate}", xlabel="training examples")
         axes.set(xticks=range(len(SIZES)), xticklabels=SIZES)
     return figure
 

@@ -36,11 +36,11 @@ LIANG = "Liang et al., R-Drop, NeurIPS 2021"
 def experiment(scale: Scale) -> Result:
     """Train with every method at every size."""
     seeds, steps = scale.pick(3, 6, 20), scale.pick(3, 2000, 8000)
-    splits = data.stacked(functools.partial(data.digits, max(SIZES)), range(seeds))
+    splits = data.stack_splits(functools.partial(data.load_digits, max(SIZES)), range(seeds))
     cells = {"accuracy": {}, "inconsistency": {}}
     for method in scale.track(METHODS, "methods"):
-        for what, found in train(METHODS[method], splits, steps).items():
-            cells[what][method] = dict(zip(SIZES, found.T, strict=True))
+        for what, values in train(METHODS[method], splits, steps).items():
+            cells[what][method] = dict(zip(SIZES, values.T, strict=True))
     return Result(findings(**cells), picture(**cells), cells)
 
 
@@ -53,7 +53,7 @@ def train(method, splits, steps: int):
         def loss(layers, rows, key):
             fresh = jax.random.randint(fold(key, "others"), rows.shape, 0, size)
             others = jnp.where(other > 0, fresh, rows)
-            return loss_of(layers, split, rows, others, weight, key=key)
+            return r_drop_loss(layers, split, rows, others, weight, key=key)
 
         layers = nets.mlp_init(fold(key, "weights"), (64, 64, 64, 10))
         layers = nets.fit(loss, layers, size, key, steps=steps, batch_size=32)
@@ -64,12 +64,14 @@ def train(method, splits, steps: int):
             "inconsistency": r_drop_divergence(on, off).mean(),
         }
 
-    by_size, sizes = jax.vmap(one, (None, None, None, 0)), jnp.array(SIZES)
-    found = nets.over_rates_and_seeds(lambda *a: by_size(*a, sizes), [method], splits)
-    return {what: of_methods[0] for what, of_methods in found.items()}
+    def all_sizes(method, seed, split):
+        return jax.vmap(one, (None, None, None, 0))(method, seed, split, jnp.array(SIZES))
+
+    results = nets.run_rates_and_seeds(all_sizes, [method], splits)
+    return {what: of_methods[0] for what, of_methods in results.items()}
 
 
-def loss_of(layers, split, rows, others, weight, *, key):
+def r_drop_loss(layers, split, rows, others, weight, *, key):
     """Mean cross-entropy of two passes, and the weighted divergence between them."""
     passes = [
         nets.mlp(layers, split.x_train[rows], RATE, key=fold(key, "first")),
@@ -82,17 +84,17 @@ def loss_of(layers, split, rows, others, weight, *, key):
 
 def findings(accuracy, inconsistency) -> list[Finding]:
     """R-Drop against both plain methods of its cost, and what it does to the noisy net."""
-    found, condition = [], "the examples are"
+    results, condition = [], "the examples are"
     for ours in ("R-Drop, 1", "R-Drop, 5"):
         for other in ("two passes", "twice the batch"):
             text = f"R-Drop (weight {ours[-1]}) generalises better than plain dropout with {other}."
             what = "Points of test accuracy, by training examples"
-            found.append(compare(text, LIANG, accuracy[ours], accuracy[other], what, condition))
+            results.append(compare(text, LIANG, accuracy[ours], accuracy[other], what, condition))
     ours, plain = (inconsistency[method] for method in ("R-Drop, 5", "two passes"))
     change = {size: interval(ours[size] / plain[size] - 1) for size in SIZES}
     text = "R-Drop makes the net with dropout agree more with the net without"
     what = "Change of their divergence on unseen examples, weight 5 against two passes, by examples"
-    return [*found, by_cell(text, LIANG, what, change, condition, "+.0%", sign=-1)]
+    return [*results, by_cell(text, LIANG, what, change, condition, "+.0%", sign=-1)]
 
 
 def picture(accuracy, inconsistency) -> Figure:
@@ -103,9 +105,9 @@ def picture(accuracy, inconsistency) -> Figure:
         method: [interval(100 * (of[size] - base[size])) for size in SIZES]
         for method, of in accuracy.items()
     }
-    charts.lines(left, range(4), gains, apart=0.06, ylabel="points of accuracy above two passes")
+    charts.lines(left, range(4), gains, spacing=0.06, ylabel="points of accuracy above two passes")
     off = {method: map(interval, of.values()) for method, of in inconsistency.items()}
-    charts.lines(right, range(4), off, apart=0.06, ylim=(0, None))
+    charts.lines(right, range(4), off, spacing=0.06, ylim=(0, None))
     right.set(ylabel="divergence, dropout on from off (nats)")
     for axes in (left, right):
         axes.set(xlabel="training examples", xticks=range(len(SIZES)), xticklabels=SIZES)

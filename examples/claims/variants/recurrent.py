@@ -26,17 +26,17 @@ GAL = "Gal and Ghahramani, Dropout in recurrent neural networks, NeurIPS 2016"
 
 
 def experiment(scale: Scale) -> Result:
-    off, on = by_kind(scale, KINDS)
+    off, on = train_kinds(scale, KINDS)
     numbers = {"dropout off (seed, delay)": off, "dropout on": on}
     return Result(findings(off, on), picture(off, on), numbers)
 
 
-def by_kind(scale: Scale, kinds: dict) -> tuple[dict, dict]:
+def train_kinds(scale: Scale, kinds: dict) -> tuple[dict, dict]:
     """Train an LSTM with each kind: its right answers by seed and delay, dropout off and on."""
     seeds, steps = scale.pick(3, 5, 10), scale.pick(3, 500, 2000)
     jobs = scale.track(kinds.items(), "kinds of dropout")
-    found = {kind: train(step, seeds, steps) for kind, step in jobs}
-    off, on = ({kind: both[i] for kind, both in found.items()} for i in (0, 1))
+    accuracies = {kind: train(step, seeds, steps) for kind, step in jobs}
+    off, on = ({kind: both[i] for kind, both in accuracies.items()} for i in (0, 1))
     return off, on
 
 
@@ -63,22 +63,30 @@ def findings(off, on) -> list[Finding]:
     h, c = "naive, h", "naive, h and c"
     training = "In training (dropout on), too, locked dropout remembers more than one on h"
     return [
-        above("A fresh mask at each step on h makes an LSTM forget", ZAREMBA, off, "none", h),
-        above("A fresh mask at each step on h and c makes it forget", ZAREMBA, off, "none", c),
-        above("Locked dropout remembers more than a fresh mask on h", GAL, off, "locked", h),
-        above(training, GAL, on, "locked", h),
-        above("Locked dropout remembers more than a fresh mask on h and c", GAL, off, "locked", c),
+        compare_recall(
+            "A fresh mask at each step on h makes an LSTM forget", ZAREMBA, off, "none", h
+        ),
+        compare_recall(
+            "A fresh mask at each step on h and c makes it forget", ZAREMBA, off, "none", c
+        ),
+        compare_recall(
+            "Locked dropout remembers more than a fresh mask on h", GAL, off, "locked", h
+        ),
+        compare_recall(training, GAL, on, "locked", h),
+        compare_recall(
+            "Locked dropout remembers more than a fresh mask on h and c", GAL, off, "locked", c
+        ),
     ]
 
 
-def above(sentence: str, source: str, right, ours: str, theirs: str) -> Finding:
+def compare_recall(sentence: str, source: str, right, ours: str, theirs: str) -> Finding:
     """Whether one kind is right more often than another, by how many steps ago the symbol was."""
-    cells = [
-        {name: right[kind][:, places].mean(1) for name, places in BINS.items()}
+    one, other = (
+        {name: right[kind][:, delays].mean(1) for name, delays in BINS.items()}
         for kind in (ours, theirs)
-    ]
+    )
     what = f"Points of accuracy, {ours} minus {theirs}, by steps ago"
-    return compare(sentence, source, *cells, what, "the steps are")
+    return compare(sentence, source, one, other, what, "the steps are")
 
 
 def picture(off, on) -> Figure:
@@ -87,10 +95,10 @@ def picture(off, on) -> Figure:
     for axes, mode, right in zip(panels, ("off", "on"), (off, on), strict=True):
         axes.axhline(100 / SYMBOLS, color="0.6", linestyle=":")
         shares = {kind: map(interval, 100 * of.T) for kind, of in right.items()}
-        charts.lines(axes, range(1, LENGTH + 1), shares, ".-", apart=0.15, ylim=(0, 105))
+        charts.lines(axes, range(1, LENGTH + 1), shares, ".-", spacing=0.15, ylim=(0, 105))
         axes.set(xlabel="steps since the symbol", title=f"tested with dropout {mode}")
     panels[0].set(ylabel="right answers, % (dotted: by chance)")
-    panels[1].get_legend().remove()
+    panels[1].legend().remove()
     return figure
 
 

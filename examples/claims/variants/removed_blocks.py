@@ -28,25 +28,25 @@ FAN = "Fan, Grave and Joulin, Reducing transformer depth on demand, ICLR 2020"
 def experiment(scale: Scale) -> Result:
     """Train with each rate, and remove blocks."""
     seeds, steps = scale.pick(3, 6, 20), scale.pick(3, 400, 2000)
-    splits = data.stacked(functools.partial(data.digits, 300), range(seeds))
+    splits = data.stack_splits(functools.partial(data.load_digits, 300), range(seeds))
     scores = {}
     for rate in scale.track(RATES, "rates"):
-        of_rate = train((rate,) * DEPTH, splits, steps, without_blocks)
+        of_rate = train((rate,) * DEPTH, splits, steps, accuracy_without_blocks)
         scores[rate] = dict(zip(REMOVED, of_rate.T, strict=True))
     return Result(findings(scores), picture(scores), {"accuracy (rate, removed, seed)": scores})
 
 
-def without_blocks(params, split, key):
+def accuracy_without_blocks(params, split, key):
     """Test accuracy by how many blocks are removed."""
 
-    def without(count, i):
+    def accuracy_without(count, i):
         """Rate 1 removes a block, rate 0 leaves it."""
         order = jax.random.permutation(fold(key, "removed", i), DEPTH)
         logits = net(params, split.x_test, jnp.float32(order < count), key=key)
         return nets.accuracy(logits, split.y_test)
 
     tries = jnp.arange(TRIES, dtype=jnp.uint32)
-    of_count = jax.vmap(without, (None, 0))
+    of_count = jax.vmap(accuracy_without, (None, 0))
     return jax.lax.map(lambda count: of_count(count, tries).mean(), jnp.array(REMOVED))
 
 
@@ -75,7 +75,7 @@ def picture(scores) -> Figure:
         f"rate {rate}" if rate else "no stochastic depth": [interval(100 * x) for x in of.values()]
         for rate, of in scores.items()
     }
-    charts.lines(axes, REMOVED, of_rate, apart=0.06, xticks=REMOVED, ylabel="test accuracy, %")
+    charts.lines(axes, REMOVED, of_rate, spacing=0.06, xticks=REMOVED, ylabel="test accuracy, %")
     axes.set(xlabel=f"blocks removed, of {DEPTH}")
     return figure
 

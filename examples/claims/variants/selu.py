@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 
 from common import charts, data, nets
-from common.claim import Finding, Result, Scale, compare, interval, listed, main
+from common.claim import Finding, Result, Scale, compare, describe, interval, main
 from selu_moments import KINDS, SOURCE, init, net
 
 RATES, WIDTH = (0.02, 0.05, 0.1, 0.2), 64
@@ -27,12 +27,12 @@ RATES, WIDTH = (0.02, 0.05, 0.1, 0.2), 64
 def experiment(scale: Scale) -> Result:
     """Train with each kind at each rate, and without."""
     seeds, steps = scale.pick(3, 6, 10), scale.pick(5, 1500, 4000)
-    splits = data.stacked(functools.partial(data.digits, 300), range(seeds))
+    splits = data.stack_splits(functools.partial(data.load_digits, 300), range(seeds))
     scores = {"train": {}, "test": {}}
     for kind in scale.track(KINDS, "kinds of dropout"):
         rates = (0.0, *RATES) if kind == "alpha" else RATES
-        for part, found in train(KINDS[kind], rates, splits, steps).items():
-            scores[part][kind] = dict(zip(rates, found, strict=True))
+        for part, accuracies in train(KINDS[kind], rates, splits, steps).items():
+            scores[part][kind] = dict(zip(rates, accuracies, strict=True))
     none = {part: of_part["alpha"].pop(0.0) for part, of_part in scores.items()}
     numbers = {"accuracy, no dropout": none, "accuracy (kind, rate, seed)": scores}
     return Result(findings(scores, none), picture(scores, none), numbers)
@@ -57,7 +57,7 @@ def train(drop, rates, splits, steps: int):
             for part, (x, y) in pairs.items()
         }
 
-    return nets.over_rates_and_seeds(one, rates, splits)
+    return nets.run_rates_and_seeds(one, rates, splits)
 
 
 def findings(scores, none) -> list[Finding]:
@@ -66,7 +66,7 @@ def findings(scores, none) -> list[Finding]:
         kind: {rate: interval(x) for rate, x in of_kind.items()}
         for kind, of_kind in scores["train"].items()
     }
-    told = "; ".join(f"{kind}, {listed(cells, '.1%')}" for kind, cells in fitted.items())
+    formatted = "; ".join(f"{kind}, {describe(cells, '.1%')}" for kind, cells in fitted.items())
     return [
         compare(
             "In a deep SELU net alpha dropout generalises better than plain of the same rate",
@@ -74,7 +74,7 @@ def findings(scores, none) -> list[Finding]:
             scores["test"]["alpha"],
             scores["test"]["plain"],
             f"Without dropout {interval(none['test']):.1%} of the test. Of the training set, "
-            f"dropout off, by rate: {told}. Points of test accuracy, alpha minus plain",
+            f"dropout off, by rate: {formatted}. Points of test accuracy, alpha minus plain",
             "the rate is",
         )
     ]
@@ -89,7 +89,7 @@ def picture(scores, none) -> Figure:
             f"{kind} dropout": [interval(100 * x) for x in (none[part], *of_kind.values())]
             for kind, of_kind in scores[part].items()
         }
-        charts.lines(axes, (0, *RATES), lines, apart=0.002, ylabel="right answers, %")
+        charts.lines(axes, (0, *RATES), lines, spacing=0.002, ylabel="right answers, %")
         axes.set(title=title, xlabel="dropout rate in training", ylim=(0, 103))
         axes.set(xticks=(0, *RATES[1:]))
     return figure

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 
 from common import charts, nets
-from common.claim import Finding, Result, Scale, interval, listed, main, verdict_by
+from common.claim import Finding, Result, Scale, describe, interval, main, verdict_by
 from dropout_jax import alpha_dropout, dropout, fold
 
 DEPTH, RATES = 20, (0.05, 0.1, 0.2)
@@ -31,21 +31,22 @@ def experiment(scale: Scale) -> Result:
     seeds, rows = scale.pick(3, 6, 10), scale.pick(64, 256, 256)
     moments = {}
     for kind in scale.track(KINDS, "kinds of dropout"):
-        found = statistics(KINDS[kind], (0.0, *RATES), seeds, rows=rows)
-        moments[kind] = dict(zip((0, *RATES), found, strict=True))
+        statistics_by_rate = measure_moments(KINDS[kind], (0.0, *RATES), seeds, rows=rows)
+        moments[kind] = dict(zip((0, *RATES), statistics_by_rate, strict=True))
     none = {0: moments["alpha"].pop(0)}
     del moments["plain"][0]
-    found = [
-        keeps(none, "SELU keeps mean 0 and variance 1 through twenty layers"),
-        keeps(moments["alpha"], "Alpha dropout keeps them, too"),
-        keeps(moments["plain"], "Plain dropout does not keep them", denied=True),
+    results = [
+        judge_moments(none, "SELU keeps mean 0 and variance 1 through twenty layers"),
+        judge_moments(moments["alpha"], "Alpha dropout keeps them, too"),
+        judge_moments(moments["plain"], "Plain dropout does not keep them", denied=True),
     ]
     moments = {"no dropout": none, **moments}
     numbers = {kind: {r: x.mean(0) for r, x in of.items()} for kind, of in moments.items()}
-    return Result(found, picture(moments), {"moments by rate (layer, mean or variance)": numbers})
+    name = "moments by rate (layer, mean or variance)"
+    return Result(results, picture(moments), {name: numbers})
 
 
-def statistics(drop, rates, seeds: int, width: int = 256, rows: int = 256):
+def measure_moments(drop, rates, seeds: int, width: int = 256, rows: int = 256):
     """At initialisation, as an array (rate, seed, layer, mean or variance)."""
 
     def one(rate, seed):
@@ -73,31 +74,33 @@ def net(params, x, rate, *, key, drop):
         x = drop(jax.nn.selu(nets.dense(weights, x)), rate, key=fold(key, "layer", i))
         return x, jnp.stack([x.mean(), x.var()])
 
-    places = jnp.arange(DEPTH, dtype=jnp.uint32)
-    x, moments = jax.lax.scan(layer, x, (places, params["layers"]))
+    indices = jnp.arange(DEPTH, dtype=jnp.uint32)
+    x, moments = jax.lax.scan(layer, x, (indices, params["layers"]))
     return nets.dense(params["readout"], x), moments
 
 
-def keeps(moments, sentence: str, denied: bool = False) -> Finding:
+def judge_moments(moments, sentence: str, denied: bool = False) -> Finding:
     """Whether mean and variance stay at each rate, as the sentence says or denies."""
     last = {
-        name: listed({rate: interval(x[:, -1, i]) for rate, x in moments.items()}, ".2f")
+        name: describe({rate: interval(x[:, -1, i]) for rate, x in moments.items()}, ".2f")
         for i, name in enumerate(DOMAIN)
     }
     return Finding(
         sentence,
         SOURCE,
         f"After layer {DEPTH} by rate: mean {last['mean']}; variance {last['variance']}.",
-        verdict_by("the rate is", {rate: stays(x) != denied for rate, x in moments.items()}),
+        verdict_by(
+            "the rate is", {rate: within_domain(x) != denied for rate, x in moments.items()}
+        ),
     )
 
 
-def stays(found) -> bool:
+def within_domain(statistics) -> bool:
     """Whether at every layer the interval (over seeds) of each moment is in the domain."""
     return all(
         low <= moment.low and moment.high <= high
         for i, (low, high) in enumerate(DOMAIN.values())
-        for moment in map(interval, found[:, :, i].T)
+        for moment in map(interval, statistics[:, :, i].T)
     )
 
 
@@ -105,9 +108,9 @@ def picture(moments) -> Figure:
     """Variance by depth; the theorem's domain is grey."""
     figure, [axes] = charts.panels(7)
     variances = {
-        f"{kind}, {rate}" if rate else kind: map(interval, found[:, :, 1].T)
+        f"{kind}, {rate}" if rate else kind: map(interval, statistics[:, :, 1].T)
         for kind, of_kind in moments.items()
-        for rate, found in of_kind.items()
+        for rate, statistics in of_kind.items()
     }
     axes.axhspan(*DOMAIN["variance"], color="0.9")
     charts.lines(axes, range(1, DEPTH + 1), variances, ".-", xlabel="layer")

@@ -14,18 +14,18 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 from common.claim import Finding, Result, Scale, main
 from common.memory import lstm
 from dropout_jax import fold, zoneout
-from recurrent import RATE, above, by_kind, naive_both, picture
+from recurrent import RATE, compare_recall, naive_both, picture, train_kinds
 
 KRUEGER = "Krueger et al., Zoneout, ICLR 2017"
 
 
 def experiment(scale: Scale) -> Result:
-    off, on = by_kind(scale, KINDS)
+    off, on = train_kinds(scale, KINDS)
     numbers = {"dropout off (seed, delay)": off, "dropout on": on}
     return Result(findings(off, on), picture(off, on), numbers)
 
 
-def kept(cell, x, h, c, *, now, **_):
+def zoneout_lstm(cell, x, h, c, *, now, **_):
     """Some units of the next h and c are those of the last."""
     new_h, new_c = lstm(cell, x, h, c)
     return (
@@ -34,7 +34,7 @@ def kept(cell, x, h, c, *, now, **_):
     )
 
 
-KINDS = {"none": lstm, "naive, h and c": naive_both, "zoneout": kept}
+KINDS = {"none": lstm, "naive, h and c": naive_both, "zoneout": zoneout_lstm}
 
 
 def findings(off, on) -> list[Finding]:
@@ -43,8 +43,8 @@ def findings(off, on) -> list[Finding]:
     training = "In training (dropout on), too, zoneout remembers more than a fresh mask"
     ours, theirs = "zoneout", "naive, h and c"
     return [
-        above(text, KRUEGER, off, ours, theirs),
-        above(training, KRUEGER, on, ours, theirs),
+        compare_recall(text, KRUEGER, off, ours, theirs),
+        compare_recall(training, KRUEGER, on, ours, theirs),
     ]
 
 

@@ -64,17 +64,17 @@ def test_a_rate_is_compared_with_no_dropout_of_the_same_seed(rates):
 
 def test_the_body_has_not_read_the_test(monkeypatch):
     """What the pretraining is given holds no speech of the test's plays."""
-    speech, given = load("common.speech"), {}
+    speech, passed = load("common.speech"), {}
 
     def train(training, config, text, **_):
-        given["text"] = text
+        passed["text"] = text
         raise InterruptedError
 
     monkeypatch.setattr(speech, "train", train)
-    monkeypatch.setattr(speech, "compiled", lambda *_: None)
+    monkeypatch.setattr(speech, "compile_steps", lambda *_: None)
     with pytest.raises(InterruptedError), jax.numpy_dtype_promotion("standard"):
-        speech.pretrained(1)
-    read = given["text"].tokenizer.decode(given["text"].train)
+        speech.pretrain(1)
+    read = passed["text"].tokenizer.decode(passed["text"].train)
     plays = shakespeare.load_plays()
     assert len(read) == sum(len(text) for name, text in plays.items() if name not in speech.TEST)
     test = speeches.load_genres(test=speech.TEST).test.texts
@@ -94,7 +94,7 @@ def test_a_seed_draws_its_own_training_speeches_and_the_same_others():
 def test_labels_are_measured_against_the_test():
     speech, three = load("common.speech"), LabelledTexts(["x"] * 3, ["a", "b", "c"])
     data = LabelledSplit(three, three, LabelledTexts(["x"] * 4, ["a", "a", "b", "c"]))
-    measured = speech.measure(data, ["a", "b", "b", "b"])
+    measured = speech.score_labels(data, ["a", "b", "b", "b"])
     # F1: a 2 * 1 * 1/2 / (3/2) = 2/3; b 2 * 1/3 * 1 / (4/3) = 1/2; c 0.
     assert measured == pytest.approx({"macro-F1": (2 / 3 + 1 / 2) / 3, "accuracy": 1 / 2})
 
@@ -112,19 +112,19 @@ def test_the_smallest_form(genre, tmp_path):
 
 def test_the_smallest_form_of_the_rates_in_the_body(rates, tmp_path, monkeypatch):
     """What is trained drops at the cell's rates, every seed's cells on the same speeches."""
-    given, fit = [], rates.fit
+    passed, fit = [], rates.fit
 
-    def spied(body, data, settings):
-        given.append((settings.head_dropout, settings.dropout, settings.seed, data))
+    def record_and_fit(body, data, settings):
+        passed.append((settings.head_dropout, settings.dropout, settings.seed, data))
         return fit(body, data, settings)
 
-    monkeypatch.setattr(rates, "fit", spied)
+    monkeypatch.setattr(rates, "fit", record_and_fit)
     cells = [(0.0, 0.0), *((0.0, rate) for rate in rates.RATES)]
     table = run_smallest("genre_body_rates", tmp_path)["numbers"]["table"]
     assert len(table) == len(cells)
-    assert [(head, body) for head, body, *_ in given] == cells * 2
+    assert [(head, body) for head, body, *_ in passed] == cells * 2
     for seed in range(2):
-        speeches_of = [data for *_, of, data in given if of == seed]
+        speeches_of = [data for *_, of, data in passed if of == seed]
         assert len(speeches_of) == len(cells)
         assert all(data == speeches_of[0] for data in speeches_of)
 

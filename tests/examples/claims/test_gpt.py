@@ -25,12 +25,14 @@ def test_a_sweep_is_the_trainers_run():
     model = ModelConfig(n_layer=1, n_head=2, n_embd=32, block_size=8)
     optim = OptimConfig(learning_rate=3e-3, warmup_steps=2)
     config = Config(steps=4, batch_size=4, mesh="data=1", model=model, optim=optim)
-    text = data.one_play()
+    text = data.load_one_play()
     with jax.numpy_dtype_promotion("standard"):
-        run = sweep.Runner(config, text.tokenizer.vocab_size, range(2), looks=1, sites=sweep.SITES)
+        run = sweep.Runner(
+            config, text.tokenizer.vocab_size, range(2), evaluations=1, sites=sweep.SITES
+        )
         ours = run(text.train, {"loss": text.validation}, rates).params
         config = dataclasses.replace(config, model=dataclasses.replace(model, dropout=rates))
-        theirs = gpt.train(gpt.compiled(config, text), config, text, seed=1, evals=1).params
+        theirs = gpt.train(gpt.compile_steps(config, text), config, text, seed=1, evals=1).params
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(one[1], other, rtol=1e-4, atol=3e-6)
 
@@ -39,14 +41,14 @@ def test_a_sweep_refuses_a_rate_at_a_site_it_was_not_compiled_for():
     sweep = load("common.sweep")
     config = Config(steps=4, batch_size=4, model=ModelConfig(n_embd=32))
     with pytest.raises(ValueError, match="add \\['mlp_hidden'\\] to the sites"):
-        sweep.Runner(config, 65, range(2), looks=1)._rates(DropoutConfig(mlp_hidden=0.1))
+        sweep.Runner(config, 65, range(2), evaluations=1)._rates(DropoutConfig(mlp_hidden=0.1))
 
 
 def test_what_is_chosen_on_one_text_is_measured_on_the_other():
     rates = load("gpt_rates")
     losses = {0: np.array([[3.0, 1.0, 2.0]]), 1: np.array([[0.1, 0.5, 0.2]])}
-    assert [each.tolist() for each in rates.stopped(losses)] == [[1.0], [0.5]]
-    assert [each.tolist() for each in rates.last(losses)] == [[2.0], [0.2]]
+    assert [each.tolist() for each in rates.early_stopped_losses(losses)] == [[1.0], [0.5]]
+    assert [each.tolist() for each in rates.final_losses(losses)] == [[2.0], [0.2]]
 
 
 def test_the_best_rate_verdict_follows_the_losses():
@@ -57,7 +59,7 @@ def test_the_best_rate_verdict_follows_the_losses():
 
     def verdict(**settings):
         runs = {name: np.stack(both) for name, both in settings.items()}
-        return rates.best_within(0.02, 0.1, runs, "a field", "a source").verdict
+        return rates.judge_best_rate(0.02, 0.1, runs, "a field", "a source").verdict
 
     assert verdict(a=[dip, dip]) == claim.HOLDS
     assert verdict(a=[low, low]) == claim.FAILS
@@ -70,7 +72,8 @@ def test_zero_is_best_only_where_every_rate_is_worse():
     rates, claim = load("gpt_rates"), load("common.claim")
 
     def verdict(*means):
-        return rates.findings({rates.PRETRAINED: rates.by_rate(rising(*means))})[0].verdict
+        cells = {rates.PRETRAINED: rates.differences_to_rate_0(rising(*means))}
+        return rates.findings(cells)[0].verdict
 
     assert verdict(1, 2, 3, 4, 5, 6, 7) == claim.HOLDS
     assert verdict(9, 2, 3, 4, 5, 6, 7) == claim.FAILS
@@ -80,18 +83,20 @@ def test_zero_is_best_only_where_every_rate_is_worse():
 
 def test_a_leak_is_seen():
     """Sums over the past leak nothing; sums over the whole text do, at every position."""
-    change = load("block_shapes").change
+    change = load("block_shapes").largest_change
     first, other = jnp.arange(8.0).reshape(1, 8), jnp.ones((1, 8))
-    past = change(lambda x: jnp.cumsum(x, axis=1)[..., None], first, other, at=4)
+    past = change(lambda x: jnp.cumsum(x, axis=1)[..., None], first, other, position=4)
     assert (past == 0).tolist() == [True] * 4 + [False] * 4
-    whole = change(lambda x: (x + x.sum(axis=1, keepdims=True))[..., None], first, other, at=4)
+    whole = change(
+        lambda x: (x + x.sum(axis=1, keepdims=True))[..., None], first, other, position=4
+    )
     assert (whole > 1).all()
 
 
 def test_every_second_window_ends_a_word():
     text = np.frombuffer(b"Now is the winter of our discontent made glorious summer " * 9, np.uint8)
     letters = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz", np.uint8)
-    rows, labels = load("features").windows(text, letters, 40, seed=0)
+    rows, labels = load("features").sample_windows(text, letters, 40, seed=0)
     words = bytes(text).split()
     assert labels.tolist() == [0, 1] * 20
     for row, label in zip(rows.astype(np.uint8), labels, strict=True):
@@ -121,10 +126,10 @@ def test_the_norm_verdicts_follow_the_losses():
 
     def verdicts(cold, at_pres_rate=3.3):
         losses = {pre: (9, 2.6), post: (2.7, at_pres_rate), pre_cold: (9, cold), post_cold: (3, 9)}
-        chosen = {(8, *cell): int(cell[0] == "pre") for cell in losses}
+        chosen_rates = {(8, *cell): int(cell[0] == "pre") for cell in losses}
         measured = {(8, *cell): np.array(each)[:, None] + seeds for cell, each in losses.items()}
-        found = norm_order.findings(measured, chosen, (8,))
-        return [finding.verdict == claim.HOLDS for finding in found]
+        results = norm_order.findings(measured, chosen_rates, (8,))
+        return [finding.verdict == claim.HOLDS for finding in results]
 
     assert verdicts(2.62) == [True, True, True, True]
     assert verdicts(2.66) == [True, True, True, False]
@@ -177,5 +182,5 @@ def test_block_shapes(tmp_path):
 def test_features(tmp_path):
     numbers = run_smallest("features", tmp_path)["numbers"]
     # A first token's features are those of its character, whatever follows.
-    for seen, characters in numbers["different first features and characters"]:
-        assert seen == characters > 10
+    for features, characters in numbers["different first features and characters"]:
+        assert features == characters > 10

@@ -23,21 +23,23 @@ def test_fits_that_look_end_as_fits_that_do_not():
             return ((params["x"] - rows[:3]) ** 2).sum() * (values[0] if values else 1)
 
         plain = nets.fit(loss, params, 10, key, steps=6)
-        looked, seen = nets.fit_looking(loss, params, 10, key, lambda p: p["x"], looks=3, steps=6)
-        still, _ = nets.fit_looking(
-            *(loss, params, 10, key, lambda _: None),
-            **{"looks": 1, "steps": 6, "per_step": (jnp.zeros(6),)},
+        evaluated, values = nets.fit_and_evaluate(
+            loss, params, 10, key, lambda p: p["x"], evaluations=3, steps=6
         )
-    np.testing.assert_array_equal(looked["x"], plain["x"])
-    assert seen.shape == (3, 3)
-    np.testing.assert_array_equal(seen[-1], plain["x"])
+        still, _ = nets.fit_and_evaluate(
+            *(loss, params, 10, key, lambda _: None),
+            **{"evaluations": 1, "steps": 6, "per_step": (jnp.zeros(6),)},
+        )
+    np.testing.assert_array_equal(evaluated["x"], plain["x"])
+    assert values.shape == (3, 3)
+    np.testing.assert_array_equal(values[-1], plain["x"])
     np.testing.assert_array_equal(still["x"], params["x"])  # every step was given its 0
 
 
 def test_a_grid_runs_every_combination():
-    grid = load("common.nets").grid
+    run_grid = load("common.nets").run_grid
     axes = ([1.0, 2.0], [10.0, 20.0, 30.0], (0.5, 0.0))
-    sums, products = grid(lambda a, b, c: (a + b + c, a * b * c), *axes)
+    sums, products = run_grid(lambda a, b, c: (a + b + c, a * b * c), *axes)
     a, b, c = np.meshgrid(*axes, indexing="ij")
     np.testing.assert_array_equal(sums, a + b + c)
     np.testing.assert_array_equal(products, a * b * c)
@@ -59,7 +61,7 @@ def test_data_size_verdicts_follow_the_gains():
     assert verdicts(falls, gains, -gains) == [*[claim.HOLDS] * 4, costs.format(0.5, 0.1)]
     assert verdicts(-falls, -gains, gains) == [*[claim.FAILS] * 4, costs.format(0.1, 0.5)]
     # From 3 points at 1,000 examples to -2 at 100,000: three fifths of the way, on a log scale.
-    ends = script.ends(gains, sizes, rates)
+    ends = script.break_even_sizes(gains, sizes, rates)
     assert ends == {0.1: None, 0.5: pytest.approx(1000 * 100**0.6)}
     gains[:, 0] *= -1
     only = verdicts(gains, gains, gains)
@@ -72,15 +74,15 @@ def test_data_size_verdicts_follow_the_gains():
 def test_moved_digits_are_25_places_of_each_image():
     """Those at the centre are MNIST's, and no two of an image are in one place."""
     data = load("common.data")
-    train, test = data.moved_mnist(jax.random.key(0))
-    images, labels = data.all_mnist()
+    train, test = data.shifted_mnist(jax.random.key(0))
+    images, labels = data.load_all_mnist()
     i = 7 + 4000 * np.arange(25)
     x, y = train(i)
     assert len(np.unique(x, axis=0)) == 25
     assert len(set(y.tolist())) == 1
-    found_at = (data.halved(images).reshape(5000, -1)[:, None] == x).all(-1)
-    assert found_at.any(1).sum() == 1  # the image at its centre, once
-    assert labels[found_at.any(1)] == y[0]
+    matches = (data.downsample(images).reshape(5000, -1)[:, None] == x).all(-1)
+    assert matches.any(1).sum() == 1  # the image at its centre, once
+    assert labels[matches.any(1)] == y[0]
     np.testing.assert_array_equal(test(np.arange(2000))[1][:1000], test(np.arange(1000, 2000))[1])
 
 
@@ -97,7 +99,7 @@ def test_data_size(tmp_path):
 
 
 def test_schedules_are_what_they_are_called():
-    schedules = load("schedules").schedules
+    schedules = load("schedules").make_schedules
     with jax.numpy_dtype_promotion("standard"):
         tables = {name: np.asarray(table) for name, table in schedules(0.5, 100).items()}
         none = schedules(0.0, 100)
@@ -121,7 +123,7 @@ def test_schedules_at_rate_0_are_one(tmp_path):
 
 
 def test_the_interaction_is_a_difference_of_differences():
-    table = load("interactions").table
+    table = load("interactions").gain_table
     without = np.array([[0.80, 0.82], [0.81, 0.84], [0.79, 0.80]])
     adding = table(without, without + 0.05)
     assert adding["interaction"] == pytest.approx((0, 0, 0), abs=1e-12)
@@ -136,7 +138,7 @@ def test_the_verdict_beside_a_partner_is_of_the_gain_there():
     for partner, helps in (("weight decay", claim.HOLDS), ("batch norm", claim.FAILS)):
         other = claim.FAILS if helps == claim.HOLDS else claim.HOLDS
         for beside, verdict in ((alone, helps), (alone[:, ::-1], other)):
-            (finding,) = script.findings({partner: script.table(alone, beside)})
+            (finding,) = script.findings({partner: script.gain_table(alone, beside)})
             assert finding.verdict == verdict
 
 
@@ -149,10 +151,10 @@ def test_a_net_evaluates_by_the_statistics_it_is_given(norm):
     def net(x, *statistics, key=None):
         return nets.normed_mlp(layers, x, (0.5, 0.5), *statistics, key=key, norm=norm)
 
-    logits, seen = net(x)
-    again, _ = net(x, seen)
+    logits, moments = net(x)
+    again, _ = net(x, moments)
     np.testing.assert_allclose(again, logits, rtol=1e-6)
-    alone, _ = net(x[:2], seen)
+    alone, _ = net(x[:2], moments)
     np.testing.assert_allclose(alone, logits[:2], rtol=1e-4, atol=1e-5)  # not of its own two rows
     other, _ = net(x, key=jax.random.key(2))
     assert not np.allclose(other, logits)
@@ -169,12 +171,12 @@ def test_interactions(tmp_path):
 def test_the_shift_of_variance_needs_the_scale():
     """40,000 draws; the op without its scale has a ratio below 1 instead of 2."""
     script, claim = load("variance_shift"), load("common.claim")
-    shift = {0.5: script.measured_and_closed_form(0.5, 40_000)}
-    broken = {0.5: script.measured_and_closed_form(0.5, 40_000, drop=dropout_unscaled)}
+    shift = {0.5: script.variance_ratios(0.5, 40_000)}
+    broken = {0.5: script.variance_ratios(0.5, 40_000, drop=dropout_unscaled)}
     more, less = (claim.Interval(1.2, low, 1.4) for low in (1.1, 0.9))
     for of_one, of_net, verdict in ((shift, more, claim.HOLDS), (broken, less, claim.FAILS)):
-        found = script.findings(of_one, 40_000, {0.5: of_net})
-        assert [it.verdict for it in found] == [verdict] * 2
+        results = script.findings(of_one, 40_000, {0.5: of_net})
+        assert [it.verdict for it in results] == [verdict] * 2
 
 
 def test_batch_norms_see_more_variance_only_after_dropout(tmp_path):
@@ -211,20 +213,20 @@ def test_places_of_dropout_are_judged_by_their_differences():
         ((up, down, down), [claim.FAILS] * 3),
         ((unclear,) * 3, [claim.FAILS] * 3),
     ):
-        found = {name: {0.5: it} for name, it in zip(names, changes, strict=True)}
-        assert [it.verdict for it in script.findings(found)] == verdicts
+        differences = {name: {0.5: it} for name, it in zip(names, changes, strict=True)}
+        assert [it.verdict for it in script.findings(differences)] == verdicts
 
 
 def test_steps_to_a_loss_are_read_off_the_curve():
     script = load("cost")
     losses = 2.0 ** -np.arange(1, 9)  # halves from look to look
-    assert script.first_below(losses, 2.0**-3.5) == pytest.approx(3.5 * script.EVERY)
-    assert script.first_below(losses, 1.0) == script.EVERY
-    assert math.isnan(script.first_below(losses, 0.001))
+    assert script.first_step_below(losses, 2.0**-3.5) == pytest.approx(3.5 * script.EVERY)
+    assert script.first_step_below(losses, 1.0) == script.EVERY
+    assert math.isnan(script.first_step_below(losses, 0.001))
     slow = 2.0 ** -np.arange(0.5, 4.5, 0.5)
     curves = np.array([[losses, slow]] * 3)
-    assert script.ratios_of(curves, 2.0**-3, (0.0, 0.5))[0.5] == pytest.approx((2, 2, 2))
-    assert script.ratios_of(curves, 2.0**-7, (0.0, 0.5))[0.5] is None
+    assert script.step_ratios(curves, 2.0**-3, (0.0, 0.5))[0.5] == pytest.approx((2, 2, 2))
+    assert script.step_ratios(curves, 2.0**-7, (0.0, 0.5))[0.5] is None
 
 
 def test_a_ratio_of_steps_holds_within_its_bounds_alone():
@@ -244,11 +246,11 @@ def test_the_time_of_a_step_is_the_benchmarks():
     rows = json.loads(script.BENCHMARK.read_text())["rows"]
     times = script.step_times({"rows": rows})
     by = {(r["framework"], r["preset"], r["dropout"]): r for r in rows}
-    for name, found_ in times.items():
+    for name, ratio in times.items():
         with_it, without = (by[(*name.split(" on "), rate)] for rate in (0.2, 0.0))
         values = (row["to_minigpt_without_dropout"][1] for row in (with_it, without))
-        assert found_.mean == pytest.approx(next(values) / next(values))
-        assert found_.low < found_.mean < found_.high
+        assert ratio.mean == pytest.approx(next(values) / next(values))
+        assert ratio.low < ratio.mean < ratio.high
     assert len(times) == 4
     for high, verdict in ((1.09, claim.HOLDS), (1.11, claim.FAILS)):
         (finding,) = script.findings({"a": claim.Interval(1.05, 1.0, high)})
@@ -273,11 +275,11 @@ def test_overfitting_is_measured_by_the_validation_text():
     turning, falling = [[2, 1, 0.5], [2.5, 2.0, 2.6]], [[2, 1.2, 0.8], [2.5, 2.0, 1.9]]
     losses = np.array([[turning] * 3, [falling] * 3])
     losses += 0.01 * np.arange(3)[:, None, None]
-    found = script.measure(losses)
-    assert found["rise without dropout"].mean == pytest.approx(0.6)
-    assert found["best, change"].mean == pytest.approx(-0.1)
-    assert found["last, change"].mean == pytest.approx(-0.7)
-    assert [it.verdict for it in script.findings(found)] == [claim.HOLDS] * 2
+    measured = script.measure(losses)
+    assert measured["rise without dropout"].mean == pytest.approx(0.6)
+    assert measured["best, change"].mean == pytest.approx(-0.1)
+    assert measured["last, change"].mean == pytest.approx(-0.7)
+    assert [it.verdict for it in script.findings(measured)] == [claim.HOLDS] * 2
     assert [it.verdict for it in script.findings(script.measure(losses[::-1]))] == [claim.FAILS] * 2
 
 

@@ -40,7 +40,7 @@ def test_scaling(tmp_path):
 
 
 def test_one_becomes_the_float32_of_the_exact_fraction():
-    for rate, one in load("scaling").factors(dropout).items():
+    for rate, one in load("scaling").scale_factors(dropout).items():
         threshold = round(float((1 - np.float32(rate)) * 2**16))
         assert one == np.float32(float(Fraction(2**16, threshold)))
 
@@ -48,17 +48,17 @@ def test_one_becomes_the_float32_of_the_exact_fraction():
 def test_a_wrong_scale_fails():
     """A scale of 1, or one in bfloat16, is neither 1 / (1 - rate) nor the five lines."""
     scaling = load("scaling")
-    kept, lost = (scaling.sums(3, 1000, drop) for drop in (dropout, dropout_unscaled))
+    kept, lost = (scaling.mean_sums(3, 1000, drop) for drop in (dropout, dropout_unscaled))
 
-    def judged(drop, kept, lost):
-        hand = scaling.equal(scaling.by_hand, 2, drop)
-        found = scaling.findings(scaling.factors(drop), hand, hand, kept, lost)
-        return [finding.verdict for finding in found]
+    def verdicts_of(drop, kept, lost):
+        hand = scaling.are_equal(scaling.by_hand, 2, drop)
+        results = scaling.findings(scaling.scale_factors(drop), hand, hand, kept, lost)
+        return [finding.verdict for finding in results]
 
-    factor, hand, total = judged(dropout, kept, lost)
+    factor, hand, total = verdicts_of(dropout, kept, lost)
     assert (hand, total) == (HOLDS, HOLDS)
     for wrong, sums in ((dropout_unscaled, lost), (_rounded, kept)):
-        wrong_factor, wrong_hand, wrong_total = judged(wrong, sums, sums)
+        wrong_factor, wrong_hand, wrong_total = verdicts_of(wrong, sums, sums)
         assert wrong_factor != factor
         assert wrong_hand != HOLDS
         assert wrong_total == FAILS
@@ -86,7 +86,7 @@ def test_a_mask_of_another_rate_leaves_the_envelope():
         return keep_mask(key, rate + 0.01, shape)
 
     for mask, verdict in ((keep_mask, HOLDS), (wrong, FAILS)):
-        chains = [randomness.dropped(jax.random.key(i), 0.5, ends, mask) for i in range(3)]
+        chains = [randomness.count_dropped(jax.random.key(i), 0.5, ends, mask) for i in range(3)]
         counts = {rate: np.stack(chains) for rate in (0.5,)}
         assert randomness.findings(counts, ends)[0].verdict == verdict
 
@@ -94,20 +94,20 @@ def test_a_mask_of_another_rate_leaves_the_envelope():
 def test_draws_are_counted_in_parts_of_any_size(monkeypatch):
     """A part that is drawn by several calls has a key for each of them."""
     randomness, ends = load("randomness"), np.array([100, 1000])
-    monkeypatch.setattr(randomness, "AT_ONCE", 300)
+    monkeypatch.setattr(randomness, "CHUNK", 300)
     key = jax.random.key(0)
     parts = [randomness.fold(key, "part", i) for i in (0, 1, 1, 1)]
     keys = [randomness.fold(part, j) for part, j in zip(parts, (0, 0, 1, 2), strict=True)]
     sizes = (100, 300, 300, 300)
     masks = [keep_mask(each, 0.2, (size,)) for each, size in zip(keys, sizes, strict=True)]
     counts = np.cumsum([(~np.asarray(mask)).sum() for mask in masks])
-    assert (randomness.dropped(key, 0.2, ends) == counts[[0, 3]]).all()
+    assert (randomness.count_dropped(key, 0.2, ends) == counts[[0, 3]]).all()
 
 
 def test_deviations_of_a_square_root_law_have_slope_minus_one_half():
     randomness, ends = load("randomness"), 100 * 10 ** np.arange(7)
-    found = {0.5: ends * 0.5 + np.array([[1.0], [-2.0]]) * np.sqrt(ends)}
-    np.testing.assert_allclose(randomness.slopes(found, ends), -0.5, atol=1e-12)
+    counts = {0.5: ends * 0.5 + np.array([[1.0], [-2.0]]) * np.sqrt(ends)}
+    np.testing.assert_allclose(randomness.fit_slopes(counts, ends), -0.5, atol=1e-12)
 
 
 def test_missing_scale(tmp_path):
@@ -120,16 +120,17 @@ def test_missing_scale(tmp_path):
 
 
 def test_the_missing_scale_is_missing_in_training_only():
-    bare, x, key = load("missing_scale").bare, jnp.ones((4, 64)), jax.random.key(0)
-    assert (bare(x, 0.5, key=key) == keep_mask(key, 0.5, x.shape)).all()
-    assert (bare(x, 0.5, key=None) == x).all()
+    unscaled = load("missing_scale").without_scale
+    x, key = jnp.ones((4, 64)), jax.random.key(0)
+    assert (unscaled(x, 0.5, key=key) == keep_mask(key, 0.5, x.shape)).all()
+    assert (unscaled(x, 0.5, key=None) == x).all()
 
 
 def test_unscaled_softmax(tmp_path):
     """In a net without biases the factor passes through: same answers but for ties by rounding."""
     softmax = run_smallest("unscaled_softmax", tmp_path)["numbers"]["softmax"]
-    for name, (scaled, bare, same) in softmax.items():
-        assert (np.array(bare) > np.array(scaled)).all()
+    for name, (scaled, unscaled, same) in softmax.items():
+        assert (np.array(unscaled) > np.array(scaled)).all()
         if "without biases" in name:
             assert min(same) > 0.999
     assert min(softmax["3 hidden layers with biases"][2]) < 0.999
@@ -158,9 +159,9 @@ def test_modes_that_are_mixed_up_are_noticed():
         (lambda key: dropout(x, 0.5, key=always), FAILS),
         (lambda key: dropout(x, 0.5, key=next(on_at_evaluation) if key is None else key), FAILS),
     ):
-        outputs, masks = mode.by_mode(predict), mode.by_mode(predict, 1000)
-        found = mode.findings(outputs, masks, {"dropout": True}, silent=True)
-        assert [finding.verdict for finding in found[:2]] == [verdict, verdict]
+        outputs, masks = mode.predict_by_mode(predict), mode.predict_by_mode(predict, 1000)
+        results = mode.findings(outputs, masks, {"dropout": True}, silent=True)
+        assert [finding.verdict for finding in results[:2]] == [verdict, verdict]
 
 
 def test_one_function_that_runs_without_its_mode_fails_the_claim():
@@ -170,9 +171,10 @@ def test_one_function_that_runs_without_its_mode_fails_the_claim():
 
 
 def test_a_mode_with_a_default_is_not_a_refusal():
-    refuses = load("evaluation_mode").refuses
-    assert refuses(dropout, {"x": X, "rate": 0.5})
-    assert not refuses(lambda x, rate, key=None: dropout(x, rate, key=key), {"x": X, "rate": 0.5})
+    requires_key = load("evaluation_mode").requires_key
+    arguments = {"x": X, "rate": 0.5}
+    assert requires_key(dropout, arguments)
+    assert not requires_key(lambda x, rate, key=None: dropout(x, rate, key=key), arguments)
 
 
 def test_sub_networks(tmp_path):
@@ -186,12 +188,12 @@ def test_weight_scaling_that_is_a_mean_of_the_samples_is_at_no_distance_from_it(
     sub, rng = load("sub_networks"), np.random.default_rng(0)
     sampled = np.log(rng.dirichlet(np.ones(4), (9, 50)))  # 9 sub-networks, 50 rows, 4 classes
     labels = np.exp(sampled).mean(0).argmax(-1)
-    arithmetic = sub.measures(np.log(np.exp(sampled).mean(0)), None, sampled, labels)
+    arithmetic = sub.measure_scaling(np.log(np.exp(sampled).mean(0)), None, sampled, labels)
     assert arithmetic["distance"] < 1e-12 < 0.01 < arithmetic["to the geometric mean"]
     assert arithmetic["error"] == arithmetic["error of the average"] == 0
     mean = sampled.mean(0)
     mean -= np.log(np.exp(mean).sum(-1, keepdims=True))
-    geometric = sub.measures(mean, None, sampled, labels)
+    geometric = sub.measure_scaling(mean, None, sampled, labels)
     assert geometric["to the geometric mean"] < 1e-12 < 0.01 < geometric["distance"]
 
 
@@ -210,8 +212,8 @@ def test_geometric_mean(tmp_path):
 
 def test_weight_scaling_is_the_geometric_mean_with_the_right_scale_only():
     mean = load("geometric_mean")
-    assert mean.distances(*mean.one_layer(0, 0.2))[0] < 1e-14
-    wrong = np.array([mean.distances(*mean.one_layer(0, 0.2, apply=_nominal))]).T
+    assert mean.distances(*mean.enumerate_sub_networks(0, 0.2))[0] < 1e-14
+    wrong = np.array([mean.distances(*mean.enumerate_sub_networks(0, 0.2, apply=_nominal))]).T
     assert wrong[0] > 1e-8  # the nominal 1.25 is 3.8e-6 off, and this sees it
     assert mean.findings({0.2: wrong})[0].verdict == FAILS
 
@@ -230,10 +232,10 @@ def test_co_adaptation(tmp_path):
 
 def test_feature_correlation(tmp_path):
     """The same networks as co_adaptation's, and correlations that a mean of |r| can have."""
-    found_at = np.array(run_smallest("feature_correlation", tmp_path)["numbers"]["correlation"])
-    assert found_at.shape == (3, 3, 2)  # rate, seed, layer
-    assert ((found_at > 0.05) & (found_at < 0.9)).all()
-    assert (found_at[0] != found_at[1]).all()
+    correlations = np.array(run_smallest("feature_correlation", tmp_path)["numbers"]["correlation"])
+    assert correlations.shape == (3, 3, 2)  # rate, seed, layer
+    assert ((correlations > 0.05) & (correlations < 0.9)).all()
+    assert (correlations[0] != correlations[1]).all()
 
 
 def test_correlation_is_that_of_numpy_without_dead_units():
@@ -261,4 +263,4 @@ def test_the_mask_takes_units_out():
 def test_as_good_asks_for_a_whole_interval_within_a_point(low, high, near):
     """An interval that is merely wide, and holds 0, is not yet "as good"."""
     interval = load("common.claim").Interval((low + high) / 2, low, high)
-    assert load("sub_networks").near(interval) == near
+    assert load("sub_networks").within_one_point(interval) == near

@@ -30,8 +30,8 @@ def test_laplace_is_the_inverse_of_the_losss_hessian():
 
     def loss(flat):  # the negative log posterior; its Hessian does not depend on the labels
         logits = jax.nn.log_softmax(inputs @ flat.reshape(3, 5).T)
-        chosen = jnp.take_along_axis(logits, labels.astype(int)[:, None], 1)
-        return -chosen.sum() + 0.7 * jnp.square(flat).sum() / 2
+        chosen_logits = jnp.take_along_axis(logits, labels.astype(int)[:, None], 1)
+        return -chosen_logits.sum() + 0.7 * jnp.square(flat).sum() / 2
 
     flat = jnp.concatenate([layer["weights"], layer["bias"][None]]).T.ravel()
     ours = measures.laplace_covariance(layer, features, 0.7)
@@ -76,13 +76,13 @@ def test_right_probabilities_have_an_ece_above_zero_that_shrinks_with_rows():
 
 def test_the_splits_share_no_image_and_the_unknown_are_eights_and_nines():
     """An image is known by its bytes."""
-    everything = load("common.data").mnist(5000, 0)
+    everything = load("common.data").load_mnist(5000, 0)
     label_of = {
         np.asarray(x, np.float32).tobytes(): int(y)
         for x, y in zip(everything.x_train, np.asarray(everything.y_train), strict=True)
     }
-    (x, y), (held, _), labels, sets = methods.split(0, 200, 100)
-    names = [{image.tobytes() for image in part} for part in (x, held, sets[methods.IN])]
+    (x, y), (validation, _), labels, sets = methods.split(0, 200, 100)
+    names = [{image.tobytes() for image in part} for part in (x, validation, sets[methods.IN])]
     assert [len(part) for part in names] == [200, 50, 100]
     assert len(set.union(*names)) == 350
     assert max(*y, *labels) < 8
@@ -151,10 +151,10 @@ def test_the_verdict_on_detection_follows_the_numbers():
 def test_the_verdict_on_calibration_follows_the_numbers(classifiers):
     runs = copy.deepcopy(classifiers["numbers"]["runs"])
 
-    def change(factor, places):
+    def change(factor, sets):
         for run in runs:
             run["MC dropout"] = copy.deepcopy(run["softmax, dropout net"])
-            for where in places:
+            for where in sets:
                 for name in ("ECE", "NLL"):
                     run["MC dropout"][where][name] -= factor
         return uncertainty.findings(runs)[0].verdict
@@ -172,22 +172,22 @@ def test_the_verdict_on_calibration_follows_the_numbers(classifiers):
 def test_active_learning_asks_for_the_best_that_have_no_label():
     score = jnp.arange(100, dtype=jnp.float32)
     labelled = jnp.array([99, 98, 5, 0, 0, 0])
-    more = active_learning.asked(score, labelled, 3)
+    more = active_learning.acquired(score, labelled, 3)
     assert more.tolist() == list(range(97, 87, -1))
-    again = active_learning.asked(score, labelled, 2)
+    again = active_learning.acquired(score, labelled, 2)
     assert again.tolist() == list(range(97, 87, -1))
 
 
 def test_active_learning_labels_no_image_twice_and_begins_with_two_of_each():
     rng = np.random.default_rng(0)
     x, y = jnp.asarray(rng.random((80, 12)), jnp.float32), jnp.arange(80) % 10
-    first = active_learning.first_labels(np.asarray(y), 0)
+    first = active_learning.pick_first_labels(np.asarray(y), 0)
     assert np.bincount(np.asarray(y)[first]).tolist() == [2] * 10
     settings = {"rounds": 3, "steps": 2, "passes": 2}
     firsts = []
     for strategy in range(3):
         with jax.numpy_dtype_promotion("standard"):  # optax
-            accuracies, labelled = active_learning.run(
+            accuracies, labelled = active_learning.run_strategy(
                 (x, y), (x, y), jnp.asarray(first), jax.random.key(0), strategy, **settings
             )
         assert len(set(labelled.tolist())) == 50
@@ -198,9 +198,9 @@ def test_active_learning_labels_no_image_twice_and_begins_with_two_of_each():
 def test_bald_needs_dropout_in_its_passes(monkeypatch):
     layers = load("common.nets").mlp_init(jax.random.key(0), (12, 8, 8, 10))
     x = jnp.asarray(np.random.default_rng(0).random((5, 12)), jnp.float32)
-    assert (active_learning.scores(layers, x, jax.random.key(1), 20)[1] > 1e-4).all()
+    assert (active_learning.acquisition_scores(layers, x, jax.random.key(1), 20)[1] > 1e-4).all()
     monkeypatch.setattr(active_learning, "RATE", 0.0)
-    assert (active_learning.scores(layers, x, jax.random.key(1), 20)[1] < 1e-6).all()
+    assert (active_learning.acquisition_scores(layers, x, jax.random.key(1), 20)[1] < 1e-6).all()
 
 
 def test_active_learnings_verdict_follows_the_curves():
@@ -228,8 +228,8 @@ def test_active_learning_runs(tmp_path):
 
 
 def test_the_gpts_texts_are_what_they_are_called():
-    text = load("common.data").one_play()
-    sets = texts.windowed(text, 6, 32)
+    text = load("common.data").load_one_play()
+    sets = texts.make_windows(text, 6, 32)
     assert tuple(sets) == (texts.KNOWN, *texts.UNKNOWN)
     assert all(batch.inputs.shape == (6, 32) for batch in sets.values())
 
@@ -271,8 +271,8 @@ def test_the_gpts_verdicts_follow_the_numbers():
         runs = []
         for seed in range(3):
             scores = dict.fromkeys(gpt_other_texts.SCORES.values(), 0.5 + seed / 1000)
-            told = {name: scores | {"information": information[name]} for name in information}
-            runs.append({"AUROC": told})
+            aurocs = {name: scores | {"information": information[name]} for name in information}
+            runs.append({"AUROC": aurocs})
         return gpt_other_texts.findings(runs)[0].verdict
 
     better, worse = dict.fromkeys(texts.UNKNOWN, 0.9), {"Python": 0.4, "Latin": 0.4}
@@ -285,9 +285,9 @@ def test_the_gpts_verdicts_follow_the_numbers():
 
 
 def test_texts_beside_speeches_are_as_long_and_shuffled_letters_are_theirs():
-    alphabet = load("common.data").one_play().tokenizer.alphabet
+    alphabet = load("common.data").load_one_play().tokenizer.alphabet
     speeches = ["O, that this too too solid flesh would melt", "To be", "Ay, my lord; ay."]
-    others = texts.beside(speeches, alphabet)
+    others = texts.control_texts(speeches, alphabet)
     assert set(others) == {"Python", "Latin", texts.SHUFFLED}
     for pieces in others.values():
         assert [len(piece) for piece in pieces] == [len(speech) for speech in speeches]
@@ -305,12 +305,12 @@ def test_judged_has_the_quality_of_the_first_set_and_tells_the_others_from_it():
     split = jnp.stack([jnp.roll(sure, 1, axis=1), sure])  # its samples disagree
     two = {"known": jnp.stack([sure, sure]), "doubted": split, "taken for known": split[:, ::-1]}
     stacks = {name: {"one pass": one[name], "two passes": two[name]} for name in one}
-    judged = measures.judged(stacks, jnp.zeros(20, jnp.int32))
-    assert judged["one pass"]["quality"]["accuracy"] == 1
-    assert judged["one pass"]["AUROC"] == {
+    summaries = measures.summarize(stacks, jnp.zeros(20, jnp.int32))
+    assert summaries["one pass"]["quality"]["accuracy"] == 1
+    assert summaries["one pass"]["AUROC"] == {
         score: {"doubted": 1, "taken for known": 0.5} for score in ("confidence", "entropy")
     }
-    assert judged["two passes"]["AUROC"]["information"]["doubted"] == 1
+    assert summaries["two passes"]["AUROC"]["information"]["doubted"] == 1
 
 
 @pytest.fixture(scope="module")

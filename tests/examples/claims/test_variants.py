@@ -54,10 +54,11 @@ def test_selu_leaves_when_alpha_dropout_is_not_corrected():
         return jnp.where(dropout(jnp.ones_like(x), rate, key=key) > 0, x, -1.7580993)
 
     wrong, right = (
-        selu.statistics(drop, (0.2,), 3, 128, 64)[0] for drop in (uncorrected, selu.alpha_dropout)
+        selu.measure_moments(drop, (0.2,), 3, 128, 64)[0]
+        for drop in (uncorrected, selu.alpha_dropout)
     )
-    assert not selu.stays(wrong)
-    assert selu.stays(right)
+    assert not selu.within_domain(wrong)
+    assert selu.within_domain(right)
 
 
 def test_convolution_is_xlas(key):
@@ -68,7 +69,7 @@ def test_convolution_is_xlas(key):
     expected = jax.lax.conv_general_dilated(
         x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    np.testing.assert_allclose(convolution.convolution(layer, x), expected, atol=1e-5)
+    np.testing.assert_allclose(convolution.convolve(layer, x), expected, atol=1e-5)
 
 
 def test_neighbours_correlation_is_numpys(key):
@@ -76,12 +77,14 @@ def test_neighbours_correlation_is_numpys(key):
     maps = jax.random.normal(key, (50, 8, 8, 16)).at[..., 0].set(0).cumsum(2)
     pairs = [(maps[:, :, :-1, i].ravel(), maps[:, :, 1:, i].ravel()) for i in range(1, 16)]
     expected = np.mean([np.corrcoef(*pair)[0, 1] for pair in pairs])
-    np.testing.assert_allclose(load("feature_maps").neighbours(maps), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        load("feature_maps").neighbour_correlation(maps), expected, atol=1e-5
+    )
 
 
 def test_sequences_ask_for_the_marked_symbol(key):
     memory = load("common.memory")
-    x, y, ago = memory.sequences(key, 100)
+    x, y, ago = memory.sample_sequences(key, 100)
     at = memory.LENGTH - ago
     np.testing.assert_array_equal(x[..., -1].argmax(1), at)
     np.testing.assert_array_equal(x[np.arange(100), at, :-1].argmax(-1), y)
@@ -91,13 +94,13 @@ def test_a_locked_unit_is_out_for_the_whole_sequence(key):
     """Weights that leave unit 0 matter to half of 400 sequences (sd 10), or with naive to all."""
     memory, recurrent = load("common.memory"), load("recurrent")
     params = memory.init(key)
-    x = memory.sequences(key, 400)[0]
+    x = memory.sample_sequences(key, 400)[0]
     cell = params["cell"]
     moved = cell | {"weights": cell["weights"].at[memory.SYMBOLS + 1].add(1.0)}
 
     def touched(kind):
         out = [
-            memory.remembered(
+            memory.predict_symbol(
                 params | {"cell": cell}, x, recurrent.KINDS[kind], key=fold(key, "masks")
             )
             for cell in (cell, moved)
@@ -129,7 +132,7 @@ def test_zoneout_keeps_half_of_the_units(key):
     x, h, c = (jax.random.normal(fold(key, i), (300, n)) for i, n in enumerate((9, 32, 32)))
     new = memory.lstm(cell, x, h, c)
     masks = []
-    on, off = (zoneout.kept(cell, x, h, c, now=now) for now in (key, None))
+    on, off = (zoneout.zoneout_lstm(cell, x, h, c, now=now) for now in (key, None))
     for old, next_, kept, mean in zip((h, c), new, on, off, strict=True):
         masks.append(kept == old)
         np.testing.assert_array_equal(kept, jnp.where(masks[-1], old, next_))
@@ -142,11 +145,11 @@ def test_drop_connect_has_a_mask_for_each_row(key):
     drop_connect, nets = load("drop_connect"), load("common.nets")
     layer, x = nets.dense_init(key, 16, 4), jnp.ones((3, 16))
     each, one = (
-        drop_connect.layer_of(kind, layer, x, 0.5, key=key) for kind in drop_connect.KINDS[1:]
+        drop_connect.apply_layer(kind, layer, x, 0.5, key=key) for kind in drop_connect.KINDS[1:]
     )
     assert (each[0] != each[1]).any()
     np.testing.assert_array_equal(one[0], one[1])
-    off = drop_connect.layer_of(drop_connect.KINDS[1], layer, x, 0.5, key=None)
+    off = drop_connect.apply_layer(drop_connect.KINDS[1], layer, x, 0.5, key=None)
     np.testing.assert_array_equal(off, nets.dense(layer, x))
 
 
@@ -168,13 +171,13 @@ def test_a_block_of_rate_one_is_removed(key):
 def test_removing_silent_blocks_costs_nothing(key):
     """Blocks of weights 0 add nothing; those of others do, and without any the loss is largest."""
     drop_path, removed = load("drop_path"), load("removed_blocks")
-    split = load("common.data").digits(100)
+    split = load("common.data").load_digits(100)
     params = drop_path.init(key)
     silent = params | {"blocks": jax.tree.map(jnp.zeros_like, params["blocks"])}
-    costs = removed.without_blocks(silent, split, key)
+    costs = removed.accuracy_without_blocks(silent, split, key)
     assert costs.shape == (len(removed.REMOVED),)
     assert (costs == drop_path.accuracy(silent, split, key)).all()
-    whole = removed.without_blocks(params, split, key)
+    whole = removed.accuracy_without_blocks(params, split, key)
     np.testing.assert_allclose(whole[0], drop_path.accuracy(params, split, key), atol=1e-6)
     assert (whole[1:] != whole[0]).all()
 
@@ -183,11 +186,11 @@ def test_the_learned_rate_falls_or_the_claim_fails():
     learned_rates, claim = load("learned_rates"), load("common.claim")
     noise = np.random.default_rng(0).normal(0, 0.001, (2, 5, 4, 3))
     falling = np.array([0.4, 0.3, 0.2, 0.1])[:, None] + noise
-    assert learned_rates.falls(falling[0]).verdict == claim.HOLDS
-    assert learned_rates.falls(falling[0, :, ::-1]).verdict == claim.FAILS
-    assert learned_rates.forgets_start(falling).verdict == claim.HOLDS
+    assert learned_rates.judge_fall(falling[0]).verdict == claim.HOLDS
+    assert learned_rates.judge_fall(falling[0, :, ::-1]).verdict == claim.FAILS
+    assert learned_rates.judge_independence(falling).verdict == claim.HOLDS
     falling[0] += 0.1
-    assert learned_rates.forgets_start(falling).verdict == claim.FAILS
+    assert learned_rates.judge_independence(falling).verdict == claim.FAILS
 
 
 def test_the_penalty_is_of_one_example_in_size(key):
@@ -206,7 +209,7 @@ def test_the_penalty_is_of_one_example_in_size(key):
 def test_a_fixed_rate_is_in_every_layer():
     """The higher it is, the less is learned in 150 steps; 0.999 lets next to nothing through."""
     script, data = load("learned_against_fixed"), load("common.data")
-    splits = jax.tree.map(lambda leaf: leaf[None], data.digits(max(script.SIZES)))
+    splits = jax.tree.map(lambda leaf: leaf[None], data.load_digits(max(script.SIZES)))
     with jax.numpy_dtype_promotion("standard"):
         none, half, all_ = script.train([0.0, 0.5, 0.999], splits, 150)[:, 0, -1]
     assert none > 0.8
@@ -230,10 +233,10 @@ def test_selu_says_what_was_fitted():
 
 def test_r_drop_is_two_passes_and_their_divergence(key):
     r_drop, nets, data = load("r_drop"), load("common.nets"), load("common.data")
-    split, rows = data.digits(100), jnp.arange(8)
+    split, rows = data.load_digits(100), jnp.arange(8)
     layers = nets.mlp_init(key, (64, 64, 64, 10))
     plain, one, five = (
-        r_drop.loss_of(layers, split, rows, rows, weight, key=key) for weight in (0, 1, 5)
+        r_drop.r_drop_loss(layers, split, rows, rows, weight, key=key) for weight in (0, 1, 5)
     )
     passes = [
         nets.mlp(layers, split.x_train[rows], r_drop.RATE, key=fold(key, name))
