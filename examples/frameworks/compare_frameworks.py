@@ -22,22 +22,22 @@ from framework_tables import OURS, RATE, RATES, TABLES
 PACKAGES = ("dropout-jax", "jax", "numpy", "flax", "equinox", "dm-haiku", "keras", "torch")
 
 
-def versions():
-    def version(package):
+def list_versions():
+    def find_version(package):
         try:
             return metadata.version(package)
         except metadata.PackageNotFoundError:
             return "not installed"
 
-    return ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    return ", ".join(f"{package} {find_version(package)}" for package in PACKAGES)
 
 
-def summary(data):
+def summarize(data):
     """The page in three lines."""
 
-    def others(found):
-        found = sorted(found[name] for name in found if name not in OURS)
-        return f"{found[0]:+.3g} to {found[-1]:+.3g}" if found else "not installed"
+    def describe_others(numbers):
+        numbers = sorted(numbers[name] for name in numbers if name not in OURS)
+        return f"{numbers[0]:+.3g} to {numbers[-1]:+.3g}" if numbers else "not installed"
 
     promised = [row for row in data["Bit equality"] if row[2] == "yes"]
     bias = {name: 100 * row["bfloat16"] for name, row in data["Bias of the scale"].items()}
@@ -46,19 +46,19 @@ def summary(data):
         f"- Where equality is promised, {sum(row[3] for row in promised):,} elements were compared "
         f"and {sum(row[4] for row in promised):,} differ.\n"
         f"- In bfloat16 at rate {RATE} ours is off by {bias['dropout_jax']:+.3f} per cent "
-        f"in the mean, the others by {others(bias)}.\n"
+        f"in the mean, the others by {describe_others(bias)}.\n"
         f"- The backward pass keeps {kept['dropout_jax']:.3g} bytes an element of ours in float32, "
-        f"of the others {others(kept).replace('+', '')}."
+        f"of the others {describe_others(kept).replace('+', '')}."
     )
 
 
-def page(tables, picture, small):
+def render_page(tables, picture, small):
     command = "python examples/frameworks/compare_frameworks.py" + (" --small" if small else "")
     parts = [
         "# The same dropout in eight places",
-        f"Written by `{command}` from running the libraries on a CPU: {versions()}. Seeds are "
+        f"Written by `{command}` from running the libraries on a CPU: {list_versions()}. Seeds are "
         "fixed. Nothing here is a time; those are in the README.",
-        summary({table.title: table.data for table in tables}),
+        summarize({table.title: table.data for table in tables}),
         f"![Kept share, bias of the scale and memory, by framework]({picture.name})",
     ]
     for number, table in enumerate(tables, 1):
@@ -71,16 +71,16 @@ def page(tables, picture, small):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("docs/frameworks.md"))
     parser.add_argument("--small", action="store_true", help="fewer and smaller arrays")
     options = parser.parse_args(arguments)
     with jax.numpy_dtype_promotion("standard"):  # some peers rely on it
-        peers = frameworks.load()
+        peers = frameworks.load_peers()
         tables = [table(peers, options.small) for table in track(TABLES, "measuring")]
     picture = options.out.with_suffix(".png")
     draw(tables, picture)
-    options.out.write_text(page(tables, picture, options.small))
+    options.out.write_text(render_page(tables, picture, options.small))
     print(f"wrote {options.out} and {picture}")
     return tables
 
@@ -91,27 +91,27 @@ def draw(tables, path):
     names = [name for name in data["Kept fraction"] if name != "NumPy oracle"][::-1]
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     shares, bias, memory = figure.subplots(1, 3, sharey=True, width_ratios=(2, 1, 1))
-    places = range(len(names))
+    rows = range(len(names))
     for number, rate in enumerate(RATES):
-        found = [data["Kept fraction"][name][number] for name in names]
-        share = [100 * (share - (1 - rate)) for _, share, _ in found]
+        kept_by_framework = [data["Kept fraction"][name][number] for name in names]
+        share = [100 * (share - (1 - rate)) for _, share, _ in kept_by_framework]
         ends = [
-            [100 * (s - low) for low, s, _ in found],
-            [100 * (high - s) for _, s, high in found],
+            [100 * (s - low) for low, s, _ in kept_by_framework],
+            [100 * (high - s) for _, s, high in kept_by_framework],
         ]
-        at = [place + 0.27 - 0.18 * number for place in places]
-        shares.errorbar(share, at, xerr=ends, fmt="o", markersize=4, label=f"rate {rate}")
+        heights = [row + 0.27 - 0.18 * number for row in rows]
+        shares.errorbar(share, heights, xerr=ends, fmt="o", markersize=4, label=f"rate {rate}")
     shares.axvline(0, color="black", linewidth=0.8)
     shares.set(title="kept - promised, with its interval", xlabel="per cent of all elements")
     shares.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.15))
-    found = [100 * data["Bias of the scale"][name]["bfloat16"] for name in names]
-    bias.barh(places, found, height=0.6)
+    biases = [100 * data["Bias of the scale"][name]["bfloat16"] for name in names]
+    bias.barh(rows, biases, height=0.6)
     bias.axvline(0, color="black", linewidth=0.8)
     bias.set(title=f"bias in bfloat16, rate {RATE}", xlabel="per cent")
-    kept = [data["Memory kept for the backward pass"][name][0] for name in names]
-    memory.bar_label(memory.barh(places, kept, height=0.6), fmt="%.3g", padding=3)
+    bytes_kept = [data["Memory kept for the backward pass"][name][0] for name in names]
+    memory.bar_label(memory.barh(rows, bytes_kept, height=0.6), fmt="%.3g", padding=3)
     memory.set(title="kept for the backward pass", xlabel="bytes an element, float32", xlim=(0, 6))
-    shares.set_yticks(places, names)
+    shares.set_yticks(rows, names)
     figure.savefig(path, dpi=110)
 
 

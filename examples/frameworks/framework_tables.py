@@ -28,7 +28,7 @@ class Table:
     data: Any = None  # the numbers of the rows
 
 
-def by_framework(peers, row):
+def make_rows(peers, row):
     """A row for each framework: what row(name, peer) gives, or the reason why there is none."""
     return [
         [name, peer] if isinstance(peer, str) else [name, *row(name, peer)]
@@ -36,7 +36,7 @@ def by_framework(peers, row):
     ]
 
 
-def equality(peers, small):
+def compare_bits(peers, small):
     shapes = ((4, 8, 40),) if small else ((7,), (3, 33), (4, 8, 40), (2, 3, 4, 5))
     rates = (0.1, 0.5) if small else (0.0, 0.1, 1 / 3, 0.5, 0.9)
     dtypes = ("float32", "bfloat16") if small else ("float32", "bfloat16", "float16")
@@ -46,9 +46,13 @@ def equality(peers, small):
         """How many elements there are, how many differ, and how many with another seed."""
         counts = np.zeros(3, int)
         for seed, case in enumerate(grid):
-            expected, found = compare(seed, *case)
+            expected, actual = compare(seed, *case)
             wrong, _ = compare(seed, *case, wrong=1)
-            counts += (found.size, _differ(expected, found), _differ(wrong, found))
+            counts += (
+                actual.size,
+                _count_differing_bits(expected, actual),
+                _count_differing_bits(wrong, actual),
+            )
         return tuple(map(int, counts))
 
     data = [
@@ -66,12 +70,12 @@ def equality(peers, small):
         "column is the control: the same comparison with the prediction of another seed, "
         "which must differ. The last rows promise nothing.",
         ("framework", "what", "promised", "elements", "differ", "differ, wrong seed"),
-        [[*row[:3], *(f"{n:,}" for n in row[3:])] for row in data] + _missing(peers),
+        [[*row[:3], *(f"{n:,}" for n in row[3:])] for row in data] + _missing_rows(peers),
         data,
     )
 
 
-def _missing(peers):
+def _missing_rows(peers):
     return [[name, peer] for name, peer in peers.items() if isinstance(peer, str)]
 
 
@@ -79,7 +83,7 @@ def _installed(peers):
     return {name: peer for name, peer in peers.items() if not isinstance(peer, str)}
 
 
-def _differ(a, b):
+def _count_differing_bits(a, b):
     """How many places differ in their bits."""
     return int((_bits(a) != _bits(b)).sum())
 
@@ -89,7 +93,7 @@ def _bits(x):
     return x.view(f"uint{8 * x.dtype.itemsize}")
 
 
-def _shape(peer, small):
+def _choose_shape(peer, small):
     """2^22 elements for the statistics, or 2^16; fewer for the oracle, which is slow.
 
     One shape for all tables, as every framework compiles for it.
@@ -98,16 +102,16 @@ def _shape(peer, small):
     return (rows if peer.backward else min(rows, 2**4) // (4 if small else 1), 8, 512)
 
 
-def fractions(peers, small):
+def measure_kept_fraction(peers, small):
     def kept(peer, rate):
-        mask = peer.ops["dropout"](np.ones(_shape(peer, small), np.float32), rate, 7) > 0
+        mask = peer.ops["dropout"](np.ones(_choose_shape(peer, small), np.float32), rate, 7) > 0
         count, n = int(mask.sum()), mask.size
         low, high = stats.binomtest(count, n).proportion_ci(LEVEL, "wilson")
         return float(low), count / n, float(high)
 
     def cells(name, peer):
         for rate, (low, share, high) in zip(RATES, data[name], strict=True):
-            yield f"{share:.5f} ({low:.5f}, {high:.5f})" + _flag(not low <= 1 - rate <= high)
+            yield f"{share:.5f} ({low:.5f}, {high:.5f})" + _mark_wrong(not low <= 1 - rate <= high)
         yield f"{max(abs(peer.used(rate) - (1 - rate)) for rate in RATES):.1e}"
 
     data = {name: [kept(peer, rate) for rate in RATES] for name, peer in _installed(peers).items()}
@@ -119,12 +123,12 @@ def fractions(peers, small):
         "ours keeps with T / 2^16, JAX's bernoulli with a multiple of 2^-23, PyTorch's with one of "
         "2^-53. Ours is the coarsest; its scale is the inverse of the probability it uses.",
         ("framework", *(f"rate {rate}" for rate in RATES), "used - promised, at most"),
-        by_framework(peers, cells),
+        make_rows(peers, cells),
         data,
     )
 
 
-def _flag(wrong):
+def _mark_wrong(wrong):
     return " **!**" if wrong else ""
 
 
@@ -149,7 +153,7 @@ def closed_form(op, x, q, rounded_to=None):
     return mean, variance, apart**4 * (q * p**4 + p * q**4 - (p * q) ** 2)
 
 
-def z_scores(peer, op, dtype, rate, shape):
+def compute_z_scores(peer, op, dtype, rate, shape):
     """How far sum and sum of squared deviations are from the closed form, in standard errors.
 
     Also whether one rounding of the exact output to the dtype is all that puts them beyond LIMIT.
@@ -182,7 +186,7 @@ KNOWN = {
 }
 
 
-def known(name, op, dtype, only_rounded):
+def name_deviation(name, op, dtype, only_rounded):
     """Which of the named deviations a framework has; "" for none."""
     if only_rounded:
         return OUTPUT
@@ -193,18 +197,24 @@ def known(name, op, dtype, only_rounded):
     return special.get((name, op)) or (MULTIPLIES if name == "torch" else DIVIDES)
 
 
-def mark(name, op, dtype, z, only_rounded):
+def mark_deviation(name, op, dtype, z, only_rounded):
     """What follows a z in its cell."""
     if abs(z) < LIMIT:
         return ""
-    letter = known(name, op, dtype, only_rounded)
+    letter = name_deviation(name, op, dtype, only_rounded)
     return f" ({letter})" if letter else " **!**"
 
 
-def moments(peers, small):
+def measure_moments(peers, small):
     dtypes, rates = ("float32", "bfloat16"), (0.1, 0.3)
     data = [
-        (name, op, dtype, rate, *z_scores(peer, op, jnp.dtype(dtype), rate, _shape(peer, small)))
+        (
+            name,
+            op,
+            dtype,
+            rate,
+            *compute_z_scores(peer, op, jnp.dtype(dtype), rate, _choose_shape(peer, small)),
+        )
         for op in ("dropout", "spatial", "alpha", "gaussian")
         for name, peer in _installed(peers).items()
         if op in peer.ops
@@ -212,14 +222,16 @@ def moments(peers, small):
         for rate in rates
     ]
     rows = []
-    for (name, op), found in itertools.groupby(data, key=lambda row: row[:2]):
-        found = list(found)
+    for (name, op), group in itertools.groupby(data, key=lambda row: row[:2]):
+        group = list(group)
         rows.append([name, op])
         for dtype in dtypes:
             for column in (4, 5):
-                row = max((row for row in found if row[2] == dtype), key=lambda r: abs(r[column]))
+                row = max(
+                    (row for row in group if row[2] == dtype), key=lambda r: abs(float(r[column]))
+                )
                 z = row[column]
-                rows[-1].append(f"{z:+.1f}" + mark(name, op, dtype, z, row[6]))
+                rows[-1].append(f"{z:+.1f}" + mark_deviation(name, op, dtype, z, row[6]))
     reasons = "\n".join(f"- ({letter}) {why}." for letter, why in KNOWN.items())
     return Table(
         "Mean and variance against the closed form",
@@ -228,16 +240,16 @@ def moments(peers, small):
         "is beyond has a letter, and **!** would be one without; not every framework has every op."
         f"\n\n{reasons}",
         ("framework", "op", *(f"{m}, {dtype}" for dtype in dtypes for m in ("mean", "variance"))),
-        rows + _missing(peers),
+        rows + _missing_rows(peers),
         data,
     )
 
 
-def scale_bias(peers, small):
+def measure_scale_bias(peers, small):
     dtypes = ("float32", "float16", "bfloat16")
 
     def bias(peer, dtype):
-        x = np.random.default_rng(2).uniform(0.5, 1.5, _shape(peer, small)).astype(dtype)
+        x = np.random.default_rng(2).uniform(0.5, 1.5, _choose_shape(peer, small)).astype(dtype)
         y = np.asarray(peer.ops["dropout"](x, RATE, 13), np.float64)
         return float(y.sum() / x[y > 0].astype(np.float64).sum() * peer.used(RATE) - 1)
 
@@ -263,18 +275,18 @@ def scale_bias(peers, small):
         "arithmetic. (In float16 XLA on this CPU multiplies by the rounded reciprocal.) These are "
         "the peers' deviations. What ours shows in 16 bits is the rounding of the product.",
         ("framework", *dtypes, "bfloat16, from the arithmetic"),
-        by_framework(peers, cells),
+        make_rows(peers, cells),
         data,
     )
 
 
-def outcome(call, x):
+def describe_outcome(call, x):
     """What came of a call, in a word or two."""
     try:
         y = call()
     except Exception as error:  # whatever a framework raises is the finding
         return type(error).__name__.removesuffix("ConversionError")
-    if _differ(x, y) == 0:
+    if _count_differing_bits(x, y) == 0:
         return "identity"
     if np.isnan(y).all():
         return "NaN"
@@ -284,23 +296,27 @@ def outcome(call, x):
     return f"all * {(y / x).mean():.7g}" if share == 1 else f"{share:.0%} kept"
 
 
-def in_place(peer, value, dropped):
+def value_after_dropout(peer, value, dropped):
     """What becomes of a value in a place that is dropped, or kept."""
     x = np.ones((64, 64), np.float32)
     mask = peer.ops["dropout"](x, 0.5, 3) > 0
-    place = tuple(np.argwhere(mask != dropped)[0])
-    x[place] = value
-    return f"{peer.ops['dropout'](x, 0.5, 3)[place]:g}".replace("nan", "NaN")
+    index = tuple(np.argwhere(mask != dropped)[0])
+    x[index] = value
+    return f"{peer.ops['dropout'](x, 0.5, 3)[index]:g}".replace("nan", "NaN")
 
 
-def edge_rates(peers, small):
+def try_edge_rates(peers, small):
     x = np.linspace(0.5, 1.5, 4096, dtype=np.float32).reshape(64, 64)
 
     def row(name, peer):
         for rate in (0.0, 1.0, -0.1, 1.5, float("nan"), 1e-6):
-            yield outcome(lambda rate=rate: peer.ops["dropout"](x, rate, 0), x)
+            yield describe_outcome(lambda rate=rate: peer.ops["dropout"](x, rate, 0), x)
         for rate in (1.5, -0.1):
-            yield outcome(lambda rate=rate: peer.traced(x, rate, 0), x) if peer.traced else "-"
+            yield (
+                describe_outcome(lambda rate=rate: peer.traced(x, rate, 0), x)
+                if peer.traced
+                else "-"
+            )
 
     return Table(
         "Rates at the edges",
@@ -310,17 +326,19 @@ def edge_rates(peers, small):
         "for 0, its resolution being 2^-16; the others drop none of these 4,096 at 1e-6, and "
         "scale.",
         ("framework", "0", "1", "-0.1", "1.5", "NaN", "1e-6", "traced 1.5", "traced -0.1"),
-        by_framework(peers, row),
+        make_rows(peers, row),
     )
 
 
-def edge_values(peers, small):
+def try_edge_values(peers, small):
     ones = np.ones((64, 64), np.float32)
 
     def row(name, peer):
-        yield from (in_place(peer, value, dropped=True) for value in (np.nan, np.inf, -1.0))
-        yield in_place(peer, -0.0, dropped=False)
-        yield outcome(lambda: peer.backward(ones, 1.0)[0], ones) if peer.backward else "-"
+        yield from (
+            value_after_dropout(peer, value, dropped=True) for value in (np.nan, np.inf, -1.0)
+        )
+        yield value_after_dropout(peer, -0.0, dropped=False)
+        yield describe_outcome(lambda: peer.backward(ones, 1.0)[0], ones) if peer.backward else "-"
 
     return Table(
         "Values at the edges",
@@ -331,35 +349,35 @@ def edge_values(peers, small):
             *("dropped NaN", "dropped Inf", "dropped -1", "kept -0.0"),
             "gradient at rate 1",
         ),
-        by_framework(peers, row),
+        make_rows(peers, row),
     )
 
 
-def switch(peers, small):
+def compare_switches(peers, small):
     x = np.array([[1.0, -0.0, np.nan, np.inf, -np.inf, 1e-40, -2.5, 3.0] * 8], np.float32)
     ones = np.ones((64, 64), np.float32)
 
     def row(name, peer):
-        unsaid = outcome(lambda: peer.unsaid(ones), ones)
-        unsaid = {"identity": "evaluates"}.get(unsaid, unsaid)
-        unsaid = "trains" if "kept" in unsaid else unsaid
-        same = _differ(x, peer.evaluate(x)) == 0
-        return [peer.switch, unsaid, "yes" if same else "no"]
+        mode = describe_outcome(lambda: peer.default_mode(ones), ones)
+        mode = {"identity": "evaluates"}.get(mode, mode)
+        mode = "trains" if "kept" in mode else mode
+        same = _count_differing_bits(x, peer.evaluate(x)) == 0
+        return [peer.switch, mode, "yes" if same else "no"]
 
     return Table(
         "Training and evaluation",
         "How each is told, what happens when nothing is said (with a key or generator at hand), "
         "and whether evaluation gives the input back bit for bit, -0, NaN and Inf included.",
         ("framework", "told by", "nothing said", "evaluation is the input"),
-        by_framework(peers, row),
+        make_rows(peers, row),
     )
 
 
-def memory(peers, small):
+def measure_memory(peers, small):
     dtypes = ("float32", "bfloat16")
 
     def kept(peer, dtype):
-        x = np.ones(_shape(peer, small=True), jnp.dtype(dtype))
+        x = np.ones(_choose_shape(peer, small=True), jnp.dtype(dtype))
         return peer.backward(x, RATE)[1] / x.size if peer.backward else None
 
     def row(name, peer):
@@ -373,12 +391,12 @@ def memory(peers, small):
         f"Bytes an element at rate {RATE}: the arrays that `jax.vjp` of a call keeps, and what "
         "PyTorch saves for its graph.",
         ("framework", *dtypes),
-        by_framework(peers, row),
+        make_rows(peers, row),
         data,
     )
 
 
-def from_source(peers, small):
+def quote_sources(peers, small):
     def flash(rate):
         keep = np.float32(1) - np.float32(rate)
         share = (np.floor(float(keep) * 255) + 1) / 256
@@ -410,13 +428,13 @@ def from_source(peers, small):
 
 
 TABLES = (
-    equality,
-    fractions,
-    moments,
-    scale_bias,
-    edge_rates,
-    edge_values,
-    switch,
-    memory,
-    from_source,
+    compare_bits,
+    measure_kept_fraction,
+    measure_moments,
+    measure_scale_bias,
+    try_edge_rates,
+    try_edge_values,
+    compare_switches,
+    measure_memory,
+    quote_sources,
 )

@@ -23,7 +23,7 @@ class Peer:
     ops: dict[str, Callable]  # "dropout", "spatial", ...: (x, rate, seed) -> y
     used: Callable  # rate -> the probability with which an element is kept
     switch: str  # how training and evaluation are told apart
-    unsaid: Callable  # x -> y, where nothing says which
+    default_mode: Callable  # x -> y, where nothing says which
     evaluate: Callable  # x -> y
     backward: Callable | None = None  # (x, rate) -> gradient of the sum, bytes kept for it
     traced: Callable | None = None  # (x, rate, seed) -> y, the rate traced
@@ -31,26 +31,31 @@ class Peer:
     other: dict[str, Callable] = field(default_factory=dict)  # or not; see `pair`
 
 
-def pair(expected, found):
+def call_without_key(dropout: Callable, x):
+    """What a call does that leaves out the required key: a TypeError."""
+    return dropout(x, 0.5)
+
+
+def make_comparison(expected, actual):
     """(seed, rate, shape, dtype) -> two arrays, where one of them is all that the seed changes."""
-    return lambda *case, wrong=0: (expected(case[0] + wrong, *case[1:]), found(*case))
+    return lambda *case, wrong=0: (expected(case[0] + wrong, *case[1:]), actual(*case))
 
 
-def mask_of(drop):
+def make_mask(drop):
     """The mask, from what is left of ones."""
     return lambda seed, rate, shape, dtype: drop(np.ones(shape, dtype), rate, seed) > 0
 
 
-def load():
+def load_peers():
     """Every framework by name; the reason, in words, for one that cannot be run."""
-    found = {}
+    peers = {}
     for name, build in FRAMEWORKS.items():
         try:
-            found[name] = build()
+            peers[name] = build()
         except ImportError as error:  # of the package itself, or of what it needs
             missing = error.name == name.split()[0].split(".")[0]
-            found[name] = "not installed" if missing else str(error)
-    return found
+            peers[name] = "not installed" if missing else str(error)
+    return peers
 
 
 def _on_jax(ops, *, traced=None, **known):
@@ -61,12 +66,12 @@ def _on_jax(ops, *, traced=None, **known):
 
     def backward(x, rate):
         y, pullback = jax.vjp(lambda x: ops["dropout"](x, rate, 0), jnp.asarray(x))
-        kept = sum(leaf.nbytes for leaf in jax.tree.leaves(pullback))
-        return np.asarray(pullback(jnp.ones_like(y))[0]), kept
+        saved_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(pullback))
+        return np.asarray(pullback(jnp.ones_like(y))[0]), saved_bytes
 
     jitted = jax.jit(traced or ops["dropout"], static_argnums=2)
     run = {name: with_numpy(op) for name, op in ops.items()}
-    for name in ("unsaid", "evaluate"):
+    for name in ("default_mode", "evaluate"):
         known[name] = (lambda call: lambda x: np.asarray(call(jnp.asarray(x))))(known[name])
     return Peer(run, backward=backward, traced=lambda *args: np.asarray(jitted(*args)), **known)
 
@@ -83,8 +88,10 @@ def _jax_family(ops, key_of, other=(), **known):
     return _on_jax(
         ops,
         used=lambda rate: math.ceil(float(np.float32(1 - rate)) * 2**23) / 2**23,
-        same={"dropout, mask": pair(expected, mask_of(drop))},
-        other={name: pair(make(drop), mask_of(drop)) for name, make in dict(other).items()},
+        same={"dropout, mask": make_comparison(expected, make_mask(drop))},
+        other={
+            name: make_comparison(make(drop), make_mask(drop)) for name, make in dict(other).items()
+        },
         **known,
     )
 
@@ -92,7 +99,7 @@ def _jax_family(ops, key_of, other=(), **known):
 def _with_x64(drop):
     def mask(*case):
         with jax.enable_x64(True):
-            return mask_of(drop)(*case)
+            return make_mask(drop)(*case)
 
     return mask
 
@@ -112,7 +119,7 @@ def numpy():
         _ops(reference, reference.prng_key),
         used=lambda rate: reference.threshold(rate) / 65536,
         switch="`key=` a key, or None",
-        unsaid=lambda x: reference.dropout(x, 0.5),
+        default_mode=lambda x: call_without_key(reference.dropout, x),
         evaluate=lambda x: reference.dropout(x, 0.5, key=None),
     )
 
@@ -120,16 +127,16 @@ def numpy():
 def ours():
     op = functools.partial(_op, dropout_jax, jax.random.key)
 
-    def outputs(name, reshape=tuple):
+    def outputs(name, reshape: Callable = tuple):
         jitted, oracle = jax.jit(op(name)), getattr(reference, name)
 
         def expected(seed, rate, shape, dtype):
             return oracle(_normals(reshape(shape), dtype), rate, key=reference.prng_key(seed))
 
-        def found(seed, rate, shape, dtype):
+        def actual(seed, rate, shape, dtype):
             return np.asarray(jitted(_normals(reshape(shape), dtype), rate, seed))
 
-        return pair(expected, found)
+        return make_comparison(expected, actual)
 
     def mask(seed, rate, shape, dtype):
         return np.asarray(dropout_jax.keep_mask(jax.random.key(seed), rate, shape))
@@ -145,15 +152,15 @@ def ours():
         _ops(dropout_jax, jax.random.key) | {"gaussian": op("gaussian_dropout")},
         used=lambda rate: reference.threshold(rate) / 65536,
         switch="`key=` a key, or None; required",
-        unsaid=lambda x: dropout_jax.dropout(x, 0.5),
+        default_mode=lambda x: call_without_key(dropout_jax.dropout, x),
         evaluate=lambda x: dropout_jax.dropout(x, 0.5, key=None),
         same={
-            "keep_mask, NumPy oracle": pair(oracle_mask, mask),
+            "keep_mask, NumPy oracle": make_comparison(oracle_mask, mask),
             "dropout, output, NumPy oracle": outputs("dropout"),
             "spatial_dropout, output, NumPy oracle": outputs("spatial_dropout", _rows),
-            "dropout, x64 on and off": pair(_with_x64(drop), mask_of(drop)),
+            "dropout, x64 on and off": make_comparison(_with_x64(drop), make_mask(drop)),
         },
-        other={"keep_mask, jax.random.bernoulli of the same key": pair(jaxs_mask, mask)},
+        other={"keep_mask, jax.random.bernoulli of the same key": make_comparison(jaxs_mask, mask)},
     )
 
 
@@ -173,7 +180,7 @@ def flax_nnx():
         lambda seed: keys.nnx(keys.nnx(jax.random.key(seed))),
         other={"dropout, x64 on and off": _with_x64},
         switch="`deterministic=`, of the layer or the call; `model.train()`, `model.eval()`",
-        unsaid=lambda x: nnx.Dropout(0.5, rngs=nnx.Rngs(0))(x),
+        default_mode=lambda x: nnx.Dropout(0.5, rngs=nnx.Rngs(0))(x),
         evaluate=lambda x: nnx.Dropout(0.5, deterministic=True)(x),
     )
 
@@ -189,7 +196,7 @@ def flax_linen():
         {"dropout": drop, "spatial": lambda *args: drop(*args, broadcast_dims=(1,))},
         lambda seed: keys.linen(jax.random.key(seed), ()),
         switch="`deterministic=`, of the layer or the call; required",
-        unsaid=lambda x: linen.Dropout(0.5).apply({}, x, rngs={"dropout": jax.random.key(0)}),
+        default_mode=lambda x: linen.Dropout(0.5).apply({}, x, rngs={"dropout": jax.random.key(0)}),
         evaluate=lambda x: linen.Dropout(0.5, deterministic=True).apply({}, x),
     )
 
@@ -204,7 +211,7 @@ def equinox():
         {"dropout": drop},
         jax.random.key,
         switch="`inference=`, of the layer or the call; `inference_mode(model)`",
-        unsaid=lambda x: drop(x, 0.5, 0),
+        default_mode=lambda x: drop(x, 0.5, 0),
         evaluate=lambda x: equinox.nn.Dropout(0.5, inference=True)(x),
     )
 
@@ -222,7 +229,7 @@ def haiku():
         {"dropout": drop, "spatial": lambda *args: drop(*args, broadcast_dims=(1,))},
         lambda seed: keys.haiku(jax.random.key(seed)),
         switch="none: the caller leaves it out, or passes rate 0",
-        unsaid=lambda x: drop(x, 0.5, 0),
+        default_mode=lambda x: drop(x, 0.5, 0),
         evaluate=lambda x: drop(x, 0.0, 0),
     )
 
@@ -248,7 +255,7 @@ def keras():
         keys.keras,
         traced=lambda x, rate, seed: keras.random.dropout(x, rate, seed=seed),
         switch="`training=` of the call; `fit` and `predict` pass it on",
-        unsaid=lambda x: keras.layers.Dropout(0.5, dtype=x.dtype.name)(x),
+        default_mode=lambda x: keras.layers.Dropout(0.5, dtype=x.dtype.name)(x),
         evaluate=lambda x: keras.layers.Dropout(0.5, dtype=x.dtype.name)(x, training=False),
     )
 
@@ -259,8 +266,8 @@ def torch():
 
     def tensor(x):
         bits = x.dtype == jnp.bfloat16
-        made = torch.from_numpy(np.array(x.view(np.int16) if bits else x))
-        return made.view(torch.bfloat16) if bits else made
+        values = torch.from_numpy(np.array(x.view(np.int16) if bits else x))
+        return values.view(torch.bfloat16) if bits else values
 
     def array(y):
         if y.dtype == torch.bfloat16:
@@ -287,14 +294,14 @@ def torch():
         return array(weights) != 0
 
     def backward(x, rate):
-        kept = []
-        given = tensor(x).requires_grad_()
+        saved_bytes = []
+        x_tensor = tensor(x).requires_grad_()
         with torch.autograd.graph.saved_tensors_hooks(
-            lambda saved: kept.append(saved.nbytes) or saved, lambda saved: saved
+            lambda saved: saved_bytes.append(saved.nbytes) or saved, lambda saved: saved
         ):
-            y = functional.dropout(given, rate)
-        (gradient,) = torch.autograd.grad(y.sum(), given)
-        return array(gradient), sum(kept)
+            y = functional.dropout(x_tensor, rate)
+        (gradient,) = torch.autograd.grad(y.sum(), x_tensor)
+        return array(gradient), sum(saved_bytes)
 
     def cpu_mask(seed, rate, shape, dtype):
         return parity.cpu_mask(seed, shape, rate)
@@ -304,21 +311,23 @@ def torch():
         return np.broadcast_to(parity.cpu_mask(seed, (*rows[:2], 1), rate), rows)
 
     def by_rows(name):
-        return lambda seed, rate, shape, dtype: mask_of(op(name))(seed, rate, _rows(shape), dtype)
+        return lambda seed, rate, shape, dtype: make_mask(op(name))(seed, rate, _rows(shape), dtype)
 
     def output(seed, rate, shape, dtype):
         mask = parity.cpu_mask(seed, shape, rate)
         return parity.cpu_dropout(_normals(shape, dtype), mask, rate)
 
     same = {
-        "dropout, mask": pair(cpu_mask, mask_of(op("dropout"))),
-        "dropout, output": pair(
+        "dropout, mask": make_comparison(cpu_mask, make_mask(op("dropout"))),
+        "dropout, output": make_comparison(
             output, lambda seed, rate, *rest: op("dropout")(_normals(*rest), rate, seed)
         ),
-        "alpha_dropout, mask": pair(cpu_mask, mask_of(op("alpha_dropout"))),
-        "dropout1d, mask": pair(channel_mask, by_rows("dropout1d")),
-        "feature_alpha_dropout, mask": pair(channel_mask, by_rows("feature_alpha_dropout")),
-        "attention weights (SDPA, math), mask": pair(
+        "alpha_dropout, mask": make_comparison(cpu_mask, make_mask(op("alpha_dropout"))),
+        "dropout1d, mask": make_comparison(channel_mask, by_rows("dropout1d")),
+        "feature_alpha_dropout, mask": make_comparison(
+            channel_mask, by_rows("feature_alpha_dropout")
+        ),
+        "attention weights (SDPA, math), mask": make_comparison(
             lambda seed, rate, shape, dtype: parity.cpu_mask(seed, (shape[0], 2, 24, 24), rate),
             sdpa,
         ),
@@ -331,7 +340,7 @@ def torch():
         },
         used=lambda rate: math.ceil((1 - rate) * 2**53) / 2**53,
         switch="`training=` of the call; `model.train()`, `model.eval()`",
-        unsaid=lambda x: array(functional.dropout(tensor(x), 0.5)),
+        default_mode=lambda x: array(functional.dropout(tensor(x), 0.5)),
         evaluate=lambda x: array(functional.dropout(tensor(x), 0.5, training=False)),
         backward=backward,
         same=same,

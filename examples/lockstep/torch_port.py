@@ -82,7 +82,7 @@ def copy_weights(model, gpt):
             module.weight.copy_(torch.from_numpy(np.array(values[...])))
 
 
-def optimizer_of(model, config):
+def make_optimizer(model, config):
     """optax's AdamW of minigpt in PyTorch: decay on matrices only."""
     matrices = [weight for weight in model.parameters() if weight.ndim >= 2]
     vectors = [weight for weight in model.parameters() if weight.ndim < 2]
@@ -100,8 +100,9 @@ def train_step(model, optimizer, batch, learning_rate, clip):
     optimizer.zero_grad()
     loss.backward()
     # Not clip_grad_norm_, which adds 1e-6 to the norm.
-    gradients = [weight.grad for weight in model.parameters()]
+    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
-    torch._foreach_mul_(gradients, float(min(1.0, clip / norm)))
+    for gradient in gradients:
+        gradient.mul_(float(min(1.0, clip / norm)))
     optimizer.step()
     return loss.item()

@@ -57,8 +57,8 @@ def test_statistics_are_in_bounds_but_for_named_deviations(page):
     """Intervals of 99.99 %, |z| < 4.9; at 65,536 elements no named deviation is that large yet."""
     tables, text, _ = page
     assert "**!**" not in text.replace("**!** would", "")
-    for name, found in tables["Kept fraction"].data.items():
-        for rate, (low, share, high) in zip((0.01, 0.1, 0.5, 0.9), found, strict=True):
+    for name, intervals in tables["Kept fraction"].data.items():
+        for rate, (low, share, high) in zip((0.01, 0.1, 0.5, 0.9), intervals, strict=True):
             assert low < 1 - rate < high, (name, rate)
             assert low < share < high
     for *what, z_mean, z_variance, _ in tables["Mean and variance against the closed form"].data:
@@ -81,8 +81,8 @@ def test_ours_at_the_edges_and_the_memory(page):
     assert rates[7:] == ["NaN", "NaN"]
     values = next(row for row in tables["Values at the edges"].rows if row[0] == "dropout_jax")
     assert values[1:] == ["0", "0", "0", "-0", "zeros"]
-    told = next(row for row in tables["Training and evaluation"].rows if row[0] == "dropout_jax")
-    assert told[2:] == ["TypeError", "yes"]
+    modes = next(row for row in tables["Training and evaluation"].rows if row[0] == "dropout_jax")
+    assert modes[2:] == ["TypeError", "yes"]
     kept = tables["Memory kept for the backward pass"].data
     assert kept["dropout_jax"] == pytest.approx([0.125, 0.125], abs=1e-3)
     assert all(kept[name][0] >= 1 for name in kept if name not in ("dropout_jax", "NumPy oracle"))
@@ -94,7 +94,7 @@ def test_a_library_that_is_missing_is_a_row_that_says_so(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "equinox", None)
     monkeypatch.setattr(frameworks, "FRAMEWORKS", {"equinox": frameworks.equinox})
-    peers = frameworks.load()
+    peers = frameworks.load_peers()
     assert peers == {"equinox": "not installed"}
     for table in framework_tables.TABLES[:-1]:
         assert table(peers, True).rows == [["equinox", "not installed"]]
@@ -112,10 +112,15 @@ def test_a_wrong_scale_and_a_wrong_share_are_noticed():
         lambda x, rate, seed: drop(x, rate + 0.01, seed),
     ):
         peer = dataclasses.replace(right, ops={"dropout": wrong})
-        *z, _ = framework_tables.z_scores(peer, "dropout", np.dtype("float32"), 0.1, (64, 8, 512))
+        *z, _ = framework_tables.compute_z_scores(
+            peer, "dropout", np.dtype("float32"), 0.1, (64, 8, 512)
+        )
         assert max(map(abs, z)) > 4.9
-        assert framework_tables.mark("dropout_jax", "dropout", "float32", 5.0, False) == " **!**"
-    shares = framework_tables.fractions({"dropout_jax": peer}, True)
+        assert (
+            framework_tables.mark_deviation("dropout_jax", "dropout", "float32", 5.0, False)
+            == " **!**"
+        )
+    shares = framework_tables.measure_kept_fraction({"dropout_jax": peer}, True)
     assert "**!**" in "".join(shares.rows[0])
 
 
@@ -125,7 +130,7 @@ def test_rounding_alone_is_told_from_a_deviation():
     import frameworks
 
     dtype = jax.numpy.dtype("bfloat16")
-    *z, only_rounded = framework_tables.z_scores(
+    *z, only_rounded = framework_tables.compute_z_scores(
         frameworks.ours(), "alpha", dtype, 0.3, (1024, 8, 512)
     )
     assert max(map(abs, z)) > 4.9

@@ -33,7 +33,7 @@ def test_the_gallery_is_drawn(gallery, tmp_path, capsys):
 
 def test_places_of_one_colour_live_and_die_together(gallery):
     titles = []
-    for title, _, kept, decision in gallery.panels(jax.random.key(4)):
+    for title, _, kept, decision in gallery.make_panels(jax.random.key(4)):
         titles.append(title)
         assert kept.shape == decision.shape == gallery.SHAPE
         for name in np.unique(decision[decision >= 0]):
@@ -47,10 +47,10 @@ def test_dropout_on_weights_and_on_context_are_unbiased_and_padding_does_not_mat
 
     out = tmp_path / "attention.png"
     attention_dropout.main(["--out", str(out)])
-    found = json.loads(out.with_suffix(".json").read_text())
-    assert found.pop("largest change by padding") == 0
-    assert len(found) == 2
-    assert all(2 < bias < 6.5 for bias in found.values())
+    biases = json.loads(out.with_suffix(".json").read_text())
+    assert biases.pop("largest change by padding") == 0
+    assert len(biases) == 2
+    assert all(2 < bias < 6.5 for bias in biases.values())
 
 
 def test_the_check_of_cuda_says_what_is_missing():
@@ -69,24 +69,26 @@ def test_a_port_and_minigpt_train_in_lockstep_until_a_bit_is_flipped(tmp_path):
     out = tmp_path / "lockstep.png"
     with jax.numpy_dtype_promotion("standard"):  # optax
         lockstep.main(["--out", str(out), "--steps", "6", "--layers", "1"])
-    found = json.loads(out.with_suffix(".json").read_text())
+    result = json.loads(out.with_suffix(".json").read_text())
     for name in ("our masks in PyTorch", "PyTorch's masks in minigpt"):
-        assert found[f"{name}, float32"]["largest"] < 1e-5
-        assert found[f"{name}, float64"]["largest"] < 1e-9
-    flipped = found["our masks, one bit flipped, float64"]
+        assert result[f"{name}, float32"]["largest"] < 1e-5
+        assert result[f"{name}, float64"]["largest"] < 1e-9
+    flipped = result["our masks, one bit flipped, float64"]
     assert flipped["largest"] > 1e-8
-    assert flipped["parts at step"] == found["flipped at step"] == 3
+    assert flipped["parts at step"] == result["flipped at step"] == 3
 
 
 def test_the_wrong_line_of_a_port_is_named():
     import find_divergence
 
-    found = find_divergence.find()
-    assert found["the right port"] is None
-    wrong = found["dropout after the residual"]
+    differences = find_divergence.find_differences()
+    assert differences["the right port"] is None
+    wrong = differences["dropout after the residual"]
+    assert wrong is not None
     assert (wrong.step, wrong.site, wrong.part) == (0, "block/0/mlp_out", "input")
     file, line = wrong.where.split(":")
     assert "# the wrong line" in (ROOT / "examples" / file).read_text().splitlines()[int(line) - 1]
-    flipped = found["one bit of one mask flipped"]
+    flipped = differences["one bit of one mask flipped"]
+    assert flipped is not None
     assert (flipped.site, flipped.part) == ("block/2/attn_out", "mask")
     assert flipped.element == (1, 7, 30)
