@@ -1,10 +1,10 @@
-"""One page on how each framework drops, from running them: docs/frameworks.md and its picture.
+"""Run each framework's dropout and write a page that compares them, with a picture.
 
     python examples/frameworks/compare_frameworks.py [--out docs/frameworks.md] [--small]
 
-Every table is measured in this run, except the last, which says so. How each framework is called is
-in frameworks.py, what is measured in framework_tables.py; a framework that is not installed is a
-row that says so. Seeds are fixed, so with the same versions the page comes out the same.
+The run measures every table except the last, which says so. frameworks.py has the calls of each
+framework, framework_tables.py the measurements; a framework that is not installed has a row that
+says so. Seeds are fixed, so the same versions give the same page.
 """
 
 import argparse
@@ -55,9 +55,9 @@ def summarize(data):
 def render_page(tables, picture, small):
     command = "python examples/frameworks/compare_frameworks.py" + (" --small" if small else "")
     parts = [
-        "# The same dropout in eight places",
-        f"Written by `{command}` from running the libraries on a CPU: {list_versions()}. Seeds are "
-        "fixed. Nothing here is a time; those are in the README.",
+        "# The same dropout in eight frameworks",
+        f"`{command}` writes this page; it runs the libraries on a CPU: {list_versions()}. Seeds "
+        "are fixed. The page has no timings; they are in the README.",
         summarize({table.title: table.data for table in tables}),
         f"![Kept share, bias of the scale and memory, by framework]({picture.name})",
     ]

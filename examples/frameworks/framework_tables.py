@@ -1,4 +1,4 @@
-"""The tables of compare_frameworks.py: what is asked of each framework, and what came of it."""
+"""The tables of compare_frameworks.py: how each framework is measured."""
 
 import itertools
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Table:
 
 
 def make_rows(peers, row):
-    """A row for each framework: what row(name, peer) gives, or the reason why there is none."""
+    """A row for each framework: row(name, peer), or the reason why the framework is missing."""
     return [
         [name, peer] if isinstance(peer, str) else [name, *row(name, peer)]
         for name, peer in peers.items()
@@ -43,7 +43,7 @@ def compare_bits(peers, small):
     grid = list(itertools.product(rates, shapes, map(jnp.dtype, dtypes)))
 
     def count(compare):
-        """How many elements there are, how many differ, and how many with another seed."""
+        """The numbers of elements, of those that differ, and of those that differ by the seed."""
         counts = np.zeros(3, int)
         for seed, case in enumerate(grid):
             expected, actual = compare(seed, *case)
@@ -68,7 +68,7 @@ def compare_bits(peers, small):
         "`dropout_jax.parity` predicts from the seed, over "
         f"{len(grid)} sets of rate, shape and dtype ({', '.join(dtypes)}). The last "
         "column is the control: the same comparison with the prediction of another seed, "
-        "which must differ. The last rows promise nothing.",
+        "which must differ. The last rows need not agree.",
         ("framework", "what", "promised", "elements", "differ", "differ, wrong seed"),
         [[*row[:3], *(f"{n:,}" for n in row[3:])] for row in data] + _missing_rows(peers),
         data,
@@ -84,7 +84,7 @@ def _installed(peers):
 
 
 def _count_differing_bits(a, b):
-    """How many places differ in their bits."""
+    """The number of elements that differ in their bits."""
     return int((_bits(a) != _bits(b)).sum())
 
 
@@ -117,11 +117,11 @@ def measure_kept_fraction(peers, small):
     data = {name: [kept(peer, rate) for rate in RATES] for name, peer in _installed(peers).items()}
     return Table(
         "Kept fraction",
-        f"The share kept of {2**16 if small else 2**22:,} elements ({2**14 if small else 2**16:,} "
+        f"The kept share of {2**16 if small else 2**22:,} elements ({2**14 if small else 2**16:,} "
         f"for the oracle), with its {LEVEL:.2%} interval (Wilson). **!** would mark an interval "
-        "that misses the promised 1 - rate. The last column is exact, from the way each compares: "
-        "ours keeps with T / 2^16, JAX's bernoulli with a multiple of 2^-23, PyTorch's with one of "
-        "2^-53. Ours is the coarsest; its scale is the inverse of the probability it uses.",
+        "that misses the promised 1 - rate. The last column is exact: ours keeps with probability "
+        "T / 2^16, JAX's bernoulli with a multiple of 2^-23, PyTorch's with a multiple of 2^-53. "
+        "Ours is the coarsest; its scale is the inverse of the probability it uses.",
         ("framework", *(f"rate {rate}" for rate in RATES), "used - promised, at most"),
         make_rows(peers, cells),
         data,
@@ -133,9 +133,10 @@ def _mark_wrong(wrong):
 
 
 def closed_form(op, x, q, rounded_to=None):
-    """Mean, variance and variance of the squared deviation of what an op makes of x.
+    """Mean, variance and variance of the squared deviation of an op's output for x.
 
-    With `rounded_to`, of the exact output rounded once to that dtype. Spatial: of channels' sums.
+    With `rounded_to`, those of the exact output rounded once to that dtype. For the spatial op
+    they are those of the channels' sums.
     """
     if op == "gaussian":
         variance = x**2 * (1 - q) / q
@@ -154,9 +155,10 @@ def closed_form(op, x, q, rounded_to=None):
 
 
 def compute_z_scores(peer, op, dtype, rate, shape):
-    """How far sum and sum of squared deviations are from the closed form, in standard errors.
+    """Deviations of sum and sum of squared deviations from the closed form, in standard errors.
 
-    Also whether one rounding of the exact output to the dtype is all that puts them beyond LIMIT.
+    The last value says whether one rounding of the exact output to the dtype explains a deviation
+    beyond LIMIT.
     """
     x = np.random.default_rng(1).uniform(0.5, 1.5, shape).astype(dtype)
     y = np.asarray(peer.ops[op](x, rate, 11), np.float64)
@@ -181,13 +183,13 @@ KNOWN = {
     MULTIPLIES: "it multiplies by 1 / (1 - rate) rounded to bfloat16 (table 4)",
     NARROW: "it computes a x + b in bfloat16",
     NOISE: "it draws its normal numbers in bfloat16, where they have 128 values of mean -0.01",
-    OUTPUT: "none of its own: the exact output rounded once to bfloat16 is as far off, as all "
-    "dropped places hold one value that bfloat16 does not have",
+    OUTPUT: "no deviation of the framework: the exact output rounded once to bfloat16 is as far "
+    "off, because all dropped elements have one value that bfloat16 cannot represent",
 }
 
 
 def name_deviation(name, op, dtype, only_rounded):
-    """Which of the named deviations a framework has; "" for none."""
+    """The letter of a framework's known deviation; "" if it has none."""
     if only_rounded:
         return OUTPUT
     if dtype == "float32" or name in OURS:
@@ -198,7 +200,7 @@ def name_deviation(name, op, dtype, only_rounded):
 
 
 def mark_deviation(name, op, dtype, z, only_rounded):
-    """What follows a z in its cell."""
+    """The text after a z in its cell: nothing, a letter, or a mark."""
     if abs(z) < LIMIT:
         return ""
     letter = name_deviation(name, op, dtype, only_rounded)
@@ -236,8 +238,9 @@ def measure_moments(peers, small):
     return Table(
         "Mean and variance against the closed form",
         "z of the sum of the outputs and of their squared deviations, the larger of rates "
-        f"{rates[0]} and {rates[1]}: a right one is beyond {LIMIT} once in a million. What "
-        "is beyond has a letter, and **!** would be one without; not every framework has every op."
+        f"{rates[0]} and {rates[1]}: a correct one is beyond {LIMIT} once in a million. A letter "
+        "names the cause of a larger one; **!** would mark one without a known cause. Not every "
+        "framework has every op."
         f"\n\n{reasons}",
         ("framework", "op", *(f"{m}, {dtype}" for dtype in dtypes for m in ("mean", "variance"))),
         rows + _missing_rows(peers),
@@ -269,11 +272,11 @@ def measure_scale_bias(peers, small):
     }
     return Table(
         "Bias of the scale",
-        f"What is kept, times the probability of keeping it, against the input, at rate {RATE}: "
-        "0 without bias, whatever the mask. The JAX family divides bfloat16 by bfloat16(0.9) = "
+        f"Kept outputs times the probability of keeping, relative to the input, at rate {RATE}: "
+        "0 if there is no bias, for every mask. The JAX family divides bfloat16 by bfloat16(0.9) = "
         "0.8984, PyTorch multiplies by bfloat16(1 / 0.9) = 1.1094; the last column is that "
-        "arithmetic. (In float16 XLA on this CPU multiplies by the rounded reciprocal.) These are "
-        "the peers' deviations. What ours shows in 16 bits is the rounding of the product.",
+        "arithmetic. (In float16 XLA on this CPU multiplies by the rounded reciprocal.) These "
+        "are the peers' deviations. That of ours in 16 bits is the rounding of the product.",
         ("framework", *dtypes, "bfloat16, from the arithmetic"),
         make_rows(peers, cells),
         data,
@@ -281,7 +284,7 @@ def measure_scale_bias(peers, small):
 
 
 def describe_outcome(call, x):
-    """What came of a call, in a word or two."""
+    """Describe a call's result, or its error, in a word or two."""
     try:
         y = call()
     except Exception as error:  # whatever a framework raises is the finding
@@ -297,7 +300,7 @@ def describe_outcome(call, x):
 
 
 def value_after_dropout(peer, value, dropped):
-    """What becomes of a value in a place that is dropped, or kept."""
+    """The output for a value where it is dropped, or where it is kept."""
     x = np.ones((64, 64), np.float32)
     mask = peer.ops["dropout"](x, 0.5, 3) > 0
     index = tuple(np.argwhere(mask != dropped)[0])
@@ -320,11 +323,11 @@ def try_edge_rates(peers, small):
 
     return Table(
         "Rates at the edges",
-        "What came of it: an error's name, or the output. `zeros` at 1.5 or NaN, and `all * 0.909` "
-        "at -0.1, are wrong rates that pass silently; the oracle checks nothing. `TracerBool` is "
-        "JAX's error for a branch on a traced value: that rate cannot be traced. Ours takes 1e-6 "
-        "for 0, its resolution being 2^-16; the others drop none of these 4,096 at 1e-6, and "
-        "scale.",
+        "Each cell is an error's name or describes the output. `zeros` at 1.5 or NaN, and "
+        "`all * 0.909` at -0.1, are wrong rates that pass silently; the oracle checks nothing. "
+        "`TracerBool` is JAX's error for a branch on a traced value: that rate cannot be traced. "
+        "Ours treats 1e-6 as 0, because its resolution is 2^-16; the others scale, and drop none "
+        "of these 4,096 elements at 1e-6.",
         ("framework", "0", "1", "-0.1", "1.5", "NaN", "1e-6", "traced 1.5", "traced -0.1"),
         make_rows(peers, row),
     )
@@ -342,8 +345,8 @@ def try_edge_values(peers, small):
 
     return Table(
         "Values at the edges",
-        "What a value becomes in a place that is dropped, or kept, at rate 0.5, in float32; and "
-        "the gradient at rate 1, where the output is 0 whatever x is.",
+        "The output for a value where it is dropped or kept, at rate 0.5 in float32; and the "
+        "gradient at rate 1, where the output is 0 for every x.",
         (
             "framework",
             *("dropped NaN", "dropped Inf", "dropped -1", "kept -0.0"),
@@ -366,9 +369,10 @@ def compare_switches(peers, small):
 
     return Table(
         "Training and evaluation",
-        "How each is told, what happens when nothing is said (with a key or generator at hand), "
-        "and whether evaluation gives the input back bit for bit, -0, NaN and Inf included.",
-        ("framework", "told by", "nothing said", "evaluation is the input"),
+        "How each framework switches between the modes, what it does when the caller names none "
+        "(with a key or generator available), and whether evaluation returns the input bit for "
+        "bit, including -0, NaN and Inf.",
+        ("framework", "switch", "default mode", "evaluation is the input"),
         make_rows(peers, row),
     )
 
@@ -404,8 +408,8 @@ def quote_sources(peers, small):
 
     return Table(
         "Known from the source, not run",
-        "No GPU took part. What the sources say, and what follows from it by arithmetic.",
-        ("what", "source", "it follows"),
+        "What the sources say, and what follows by arithmetic; none of it was run on a GPU.",
+        ("what", "source", "consequence"),
         [
             [
                 "FlashAttention 2 keeps a weight where a random byte is at most "

@@ -1,4 +1,4 @@
-"""How compare_frameworks.py calls each framework: a Peer, or the reason why there is none."""
+"""How compare_frameworks.py calls each framework: a Peer, or the reason why it is missing."""
 
 import functools
 import math
@@ -22,13 +22,13 @@ class Peer:
 
     ops: dict[str, Callable]  # "dropout", "spatial", ...: (x, rate, seed) -> y
     used: Callable  # rate -> the probability with which an element is kept
-    switch: str  # how training and evaluation are told apart
-    default_mode: Callable  # x -> y, where nothing says which
+    switch: str  # how the caller chooses training or evaluation
+    default_mode: Callable  # x -> y, where the caller does not choose
     evaluate: Callable  # x -> y
     backward: Callable | None = None  # (x, rate) -> gradient of the sum, bytes kept for it
     traced: Callable | None = None  # (x, rate, seed) -> y, the rate traced
-    same: dict[str, Callable] = field(default_factory=dict)  # promised to agree bit for bit:
-    other: dict[str, Callable] = field(default_factory=dict)  # or not; see `pair`
+    same: dict[str, Callable] = field(default_factory=dict)  # must agree bit for bit
+    other: dict[str, Callable] = field(default_factory=dict)  # need not agree; see make_comparison
 
 
 def call_without_key(dropout: Callable, x):
@@ -42,12 +42,12 @@ def make_comparison(expected, actual):
 
 
 def make_mask(drop):
-    """The mask, from what is left of ones."""
+    """The mask: which ones stay positive."""
     return lambda seed, rate, shape, dtype: drop(np.ones(shape, dtype), rate, seed) > 0
 
 
 def load_peers():
-    """Every framework by name; the reason, in words, for one that cannot be run."""
+    """Every framework by name; a sentence in place of one that cannot be run."""
     peers = {}
     for name, build in FRAMEWORKS.items():
         try:
@@ -284,7 +284,7 @@ def torch():
         return run
 
     def sdpa(seed, rate, shape, dtype):
-        """The weights that are left, of equal ones, shown by an identity for values."""
+        """The mask of equal attention weights; values that are the identity return the weights."""
         torch.manual_seed(seed)
         zeros = torch.zeros(shape[0], 2, 24, 24)
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
