@@ -5,7 +5,20 @@ frameworks are ours by implementation (blockwise, naive, kernel), flax with a ma
 (whose SDPA is flash attention at rate 0 and T x T with dropout, on a CPU).
 """
 
+import dataclasses
 import os
+from collections.abc import Callable
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledCall:
+    """A function to time, and the bytes of temporaries that XLA plans for it."""
+
+    run: Callable[[], None]
+    temporary_bytes: int | None
+
+    def __call__(self):
+        self.run()
 
 
 def build(framework, case):
@@ -29,8 +42,8 @@ def build(framework, case):
     def run():
         jax.block_until_ready(compiled(q, k, v, g, key))
 
-    run.temporary_bytes = compiled.memory_analysis().temp_size_in_bytes
-    return run
+    memory = compiled.memory_analysis()
+    return CompiledCall(run, memory.temp_size_in_bytes if memory else None)
 
 
 def _ours(implementation, case):
@@ -71,7 +84,7 @@ def _torch(case):
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
-    torch.set_num_threads(os.cpu_count())
+    torch.set_num_threads(os.cpu_count() or 1)
     batch, time, heads, dim = case["shape"]
     dtype = getattr(torch, case["dtype"])
     q, k, v, g = torch.randn(4, batch, heads, time, dim, dtype=dtype)

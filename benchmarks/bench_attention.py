@@ -35,7 +35,7 @@ def measure(length, dtype, runs, base, rounds):
     rows = []
     workers = {name: harness.Worker(framework) for name, (framework, _) in runs.items()}
     bytes_of = {
-        name: worker.ask(build=case(length, dtype, runs[name][1]))["temporary_bytes"]
+        name: worker.ask(build=make_case(length, dtype, runs[name][1]))["temporary_bytes"]
         for name, worker in workers.items()
     }
     times = {name: [] for name in runs}
@@ -52,46 +52,47 @@ def measure(length, dtype, runs, base, rounds):
     return rows, versions
 
 
-def case(length, dtype, rate, batch=8):
+def make_case(length, dtype, rate, batch=8):
     return {"op": "attention", "shape": [batch, length, 8, 64], "dtype": dtype, "rate": rate}
 
 
-def long_row(length=16_384):
+def measure_long(length=16_384):
     """What a length takes at which T x T weights, 8 heads, forward alone, would be 8.6 GB."""
     worker = harness.Worker("blockwise")
-    answer = worker.ask(build=case(length, "float32", 0.1, batch=1))
+    answer = worker.ask(build=make_case(length, "float32", 0.1, batch=1))
     worker.close()
     return {"length": length, "batch": 1, "temporary_bytes": answer["temporary_bytes"]}
 
 
-def table(rows, base):
-    shown = Table(title=f"times {base} (temporaries, MB)")
+def print_table(rows, base):
+    table = Table(title=f"times {base} (temporaries, MB)")
     lengths = sorted({row["length"] for row in rows})
     for name in ("", *map(str, lengths)):
-        shown.add_column(name, justify="right")
+        table.add_column(name, justify="right")
     for run in dict.fromkeys(row["run"] for row in rows):
         cells = []
         for row in sorted((r for r in rows if r["run"] == run), key=lambda r: r["length"]):
             megabytes = row["temporary_bytes"]
             suffix = "" if megabytes is None else f" ({megabytes / 1e6:,.0f})"
             cells.append(f"{row['to_base'][1]:.2f}{suffix}")
-        shown.add_row(run, *cells)
-    Console(width=120).print(shown)
+        table.add_row(run, *cells)
+    Console(width=120).print(table)
 
 
 def plot(rows, base, path):
     """Time and temporaries against the length."""
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
+    lengths = sorted({row["length"] for row in rows})
     for i, run in enumerate(dict.fromkeys(row["run"] for row in rows)):
         mine = sorted((row for row in rows if row["run"] == run), key=lambda row: row["length"])
-        lengths = [row["length"] for row in mine]
+        measured = [row["length"] for row in mine]
         style = {"color": "tab:red" if run.startswith("ours") else f"C{i + 3}"}
         style["ls"] = "-" if "dropout 0.1" in run else "--"
-        left.plot(lengths, [row["to_base"][1] for row in mine], "o", ms=4, label=run, **style)
+        left.plot(measured, [row["to_base"][1] for row in mine], "o", ms=4, label=run, **style)
         if mine[0]["temporary_bytes"]:
             megabytes = [row["temporary_bytes"] / 1e6 for row in mine]
-            right.plot(lengths, megabytes, "o", ms=4, **style)
+            right.plot(measured, megabytes, "o", ms=4, **style)
     left.set_ylabel(f"time, {base} = 1")
     right.set_ylabel("XLA's temporaries, MB")
     for axes in (left, right):
@@ -106,7 +107,7 @@ def plot(rows, base, path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--full", action="store_true", help="longer, and more rounds")
     full = parser.parse_args().full
     if jax.default_backend() == "cpu":
@@ -118,14 +119,14 @@ def main():
         base, dtype, lengths = "kernel, no dropout", "bfloat16", (1024, 4096, 16_384)
     rows, versions = [], {}
     for length in lengths:
-        found, versions = measure(length, dtype, runs, base, rounds=9 if full else 5)
-        rows += found
-    result = {"environment": harness.environment(versions), "base": base, "rows": rows}
+        new_rows, versions = measure(length, dtype, runs, base, rounds=9 if full else 5)
+        rows += new_rows
+    result = {"environment": harness.describe_environment(versions), "base": base, "rows": rows}
     if full:
-        result["long"] = long_row()
+        result["long"] = measure_long()
         print(result["long"])
     path = harness.save(result, "attention")
-    table(rows, base)
+    print_table(rows, base)
     plot(rows, base, Path(__file__).parent.parent / "docs" / f"bench_{path.stem}.png")
 
 

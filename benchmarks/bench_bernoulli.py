@@ -20,24 +20,28 @@ RATE, ROUNDS = 0.1, 25
 SIZES = (10_000, 100_000, 1_000_000, 16_000_000)
 
 
-def seconds(fn, *args):
-    begin = time.perf_counter()
+def time_call(fn, *args):
+    start_time = time.perf_counter()
     jax.block_until_ready(fn(*args))
-    return time.perf_counter() - begin
+    return time.perf_counter() - start_time
 
 
-def ratios(impl, size):
+def measure_ratios(impl, size):
     """JAX's time over ours, round by round."""
     key = jax.random.key(0, impl=impl)
     theirs = jax.jit(lambda key: jax.random.bernoulli(key, 1 - RATE, (size,)))
     ours = jax.jit(lambda key: bernoulli.keep_mask(key, RATE, (size,)))
     np.testing.assert_array_equal(theirs(key), ours(key))
-    return [seconds(theirs, key) / seconds(ours, key) for _ in range(ROUNDS)]
+    return [time_call(theirs, key) / time_call(ours, key) for _ in range(ROUNDS)]
 
 
 def main():
     rows = [
-        {"key": impl, "elements": size, "times faster": harness.quartiles(ratios(impl, size))}
+        {
+            "key": impl,
+            "elements": size,
+            "times faster": harness.quartiles(measure_ratios(impl, size)),
+        }
         for impl in ("threefry2x32", "philox4x32")
         for size in SIZES
     ]
@@ -47,9 +51,10 @@ def main():
         table.add_row(row["key"], f"{row['elements']:,}", f"{median:.1f} ({low:.1f} to {high:.1f})")
     Console().print(table)
     version, device = jax.__version__, jax.devices()[0].device_kind
-    found = {"jax": {"device": device, "jax": version, "version": version}}
+    versions = {"jax": {"device": device, "jax": version, "version": version}}
     harness.save(
-        {"environment": harness.environment(found), "rate": RATE, "rows": rows}, "bernoulli"
+        {"environment": harness.describe_environment(versions), "rate": RATE, "rows": rows},
+        "bernoulli",
     )
 
 

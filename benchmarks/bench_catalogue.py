@@ -31,7 +31,7 @@ FRAMEWORKS = ("dropout_jax", "flax", "torch")
 MODES = ("forward", "backward")
 
 
-def cases():
+def make_cases():
     return [
         {"op": op, "mode": mode, "shape": [16, 256, 1024], "dtype": "float32", "rate": 0.1}
         for op in OPS
@@ -39,35 +39,35 @@ def cases():
     ]
 
 
-def table(result):
+def print_table(result):
     """Multiples of the floor and of our own dropout."""
     rows = {(r["op"], r["mode"], r["framework"]): r["to_floor"][1] for r in result["rows"]}
-    shown = Table(title="times the floor (and times `dropout`), rate 0.1, (16, 256, 1024) float32")
-    shown.add_column("op")
-    shown.add_column("mask")
+    table = Table(title="times the floor (and times `dropout`), rate 0.1, (16, 256, 1024) float32")
+    table.add_column("op")
+    table.add_column("mask")
     for mode in MODES:
         for name in FRAMEWORKS:
-            shown.add_column(f"{name} {mode}", justify="right")
+            table.add_column(f"{name} {mode}", justify="right")
     for op, mask in OPS.items():
         cells = []
         for mode in MODES:
             for name in FRAMEWORKS:
                 value = rows.get((op, mode, name))
-                beside = f" ({value / rows['dropout', mode, name]:.2f})" if value else ""
-                cells.append(f"{value:.2f}{beside}" if value else "-")
-        shown.add_row(op, mask, *cells)
-    Console(width=140).print(shown)
+                to_dropout = f" ({value / rows['dropout', mode, name]:.2f})" if value else ""
+                cells.append(f"{value:.2f}{to_dropout}" if value else "-")
+        table.add_row(op, mask, *cells)
+    Console(width=140).print(table)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--full", action="store_true", help="more rounds")
     full = parser.parse_args().full
     result = harness.measure(
-        FRAMEWORKS, cases(), rounds=15 if full else 5, budget_s=0.2 if full else 0.05
+        FRAMEWORKS, make_cases(), rounds=15 if full else 5, budget_s=0.2 if full else 0.05
     )
     harness.save(result, "catalogue")
-    table(result)
+    print_table(result)
 
 
 if __name__ == "__main__":

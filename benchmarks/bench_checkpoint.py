@@ -39,10 +39,10 @@ def measure(preset):
 
     def step():
         nonlocal state
-        begin = time.perf_counter()
+        start_time = time.perf_counter()
         state, measured = training.train_step(state, rows, key)
         float(measured["train_loss"])
-        return time.perf_counter() - begin
+        return time.perf_counter() - start_time
 
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -51,19 +51,19 @@ def measure(preset):
         step()
         for number in range(ROUNDS):
             times["step"].append(step())
-            begin = time.perf_counter()
+            start_time = time.perf_counter()
             copies = [np.array(leaf) for leaf in host_arrays(state).values()]
-            times["copy"].append(time.perf_counter() - begin)
+            times["copy"].append(time.perf_counter() - start_time)
             del copies
-            begin = time.perf_counter()
+            start_time = time.perf_counter()
             writer.save(number, host_arrays(state), {})
-            times["save"].append(time.perf_counter() - begin)
+            times["save"].append(time.perf_counter() - start_time)
             times["step while saving"].append(step())
             writer.wait()
-            begin = time.perf_counter()
+            start_time = time.perf_counter()
             writer.save(number, host_arrays(state), {})
             writer.wait()
-            times["until on disk"].append(time.perf_counter() - begin)
+            times["until on disk"].append(time.perf_counter() - start_time)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     return {"preset": preset, "bytes": size, **{k: harness.quartiles(v) for k, v in times.items()}}
 
@@ -72,12 +72,14 @@ def main():
     rows = [measure(preset) for preset in ("shakespeare-char-cpu", "shakespeare-char")]
     table = Table("preset", "MB", *(f"{name}, s" for name in COLUMNS))
     for row in rows:
-        shown = ["{1:.3f} ({0:.3f} to {2:.3f})".format(*row[name]) for name in COLUMNS]
-        table.add_row(row["preset"], f"{row['bytes'] / 1e6:.1f}", *shown)
+        cells = ["{1:.3f} ({0:.3f} to {2:.3f})".format(*row[name]) for name in COLUMNS]
+        table.add_row(row["preset"], f"{row['bytes'] / 1e6:.1f}", *cells)
     Console(width=160).print(table)
     version, device = jax.__version__, jax.devices()[0].device_kind
-    found = {"jax": {"device": device, "jax": version, "version": version}}
-    harness.save({"environment": harness.environment(found), "rows": rows}, "checkpoint")
+    versions = {"jax": {"device": device, "jax": version, "version": version}}
+    harness.save(
+        {"environment": harness.describe_environment(versions), "rows": rows}, "checkpoint"
+    )
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ print(time.perf_counter() - begin)
 """
 
 
-def compile_op():
+def time_op_compilation():
     """jit(dropout) at a new shape, ours and Flax's in turn."""
     layer = nnx.Dropout(0.1, deterministic=False)
     fns = {
@@ -44,14 +44,14 @@ def compile_op():
         for name, fn in fns.items():
             x = jnp.ones((64 + i, 1024))
             times[name].append(
-                seconds(lambda x=x, fn=fn: compiled(jax.jit(fn), x, jax.random.key(0)))
+                time_call(lambda x=x, fn=fn: compile_function(jax.jit(fn), x, jax.random.key(0)))
             )
     return {name: harness.quartiles(each) for name, each in times.items()}
 
 
-def compile_step():
+def time_step_compilation():
     """The step of the default preset, at two rates."""
-    found = {}
+    quartiles_by_rate = {}
     for rate in (0.0, 0.2):
         config = PRESETS["shakespeare-char-cpu"]
         config = dataclasses.replace(
@@ -61,28 +61,28 @@ def compile_step():
         for _ in range(3):
             jax.clear_caches()
             training = build_train_functions(config, VOCABULARY)
-            times.append(seconds(lambda t=training, c=config: compile_training(t, c)))
-        found[f"dropout {rate}"] = harness.quartiles(times)
-    return found
+            times.append(time_call(lambda t=training, c=config: compile_train_step(t, c)))
+        quartiles_by_rate[f"dropout {rate}"] = harness.quartiles(times)
+    return quartiles_by_rate
 
 
-def compile_training(training, config):
+def compile_train_step(training, config):
     text = np.zeros(10_000, np.uint16)
     batch = make_batch(text, 0, 0, config.batch_size, config.model.block_size)
-    compiled(training.train_step, training.state, batch, jax.random.key(0))
+    compile_function(training.train_step, training.state, batch, jax.random.key(0))
 
 
-def compiled(fn, *args):
+def compile_function(fn, *args):
     return fn.lower(*args).compile()
 
 
-def seconds(fn):
-    begin = time.perf_counter()
+def time_call(fn):
+    start_time = time.perf_counter()
     fn()
-    return time.perf_counter() - begin
+    return time.perf_counter() - start_time
 
 
-def import_seconds():
+def time_import():
     """Importing dropout_jax where jax is imported already."""
     command = [sys.executable, "-c", IMPORT]
     runs = [
@@ -94,19 +94,19 @@ def import_seconds():
 def main():
     result = {
         "quartiles_in_seconds": {
-            "compile jit(dropout)": compile_op(),
-            "compile the default trainer's step": compile_step(),
-            "import dropout_jax after jax": import_seconds(),
+            "compile jit(dropout)": time_op_compilation(),
+            "compile the default trainer's step": time_step_compilation(),
+            "import dropout_jax after jax": time_import(),
         }
     }
-    found = {
+    versions = {
         "dropout_jax": {
             "version": "",
             "device": jax.devices()[0].device_kind,
             "jax": jax.__version__,
         }
     }
-    harness.save({"environment": harness.environment(found)} | result, "compile")
+    harness.save({"environment": harness.describe_environment(versions)} | result, "compile")
     print(result)
 
 

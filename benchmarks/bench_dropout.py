@@ -29,7 +29,7 @@ SHORT, FULL = (1, 10, 100, 1024, 16_384), (1, 10, 100, 1024, 4096, 16_384, 65_53
 LABELS = {"forward": "forward", "backward": "forward and backward"}
 
 
-def cases(rows_of, dtypes):
+def make_cases(rows_of, dtypes):
     """Every size of dropout in every dtype, and the block; forward, and forward and backward."""
     sizes = [("dropout", rows, dtype) for dtype in dtypes for rows in rows_of]
     return [
@@ -39,7 +39,7 @@ def cases(rows_of, dtypes):
     ]
 
 
-def memory():
+def measure_memory():
     """Bytes an element: the residual, and the temporaries of a stack of twelve layers."""
     x, key = jnp.ones((2048, WIDTH)), jax.random.key(0)
     layer = nnx.Dropout(RATE, deterministic=False)
@@ -47,7 +47,7 @@ def memory():
         "dropout_jax": lambda x, k: dropout(x, RATE, key=k),
         "flax": lambda x, k: layer(x, rngs=k),
     }
-    found = {}
+    bytes_by_framework = {}
     for name, drop in drops.items():
 
         def stack(x, key, drop=drop):
@@ -57,26 +57,27 @@ def memory():
 
         _, pullback = jax.vjp(lambda x, drop=drop: drop(x, key), x)
         kept = sum(leaf.nbytes for leaf in jax.tree.leaves(pullback))
-        temporary = jax.jit(stack).lower(x, key).compile().memory_analysis().temp_size_in_bytes
-        found[name] = {
+        analysis = jax.jit(stack).lower(x, key).compile().memory_analysis()
+        assert analysis is not None, "XLA reports no memory here"
+        bytes_by_framework[name] = {
             "residual_bytes_an_element": kept / x.size,
-            "stack_of_12_forward_temporary_bytes_an_element": temporary / x.size,
+            "stack_of_12_forward_temporary_bytes_an_element": analysis.temp_size_in_bytes / x.size,
         }
-    return found
+    return bytes_by_framework
 
 
-def table(result):
+def print_table(result):
     """Median multiple of the floor, a row a case."""
-    shown = Table(title=f"times the floor, rate {RATE}, {result['environment']['processor']}")
+    table = Table(title=f"times the floor, rate {RATE}, {result['environment']['processor']}")
     for name in ("op", "dtype", "mode", "elements", *FRAMEWORKS):
-        shown.add_column(name, justify="right")
+        table.add_column(name, justify="right")
     by_case = {}
     for row in result["rows"]:
         case = (row["op"], row["dtype"], LABELS[row["mode"]], f"{math.prod(row['shape']):,}")
         by_case.setdefault(case, {})[row["framework"]] = f"{row['to_floor'][1]:.2f}"
-    for case, found in sorted(by_case.items(), key=lambda item: item[0][:3]):
-        shown.add_row(*case, *(found.get(name, "-") for name in FRAMEWORKS))
-    Console(width=140).print(shown)
+    for case, cells in sorted(by_case.items(), key=lambda item: item[0][:3]):
+        table.add_row(*case, *(cells.get(name, "-") for name in FRAMEWORKS))
+    Console(width=140).print(table)
 
 
 def plot(result, path):
@@ -117,20 +118,20 @@ def plot(result, path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--full", action="store_true", help="all sizes, more rounds")
     full = parser.parse_args().full
     on_cpu = jax.default_backend() == "cpu"
     frameworks = FRAMEWORKS if on_cpu else FRAMEWORKS[:-1]
     result = harness.measure(
         frameworks,
-        cases(FULL if full else SHORT, ("float32", "bfloat16")),
+        make_cases(FULL if full else SHORT, ("float32", "bfloat16")),
         rounds=11 if full else 5,
         budget_s=0.2 if full else 0.05,
     )
-    result |= {"memory": memory()}
+    result |= {"memory": measure_memory()}
     path = harness.save(result, "dropout")
-    table(result)
+    print_table(result)
     plot(result, Path(__file__).parent.parent / "docs" / f"bench_{path.stem}.png")
 
 

@@ -28,7 +28,7 @@ def run(*command) -> str:
     ).stdout
 
 
-def ours(data, seed) -> dict:
+def measure_minigpt(data, seed) -> dict:
     config = PRESETS["shakespeare-char-cpu"]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
@@ -47,7 +47,7 @@ def ours(data, seed) -> dict:
     }
 
 
-def theirs(data, seed) -> dict:
+def measure_torch(data, seed) -> dict:
     result = json.loads(run(HERE / "torch_gpt.py", "--data", data, "--seed", seed))
     return {
         "framework": f"torch {result['torch']}",
@@ -58,13 +58,13 @@ def theirs(data, seed) -> dict:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 1, 2])
     args = parser.parse_args()
     rows = []
     for seed in args.seeds:
-        for measure in (ours, theirs):
+        for measure in (measure_minigpt, measure_torch):
             rows.append(measure(args.data, seed))
             print(json.dumps(rows[-1]), flush=True)
     result = {

@@ -41,28 +41,30 @@ def measure(preset, batch_size, rounds, calls):
     return rows, versions
 
 
-def table(rows):
-    shown = Table(title="a training step, as a multiple of minigpt's without dropout")
+def print_table(rows):
+    table = Table(title="a training step, as a multiple of minigpt's without dropout")
     for name in ("preset", "rows", "framework", "dropout", "quartiles"):
-        shown.add_column(name)
+        table.add_column(name)
     for row in rows:
         low, middle, high = row["to_minigpt_without_dropout"]
         cells = (row["preset"], row["batch_size"], row["framework"], row["dropout"])
-        shown.add_row(*map(str, cells), f"{middle:.2f} ({low:.2f} to {high:.2f})")
-    Console(width=120).print(shown)
+        table.add_row(*map(str, cells), f"{middle:.2f} ({low:.2f} to {high:.2f})")
+    Console(width=120).print(table)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--full", action="store_true", help="more rounds")
     full = parser.parse_args().full
     rows, versions = [], {}
     for preset, batch_size in SIZES.items():
         calls = 20 if preset.endswith("cpu") else 2
-        found, versions = measure(preset, batch_size, 15 if full else 5, calls)
-        rows += found
-    harness.save({"environment": harness.environment(versions), "rows": rows}, "train_step")
-    table(rows)
+        new_rows, versions = measure(preset, batch_size, 15 if full else 5, calls)
+        rows += new_rows
+    harness.save(
+        {"environment": harness.describe_environment(versions), "rows": rows}, "train_step"
+    )
+    print_table(rows)
 
 
 if __name__ == "__main__":

@@ -26,23 +26,26 @@ class Worker:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+        assert self.process.stdin is not None, "a pipe was asked for"
+        assert self.process.stdout is not None, "a pipe was asked for"
+        self.requests, self.answers = self.process.stdin, self.process.stdout
         self.versions = self._read()
 
     def ask(self, **request):
         """Send a request and wait for its answer."""
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
+        self.requests.write(json.dumps(request) + "\n")
+        self.requests.flush()
         return self._read()
 
     def _read(self):
-        line = self.process.stdout.readline()
+        line = self.answers.readline()
         if not line:
             raise RuntimeError(f"the worker died: {self.process.args}")
         return json.loads(line)
 
     def close(self):
         """Let the process end."""
-        self.process.stdin.close()
+        self.requests.close()
         self.process.wait()
 
 
@@ -53,19 +56,21 @@ def measure(frameworks, cases, *, rounds, budget_s=0.25):
     for case in track(cases, "measuring"):
         present = {n: w for n, w in workers.items() if "missing" not in w.ask(build=case)}
         ratios = {name: [] for name in present}
-        calls = {name: enough(worker.ask(calls=1), budget_s) for name, worker in present.items()}
+        calls = {
+            name: calls_within(worker.ask(calls=1), budget_s) for name, worker in present.items()
+        }
         for _ in range(rounds):
             for name, worker in present.items():
                 times = worker.ask(calls=calls[name])
                 ratios[name].append(np.median(times["seconds"]) / np.median(times["floor"]))
         rows += [case | {"framework": name, "to_floor": quartiles(r)} for name, r in ratios.items()]
-    found = {name: worker.versions for name, worker in workers.items()}
+    versions = {name: worker.versions for name, worker in workers.items()}
     for worker in workers.values():
         worker.close()
-    return {"environment": environment(found), "rows": rows}
+    return {"environment": describe_environment(versions), "rows": rows}
 
 
-def enough(times, budget_s):
+def calls_within(times, budget_s):
     """How many calls fit the budget, at least one."""
     return max(1, min(200, int(budget_s / max(times["seconds"] + times["floor"]))))
 
@@ -75,22 +80,22 @@ def quartiles(ratios):
     return [round(float(q), 3) for q in np.quantile(ratios, [0.25, 0.5, 0.75])]
 
 
-def environment(found):
+def describe_environment(versions):
     """What a reader needs to compare with another machine."""
-    first = next(iter(found.values()))
+    first = next(iter(versions.values()))
     return {
         "device": first["device"],
-        "processor": _processor(),
+        "processor": _processor_name(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "jax": first["jax"],
         "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "versions": {name: one["version"] for name, one in found.items()},
+        "versions": {name: one["version"] for name, one in versions.items()},
     }
 
 
-def _processor():
+def _processor_name():
     info = Path("/proc/cpuinfo")
     names = [li for li in info.read_text().splitlines() if li.startswith("model name")]
     return names[0].split(":")[1].strip() if names else platform.machine()

@@ -34,7 +34,7 @@ def _torch(case):
     import torch
     from torch.nn import functional as F
 
-    torch.set_num_threads(os.cpu_count())
+    torch.set_num_threads(os.cpu_count() or 1)
     x = torch.ones(case["shape"], dtype=getattr(torch, case["dtype"]))
     g, rate = torch.ones_like(x), case["rate"]
     ops = {

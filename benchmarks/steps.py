@@ -48,9 +48,9 @@ def _torch(config, rows, rate):
     import torch
     import torch_gpt
 
-    torch.set_num_threads(os.cpu_count())
+    torch.set_num_threads(os.cpu_count() or 1)
     model = torch_gpt.GPT(VOCABULARY, config.model, rate)
-    optimizer = torch_gpt.optimizer_of(model, config.optim)
+    optimizer = torch_gpt.make_optimizer(model, config.optim)
     batch = torch.from_numpy(rows)
     return lambda: torch_gpt.train_step(
         model, optimizer, batch, 1e-4, config.optim.grad_clip

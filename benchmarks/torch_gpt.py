@@ -69,7 +69,7 @@ class GPT(nn.Module):
         return F.linear(self.norm(x), self.tokens.weight)
 
 
-def optimizer_of(model, config):
+def make_optimizer(model, config):
     """Fused AdamW with decay on matrices only."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
@@ -90,19 +90,19 @@ def learning_rate(step, steps, config):
     return config.min_learning_rate + 0.5 * (1 + math.cos(math.pi * done)) * span
 
 
-def loss_of(model, rows):
+def compute_loss(model, rows):
     logits = model(rows[:, :-1])
     return F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
 
 
-def take(tokens, starts, block):
-    return torch.from_numpy(tokens[starts[:, None] + np.arange(block + 1)])
+def take_windows(tokens, offsets, block):
+    return torch.from_numpy(tokens[offsets[:, None] + np.arange(block + 1)])
 
 
 def train_step(model, optimizer, rows, rate, clip):
     for group in optimizer.param_groups:
         group["lr"] = rate
-    loss = loss_of(model, rows)
+    loss = compute_loss(model, rows)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()
@@ -113,18 +113,18 @@ def train_step(model, optimizer, rows, rate, clip):
 def validate(model, tokens, block):
     """The mean loss over consecutive windows of the whole text."""
     model.eval()
-    starts = np.arange(0, len(tokens) - block - 1, block)
+    offsets = np.arange(0, len(tokens) - block - 1, block)
     with torch.no_grad():
         parts = [
-            (loss_of(model, take(tokens, rows, block)).item(), len(rows))
-            for rows in np.array_split(starts, len(starts) // 64)
+            (compute_loss(model, take_windows(tokens, rows, block)).item(), len(rows))
+            for rows in np.array_split(offsets, len(offsets) // 64)
         ]
     model.train()
-    return sum(loss * n for loss, n in parts) / len(starts)
+    return sum(loss * n for loss, n in parts) / len(offsets)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", required=True)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--dropout", type=float, default=0.0)
@@ -137,16 +137,16 @@ def main():
     train, validation = (tokenizer.encode(part).astype(np.int64) for part in text)
     torch.manual_seed(args.seed)
     model = GPT(tokenizer.vocab_size, config.model, args.dropout)
-    optimizer = optimizer_of(model, config.optim)
+    optimizer = make_optimizer(model, config.optim)
     rng, block, times = np.random.default_rng(args.seed), config.model.block_size, []
     for step in range(args.steps):
-        starts = rng.integers(0, len(train) - block, config.batch_size)
-        begin = time.perf_counter()
+        offsets = rng.integers(0, len(train) - block, config.batch_size)
+        start_time = time.perf_counter()
         rate = learning_rate(step, args.steps, config.optim)
         train_step(
-            model, optimizer, take(train, starts, block), rate, config.optim.grad_clip
+            model, optimizer, take_windows(train, offsets, block), rate, config.optim.grad_clip
         ).item()
-        times.append(1e3 * (time.perf_counter() - begin))
+        times.append(1e3 * (time.perf_counter() - start_time))
     quartiles = [round(value, 2) for value in statistics.quantiles(times[10:], n=4)]
     result = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     result |= {"steps": args.steps, "dropout": args.dropout, "step_ms_quartiles": quartiles}

@@ -14,7 +14,7 @@ import peers
 
 def main():
     framework, fns = sys.argv[1], {}
-    print(json.dumps(versions(framework)), flush=True)
+    print(json.dumps(find_versions(framework)), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         if "build" in request:
@@ -24,29 +24,29 @@ def main():
                 continue
             if request["build"]["op"] not in peers.WHOLE:
                 fns["floor"] = peers.build("floor", request["build"])
-            times(fns, 2)
+            time_functions(fns, 2)
             temporary = getattr(fns["seconds"], "temporary_bytes", None)
             print(json.dumps({"temporary_bytes": temporary}), flush=True)
         else:
-            print(json.dumps(times(fns, request["calls"])), flush=True)
+            print(json.dumps(time_functions(fns, request["calls"])), flush=True)
 
 
-def times(fns, calls):
+def time_functions(fns, calls):
     """Seconds of each call, the functions in turn: neither finds the caches as it left them."""
-    found = {name: [] for name in fns}
+    seconds = {name: [] for name in fns}
     for _ in range(calls):
         for name, fn in fns.items():
-            found[name].append(timed(fn))
-    return found
+            seconds[name].append(time_call(fn))
+    return seconds
 
 
-def timed(fn):
-    begin = time.perf_counter()
+def time_call(fn):
+    start_time = time.perf_counter()
     fn()
-    return time.perf_counter() - begin
+    return time.perf_counter() - start_time
 
 
-def versions(framework):
+def find_versions(framework: str):
     """The framework's version, and the device JAX runs on."""
     from importlib.metadata import version
 
@@ -54,8 +54,8 @@ def versions(framework):
     names = ours | {"haiku": "dm-haiku"}
     import jax
 
-    found = {"version": version(names.get(framework, framework))}
-    return found | {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
+    info = {"version": version(names.get(framework, framework))}
+    return info | {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
 
 
 if __name__ == "__main__":

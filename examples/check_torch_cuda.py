@@ -54,7 +54,7 @@ def check_attention(torch, shape, seed=1234, p=0.3):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path)
     out = parser.parse_args(arguments).out
     try:

@@ -10,15 +10,18 @@ right port, as a control, and with one bit of one mask flipped.
 
 import argparse
 import dataclasses
+import sys
 import tempfile
 from pathlib import Path
 
 import jax
 import numpy as np
 import torch
-import torch_port
 from flax import nnx
 
+sys.path.insert(0, str(Path(__file__).parent / "lockstep"))  # torch_port
+
+import torch_port
 from dropout_jax import fold
 from dropout_jax.parity import divergence, hooks
 from minigpt.config import PRESETS, DropoutConfig
@@ -52,7 +55,7 @@ def record_port(gpt, block, tokens, masks):
     return tape
 
 
-def difference(one, other, folder):
+def compare_recordings(one, other, folder):
     """Through files, as between two machines."""
     for name, run in (("minigpt.npz", [one]), ("port.npz", [other])):
         divergence.save(run, folder / name)
@@ -60,7 +63,7 @@ def difference(one, other, folder):
     return divergence.first_difference(*runs)
 
 
-def find():
+def find_differences():
     """What is found for the right port, the wrong one, and one flipped bit."""
     preset = PRESETS["shakespeare-char-cpu"].model
     config = dataclasses.replace(preset, dropout=DropoutConfig(*[RATE] * 6))
@@ -76,13 +79,13 @@ def find():
         "one bit of one mask flipped": record_port(gpt, torch_port.Block, tokens, flipped),
     }
     with tempfile.TemporaryDirectory() as folder:
-        return {name: difference(ours, port, Path(folder)) for name, port in ports.items()}
+        return {name: compare_recordings(ours, port, Path(folder)) for name, port in ports.items()}
 
 
 def main(arguments=None):
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(arguments)
-    for name, found in find().items():
-        print(f"{name}: {found or 'no difference'}")
+    argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0]).parse_args(arguments)
+    for name, difference in find_differences().items():
+        print(f"{name}: {difference or 'no difference'}")
 
 
 if __name__ == "__main__":

@@ -22,13 +22,13 @@ ALONE = (0.80, 0.82, 0.85)
 SHAPE = (4, 8, 8)  # (batch, time, dim), or (batch, height, width) with one channel
 
 
-def own(*axes):
+def number_decisions(*axes):
     """Decisions by place along these axes of SHAPE."""
     sizes = [n if axis in axes else 1 for axis, n in enumerate(SHAPE)]
     return np.broadcast_to(np.arange(np.prod(sizes)).reshape(sizes), SHAPE)
 
 
-def panels(key):
+def make_panels(key):
     """Title, note, kept and decision of each place, for every op."""
     x = jnp.ones(SHAPE)
     rate = 0.4
@@ -36,28 +36,33 @@ def panels(key):
     def kept(fn, *args, **options):
         return np.asarray(fn(x, rate, *args, key=dj.fold(key, fn.__name__), **options)) != 0
 
-    each = own(0, 1, 2)
+    each = number_decisions(0, 1, 2)
     yield "dropout", "each element", kept(dj.dropout), each
     yield (
         "dropout, broadcast_dims=(0,)",
         "one mask for the batch",
         kept(dj.dropout, broadcast_dims=(0,)),
-        own(1, 2),
+        number_decisions(1, 2),
     )
     yield "alpha_dropout", "dark: SELU's saturation", kept(_alpha), each
     yield "drop_connect", "each weight", kept(dj.drop_connect), each
-    yield "spatial_dropout", "(batch, channel)", kept(dj.spatial_dropout), own(0, 2)
-    yield "locked_dropout", "one mask for all steps", kept(dj.locked_dropout), own(0, 2)
-    yield "token_dropout", "whole tokens", kept(dj.token_dropout), own(0, 1)
+    yield "spatial_dropout", "(batch, channel)", kept(dj.spatial_dropout), number_decisions(0, 2)
+    yield (
+        "locked_dropout",
+        "one mask for all steps",
+        kept(dj.locked_dropout),
+        number_decisions(0, 2),
+    )
+    yield "token_dropout", "whole tokens", kept(dj.token_dropout), number_decisions(0, 1)
     yield (
         "head_dropout, head_axis=1",
         "(batch, head)",
         kept(dj.head_dropout, head_axis=1),
-        own(0, 1),
+        number_decisions(0, 1),
     )
-    yield "drop_path", "a branch, row by row", kept(dj.drop_path), own(0)
+    yield "drop_path", "a branch, row by row", kept(dj.drop_path), number_decisions(0)
     skipped = np.asarray(dj.drop_path(x, rate, mode="batch", key=dj.fold(key, "skip"))) != 0
-    yield "drop_path, mode='batch'; layer_drop", "all or nothing", skipped, own()
+    yield "drop_path, mode='batch'; layer_drop", "all or nothing", skipped, number_decisions()
     blocks = dj.drop_block(x[..., None], 0.3, 3, key=dj.fold(key, "block"))[..., 0] != 0
     yield "drop_block, 3 by 3", "blocks in a map", np.asarray(blocks), each
     table = dj.embedding_dropout(jnp.ones((8, 8)), rate, key=dj.fold(key, "table")) != 0
@@ -87,7 +92,7 @@ def _alpha(x, rate, *, key):
     return dj.alpha_dropout(x, rate, key=key) > 0
 
 
-def colours(kept, decision):
+def color_decisions(kept, decision):
     """Dark where dropped, white for padding (-1), grey where alone, a colour where shared."""
     names = range(decision.max() + 1)
     table = np.array([colorsys.hls_to_rgb(n * 5 % 8 / 8, 0.82 - n // 8 * 0.1, 0.7) for n in names])
@@ -97,7 +102,7 @@ def colours(kept, decision):
     return np.where((decision == -1)[..., None], 1.0, image)
 
 
-def noise_panel(key):
+def shade_noise(key):
     """Gaussian dropout has no mask: shades of its factor."""
     factor = np.asarray(dj.gaussian_dropout(jnp.ones(SHAPE), 0.4, key=key))
     return np.clip(0.5 + (factor - 1) / 4, 0, 1)[..., None] * np.ones(3)
@@ -106,16 +111,20 @@ def noise_panel(key):
 def draw(path):
     """Draw all panels, each a batch of four rows."""
     key = jax.random.key(4)
-    made = [(title, note, colours(kept, by)) for title, note, kept, by in panels(key)]
-    made.append(("gaussian_dropout", "a factor; dark is small", noise_panel(dj.fold(key, "noise"))))
+    images = [
+        (title, note, color_decisions(kept, by)) for title, note, kept, by in make_panels(key)
+    ]
+    images.append(
+        ("gaussian_dropout", "a factor; dark is small", shade_noise(dj.fold(key, "noise")))
+    )
     figure = Figure(figsize=(14, 6.6), layout="constrained")
     figure.suptitle(
         "dark: dropped     grey: kept, decided alone     colour: kept, and decided together with "
         "all of its colour in the panel",
         fontsize=12,
     )
-    grids = figure.subfigures(4, 4, wspace=0.04, hspace=0.03)
-    for grid, (title, note, image) in zip(grids.ravel(), made, strict=True):
+    grids = np.asarray(figure.subfigures(4, 4, wspace=0.04, hspace=0.03), object)
+    for grid, (title, note, image) in zip(grids.ravel(), images, strict=True):
         grid.suptitle(f"{title}: {note}", fontsize=9.5)
         for row, axes in enumerate(grid.subplots(1, len(image))):
             axes.imshow(image[row])
@@ -131,7 +140,7 @@ def draw(path):
 
 def main(args=None):
     """Parse the command line and draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("docs/gallery.png"))
     out = parser.parse_args(args).out
     draw(out)

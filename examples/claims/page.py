@@ -1,4 +1,4 @@
-"""Run every experiment of this folder, and write docs/claims.md from what they found.
+"""Run every experiment of this folder's chapters, and write docs/claims.md from the results.
 
     python examples/claims/page.py [--full | --smallest] [--only NAME ...] [--out docs/claims]
 
@@ -19,28 +19,37 @@ from common import rates
 
 HERE = Path(__file__).parent
 
-# The chapters of the page: a title, and its scripts in order.
+# The chapters of the page: a folder beside this file, and its scripts in the order of the page.
 CHAPTERS: dict[str, list[str]] = {
-    "The mechanism": [
+    "mechanism": [
         *("scaling", "randomness", "missing_scale", "unscaled_softmax", "evaluation_mode"),
         *("forgotten_evaluation", "geometric_mean", "sub_networks", "monte_carlo_samples"),
         *("co_adaptation", "feature_correlation"),
     ],
-    "What it does to learning": [
+    "learning": [
         *("data_size", "gpt_overfitting", "underfitting", "gpt_rates", "image_rates", "placement"),
         *("interactions", "variance_shift", "batch_norm", "schedules", "cost", "step_time"),
     ],
-    "In a stack of blocks": ["block_shapes", "norm_order", "features"],
-    "Variants where they belong": [
+    "blocks": ["block_shapes", "norm_order", "features"],
+    "variants": [
         *("convolution", "feature_maps", "selu_moments", "selu", "recurrent", "zoneout"),
         *("drop_connect", "drop_path", "removed_blocks", "learned_rates", "learned_against_fixed"),
         "r_drop",
     ],
-    "Fine-tuning": ["genre", "genre_head_rates", "genre_body_rates"],
-    "Uncertainty": [
+    "finetuning": ["genre", "genre_head_rates", "genre_body_rates"],
+    "uncertainty": [
         *("uncertainty", "out_of_distribution", "active_learning", "genre_uncertainty"),
         *("gpt_uncertainty", "gpt_other_texts"),
     ],
+}
+
+TITLES = {
+    "mechanism": "The mechanism",
+    "learning": "What it does to learning",
+    "blocks": "In a stack of blocks",
+    "variants": "Variants where they belong",
+    "finetuning": "Fine-tuning",
+    "uncertainty": "Uncertainty",
 }
 
 INTRODUCTION = """\
@@ -65,7 +74,7 @@ there is none. They are of small models on little data: a place to begin a searc
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--full", action="store_true")
     size.add_argument("--smallest", action="store_true")
@@ -76,61 +85,72 @@ def main(arguments=None):
     console = Console(highlight=False)
     for i, name in enumerate(names if options.only is None else options.only):
         console.rule(f"{name} ({i + 1} of {len(names)})")
-        words = [sys.executable, str(HERE / f"{name}.py"), "--out", str(options.out)]
+        words = [sys.executable, str(HERE / script_path(name)), "--out", str(options.out)]
         words += [f"--{word}" for word in ("full", "smallest") if getattr(options, word)]
         subprocess.run(words, check=True)
     results = {name: json.loads((options.out / f"{name}.json").read_text()) for name in names}
     path = options.out.with_suffix(".md")
-    path.write_text(page(results, options.out.name))
+    path.write_text(render_page(results, options.out.name))
     console.print(f"wrote {path}")
 
 
-def page(results: dict[str, dict], folder: str) -> str:
+def script_path(name: str) -> str:
+    """A script's path in this folder."""
+    return next(f"{chapter}/{name}.py" for chapter, names in CHAPTERS.items() if name in names)
+
+
+def render_page(results: dict[str, dict], folder: str) -> str:
     """The page: one table of all claims, then a section a script."""
-    parts = [INTRODUCTION, table(results), RATES, markdown(rates.rows(results), "keys")]
-    for title, names in CHAPTERS.items():
-        parts += [f"## {title}", *(section(name, results[name], folder) for name in names)]
+    parts = [
+        INTRODUCTION,
+        claims_table(results),
+        RATES,
+        format_table(rates.recommended_rates(results), "keys"),
+    ]
+    for chapter, names in CHAPTERS.items():
+        sections = (render_section(name, results[name], folder) for name in names)
+        parts += [f"## {TITLES[chapter]}", *sections]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def table(results: dict[str, dict]) -> str:
+def claims_table(results: dict[str, dict]) -> str:
     """Claim, verdict and script."""
     rows = [
-        [finding["claim"], finding["verdict"], f"[{name}](#{anchor(found['title'])})"]
-        for name, found in results.items()
-        for finding in found["findings"]
+        [finding["claim"], finding["verdict"], f"[{name}](#{heading_anchor(record['title'])})"]
+        for name, record in results.items()
+        for finding in record["findings"]
     ]
-    return markdown(rows, ["claim", "verdict", "experiment"])
+    return format_table(rows, ["claim", "verdict", "experiment"])
 
 
-def markdown(rows, headers) -> str:
+def format_table(rows, headers) -> str:
     """A table without the spaces that line up its source."""
     padded = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
     return re.sub("-{3,}", "---", re.sub(" {2,}", " ", padded))
 
 
-def anchor(title: str) -> str:
+def heading_anchor(title: str) -> str:
     """GitHub's name for a heading."""
     kept = "".join(c for c in title.lower() if c.isalnum() or c in " -_")
     return kept.replace(" ", "-")
 
 
-def section(name: str, found: dict, folder: str) -> str:
+def render_section(name: str, record: dict, folder: str) -> str:
     """A script's title, picture and findings."""
     rows = [
         [finding["claim"], finding["source"], finding["measured"], finding["verdict"]]
-        for finding in found["findings"]
+        for finding in record["findings"]
     ]
-    scale = "" if found["scale"] == "default" else f" --{found['scale']}"
-    more = found["numbers"].get("table", [])  # a script's own: rows as dictionaries
+    scale = "" if record["scale"] == "default" else f" --{record['scale']}"
+    more = record["numbers"].get("table", [])  # a script's own: rows as dictionaries
     return "\n\n".join(
         [
-            f"### {found['title']}",
-            f"`python examples/claims/{name}.py{scale}` ([script](../examples/claims/{name}.py), "
-            f"[numbers]({folder}/{name}.json))",
-            f"![{found['title']}]({folder}/{name}.png)",
-            markdown(rows, ["claim", "made in", "measured", "verdict"]),
-            *([markdown(more, "keys")] if more else []),
+            f"### {record['title']}",
+            f"`python examples/claims/{script_path(name)}{scale}` "
+            f"([script](../examples/claims/{script_path(name)}), [numbers]({folder}/{name}.json))",
+            f"![{record['title']}]({folder}/{name}.png)",
+            format_table(rows, ["claim", "made in", "measured", "verdict"]),
+            *([format_table(more, "keys")] if more else []),
         ]
     )
 

@@ -1,1 +1,1 @@
-"""What the experiments share; the scripts beside this folder are the experiments."""
+"""What the experiments share; the scripts of the folders beside this one are the experiments."""

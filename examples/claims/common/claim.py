@@ -13,7 +13,7 @@ docs/claims.md of them.
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -128,15 +128,15 @@ def verdict_by(what: str, cells: dict) -> str:
     cells = {
         name: cell.positive if isinstance(cell, Interval) else cell for name, cell in cells.items()
     }
-    where = [str(name) for name, holds in cells.items() if holds]
-    if len(where) in (0, len(cells)):
-        return verdict(bool(where))
-    listed = " or ".join(filter(None, [", ".join(where[:-1]), where[-1]]))
-    others = ", ".join(str(name) for name, holds in cells.items() if not holds)
-    return f"{ONLY_WHEN}{what} {listed} (not {others})"
+    holding_cells = [str(name) for name, holds in cells.items() if holds]
+    if len(holding_cells) in (0, len(cells)):
+        return verdict(bool(holding_cells))
+    holding = " or ".join(filter(None, [", ".join(holding_cells[:-1]), holding_cells[-1]]))
+    failing_cells = ", ".join(str(name) for name, holds in cells.items() if not holds)
+    return f"{ONLY_WHEN}{what} {holding} (not {failing_cells})"
 
 
-def listed(cells: dict[Any, Interval], spec: str) -> str:
+def describe(cells: Mapping[Any, Any], spec: str) -> str:
     """Cells in a sentence: "0.1: 2 (1 to 3), 0.2: 4 (3 to 5)"."""
     return ", ".join(f"{name}: {format(cell, spec)}" for name, cell in cells.items())
 
@@ -151,8 +151,9 @@ def by_cell(
     sign: int = 1,
 ) -> Finding:
     """The finding on a claim that a difference is above 0 in every cell, or below for sign=-1."""
-    held = verdict_by(condition, cells if sign > 0 else {name: -it for name, it in cells.items()})
-    return Finding(text, source, f"{what}: {listed(cells, spec)}", held)
+    differences = cells if sign > 0 else {name: -cell for name, cell in cells.items()}
+    outcome = verdict_by(condition, differences)
+    return Finding(text, source, f"{what}: {describe(cells, spec)}", outcome)
 
 
 def compare(sentence, source, ours: dict, theirs: dict, what: str, condition: str) -> Finding:
@@ -161,9 +162,10 @@ def compare(sentence, source, ours: dict, theirs: dict, what: str, condition: st
     return by_cell(sentence, source, what, gains, condition, "+.1f")
 
 
-def main(experiment, doc: str, file: str, arguments=None) -> Path:
+def main(experiment, doc: str | None, file: str, arguments=None) -> Path:
     """The command line of a claim's script; returns the JSON's path."""
-    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    title = (doc or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(description=title)
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--full", action="store_true", help="the long form")
     size.add_argument("--smallest", action="store_true", help="seconds: shows that it runs")
@@ -174,30 +176,30 @@ def main(experiment, doc: str, file: str, arguments=None) -> Path:
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"{Path(file).stem}.json"
     result.figure.savefig(path.with_suffix(".png"), dpi=110)
-    found = {
-        "title": doc.splitlines()[0].removesuffix("."),
+    record = {
+        "title": title.removesuffix("."),
         "scale": name,
         "versions": {"jax": jax.__version__},
         "findings": [dataclasses.asdict(finding) for finding in result.findings],
-        "numbers": plain(result.numbers),
+        "numbers": to_json(result.numbers),
     }
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    path.write_text(json.dumps(record, indent=1) + "\n")
     for finding in result.findings:
         print(f"{finding.claim}\n  {finding.measured}\n  {finding.verdict}")
     print(f"wrote {path} and {path.with_suffix('.png')}")
     return path
 
 
-def plain(value: Any) -> Any:
+def to_json(value: Any) -> Any:
     """Numbers as JSON has them, six digits; keys as strings."""
     if isinstance(value, Interval):
-        return {"mean": plain(value.mean), "95 %": [plain(value.low), plain(value.high)]}
+        return {"mean": to_json(value.mean), "95 %": [to_json(value.low), to_json(value.high)]}
     if isinstance(value, dict):
-        return {str(name): plain(item) for name, item in value.items()}
+        return {str(name): to_json(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [to_json(item) for item in value]
     if isinstance(value, (np.ndarray, np.generic, jax.Array)):
-        return plain(np.asarray(value).tolist())
+        return to_json(np.asarray(value).tolist())
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
@@ -206,7 +208,7 @@ def intervals(values, names: Iterable) -> dict[Any, Interval]:
     return {name: interval(column) for name, column in zip(names, values.T, strict=True)}
 
 
-def crossing(x, gains) -> float | None:
+def zero_crossing(x, gains) -> float | None:
     """Where gains that were positive end for good, between two of x on a logarithmic scale.
 
     None if they are still positive at the largest x, or are so at none.

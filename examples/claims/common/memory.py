@@ -23,31 +23,31 @@ def train(step, seeds: int, steps: int):
         key = jax.random.key(seed)
 
         def loss(params, _, step_key):
-            x, y, _ = sequences(fold(step_key, "data"), 32)
-            return nets.cross_entropy(remembered(params, x, step, key=step_key), y)
+            x, y, _ = sample_sequences(fold(step_key, "data"), 32)
+            return nets.cross_entropy(predict_symbol(params, x, step, key=step_key), y)
 
         tx = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
         tx = optax.chain(optax.clip_by_global_norm(1.0), tx)
         params = nets.fit(loss, init(key), 1, key, steps=steps, batch_size=1, tx=tx)
-        x, y, ago = sequences(fold(key, "test"), 2000)
-        at = jax.nn.one_hot(ago - 1, LENGTH)
+        x, y, ago = sample_sequences(fold(key, "test"), 2000)
+        one_hot_delay = jax.nn.one_hot(ago - 1, LENGTH)
 
         def share(key):
-            right = remembered(params, x, step, key=key).argmax(-1) == y
-            return right @ at / at.sum(0)
+            right = predict_symbol(params, x, step, key=key).argmax(-1) == y
+            return right @ one_hot_delay / one_hot_delay.sum(0)
 
         return share(None), share(fold(key, "masks"))
 
     return jax.tree.map(np.asarray, jax.jit(jax.vmap(one))(jnp.arange(seeds)))
 
 
-def sequences(key, count: int):
+def sample_sequences(key, count: int):
     """Inputs, the marked symbols, and how many steps ago they were (1 is the last)."""
     symbols = jax.random.randint(fold(key, "symbols"), (count, LENGTH), 0, SYMBOLS)
-    place = jax.random.randint(fold(key, "place"), (count,), 0, LENGTH)
-    marks = jax.nn.one_hot(place, LENGTH)[..., None]
+    marked = jax.random.randint(fold(key, "place"), (count,), 0, LENGTH)
+    marks = jax.nn.one_hot(marked, LENGTH)[..., None]
     inputs = jnp.concatenate([jax.nn.one_hot(symbols, SYMBOLS), marks], -1)
-    return inputs, jnp.take_along_axis(symbols, place[:, None], 1)[:, 0], LENGTH - place
+    return inputs, jnp.take_along_axis(symbols, marked[:, None], 1)[:, 0], LENGTH - marked
 
 
 def init(key):
@@ -58,7 +58,7 @@ def init(key):
     return {"cell": cell, "readout": nets.dense_init(fold(key, "readout"), UNITS, SYMBOLS)}
 
 
-def remembered(params, x, step, *, key):
+def predict_symbol(params, x, step, *, key):
     """Logits of the marked symbol from sequences (batch, time, features)."""
 
     def one(state, inputs):
@@ -66,8 +66,8 @@ def remembered(params, x, step, *, key):
         return step(params["cell"], x, *state, key=key, now=fold(key, "step", t)), None
 
     zeros = jnp.zeros((len(x), UNITS))
-    places = jnp.arange(LENGTH, dtype=jnp.uint32)
-    (h, _), _ = jax.lax.scan(one, (zeros, zeros), (places, x.swapaxes(0, 1)))
+    indices = jnp.arange(LENGTH, dtype=jnp.uint32)
+    (h, _), _ = jax.lax.scan(one, (zeros, zeros), (indices, x.swapaxes(0, 1)))
     return nets.dense(params["readout"], h)
 
 

@@ -30,28 +30,28 @@ UNKNOWN = ("digits 8 and 9", "digits rotated by 90°", "shuffled pixels")
 
 def split(seed: int, size: int, rows: int):
     """Images and labels to train on, to fit with and to test on; and the sets to predict."""
-    everything = data.mnist(5000, seed)
+    everything = data.load_mnist(5000, seed)
     x, y = np.asarray(everything.x_train), np.asarray(everything.y_train)
     known, unknown = np.flatnonzero(y < 8), np.flatnonzero(y >= 8)
-    train, held, test, _ = np.split(known, np.cumsum([size, size // 4, rows]))
+    train, validation, test, _ = np.split(known, np.cumsum([size, size // 4, rows]))
     sets = {
         IN: x[test],
-        SHIFTED: rotated(x[test], 30),
+        SHIFTED: rotate(x[test], 30),
         "digits 8 and 9": x[unknown[:rows]],
-        "digits rotated by 90°": rotated(x[test], 90),
+        "digits rotated by 90°": rotate(x[test], 90),
         "shuffled pixels": np.random.default_rng(seed).permuted(x[test], axis=1),
     }
-    return (x[train], y[train]), (x[held], y[held]), y[test], sets
+    return (x[train], y[train]), (x[validation], y[validation]), y[test], sets
 
 
-def rotated(images, degrees: float):
+def rotate(images, degrees: float):
     """Turned about the middle; the corners are black."""
     square = images.reshape(-1, 28, 28)
     turned = scipy.ndimage.rotate(square, degrees, axes=(1, 2), reshape=False, order=1)
     return np.clip(turned, 0, 1).reshape(len(images), -1)
 
 
-def trained(x, y, key, rate, steps: int, width: int):
+def train_network(x, y, key, rate, steps: int, width: int):
     """One network."""
 
     def loss(layers, rows, key):
@@ -61,88 +61,103 @@ def trained(x, y, key, rate, steps: int, width: int):
     return nets.fit(loss, layers, len(y), fold(key, "fit"), steps=steps, batch_size=32)
 
 
-def evaluated(layers, x):
+def compute_logits(layers, x):
     """Logits, dropout off."""
     return nets.mlp(layers, x, 0.0, key=None)
 
 
-def features(layers, x):
+def compute_features(layers, x):
     """What the last layer is given."""
-    return jax.nn.relu(evaluated(layers[:-1], x))
+    return jax.nn.relu(compute_logits(layers[:-1], x))
 
 
-def of_digits(scale: Scale, *what: str) -> tuple[list[dict], list[dict], list[dict], int]:
+def run_digit_classifiers(
+    scale: Scale, *names: str
+) -> tuple[list[dict], list[dict], list[dict], int]:
     """Seed by seed `what` of `measured` by method, reliability, and what was fitted; MC passes."""
     seeds, size, rows = scale.pick((3, 200, 200), (5, 2400, 1000), (20, 2400, 1000))
     passes = scale.pick(4, 50, 100)
     runs, curves, fitted = [], [], []
     for seed in scale.track(range(seeds), "seeds"):
-        *given, sets = split(seed, size, rows)
+        *parts, sets = split(seed, size, rows)
         settings = {"steps": scale.pick(40, 1200, 1200), "passes": passes}
         settings["width"] = scale.pick(8, 128, 128)
-        found, p, chosen = one_seed(*given, sets, jax.random.key(seed), **settings)
-        found = jax.tree.map(np.asarray, {name: found[name] for name in what})
-        runs.append(
-            {m: jax.tree.map(lambda leaf, i=i: float(leaf[i]), found) for i, m in enumerate(COST)}
+        measures_by_name, p, hyperparameters = run_seed(
+            *parts, sets, jax.random.key(seed), **settings
         )
-        curves.append({m: measures.reliability(p[i], given[2]) for i, m in enumerate(COST)})
-        fitted.append({name: float(value) for name, value in chosen.items()})
+        measures_by_name = jax.tree.map(
+            np.asarray, {name: measures_by_name[name] for name in names}
+        )
+        runs.append(
+            {
+                m: jax.tree.map(lambda leaf, i=i: float(leaf[i]), measures_by_name)
+                for i, m in enumerate(COST)
+            }
+        )
+        curves.append({m: measures.reliability(p[i], parts[2]) for i, m in enumerate(COST)})
+        fitted.append({name: float(value) for name, value in hyperparameters.items()})
     return runs, curves, fitted, passes
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "passes", "width"))
-def one_seed(fit_on, held, labels, sets, key, steps: int, passes: int, width: int):
+def run_seed(training, validation, labels, sets, key, steps: int, passes: int, width: int):
     """Train, fit and predict: measures by method, and the probabilities of the test digits."""
     keys, rates = jax.random.split(key, 2 * MEMBERS), jnp.array([0.0, RATE]).repeat(MEMBERS)
-    fitted = jax.vmap(lambda key, rate: trained(*fit_on, key, rate, steps, width))(keys, rates)
+    x, y = training
+    train = jax.vmap(lambda key, rate: train_network(x, y, key, rate, steps, width))
+    fitted = train(keys, rates)
     members, others = (
         jax.tree.map(lambda leaf, i=i: leaf[i : i + MEMBERS], fitted) for i in (0, MEMBERS)
     )
     plain, dropping = (jax.tree.map(lambda leaf: leaf[0], each) for each in (members, others))
     warm, warm_dropping = (
-        fit_temperature(evaluated(n, held[0]), held[1]) for n in (plain, dropping)
+        fit_temperature(compute_logits(n, validation[0]), validation[1]) for n in (plain, dropping)
     )
     draws = fold(key, "draws")
 
     def laplace(covariance, x):
-        seen = features(plain, x)
-        return jax.nn.softmax(measures.laplace_logits(plain[-1], covariance, seen, draws, passes))
+        inputs = compute_features(plain, x)
+        return jax.nn.softmax(measures.laplace_logits(plain[-1], covariance, inputs, draws, passes))
 
     def laplace_loss(precision):
-        covariance = measures.laplace_covariance(plain[-1], features(plain, fit_on[0]), precision)
-        return measures.quality(laplace(covariance, held[0]).mean(0), held[1])["NLL"]
+        covariance = measures.laplace_covariance(plain[-1], compute_features(plain, x), precision)
+        return measures.quality(laplace(covariance, validation[0]).mean(0), validation[1])["NLL"]
 
     prior = jnp.array(PRIORS)[jnp.argmin(jax.lax.map(laplace_loss, jnp.array(PRIORS)))]
-    covariance = measures.laplace_covariance(plain[-1], features(plain, fit_on[0]), prior)
+    covariance = measures.laplace_covariance(plain[-1], compute_features(plain, x), prior)
 
     def predict(x):
         """Of every method in COST's order: probabilities, and their mutual information."""
-        one, other = evaluated(plain, x), evaluated(dropping, x)
+        one, other = compute_logits(plain, x), compute_logits(dropping, x)
         stacks = [
             jax.nn.softmax(one)[None],
             jax.nn.softmax(one / warm)[None],
             laplace(covariance, x),
-            jax.nn.softmax(jax.vmap(evaluated, (0, None))(members, x)),
+            jax.nn.softmax(jax.vmap(compute_logits, (0, None))(members, x)),
             jax.nn.softmax(other)[None],
             jax.nn.softmax(other / warm_dropping)[None],
-            jax.nn.softmax(jax.vmap(evaluated, (0, None))(others, x)),
+            jax.nn.softmax(jax.vmap(compute_logits, (0, None))(others, x)),
             mc_dropout(lambda k: jax.nn.softmax(nets.mlp(dropping, x, RATE, key=k)), draws, passes),
         ]
         means, doubts = [stack.mean(0) for stack in stacks], map(mutual_information, stacks)
         return jnp.stack(means), jnp.stack(list(doubts))
 
     means, doubts = zip(*(predict(x) for x in sets.values()), strict=True)
-    means, doubts = (dict(zip(sets, found, strict=True)) for found in (means, doubts))
-    found = jax.vmap(lambda p, i: measured(p, i, labels, draws))(means, doubts)
-    return found, means[IN], {"temperature": warm, "prior": prior}
+    means, doubts = (
+        dict(zip(sets, measures_by_method, strict=True)) for measures_by_method in (means, doubts)
+    )
+    measures_by_method = jax.vmap(lambda p, i: measure_method(p, i, labels, draws))(means, doubts)
+    return measures_by_method, means[IN], {"temperature": warm, "prior": prior}
 
 
-def measured(p, information, labels, key):
+def measure_method(p, information, labels, key):
     """Of a method: its quality on both labelled sets, and how well each score finds unknowns."""
-    found = {name: measures.quality(p[name], labels) for name in (IN, SHIFTED)}
+    measured_by_name = {name: measures.quality(p[name], labels) for name in (IN, SHIFTED)}
     for name in (IN, SHIFTED):
-        found[name]["ECE if right"] = measures.calibrated_ece(p[name], key)
+        measured_by_name[name]["ECE if right"] = measures.calibrated_ece(p[name], key)
     doubt = {name: 1 - each.max(-1) for name, each in p.items()}
     for by, score in (("by confidence", doubt), ("by mutual information", information)):
-        found[by] = {name: measures.told_apart(score[IN], score[name]) for name in UNKNOWN}
-    return found
+        measured_by_name[by] = {
+            name: measures.ood_auroc(score[IN], score[name]) for name in UNKNOWN
+        }
+    return measured_by_name

@@ -60,18 +60,21 @@ def fit(
     tx: optax.GradientTransformation | None = None,
 ) -> Any:
     """Minimise loss(params, rows, key) over random rows of `examples`; Adam at 1e-3 unless told."""
-    more = {"steps": steps, "batch_size": batch_size, "tx": tx}
-    return fit_looking(loss, params, examples, key, lambda _: None, looks=1, **more)[0]
+    trained, _ = fit_and_evaluate(
+        *(loss, params, examples, key, lambda _: None),
+        **{"evaluations": 1, "steps": steps, "batch_size": batch_size, "tx": tx},
+    )
+    return trained
 
 
-def fit_looking(
+def fit_and_evaluate(
     loss: Callable[..., jax.Array],
     params: Any,
     examples: int | jax.Array,
     key: jax.Array,
-    look: Callable[[Any], Any],
+    evaluate: Callable[[Any], Any],
     *,
-    looks: int,
+    evaluations: int,
     steps: int,
     per_step: tuple[jax.Array, ...] = (),
     batch_size: int = 64,
@@ -94,15 +97,17 @@ def fit_looking(
 
     def some_steps(carry, now):
         carry = jax.lax.scan(step, carry, now)[0]
-        return carry, look(carry[0])
+        return carry, evaluate(carry[0])
 
-    places = (jnp.arange(steps, dtype=jnp.uint32), per_step)
-    parts = jax.tree.map(lambda leaf: leaf.reshape(looks, steps // looks, *leaf.shape[1:]), places)
-    (params, _), seen = jax.lax.scan(some_steps, (params, tx.init(params)), parts)
-    return params, seen
+    schedule = (jnp.arange(steps, dtype=jnp.uint32), per_step)
+    parts = jax.tree.map(
+        lambda leaf: leaf.reshape(evaluations, steps // evaluations, *leaf.shape[1:]), schedule
+    )
+    (params, _), results = jax.lax.scan(some_steps, (params, tx.init(params)), parts)
+    return params, results
 
 
-def grid(run: Callable[..., Any], firsts: Iterable, *axes) -> Any:
+def run_grid(run: Callable[..., Any], firsts: Iterable, *axes) -> Any:
     """run(first, a, b, ...) for all combinations of the axes' values, one run at a time.
 
     One program does all for one of `firsts`, such as a seed; they may come with a progress bar.
@@ -111,14 +116,14 @@ def grid(run: Callable[..., Any], firsts: Iterable, *axes) -> Any:
     combinations = jnp.meshgrid(*map(jnp.asarray, axes), indexing="ij")
     flat = tuple(values.ravel() for values in combinations)
     of_one = jax.jit(lambda first: jax.lax.map(lambda values: run(first, *values), flat))
-    found = [jax.device_get(of_one(first)) for first in firsts]
+    results = [jax.device_get(of_one(first)) for first in firsts]
     sizes = tuple(len(axis) for axis in axes)
     return jax.tree.map(
-        lambda *parts: np.stack(parts).reshape(-1, *sizes, *parts[0].shape[1:]), *found
+        lambda *parts: np.stack(parts).reshape(-1, *sizes, *parts[0].shape[1:]), *results
     )
 
 
-def over_rates_and_seeds(one: Callable, rates, splits) -> Any:
+def run_rates_and_seeds(one: Callable, rates, splits) -> Any:
     """one(rate, seed, split) for each rate and each seed's split, as one program: (rate, seed)."""
     seeds = jnp.arange(len(splits.y_test), dtype=jnp.uint32)
     of_rate = jax.vmap(one, (None, 0, 0))
@@ -126,7 +131,7 @@ def over_rates_and_seeds(one: Callable, rates, splits) -> Any:
     return jax.tree.map(np.asarray, program(jnp.array(rates), seeds, splits))
 
 
-def trained_mlp(split, seed, rate, hidden: Iterable[int], *, steps: int, drop: Callable = dropout):
+def train_mlp(split, seed, rate, hidden: Iterable[int], *, steps: int, drop: Callable = dropout):
     """The layers of an MLP of ten classes with these hidden sizes, trained on a split.
 
     The seed decides the weights, the batches and the masks.
@@ -151,10 +156,10 @@ def normed_mlp(layers, x, rates, statistics=None, *, key, norm: Callable = batch
 
     With `statistics`, as it returns them, norms are given those. There is a rate a hidden layer.
     """
-    seen = []
+    moments = []
     for i, layer in enumerate(layers[:-1]):
         x = dense(layer, x)
-        seen.append((x.mean(0), x.var(0)))
-        x = jax.nn.relu(norm(x, *(statistics or seen)[i]))
+        moments.append((x.mean(0), x.var(0)))
+        x = jax.nn.relu(norm(x, *(statistics or moments)[i]))
         x = dropout(x, rates[i], key=fold(key, "hidden", i))
-    return dense(layers[-1], x), seen
+    return dense(layers[-1], x), moments

@@ -15,49 +15,53 @@ SETTINGS = {
 PARTNERS, BESIDE = ("layer norm", "augmentation", "early stopping"), "dropout's gain beside"
 
 
-def best(gains: dict[float, Interval]) -> tuple[float, Interval]:
+def best_rate(gains: dict[float, Interval]) -> tuple[float, Interval]:
     """The rate, and its gain; for rate 0 what the least of the others gains, or costs."""
     helping = {rate: gain for rate, gain in gains.items() if gain.positive}
     rate = max(helping, key=lambda rate: helping[rate].mean, default=0.0)
     return rate, gains[rate or min(gains)]
 
 
-def rows(results: dict[str, dict]) -> list[dict[str, str]]:
+def recommended_rates(results: dict[str, dict]) -> list[dict[str, str]]:
     """Setting, rate, what it gains, and the experiment that measured it."""
-    found = []
+    table = []
 
     def add(setting: str, script: str, gains: dict[float, Interval], unit: str, spec: str) -> None:
-        rate, gain = best(gains)
+        rate, gain = best_rate(gains)
         what = f"gains {gain:{spec}}" if rate else f"{min(gains):g} brings {gain:{spec}}"
         row = {"setting": setting, "rate": f"{rate:g}", "why": f"{what} {unit}"}
-        found.append(row | {"measured by": f"[{script}](../examples/claims/{script}.py)"})
+        link = f"[{script.split('/')[1]}](../examples/claims/{script}.py)"
+        table.append(row | {"measured by": link})
 
     losses = results["gpt_rates"]["numbers"]["loss, difference to rate 0"]
     for setting, name in SETTINGS.items():
-        gains = {float(rate): -of(each) for rate, each in losses[name].items()}
-        add(setting, "gpt_rates", gains, "nats a character", "+.3f")
-    for place in ("head", "body"):
-        script = f"genre_{place}_rates"
+        gains = {float(rate): -parse_interval(each) for rate, each in losses[name].items()}
+        add(setting, "learning/gpt_rates", gains, "nats a character", "+.3f")
+    for part in ("head", "body"):
+        script = f"genre_{part}_rates"
         of_rate = results[script]["numbers"]["gained"]["macro-F1"]
-        gains = {float(rate): of(each) for rate, each in of_rate.items()}
-        setting = f"GPT classifying speeches, 2,000 examples, its {place}"
-        add(setting, script, gains, "of macro-F1", "+.3f")
+        gains = {float(rate): parse_interval(each) for rate, each in of_rate.items()}
+        setting = f"GPT classifying speeches, 2,000 examples, its {part}"
+        add(setting, f"finetuning/{script}", gains, "of macro-F1", "+.3f")
     numbers = results["data_size"]["numbers"]
     gained = numbers["test accuracy gained"]
     for width, title in (("wide", "MLP of 128 units"), ("narrow", "MLP of 8 units")):
         for size, cells in zip(numbers["sizes"], gained[width], strict=True):
             if size not in (300, 1000, 100_000):
                 continue
-            found_at = zip(numbers["rates"], map(of, cells), strict=True)
-            gains = {rate: gain.percent() for rate, gain in found_at if rate}
+            pairs = zip(numbers["rates"], map(parse_interval, cells), strict=True)
+            gains = {rate: gain.percent() for rate, gain in pairs if rate}
             setting = f"{title}, images, {size:,} examples"
-            add(setting, "data_size", gains, "points", "+.1f")
+            add(setting, "learning/data_size", gains, "points", "+.1f")
     for partner in PARTNERS:
-        gain = of(results["interactions"]["numbers"]["accuracy"][partner][BESIDE]).percent()
-        add(f"MLP, 500 images, beside {partner}", "interactions", {0.5: gain}, "points", "+.2f")
-    return found
+        gain = parse_interval(
+            results["interactions"]["numbers"]["accuracy"][partner][BESIDE]
+        ).percent()
+        setting = f"MLP, 500 images, beside {partner}"
+        add(setting, "learning/interactions", {0.5: gain}, "points", "+.2f")
+    return table
 
 
-def of(found: dict) -> Interval:
+def parse_interval(record: dict) -> Interval:
     """An interval as the JSON has it."""
-    return Interval(found["mean"], *found["95 %"])
+    return Interval(record["mean"], *record["95 %"])

@@ -6,7 +6,7 @@ import numpy as np
 
 from common.claim import interval
 from common.data import Text
-from common.gpt import compiled, config_of, train
+from common.gpt import compile_steps, make_config, train
 from minigpt.config import ClassifyConfig, ModelConfig, OptimConfig
 from minigpt.data import build_tokenizer, load_plays
 from minigpt.tasks.classification import (
@@ -21,14 +21,14 @@ LENGTH = 64
 MODEL = ModelConfig(n_layer=2, n_head=4, n_embd=48, block_size=LENGTH)
 
 
-def pretrained(steps: int) -> PretrainedModel:
+def pretrain(steps: int) -> PretrainedModel:
     """A GPT that has read every play but those of the test."""
     plays = load_plays()
     tokenizer = build_tokenizer("char", "".join(plays.values()))
     read = tokenizer.encode("".join(text for name, text in plays.items() if name not in TEST))
-    config = config_of(steps, MODEL)
+    config = make_config(steps, MODEL)
     text = Text(read, read[: 40 * LENGTH], tokenizer)
-    params = train(compiled(config, text), config, text, seed=0, evals=1).params
+    params = train(compile_steps(config, text), config, text, seed=0, evals=1).params
     return PretrainedModel(MODEL, tokenizer.vocab_size, tokenizer, params)
 
 
@@ -36,13 +36,13 @@ def sample(data: LabelledSplit, seed: int, sizes: tuple[int, int, int]) -> Label
     """The seed's training speeches; the others' are always the same. All are cut to LENGTH."""
     parts = []
     for part, size, each in zip(data, sizes, (seed, 0, 0), strict=True):
-        rows = np.random.default_rng(each).permutation(len(part.texts))[:size]
-        texts, labels = ([column[i] for i in rows] for column in part)
+        indices = np.random.default_rng(each).permutation(len(part.texts))[:size]
+        texts, labels = ([column[i] for i in indices] for column in part)
         parts.append(LabelledTexts([text[:LENGTH] for text in texts], labels))
     return LabelledSplit(*parts)
 
 
-def settings(
+def fine_tune_config(
     seed: int, steps: int, head: float = 0.0, body: float = 0.0, learning_rate: float = 5e-3
 ) -> ClassifyConfig:
     """Fine-tuning at a rate in the head and one in the body, to its last step."""
@@ -52,15 +52,15 @@ def settings(
     return dataclasses.replace(whole, class_weights="balanced", pool="mean", **rates)
 
 
-def measure(data: LabelledSplit, labels: list[str]) -> dict[str, float]:
+def score_labels(data: LabelledSplit, labels: list[str]) -> dict[str, float]:
     """What labels given to the test are worth."""
-    found = classification_scores(data.test.labels, labels, data.classes())
-    return {"macro-F1": found.macro_f1, "accuracy": found.accuracy}
+    scores = classification_scores(data.test.labels, labels, data.classes())
+    return {"macro-F1": scores.macro_f1, "accuracy": scores.accuracy}
 
 
-def rows(found: dict[str, dict[str, np.ndarray]]) -> list[dict[str, str]]:
+def table_rows(scores: dict[str, dict[str, np.ndarray]]) -> list[dict[str, str]]:
     """A table of what classifiers are worth, by name, measure and seed."""
     return [
         {"classifier": name} | {what: f"{interval(values):.3f}" for what, values in each.items()}
-        for name, each in found.items()
+        for name, each in scores.items()
     ]

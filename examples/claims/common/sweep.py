@@ -29,31 +29,32 @@ NANOGPT = ("embed", "attn_weights", "attn_out", "mlp_out")
 class Curves(NamedTuple):
     """Runs that differ by their seed."""
 
-    losses: dict[str, np.ndarray]
-    """of every text that is watched: (seeds, looks), dropout off"""
+    losses: dict[Any, np.ndarray]
+    """of every watched text: (seeds, evaluations), dropout off"""
     params: Any
     """at the end, seeds first"""
 
 
-def initial(config: ModelConfig, vocab_size: int, seeds: range) -> Any:
+def initial_params(config: ModelConfig, vocab_size: int, seeds: range) -> Any:
     """The weights that the trainer starts from, seeds first."""
     each = [nnx.split(GPT(config, vocab_size, rngs=nnx.Rngs(seed)))[1] for seed in seeds]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
 
 
-def masks(config: ModelConfig, rates: Mapping[str, Any], key: jax.Array, batch: int):
+def draw_masks(config: ModelConfig, rates: Mapping[str, Any], key: jax.Array, batch: int):
     """A model that drops at these sites, and their masks and scales at rates that may be traced.
 
     The masks are those that a model of these rates draws from the key itself.
     """
     dropping = dataclasses.replace(config, dropout=DropoutConfig(**dict.fromkeys(rates, 0.5)))
-    found = {}
-    for name, place in site_specs(dropping, batch, config.block_size).items():
-        path = [int(part) if part.isdigit() else part for part in name.split("/")]
-        rate = next(rates[part] for part in path if part in rates)
+    masks_by_site = {}
+    for name, spec in site_specs(dropping, batch, config.block_size).items():
+        parts = name.split("/")
+        path = [int(part) if part.isdigit() else part for part in parts]
+        rate = next(rates[part] for part in parts if part in rates)
         scale = apply_mask(jnp.ones(()), jnp.ones((), bool), rate)
-        found[name] = keep_mask(fold(key, *path), rate, place.shape), scale
-    return dropping, found
+        masks_by_site[name] = keep_mask(fold(key, *path), rate, spec.shape), scale
+    return dropping, masks_by_site
 
 
 class Runner:
@@ -63,15 +64,17 @@ class Runner:
     models that scan over their layers.
     """
 
-    def __init__(self, config: Config, vocab_size: int, seeds: range, looks: int, sites=NANOGPT):
-        self.config, self.vocab_size, self.seeds, self.looks = config, vocab_size, seeds, looks
-        self.sites = sites
+    def __init__(
+        self, config: Config, vocab_size: int, seeds: range, evaluations: int, sites=NANOGPT
+    ):
+        self.config, self.vocab_size, self.seeds = config, vocab_size, seeds
+        self.evaluations, self.sites = evaluations, sites
         self._program = jax.jit(jax.vmap(self._run, in_axes=(0, 0, 0, None, None, None)))
 
     def __call__(
         self,
         train: np.ndarray,
-        watched: Mapping[str, np.ndarray],
+        watched: Mapping[Any, np.ndarray],
         dropout: DropoutConfig | None = None,
         *,
         optim: OptimConfig | None = None,
@@ -83,7 +86,7 @@ class Runner:
         """
         config, time = self.config, self.config.model.block_size
         if params is None:
-            params = initial(config.model, self.vocab_size, self.seeds)
+            params = initial_params(config.model, self.vocab_size, self.seeds)
         each = [
             [
                 window_offsets(train, seed, step, config.batch_size, time)
@@ -92,7 +95,7 @@ class Runner:
             for seed in self.seeds
         ]
         rows = windows(
-            train, np.reshape(each, (len(each), self.looks, -1, config.batch_size)), time
+            train, np.reshape(each, (len(each), self.evaluations, -1, config.batch_size)), time
         )
         rate = learning_rate_schedule(optim or config.optim, config.steps)
         losses, params = self._program(
@@ -100,8 +103,8 @@ class Runner:
             rows,
             jnp.stack([jax.random.key(seed) for seed in self.seeds]),
             self._rates(dropout or DropoutConfig()),
-            rate(jnp.arange(config.steps)).astype(jnp.float32),
-            {name: windows(ids, evenly(ids, time), time) for name, ids in watched.items()},
+            jnp.asarray(rate(jnp.arange(config.steps)), jnp.float32),
+            {name: windows(ids, even_offsets(ids, time), time) for name, ids in watched.items()},
         )
         return Curves({name: np.asarray(loss, np.float64) for name, loss in losses.items()}, params)
 
@@ -115,39 +118,43 @@ class Runner:
     def _run(self, params, rows, key, rates, learning_rates, watched):
         tx = build_optimizer(dataclasses.replace(self.config.optim, **CONSTANT), 1)
 
-        def step(carry, now):
+        def step(carry, inputs):
             params, state = carry
-            i, tokens, learning_rate = now
+            i, tokens, learning_rate = inputs
             gradient = jax.grad(self._loss)(params, tokens, rates, fold(key, "dropout", i))
             updates, state = tx.update(gradient, state, params)
             updates = jax.tree.map(lambda leaf: leaf * learning_rate, updates)
             return (optax.apply_updates(params, updates), state), None
 
-        def look(carry, now):
-            carry, _ = jax.lax.scan(step, carry, now)
+        def train_then_evaluate(carry, inputs):
+            carry, _ = jax.lax.scan(step, carry, inputs)
             return carry, {name: self._loss(carry[0], each) for name, each in watched.items()}
 
         steps = jnp.arange(self.config.steps, dtype=jnp.uint32)
-        now = [each.reshape(self.looks, -1, *each.shape[1:]) for each in (steps, learning_rates)]
-        (params, _), losses = jax.lax.scan(look, (params, tx.init(params)), (now[0], rows, now[1]))
+        inputs = [
+            each.reshape(self.evaluations, -1, *each.shape[1:]) for each in (steps, learning_rates)
+        ]
+        (params, _), losses = jax.lax.scan(
+            train_then_evaluate, (params, tx.init(params)), (inputs[0], rows, inputs[1])
+        )
         return losses, params
 
     def _loss(self, params, tokens, rates=None, key=None):
-        settings, given = self.config.model, None
+        settings, masks = self.config.model, None
         if key is not None and self.sites:
-            settings, given = masks(settings, rates, key, tokens.shape[0])
+            settings, masks = draw_masks(settings, rates or {}, key, tokens.shape[0])
             key = None
         shape = jax.eval_shape(lambda: GPT(settings, self.vocab_size, rngs=nnx.Rngs(0)))
         model = nnx.merge(nnx.split(shape)[0], params)
-        logits = model(tokens[:, :-1], key=key, masks=given)
+        logits = model(tokens[:, :-1], key=key, masks=masks)
         return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
 
 
-def windows(ids: np.ndarray, begin: np.ndarray, time: int) -> np.ndarray:
+def windows(ids: np.ndarray, offsets: np.ndarray, time: int) -> np.ndarray:
     """Windows of `time` ids and the next one."""
-    return ids[begin.astype(np.int64)[..., None] + np.arange(time + 1)].astype(np.int32)
+    return ids[offsets.astype(np.int64)[..., None] + np.arange(time + 1)].astype(np.int32)
 
 
-def evenly(ids: np.ndarray, time: int, count: int = 96) -> np.ndarray:
+def even_offsets(ids: np.ndarray, time: int, count: int = 96) -> np.ndarray:
     """Where `count` windows begin that are spread evenly over a text."""
     return np.linspace(0, len(ids) - time - 1, count)

@@ -7,36 +7,40 @@ import jax.numpy as jnp
 from flax import nnx
 
 from common import measures
-from common.texts import beside
+from common.texts import control_texts
 from dropout_jax import fold, mc_dropout
 from dropout_jax.calibration import fit_temperature
 from minigpt.tasks.classification import LabelledSplit, PaddedRows
 from minigpt.tasks.classification.train import TextClassifier
 
 
-def of_classifiers(
+def evaluate_classifiers(
     members: list[TextClassifier], data: LabelledSplit, rows: int, seed: int, passes: int
 ) -> dict:
     """What measures.judged finds of classifiers of texts: of the test, and of `rows` unknown."""
     first, speeches = members[0], data.test.texts
-    held, labels = (jnp.array(list(map(first.labels.index, part.labels))) for part in data[1:])
-    warm = fit_temperature(first.logits(first.rows(data.validation.texts)), held)
-    sets = {"speeches": speeches} | beside(speeches[:rows], first.tokenizer.alphabet)
+    validation_labels, test_labels = (
+        jnp.array(list(map(first.labels.index, part.labels))) for part in data[1:]
+    )
+    temperature = fit_temperature(
+        first.logits(first.rows(data.validation.texts)), validation_labels
+    )
+    sets = {"speeches": speeches} | control_texts(speeches[:rows], first.tokenizer.alphabet)
     stacks = {}
     for name, texts in sets.items():
         inputs, key = first.rows(texts), fold(jax.random.key(seed), name)
         logits = jnp.stack([member.logits(inputs) for member in members])
         stacks[name] = {
             "softmax": jax.nn.softmax(logits[:1]),
-            "temperature": jax.nn.softmax(logits[:1] / warm),
-            "MC dropout": drawn(*nnx.split(first.model), inputs, key, passes),
+            "temperature": jax.nn.softmax(logits[:1] / temperature),
+            "MC dropout": sample_mc_dropout(*nnx.split(first.model), inputs, key, passes),
             "ensemble": jax.nn.softmax(logits),
         }
-    return measures.judged(stacks, labels)
+    return measures.summarize(stacks, test_labels)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "passes"))
-def drawn(graph, params, rows: PaddedRows, key, passes: int):
+def sample_mc_dropout(graph, params, rows: PaddedRows, key, passes: int):
     """Probabilities of MC dropout, (passes, rows, classes)."""
     model = nnx.merge(graph, params)
 
