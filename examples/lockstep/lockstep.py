@@ -28,8 +28,7 @@ from dropout_jax.parity.torch import CPUGenerator
 from minigpt.config import PRESETS, DropoutConfig
 from minigpt.data import build_tokenizer, load_text, make_batch
 from minigpt.model import GPT, draw_masks, site_specs
-from minigpt.training import build_train_functions
-from minigpt.training.optimizer import build_optimizer, learning_rate_schedule
+from minigpt.training import build_optimizer, build_train_functions, learning_rate_schedule
 
 RATE, SEED = 0.2, 1337
 OUR_SCALE = 65536 / round((1 - RATE) * 65536)

@@ -10,8 +10,7 @@ from common import measures
 from common.texts import control_texts
 from dropout_jax import fold, mc_dropout
 from dropout_jax.calibration import fit_temperature
-from minigpt.tasks.classification import LabelledSplit, PaddedRows
-from minigpt.tasks.classification.train import TextClassifier
+from minigpt.tasks.classification import LabelledSplit, PaddedRows, TextClassifier
 
 
 def evaluate_classifiers(
