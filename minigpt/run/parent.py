@@ -47,8 +47,8 @@ def _require_same(name: str, before: Any, now: Any, config: Config) -> None:
         option = "--" + name.replace("_", "-")
         raise ValueError(
             f"{name}={now!r} is not allowed: the weights of {str(config.parent)!r}, the parent, "
-            f"have {before!r}. Leave {option} out (minigpt finetune takes it from the parent), or train "
-            f"a model from the start: minigpt train {option} {now}."
+            f"have {before!r}. Leave {option} out (minigpt finetune takes it from the parent), or "
+            f"train a model from the start: minigpt train {option} {now}."
         )
 
 

@@ -419,7 +419,7 @@ def test_sparse_giants_are_not_read(tmp_path):
 PICKLE = """
     import json, hashlib, os, pathlib, pickle, sys
     from minigpt import checkpoint
-    from minigpt.manifest import ARRAYS, sealed
+    from minigpt.checkpoint.manifest import ARRAYS, serialize_manifest
     import numpy as np
 
     class Evil:
@@ -428,7 +428,7 @@ PICKLE = """
 
     run_dir = pathlib.Path(sys.argv[1])
     arrays = {"a": np.arange(6, dtype=np.float32)}
-    with checkpoint.Writer(run_dir) as writer:
+    with checkpoint.CheckpointWriter(run_dir) as writer:
         writer.save(1, arrays, {})
     checkpoint.restore(run_dir, arrays)  # so that every import is made
     folder = run_dir / "checkpoints" / "00000001"
@@ -461,7 +461,7 @@ PICKLE = """
             del manifest["sha256"]
             file = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
             manifest["files"] = {name: file}
-            (folder / "manifest.json").write_bytes(sealed(manifest))
+            (folder / "manifest.json").write_bytes(serialize_manifest(manifest))
 
     read = lambda: checkpoint.restore(run_dir, arrays)
     whole = lambda: checkpoint.read(run_dir, 1)
@@ -690,8 +690,8 @@ def test_an_error_surfaces_once_at_the_next_call(tmp_path, monkeypatch):
 LIMITED = """
     import pathlib, resource, sys
     import numpy as np
-    from minigpt.checkpoint import Writer
-    with Writer(pathlib.Path(sys.argv[1])) as writer:
+    from minigpt.checkpoint import CheckpointWriter
+    with CheckpointWriter(pathlib.Path(sys.argv[1])) as writer:
         writer.save(1, {"a": np.ones(1000)}, {})
         writer.wait()
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -798,7 +798,7 @@ KILLS = """
                 calls += 1
                 return real(*args, **kwargs)
             return wrapped
-        writer = checkpoint.Writer(run_dir, keep_last=2)
+        writer = checkpoint.CheckpointWriter(run_dir, keep_last=2)
         first = (checkpoint.steps(run_dir) or [0])[-1] + 1
         os.write(pipe, b".")
         for name in ("fsync", "rename", "mkdir", "unlink", "rmdir"):
@@ -832,7 +832,7 @@ KILLS = """
         before = max(found, default=0)
         root = run_dir / "checkpoints"
         left = sum(path.name.startswith(".") for path in root.iterdir())
-        checkpoint.Writer(run_dir)
+        checkpoint.CheckpointWriter(run_dir)
         assert not [path for path in root.iterdir() if path.name.startswith(".")]
         print(before, left)
 """

@@ -26,9 +26,9 @@ LOAD = (
     PEAK
     + """
 from minigpt.batches import batch
-from minigpt.tokens import load_tokens
+from minigpt.tokens import load_dataset
 before = peak()
-tokens = load_tokens(Path(sys.argv[1]), "char")
+tokens = load_dataset(Path(sys.argv[1]), "char")
 for step in range(1000):
     batch(tokens.train, 0, step, 12, 64)
 print(peak() - before)

@@ -161,9 +161,9 @@ def test_a_child_is_a_run_like_any_other(made, folder, capsys):
     tokens = len(OTHER) - int(0.9 * len(OTHER)) - 1
     found = json.loads(run(capsys, "eval", "out", "--json", "--checkpoint", "best")[1])
     assert found["tokens"] == tokens
-    for step, begun_from in ((2, 0), (LAST, 8)):
+    for step, restored_step in ((2, 0), (LAST, 8)):
         found = json.loads(run(capsys, "replay", "out", "--step", step, "--json")[1])
-        assert found["begun_from"] == begun_from
+        assert found["restored_step"] == restored_step
         (record,) = [each for each in metrics.read_metrics(folder / "out") if each["step"] == step]
         assert found["measured"]["train_loss"] == found["recorded"] == record["train_loss"]
 
