@@ -799,7 +799,7 @@ KILLS = """
                 return real(*args, **kwargs)
             return wrapped
         writer = checkpoint.CheckpointWriter(run_dir, keep_last=2)
-        first = (checkpoint.steps(run_dir) or [0])[-1] + 1
+        first = (checkpoint.list_steps(run_dir) or [0])[-1] + 1
         os.write(pipe, b".")
         for name in ("fsync", "rename", "mkdir", "unlink", "rmdir"):
             setattr(os, name, stopping(getattr(os, name)))
@@ -824,7 +824,7 @@ KILLS = """
         assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
         os.close(begun), os.close(pipe)
         rng.random()  # so that the next child, a copy, draws others
-        found = checkpoint.steps(run_dir)
+        found = checkpoint.list_steps(run_dir)
         for step in found:
             arrays, _ = checkpoint.read(run_dir, step)
             assert (arrays["step"] == step).all()

@@ -25,12 +25,11 @@ def peak():
 LOAD = (
     PEAK
     + """
-from minigpt.batches import batch
-from minigpt.tokens import load_dataset
+from minigpt.data import load_dataset, make_batch
 before = peak()
 tokens = load_dataset(Path(sys.argv[1]), "char")
 for step in range(1000):
-    batch(tokens.train, 0, step, 12, 64)
+    make_batch(tokens.train, 0, step, 12, 64)
 print(peak() - before)
 """
 )
