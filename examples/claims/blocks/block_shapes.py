@@ -1,4 +1,4 @@
-"""What a stack of blocks leaves alone: its shape, and the features before a changed token.
+"""What a stack of blocks does not change: the shape, and the features before a changed token.
 
 GPTs of width 48 with random weights, 1 to 12 layers (48 in the long form) in both orders of layer
 norm, read 4 windows of 64 random tokens, with dropout 0.2 at all seven sites and one key. Then all
@@ -76,9 +76,9 @@ def findings(shapes: dict[str, tuple], changes: dict[str, np.ndarray]) -> list[F
             verdict_by("it is", kept),
         ),
         Finding(
-            "Under the causal mask later tokens change nothing before them, dropout on as well",
+            "Under the causal mask later tokens change no earlier feature, also with dropout on",
             f"{VASWANI}, 3.2.3",
-            f"Largest change of a feature before the exchanged tokens: {largest:g}; the least "
+            f"Largest change of a feature before the exchanged tokens: {largest:g}; the smallest "
             f"at or after the first of them, by position: {least:.2g}",
             verdict_by("it is", exact),
         ),

@@ -1,4 +1,4 @@
-"""What a GPT's frozen features are good for: which token to classify on, and with how few labels.
+"""A GPT's frozen features: which token to classify on, and how few labels suffice.
 
 A GPT (2 layers, width 48, 64 characters of context) learns the plays without labels in 500 steps of
 512 characters. Then windows of 64 characters are classified: their last, a letter, ends a word or
@@ -104,7 +104,7 @@ def findings(first: dict, last: dict, scratch: dict, many: int) -> list[Finding]
     """What is said of tokens, and of frozen features against training all."""
     chance, gain = interval(first[many] - 0.5), interval(last[many] - first[many])
     at_chance = chance.low > -MARGIN and chance.high < MARGIN
-    text = "A causal model is classified on its last token: on the first it is at chance"
+    text = "A causal model is classified on its last token: the first gives accuracy at chance"
     what = f"Accuracy with {many} labels: first token {interval(first[many]):.1%}, last "
     what += f"{interval(last[many]):.1%}, difference {gain:+.1%}; chance is 50% within {MARGIN:.0%}"
     token = Finding(text, RASCHKA, what, claim.verdict(gain.positive and at_chance))

@@ -89,11 +89,12 @@ def findings(
     pre, post, pre_cold, post_cold = ORDERS
     worse = "Without warm-up a post-norm stack trains worse than a pre-norm one"
     needs = "A post-norm stack needs warm-up"
-    slower = "A post-norm stack does not stand the learning rate that is the best for pre-norm"
+    slower = "A post-norm stack trains worse at the learning rate that is best for pre-norm"
     spared, cold = minus(pre_cold, pre, pre_cold), minus(post_cold, pre_cold, post_cold)
     description = f"post-norm at pre-norm's rate minus pre-norm, both {WARM}"
     without = above(
-        f"A pre-norm stack does without warm-up (it loses less than {BOUND} nats by it)",
+        "A pre-norm stack does not need warm-up "
+        f"(the loss without it rises by less than {BOUND} nats)",
         f"pre-norm {COLD} minus {WARM}",
         spared,
     )

@@ -83,7 +83,7 @@ def findings(gained: dict[str, dict[str, Interval]]) -> list[Finding]:
         more = "; ".join(f"{what} {cells[other]:+.3f}" for what, cells in gained.items())
         gain = gained["macro-F1"][other]
         holds = gain.positive if sign > 0 else gain.negative
-        return Finding(text, source, f"{PRETRAINED} over {other}: {more}", verdict(holds))
+        return Finding(text, source, f"{PRETRAINED} minus {other}: {more}", verdict(holds))
 
     return [
         over(SCRATCH, "A pretrained body beats training from scratch", ULMFIT),

@@ -62,7 +62,7 @@ def gains(scores: dict, what: str) -> dict[str, Interval]:
 
 def findings(part: str, gained: dict[str, Interval]) -> list[Finding]:
     text = f"Dropout in the {part} helps fine-tuning"
-    what = "macro-F1 over that without dropout, by rate"
+    what = "macro-F1 minus that without dropout, by rate"
     return [by_cell(text, BERT, what, gained, "the rate is")]
 
 

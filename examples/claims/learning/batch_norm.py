@@ -1,4 +1,4 @@
-"""Batch norm: what dropout before it costs, and whether it belongs after.
+"""Batch norm: the cost of dropout before it, and dropout after it.
 
 The network has three hidden layers of 128 units, each dense, batch norm, ReLU, and learns 1,000
 MNIST digits of 14 x 14 pixels by 1,000 steps of Adam (at 1e-3, batches of 64). Dropout follows the
@@ -96,11 +96,11 @@ def findings(differences) -> list[Finding]:
 
     worse = "Dropout before batch norm makes a network worse"
     after = "Dropout belongs after all batch norms"
-    again = "Taking the statistics again without dropout mends it"
+    again = "Recomputing the statistics without dropout repairs it"
     return [
-        finding(worse, "before, over none", "test accuracy over that without dropout", -1),
-        finding(after, "after, over before", "test accuracy over dropout before"),
-        finding(again, "again, over running", "dropout before; test accuracy gained"),
+        finding(worse, "before, over none", "test accuracy minus that without dropout", -1),
+        finding(after, "after, over before", "test accuracy minus that with dropout before"),
+        finding(again, "again, over running", "test accuracy gained, dropout before batch norm"),
     ]
 
 

@@ -91,13 +91,16 @@ def findings(ratios) -> list[Finding]:
     """Of the ratios of steps by loss and rate: a claim holds where one is within its bounds."""
     cells = {target: by_rate[0.5] for target, by_rate in ratios.items()}
     texts = {target: f"{r:.2f}" if r else "not reached" for target, r in cells.items()}
-    what, condition = "steps at rate 0.5 over those at 0", "the training loss to be reached is"
+    what, condition = (
+        "ratio of steps at rate 0.5 to those at 0",
+        "the training loss to be reached is",
+    )
     results = []
     for text, source, low, high in (
         ("Dropout at rate 0.5 roughly doubles the iterations", ALEXNET, 1.5, 2.5),
         ("Dropout at rate 0.5 takes 2 to 3 times longer to train", SRIVASTAVA, 2, 3),
     ):
-        bounds = f"(it holds within {low} to {high})"
+        bounds = f"(the claim: within {low} to {high})"
         measured = f"{what}, by training loss: {describe(texts, '')} {bounds}"
         holds = {t: bool(r) and low <= r.low and r.high <= high for t, r in cells.items()}
         results.append(Finding(text, source, measured, verdict_by(condition, holds)))

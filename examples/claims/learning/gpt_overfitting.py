@@ -70,16 +70,16 @@ def findings(measured: dict[str, Interval]) -> list[Finding]:
     best, last, training = (measured[f"{name}, change"] for name in ("best", "last", "training"))
     return [
         Finding(
-            "A GPT overfits a small text without dropout, and ends lower with it",
+            "A GPT overfits a small text without dropout, and its last loss is lower with dropout",
             NANOGPT,
-            f"validation loss at rate 0, last over best: {rise:+.2f}; last "
-            f"loss at rate 0.2 over that at 0: {last:+.2f}, in training {training:+.2f} ({both})",
+            f"validation loss at rate 0, last minus best: {rise:+.2f}; last "
+            f"loss at rate 0.2 minus that at 0: {last:+.2f}, in training {training:+.2f} ({both})",
             verdict(rise.positive and last.negative),
         ),
         Finding(
             "Dropout lowers the best validation loss too, not only the last",
             "nanoGPT, train.py: for finetuning try 0.1+",
-            f"best loss at rate 0.2 over that at 0: {best:+.3f}",
+            f"best loss at rate 0.2 minus that at 0: {best:+.3f}",
             verdict(best.negative),
         ),
     ]

@@ -79,14 +79,14 @@ def differences_to_rate_0(losses: np.ndarray) -> dict[float, Interval]:
 
 def findings(cells: dict[str, dict[float, Interval]]) -> list[Finding]:
     """What is said of 0 and of the rates above it, by setting."""
-    text = "A small GPT pretrained on more text than it can see once does best without dropout"
+    text = "A small GPT that pretrains on less than one pass of its text is best without dropout"
     source, what = 'nanoGPT, train.py: "for pretraining 0 is good"', "Loss minus that of rate 0"
     condition = "the rate it is compared with is"
     results = [by_cell(text, source, f"{what}, in nats", cells[PRETRAINED], condition)]
     source, what = 'nanoGPT, train.py: "for finetuning try 0.1+"', f"{what} on unseen Macbeth"
     for mode in [name for name in cells if name != PRETRAINED]:
         rates = {rate: cell for rate, cell in cells[mode].items() if rate >= 0.1}
-        text = f"Fine-tuning on little text wants a rate of 0.1 or more ({mode})"
+        text = f"Fine-tuning on little text needs a rate of 0.1 or more ({mode})"
         results.append(by_cell(text, source, f"{what}, in nats", rates, "the rate is", sign=-1))
     return results
 
@@ -101,7 +101,7 @@ def judge_best_rate(low: float, high: float, settings: dict, field: str, source:
         cell = f"{name} ({RATES[inside]} against {RATES[outside]})"
         gains[cell] = interval(measuring[inside] - measuring[outside])
     text = f"The best rate is from {low:.0%} to {high:.0%} in {field}"
-    what = "Loss at the best rate within minus that at the best outside, in nats"
+    what = "Loss at the best rate in the range minus that at the best outside it, in nats"
     return by_cell(text, source, what, gains, "it is", sign=-1)
 
 

@@ -1,4 +1,4 @@
-"""Interactions: dropout beside weight decay, early stopping, label smoothing, norms, augmentation.
+"""Interactions of dropout with weight decay, early stopping, label smoothing, norms, augmentation.
 
 An MLP of two hidden layers of 128 units, dropout on both at rate 0.5, learns 500 MNIST digits of
 14 x 14 pixels by 2,000 steps of AdamW (at 1e-3, batches of 32). No partner's strength was tuned.

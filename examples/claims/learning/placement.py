@@ -1,4 +1,4 @@
-"""Where dropout goes in a GPT: each of seven places alone, and the usual sets, at rate 0.2.
+"""Where dropout goes in a GPT: each of seven sites alone, and the usual sets, at rate 0.2.
 
 A GPT (2 layers, width 48, 32 characters of context) reads the first 1,000 characters of Hamlet for
 about 75 passes: without dropout that overfits, which is why they are 1,000. Every set is compared
@@ -78,12 +78,12 @@ def findings(
     three, four = list(SETS)[:2]
     more = {f"{four} minus {three}": interval(measuring[four] - measuring[three])}
     text = (
-        "Dropout at any one place of a GPT helps where it overfits",
-        "The usual sets of places help where a GPT overfits",
-        "A set of places does better than any single place at the same rate",
-        "Dropping attention weights too is better than the three places of the first Transformer",
+        "Dropout at any one site of a GPT helps where it overfits",
+        "The usual sets of sites help where a GPT overfits",
+        "A set of sites is better than any single site at the same rate",
+        "Dropping attention weights too is better than the three sites of the first Transformer",
     )
-    than_best = f"Loss minus that of the best single place, {best}, in nats"
+    than_best = f"Loss minus that of the best single site, {best}, in nats"
     return [
         by_cell(text[0], SINGLE, what, alone, "it is at", sign=-1),
         by_cell(text[1], USUAL, what, sets, "the set is", sign=-1),

@@ -50,7 +50,7 @@ def findings(times) -> list[Finding]:
         Finding(
             "Dropout is cheap to compute: it adds less than a tenth to a step",
             GOODFELLOW,
-            f"time of a step at rate 0.2 over one at 0, on a CPU: {describe(times, '.2f')}",
+            f"ratio of a step's time at rate 0.2 to that at 0, on a CPU: {describe(times, '.2f')}",
             verdict_by("it is", {name: ratio.high < 1.1 for name, ratio in times.items()}),
         )
     ]

@@ -1,4 +1,4 @@
-"""Variance shift: what dropout before a batch norm does to the variance that it sees.
+"""Variance shift: how dropout before a batch norm changes the variance of its input.
 
 In training batch norm sees dropped and scaled inputs, whose variance is larger; it keeps a running
 average of that, and divides by it at evaluation, where nothing is dropped. An input of mean m and
@@ -76,16 +76,16 @@ def findings(shift, draws: int, last) -> list[Finding]:
         bound = 5 * np.sqrt(6 / (1 - rate) / draws)
         return all(abs(measured / form - 1) < bound for measured, form in shift[rate].values())
 
-    example = ", ".join(f"{n}: {a:.3f} for {b:.3f}" for n, (a, b) in shift[max(shift)].items())
+    example = ", ".join(f"{n}: {a:.3f} and {b:.3f}" for n, (a, b) in shift[max(shift)].items())
     return [
         Finding(
             "Dropout scales the variance of its output by 1 / (1 - rate) where the mean is 0",
             LI,
-            f"{draws:,} draws, ratio measured for closed form at rate {max(shift)}: {example}",
+            f"{draws:,} draws, measured and closed-form ratio at rate {max(shift)}: {example}",
             verdict_by("the rate is", {rate: is_closed_form(rate) for rate in shift}),
         ),
         Finding(
-            "So a batch norm after it sees more variance in training than at evaluation",
+            "So a batch norm after dropout gets a larger variance in training than at evaluation",
             LI,
             f"the ratio at the last batch norm, by rate: {describe(last, '.2f')}",
             verdict_by("the rate is", {rate: cell.low > 1 for rate, cell in last.items()}),

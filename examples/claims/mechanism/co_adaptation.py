@@ -80,16 +80,16 @@ def findings(curves, rises) -> list[Finding]:
         Finding(
             "Trained with dropout, a network loses less accuracy when hidden units are removed",
             HINTON,
-            "points less than without dropout when half of the units are removed, by rate in "
+            "points of accuracy saved when half of the units are removed, by rate in "
             f"training: {describe(cells[0.5], '+.1f')}; "
-            f"when 0.9 are: {describe(cells[0.9], '+.1f')}",
+            f"when 0.9 are removed: {describe(cells[0.9], '+.1f')}",
             verdict_by("the share removed is", everywhere),
         ),
         by_cell(
             "No single point of failure: with dropout no one unit matters as much",
             HINTON,
             f"the worst of {2 * HIDDEN} units, removed alone, raises the test loss by "
-            f"{interval(rises[0]):.3f} nats without dropout; less with it, by rate",
+            f"{interval(rises[0]):.3f} nats without dropout; reduction with dropout, by rate",
             milder,
             "the rate is",
         ),

@@ -1,4 +1,4 @@
-"""Training and evaluation mode: what the key decides, and what is refused without it.
+"""Training and evaluation mode: what the key decides, and which calls require it.
 
 An MLP of two hidden layers of 128 ReLU units with initial weights, dropout 0.5 on each, predicts
 nine of sklearn's digits, ten times in each mode; 1,000 masks of 256 elements are counted. Every
@@ -84,7 +84,7 @@ def findings(outputs, masks, api, silent) -> list[Finding]:
     counts, drawn = count_different(outputs), count_different(masks)
     return [
         Finding(
-            "Masks differ between calls, and only by the key",
+            "Masks differ between calls only if the keys differ",
             "Srivastava et al., Dropout, JMLR 2014, section 5.1",
             f"different masks of 256 elements in 1,000 calls, by key: {describe(drawn, 'd')}",
             verdict(list(drawn.values()) == [1000, 1, 1]),

@@ -64,7 +64,7 @@ def findings(correlations) -> list[Finding]:
             "Dropout prevents co-adaptation, so that hidden features correlate less",
             READ,
             f"mean absolute correlation without dropout {describe(plain, '.3f')}; "
-            "lower by, at rate",
+            "reduction with dropout, at rate",
             lower,
             "the rate is",
         )

@@ -48,7 +48,7 @@ def without_scale(x, rate, *, key):
 def findings(results, falls) -> list[Finding]:
     rises = {r: interval(wrong - right) for r, (_, right, _, wrong) in results.items()}
     must = "A network trained without the scale must be scaled at evaluation, or its"
-    what = "evaluated as it is, against evaluated with the kept share"
+    what = "evaluated as it is minus evaluated with the kept share"
     return [
         by_cell(
             f"{must} accuracy falls",

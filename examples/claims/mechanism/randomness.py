@@ -83,13 +83,13 @@ def findings(counts_by_rate, ends) -> list[Finding]:
         Finding(
             f"The dropped share is in the binomial envelope of the rate, to {ends[-1]:.0e} draws",
             "the law of large numbers; the definition in Srivastava et al., Dropout, JMLR 2014",
-            f"{(p > 0.05).mean():.1%} of {p.size} looks are in the envelope of 95 % of one look; "
-            f"the rarest has p = {p.min():.2g}, and below {least:.2g} it were outside that of all "
-            f"looks together. Shares at the end, by rate: {describe(last, '.6f')}",
+            f"{(p > 0.05).mean():.1%} of {p.size} counts are in the 95 % envelope of one count; "
+            f"the rarest has p = {p.min():.2g} (the claim: at least {least:.2g}, that is 95 % for "
+            f"all counts together). Shares at the end, by rate: {describe(last, '.6f')}",
             verdict(bool(p.min() >= least)),
         ),
         Finding(
-            "The share comes nearer to the rate by the square root of the draws",
+            "The share's deviation from the rate falls with the square root of the draws",
             "the central limit theorem",
             f"the deviation falls as draws to the power {power:.2f} "
             "(the claim: the interval is within 0.1 of -0.5)",

@@ -88,14 +88,15 @@ def findings(ones, hand, book, kept, lost) -> list[Finding]:
             "Survivors are scaled to exactly 1 / (1 - rate): at rate 0.2, 1 becomes 1.25",
             f"{SRIVASTAVA}, section 10; d2l.ai, Dropout",
             f"at rate 0.2, 1 becomes {ones[0.2]:.9g} (65536/52429 in float32), the inverse of the "
-            f"mask's own probability; over {len(RATES)} rates at most {max(off):.1e} of it away",
+            f"mask's own probability; over {len(RATES)} rates it differs from 1 / (1 - rate) by "
+            f"at most a share of {max(off):.1e}",
             verdict_by("the rate is", exact),
         ),
         Finding(
-            "A mask made by hand in five lines is the function, bit for bit",
+            "A mask applied by hand in five lines equals the function, bit for bit",
             "d2l.ai, Dropout",
             f"all bits equal at {sum(hand.values())} of {len(RATES)} rates with the scale that the "
-            f"mask really has, and at {sum(book.values())} with d2l.ai's x / (1 - rate) on it",
+            f"mask really has, and at {sum(book.values())} with d2l.ai's x / (1 - rate)",
             verdict_by("the rate is", hand),
         ),
         Finding(

@@ -86,21 +86,21 @@ def findings(results) -> list[Finding]:
         Finding(
             "In deep networks weight scaling predicts about as well as the sub-networks' average",
             f"{SRIVASTAVA}; {GOODFELLOW}",
-            "test error of weight scaling less that of the average (the claim: within one point), "
+            "test error of weight scaling minus that of the average (the claim: within one point), "
             f"by hidden layers: {describe(gap, '.2%')}",
             verdict_by(WHERE, {depth: within_one_point(cell) for depth, cell in gap.items()}),
         ),
         by_cell(
-            "It is nearer to their geometric than to their arithmetic mean",
+            "Weight scaling is nearer to the sub-networks' geometric than to their arithmetic mean",
             f"{HINTON}; {GOODFELLOW}",
-            "total variation to the arithmetic less that to the geometric mean, by hidden layers",
+            "total variation to the arithmetic minus that to the geometric mean, by hidden layers",
             nearer,
             WHERE,
         ),
         Finding(
             "The deeper the network, the further weight scaling is from the average",
             f"follows if it is exact for one layer only; {GOODFELLOW}",
-            f"total variation, {DEPTHS[-1]} hidden layers less {DEPTHS[0]}: {grows:+.3f}",
+            f"total variation, {DEPTHS[-1]} hidden layers minus {DEPTHS[0]}: {grows:+.3f}",
             verdict(grows.positive),
         ),
     ]

@@ -71,9 +71,9 @@ def findings(results) -> list[Finding]:
             "the network has",
         ),
         Finding(
-            "Without the scale the softmax's argmax stays",
+            "Without the scale the softmax's argmax does not change",
             "follows from the formula where logits are only made smaller",
-            f"% of answers that stay (the claim: above 99.9): {describe(same, '.2f')}",
+            f"% of predictions that do not change (the claim: above 99.9): {describe(same, '.2f')}",
             verdict_by("the network has", {name: cell.low > 99.9 for name, cell in same.items()}),
         ),
     ]

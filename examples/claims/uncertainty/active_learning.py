@@ -99,7 +99,7 @@ def findings(accuracies, labels) -> list[claim.Finding]:
     def against(other: str, text: str) -> claim.Finding:
         gain = of["BALD"] - of[other]
         gains = {name: interval(gain[:, rows].mean(1)) for name, rows in parts.items()}
-        return by_cell(text, source, f"Accuracy of BALD less {other}", gains, "there are", ".1%")
+        return by_cell(text, source, f"Accuracy of BALD minus {other}", gains, "there are", ".1%")
 
     mutual = "Labels chosen by BALD, the mutual information of MC dropout, are worth more than"
     return [

@@ -1,4 +1,4 @@
-"""Uncertainty of a fine-tuned classifier: the genre of a speech, and texts that are no speech.
+"""Uncertainty of a fine-tuned classifier: the genre of a speech, and texts that are not speeches.
 
 A GPT (two layers, 48 wide, pretrained on 32 plays) learns comedy, history or tragedy from the first
 64 characters of 9,000 speeches, 200 steps of 32 at 2e-3, with dropout 0.1 in head and body; classes
@@ -65,7 +65,7 @@ def findings(runs: list[dict]) -> list[claim.Finding]:
 
     def calibration(text: str, source: str, worse: str, better: str) -> claim.Finding:
         cells = measures.decreases(runs, worse, better, ("ECE", "NLL", "Brier"))
-        return by_cell(text, source, f"{worse} less {better}", cells, "measured by")
+        return by_cell(text, source, f"{worse} minus {better}", cells, "measured by")
 
     confidence = auroc(runs, "softmax", "confidence")
     above_chance = {
@@ -77,19 +77,22 @@ def findings(runs: list[dict]) -> list[claim.Finding]:
         calibration("Temperature scaling calibrates softmax", GUO, "softmax", "temperature"),
         calibration("Deep ensembles beat MC dropout", DEEP, "MC dropout", "ensemble"),
         claim.Finding(
-            "MC dropout knows better than softmax which answers to hold back",
+            "MC dropout selects the predictions to withhold better than softmax",
             LEIBIG,
-            f"accuracy on the 80 % most confident, less softmax's: {selective_gain:+.3f}",
+            f"accuracy on the 80 % most confident, minus softmax's: {selective_gain:+.3f}",
             claim.verdict(selective_gain.positive),
         ),
         by_cell(
-            "Softmax confidence tells other texts from speeches",
-            *(HENDRYCKS, "its AUROC less 0.5", above_chance, "the text is"),
+            "Softmax confidence detects texts that are not speeches",
+            *(HENDRYCKS, "its AUROC minus 0.5", above_chance, "the text is"),
         ),
         *(
             by_cell(
-                f"Mutual information ({method}) tells them better than softmax confidence",
-                *(SMITH if method == "MC dropout" else DEEP, "AUROC of the first less the other"),
+                f"Mutual information ({method}) detects them better than softmax confidence",
+                *(
+                    SMITH if method == "MC dropout" else DEEP,
+                    "AUROC of the first minus that of the second",
+                ),
                 *(
                     measures.differences(auroc(runs, method, "information"), confidence),
                     "the text is",

@@ -1,4 +1,4 @@
-"""A GPT and texts of another kind: which score tells them from plays it has not seen.
+"""A GPT and other kinds of text: which score distinguishes them from unseen plays.
 
 The GPT of gpt_uncertainty.py: two layers of 64, rate 0.1, 600 steps on Shakespeare's plays. Windows
 of 64 characters of unseen plays are compared with windows of this repository's Python, of Latin,
@@ -63,11 +63,11 @@ def findings(runs: list[dict]) -> list[claim.Finding]:
     }
     return [
         claim.Finding(
-            "Mutual information finds texts of another kind better than likelihood and entropy",
+            "Mutual information detects other kinds of text better than likelihood and entropy",
             "Malinin and Gales, Uncertainty estimation in autoregressive structured prediction, "
             "ICLR 2021 (of ensembles)",
-            "AUROC per window of MC dropout's mutual information less that of the softmax's "
-            f"likelihood: {describe(surprise, '.3f')}; less that of its entropy: "
+            "AUROC per window of MC dropout's mutual information minus that of the softmax's "
+            f"likelihood: {describe(surprise, '.3f')}; minus that of its entropy: "
             f"{describe(entropy, '.3f')}.",
             claim.verdict_by("the text is", best),
         )

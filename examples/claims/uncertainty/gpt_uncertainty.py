@@ -1,4 +1,4 @@
-"""Calibration of a GPT's next character: MC dropout beside the softmax.
+"""Calibration of a GPT's next character: MC dropout and the softmax.
 
 A GPT of two layers of 64 learns Shakespeare's plays at rate 0.1 on nanoGPT's four sites, 600 steps
 of 16 windows, and predicts every character of 64 windows of 64 of plays it has not seen. MC dropout

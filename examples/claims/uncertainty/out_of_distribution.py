@@ -1,4 +1,4 @@
-"""Telling the unknown from the known: confidence and mutual information, by MC dropout and others.
+"""Out-of-distribution detection: confidence and mutual information, by MC dropout and others.
 
 The networks and methods of uncertainty.py: MLPs of two hidden layers of 128 that learned the digits
 0 to 7 of MNIST from 2,400 images, 1,200 steps of 32, at rate 0 or 0.5. A score, computed without
@@ -52,10 +52,11 @@ def findings(runs: list[dict]) -> list[claim.Finding]:
     """The claim, decided by differences seed by seed."""
     return [
         by_cell(
-            "Mutual information tells the unknown better than softmax confidence",
+            "Mutual information detects out-of-distribution inputs better than softmax confidence",
             "Gal, Uncertainty in deep learning, 2016; Smith and Gal, UAI 2018",
-            "AUROC of MC dropout's mutual information less that of its own confidence: "
-            f"{describe(gain(runs, 'MC dropout'), '.3f')}; less that of the same network's softmax",
+            "AUROC of MC dropout's mutual information minus that of its own confidence: "
+            f"{describe(gain(runs, 'MC dropout'), '.3f')}; "
+            "minus that of the same network's softmax",
             *(gain(runs, "softmax, dropout net"), "the unknown are", ".3f"),
         )
     ]

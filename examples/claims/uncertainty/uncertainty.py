@@ -65,13 +65,13 @@ def findings(runs: list[dict]) -> list[claim.Finding]:
     return [
         by_cell(
             "MC dropout is better calibrated than the softmax of the same network",
-            *(GAL, "How much lower MC dropout is", calibration, "measured by", ".3f"),
+            *(GAL, "Reduction by MC dropout", calibration, "measured by", ".3f"),
         ),
         by_cell(
             "Deep ensembles beat MC dropout",
             ENSEMBLES,
-            f"How much lower {MEMBERS} networks trained with dropout are: "
-            f"{describe(of_dropout_nets, '.3f')}; {MEMBERS} trained without",
+            f"Reduction by {MEMBERS} networks trained with dropout: "
+            f"{describe(of_dropout_nets, '.3f')}; by {MEMBERS} trained without",
             *(ensembles, "measured by", ".3f"),
         ),
         claim.Finding(
@@ -82,16 +82,16 @@ def findings(runs: list[dict]) -> list[claim.Finding]:
             claim.verdict(gain.positive and excess[IN].high < 0.01),
         ),
         claim.Finding(
-            "A temperature fitted in distribution does not calibrate what is shifted",
+            "A temperature fitted in distribution does not calibrate shifted data",
             OVADIA,
             f"On {SHIFTED} its ECE is above that of exactly right probabilities by "
             f"{excess[SHIFTED]:.3f} (calibrated: not above 0.01).",
             claim.verdict(excess[SHIFTED].low > 0.01),
         ),
         by_cell(
-            "MC dropout knows better than softmax which answers to hold back",
+            "MC dropout selects the predictions to withhold better than softmax",
             LEIBIG,
-            "Accuracy on the 80 % most confident, MC dropout less the softmax of the same network",
+            "Accuracy on the 80 % most confident, MC dropout minus the softmax of the same network",
             *(selective, "measured", ".2%"),
         ),
     ]

@@ -65,8 +65,8 @@ def findings(lost, correlation) -> list[Finding]:
             "Neighbours in a feature map are correlated, so elementwise dropout removes less of it "
             "than spatial dropout or DropBlock",
             TOMPSON,
-            f"Neighbours correlate by {interval(correlation):.2f}. Points of test accuracy that a "
-            f"kind takes more than elementwise, switched on at {RATE}",
+            f"Neighbours correlate by {interval(correlation):.2f}. Points of test accuracy lost "
+            f"beyond those of elementwise, switched on at {RATE}",
             more,
             "compared with",
             "+.1f",

@@ -1,4 +1,4 @@
-"""Concrete dropout: what rates it learns from little data and from much.
+"""Concrete dropout: the rates that it learns from little data and from much.
 
 sklearn's digits, 397 kept for the test; an MLP 64-64-64-10 with ReLU and dropout of its inputs and
 of both hidden layers, each with a rate of its own, learned from 0.1 and from 0.5; prior length
@@ -106,8 +106,9 @@ def judge_independence(rates) -> Finding:
     """Whether the rates learned, for (start, seed, size, layer), depend on their start."""
     gaps = abs(rates[0] - rates[1]).max(-1)
     beyond = {size: interval(gaps[:, i] - MARGIN) for i, size in enumerate(SIZES)}
-    text = f"The rate is learned: what it starts from does not matter (within {MARGIN})"
-    what = f"A layer's largest difference, from 0.1 or 0.5, minus {MARGIN}, by examples"
+    text = f"The learned rate does not depend on its initial value (within {MARGIN})"
+    what = "Largest difference in a layer between initial rates 0.1 and 0.5"
+    what += f", minus {MARGIN}, by examples"
     return by_cell(text, GAL, what, beyond, "the examples are", sign=-1)
 
 

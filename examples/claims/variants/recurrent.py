@@ -61,7 +61,9 @@ KINDS = {"none": lstm, "naive, h": naive, "naive, h and c": naive_both, "locked"
 def findings(off, on) -> list[Finding]:
     """The naive kinds against no dropout, and locked against them."""
     h, c = "naive, h", "naive, h and c"
-    training = "In training (dropout on), too, locked dropout remembers more than one on h"
+    training = (
+        "With dropout on, as in training, locked dropout also remembers more than a fresh mask on h"
+    )
     return [
         compare_recall(
             "A fresh mask at each step on h makes an LSTM forget", ZAREMBA, off, "none", h

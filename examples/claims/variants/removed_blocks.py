@@ -58,7 +58,7 @@ def findings(scores) -> list[Finding]:
     }
     return [
         compare(
-            "A net trained with layers dropped can lose layers at evaluation",
+            "A net trained with dropped layers tolerates the removal of layers at evaluation",
             FAN,
             lost[0.5],
             lost[0.0],

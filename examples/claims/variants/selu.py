@@ -69,11 +69,12 @@ def findings(scores, none) -> list[Finding]:
     formatted = "; ".join(f"{kind}, {describe(cells, '.1%')}" for kind, cells in fitted.items())
     return [
         compare(
-            "In a deep SELU net alpha dropout generalises better than plain of the same rate",
+            "In a deep SELU net alpha dropout generalises better than plain dropout at the same "
+            "rate",
             f"{SOURCE}; Keras docs of AlphaDropout",
             scores["test"]["alpha"],
             scores["test"]["plain"],
-            f"Without dropout {interval(none['test']):.1%} of the test. Of the training set, "
+            f"Test accuracy without dropout {interval(none['test']):.1%}. Training accuracy, "
             f"dropout off, by rate: {formatted}. Points of test accuracy, alpha minus plain",
             "the rate is",
         )

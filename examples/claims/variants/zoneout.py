@@ -40,7 +40,7 @@ KINDS = {"none": lstm, "naive, h and c": naive_both, "zoneout": zoneout_lstm}
 def findings(off, on) -> list[Finding]:
     """Zoneout against a fresh mask on both states, with dropout off and on."""
     text = "Zoneout remembers more than a fresh mask on h and c"
-    training = "In training (dropout on), too, zoneout remembers more than a fresh mask"
+    training = "With dropout on, as in training, zoneout also remembers more than a fresh mask"
     ours, theirs = "zoneout", "naive, h and c"
     return [
         compare_recall(text, KRUEGER, off, ours, theirs),
