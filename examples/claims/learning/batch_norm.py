@@ -4,8 +4,8 @@ The network has three hidden layers of 128 units, each dense, batch norm, ReLU, 
 MNIST digits of 14 x 14 pixels by 1,000 steps of Adam (at 1e-3, batches of 64). Dropout follows the
 first two ReLUs ("before", as batch norms come after it) or the last one alone ("after" all batch
 norms). Evaluation takes the statistics of the training set in training mode, the limit of running
-averages, or takes them again without dropout. Accuracy is that of 2,000 other digits. A seed
-decides the split, initial weights and batches. variance_shift.py looks at the same networks.
+averages, or recomputes them without dropout. Accuracy is that of 2,000 other digits. A seed decides
+the split, initial weights and batches. variance_shift.py measures the same networks.
 """
 
 import sys
@@ -52,7 +52,7 @@ def experiment(scale: claim.Scale) -> Result:
 
 
 def make_run(steps: int):
-    """The run of a seed, a place and a rate: test accuracy with running statistics, and others."""
+    """The run of a seed, a placement and a rate: test accuracy with both kinds of statistics."""
     train_network = make_training(steps)
 
     def run(seed, placement, rate):
@@ -64,7 +64,7 @@ def make_run(steps: int):
 
 
 def make_training(steps: int):
-    """Of a seed, a place and a rate what has learned, with its running statistics, and its data."""
+    """A function that trains for a seed, a placement and a rate: network, statistics and data."""
     images, labels = data.load_all_mnist()
     images = data.downsample(images).reshape(len(images), -1)
 

@@ -42,7 +42,7 @@ def measure_samples(scaled, own, rest, labels, counts) -> dict[str, list[float]]
 
 def findings(results, counts) -> list[Finding]:
     def excess(name, count):
-        """What so many samples have more than weight scaling, by depth."""
+        """The excess of `count` samples over weight scaling, by depth."""
         column = 1 + counts.index(count)
         return {depth: interval(x[name][:, column] - x[name][:, 0]) for depth, x in results.items()}
 

@@ -33,9 +33,9 @@ def experiment(scale: claim.Scale) -> Result:
 
 
 def measure_by_depth(scale: claim.Scale, measure) -> dict[int, dict[str, np.ndarray]]:
-    """measure(scaled, own, rest, labels) of every seed's network, by depth.
+    """measure(scaled, own, rest, labels) for every seed's network, by depth.
 
-    They are given log-probabilities: weight scaling's, and those of two groups of samples.
+    It gets log-probabilities: of weight scaling, and of two groups of samples.
     """
     seeds, steps, own = scale.pick((3, 20, 50), (5, 1000, 200), (20, 2000, 1000))
     splits, results = data.stack_splits(data.load_digits, range(seeds)), {}
@@ -62,7 +62,7 @@ def predict_with_samples(split, seed, depth, steps, samples):
 
 
 def measure_scaling(scaled, _, sampled, labels) -> dict[str, float]:
-    """Weight scaling's distances to both means, its test error and that of the average."""
+    """Distances of weight scaling to both means, its test error and that of the average."""
     scaled, average = np.exp(scaled), np.exp(sampled).mean(0)
     geometric = scipy.special.softmax(sampled.mean(0), -1)
     return {

@@ -1,7 +1,7 @@
 """Calibration of a classifier: softmax, temperature, Laplace, MC dropout and deep ensembles.
 
 MLPs of two hidden layers of 128 learn the digits 0 to 7 of MNIST from 2,400 images. 600 others fit
-the temperature and choose the Laplace prior; 1,000 or so are the test, as they are and rotated.
+the temperature and choose the Laplace prior; about 1,000 are the test set, unchanged and rotated.
 Adam at 1e-3, 1,200 steps of 32, no weight decay; MC dropout's networks have rate 0.5 on the hidden
 layers. The networks of a seed share its split. Ensembles are of 5 networks that differ in initial
 weights, batches and masks; the first of them is the network of the other rows.
@@ -44,7 +44,7 @@ def findings(runs: list[dict]) -> list[claim.Finding]:
     """The claims, each decided by differences seed by seed."""
 
     def decreases_of(worse, better, *names):
-        """How much lower the better method's measures are, on both sets."""
+        """The decreases of the measures by the better method, on both sets."""
         return {
             f"{name} on {where}": cell
             for where in (IN, SHIFTED)

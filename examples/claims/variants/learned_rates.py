@@ -23,27 +23,27 @@ from common.claim import Finding, Result, Scale, by_cell, interval, main
 from dropout_jax import concrete_dropout, concrete_dropout_penalty, fold
 
 SIZES, INITIAL_RATES, LAYERS = (50, 150, 450, 1400), (0.1, 0.5), ("inputs", "hidden 1", "hidden 2")
-MARGIN = 0.02  # of a rate, within which it does not matter what it was learned from
+MARGIN = 0.02  # of a rate: a smaller difference between initial rates counts as none
 GAL = "Gal, Hron and Kendall, Concrete dropout, NeurIPS 2017"
 
 
 def experiment(scale: Scale) -> Result:
-    """Learn the rates at every size, from each start."""
+    """Learn the rates at every size, from each initial rate."""
     splits, steps = make_splits(scale)
-    jobs = scale.track(INITIAL_RATES, "starts")
+    jobs = scale.track(INITIAL_RATES, "initial rates")
     rates = np.concatenate([train([initial_rate], splits, steps)[0] for initial_rate in jobs])
     numbers = {"sizes": SIZES, "learned (start, seed, size, layer)": rates}
     return Result([judge_fall(rates[0]), judge_independence(rates)], picture(rates), numbers)
 
 
 def make_splits(scale: Scale):
-    """The seeds' splits, and for how many steps to train."""
+    """The seeds' splits, and the number of training steps."""
     seeds, steps = scale.pick(3, 5, 10), scale.pick(3, 2000, 8000)
     return data.stack_splits(functools.partial(data.load_digits, max(SIZES)), range(seeds)), steps
 
 
 def train(initial_rates, splits, steps: int):
-    """Learned rates and test accuracy, for (start, seed, size)."""
+    """Learned rates and test accuracy, for (initial rate, seed, size)."""
 
     def one(initial_rate, seed, split, size):
         key = jax.random.key(seed)
@@ -81,7 +81,7 @@ def net(layers, x, rates, *, key, drop):
 
 
 def penalty(layers, logits, size):
-    """Concrete dropout's addition to a mean cross-entropy over `size` examples."""
+    """The term that concrete dropout adds to a mean cross-entropy over `size` examples."""
     scales = {"weight_scale": 0.1**2 / size, "dropout_scale": 1 / size}
     return sum(
         concrete_dropout_penalty(layer["weights"], logit, **scales)
@@ -103,7 +103,7 @@ def judge_fall(rates) -> Finding:
 
 
 def judge_independence(rates) -> Finding:
-    """Whether the rates learned, for (start, seed, size, layer), depend on their start."""
+    """Whether learned rates, for (initial rate, seed, size, layer), depend on the initial rate."""
     gaps = abs(rates[0] - rates[1]).max(-1)
     beyond = {size: interval(gaps[:, i] - MARGIN) for i, size in enumerate(SIZES)}
     text = f"The learned rate does not depend on its initial value (within {MARGIN})"
