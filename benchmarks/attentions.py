@@ -22,7 +22,7 @@ class CompiledCall:
 
 
 def build(framework, case):
-    """A function that makes output and gradients and waits; with .temporary_bytes from XLA."""
+    """A function that computes output and gradients and waits for them."""
     if framework == "torch":
         return _torch(case)
     import jax

@@ -1,9 +1,9 @@
-"""Attention with dropout: time and temporaries against the length, beside what others have.
+"""Attention with dropout: time and temporaries against the length, for us and other libraries.
 
     python benchmarks/bench_attention.py [--full]      (make bench runs the short form)
 
 Causal, forward and backward, batch 8, 8 heads of 64, float32; each in its own process, in turn.
-Times are multiples of PyTorch's flash attention without dropout, which drops nothing. Writes
+Times are multiples of those of PyTorch's flash attention without dropout. Writes
 results/attention-DEVICE.json and docs/bench_attention-DEVICE.png, and prints the table. On an
 accelerator (bfloat16, up to 16,384) it adds the kernel and leaves torch out.
 """
@@ -31,7 +31,7 @@ BASE = "torch flash, no dropout"
 
 
 def measure(length, dtype, runs, base, rounds):
-    """A row a run: quartiles of the ratio to the base, and the temporaries."""
+    """A row for each run: quartiles of the ratio to the base, and the temporaries."""
     rows = []
     workers = {name: harness.Worker(framework) for name, (framework, _) in runs.items()}
     bytes_of = {
@@ -57,7 +57,7 @@ def make_case(length, dtype, rate, batch=8):
 
 
 def measure_long(length=16_384):
-    """What a length takes at which T x T weights, 8 heads, forward alone, would be 8.6 GB."""
+    """Temporaries at a length where T x T weights of 8 heads, forward only, take 8.6 GB."""
     worker = harness.Worker("blockwise")
     answer = worker.ask(build=make_case(length, "float32", 0.1, batch=1))
     worker.close()

@@ -1,9 +1,10 @@
-"""How much faster the mask of jax.random.bernoulli comes from parity.bernoulli than from JAX.
+"""How much faster parity.bernoulli makes the mask of jax.random.bernoulli than JAX.
 
     python benchmarks/bench_bernoulli.py      (make bench runs it)
 
-Both are jitted, called in turn in one process and waited for; the ratio of their times, medians
-with quartiles, by size and kind of key. Prints a table and writes results/bernoulli-DEVICE.json.
+Both are jitted and called in turn in one process, with a wait for each result. Prints the ratio of
+their times (medians with quartiles) by size and kind of key, and writes
+results/bernoulli-DEVICE.json.
 """
 
 import time
@@ -27,7 +28,7 @@ def time_call(fn, *args):
 
 
 def measure_ratios(impl, size):
-    """JAX's time over ours, round by round."""
+    """Ratios of JAX's time to ours, round by round."""
     key = jax.random.key(0, impl=impl)
     theirs = jax.jit(lambda key: jax.random.bernoulli(key, 1 - RATE, (size,)))
     ours = jax.jit(lambda key: bernoulli.keep_mask(key, RATE, (size,)))

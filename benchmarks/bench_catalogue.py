@@ -1,10 +1,10 @@
-"""What does each op cost beside `dropout` and beside a plain multiply? One row an op.
+"""The cost of each op, compared with `dropout` and with a multiplication; one row for each op.
 
     python benchmarks/bench_catalogue.py [--full]      (make bench runs the short form)
 
 Forward, and forward and backward, at rate 0.1 on (16, 256, 1024) float32: ops that draw a mask of
-every element are to be compared with `dropout`, ops with small masks with x * 2, the floor. Flax
-and PyTorch stand beside them where they have the op. Writes results/catalogue-DEVICE.json.
+every element compare with `dropout`, ops with small masks with x * 2, the floor. Flax and PyTorch
+are measured where they have the op. Writes results/catalogue-DEVICE.json.
 """
 
 import argparse

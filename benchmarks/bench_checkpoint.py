@@ -1,10 +1,10 @@
-"""What a checkpoint costs the step loop: the stall of `save`, beside one plain copy of the arrays.
+"""The cost of a checkpoint for the step loop: the stall of `save`, and one copy of the arrays.
 
     python benchmarks/bench_checkpoint.py      (make bench runs it)
 
 For two presets, in turn in one process: seconds of a copy to host memory, of Writer.save, and until
-the checkpoint is on disk; and of a step right after a save, which shares the cores with the thread
-that writes, beside one without. Quartiles. Prints a table and writes
+the checkpoint is on disk; and of a step right after a save, which shares the cores with the writing
+thread, and of a step without a save. Quartiles. Prints a table and writes
 results/checkpoint-DEVICE.json.
 """
 

@@ -1,9 +1,9 @@
-"""What is paid before the first step: importing dropout_jax, and compiling what it is used in.
+"""The cost before the first step: importing dropout_jax, and compiling functions that use it.
 
     python benchmarks/bench_compile.py      (make bench runs it)
 
-Seconds to compile jit(dropout) beside Flax's, in turn; to compile the default trainer's step, with
-and without dropout; and to import dropout_jax after jax, each in a fresh process. Writes
+Seconds to compile jit(dropout), ours and Flax's in turn; to compile the default trainer's step,
+with and without dropout; and to import dropout_jax after jax, each in a fresh process. Writes
 results/compile-DEVICE.json.
 """
 
@@ -33,7 +33,7 @@ print(time.perf_counter() - begin)
 
 
 def time_op_compilation():
-    """jit(dropout) at a new shape, ours and Flax's in turn."""
+    """Time the compilation of jit(dropout) at a new shape, ours and Flax's in turn."""
     layer = nnx.Dropout(0.1, deterministic=False)
     fns = {
         "dropout_jax": lambda x, k: dropout(x, 0.1, key=k),
@@ -50,7 +50,7 @@ def time_op_compilation():
 
 
 def time_step_compilation():
-    """The step of the default preset, at two rates."""
+    """Time the compilation of the default preset's step, at two rates."""
     quartiles_by_rate = {}
     for rate in (0.0, 0.2):
         config = PRESETS["shakespeare-char-cpu"]
@@ -83,7 +83,7 @@ def time_call(fn):
 
 
 def time_import():
-    """Importing dropout_jax where jax is imported already."""
+    """Time the import of dropout_jax after that of jax."""
     command = [sys.executable, "-c", IMPORT]
     runs = [
         subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(REPEATS)

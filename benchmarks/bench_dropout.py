@@ -3,8 +3,8 @@
     python benchmarks/bench_dropout.py [--full]      (make bench runs the short form)
 
 Forward, and forward and backward, at rate 0.1, against a jitted x * 2 (and its backward) over the
-same array in the same process, each framework in its own process, in turn; and the block that
-models use it in, gelu -> dropout -> add the residual, against the same without dropout. Writes
+same array in the same process, each framework in its own process, in turn; and the usual block,
+gelu -> dropout -> add the residual, against the same without dropout. Writes
 results/dropout-DEVICE.json and docs/bench_dropout-DEVICE.png, and prints the table. On an
 accelerator it runs unchanged; torch is measured there only on its own device, so it is left out.
 """
@@ -67,7 +67,7 @@ def measure_memory():
 
 
 def print_table(result):
-    """Median multiple of the floor, a row a case."""
+    """Print the median multiple of the floor, a row for each case."""
     table = Table(title=f"times the floor, rate {RATE}, {result['environment']['processor']}")
     for name in ("op", "dtype", "mode", "elements", *FRAMEWORKS):
         table.add_column(name, justify="right")
@@ -81,7 +81,7 @@ def print_table(result):
 
 
 def plot(result, path):
-    """Multiples of the floor against size, on logarithmic axes."""
+    """Draw multiples of the floor against size, on logarithmic axes."""
     rows_of = [row for row in result["rows"] if row["op"] == "dropout"]
     dtypes = sorted({row["dtype"] for row in rows_of}, reverse=True)
     figure = Figure(figsize=(10, 3.6 * len(dtypes)), layout="constrained")

@@ -1,4 +1,4 @@
-"""The loss that the default preset reaches, and its step's time, beside PyTorch's: one command.
+"""The loss and the step's time of the default preset, for minigpt and for PyTorch.
 
     python benchmarks/bench_loss.py --data FILE [--seeds 1337 1 2]
 

@@ -1,7 +1,7 @@
 """Interleaved timing of frameworks, each in its own process; ratios, results and their JSON.
 
-Each process times the floor as well, beside its own work: what pages and places in memory a process
-was given differ from process to process by up to a factor of two, and cancel in the ratio.
+Each process also times the floor: memory pages and addresses differ from process to process and
+change times by up to a factor of two, which cancels in the ratio.
 """
 
 import json
@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Worker:
-    """A process that holds one framework."""
+    """A process that runs one framework."""
 
     def __init__(self, framework):
         path = Path(__file__).parent / "worker.py"
@@ -44,13 +44,13 @@ class Worker:
         return json.loads(line)
 
     def close(self):
-        """Let the process end."""
+        """End the process."""
         self.requests.close()
         self.process.wait()
 
 
 def measure(frameworks, cases, *, rounds, budget_s=0.25):
-    """Time every case in every framework, round by round in turn; a row a case and framework."""
+    """Time every case in every framework, in turn; a row for each case and framework."""
     workers = {name: Worker(name) for name in frameworks}
     rows = []
     for case in track(cases, "measuring"):
@@ -71,7 +71,7 @@ def measure(frameworks, cases, *, rounds, budget_s=0.25):
 
 
 def calls_within(times, budget_s):
-    """How many calls fit the budget, at least one."""
+    """The number of calls that fit the budget, at least one."""
     return max(1, min(200, int(budget_s / max(times["seconds"] + times["floor"]))))
 
 
@@ -81,7 +81,7 @@ def quartiles(ratios):
 
 
 def describe_environment(versions):
-    """What a reader needs to compare with another machine."""
+    """The facts that a reader needs to compare with another machine."""
     first = next(iter(versions.values()))
     return {
         "device": first["device"],

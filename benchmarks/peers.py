@@ -1,7 +1,7 @@
 """The same work in each framework: build(framework, case) gives a function to time.
 
 A case is a dict: op, mode ("forward", or "backward", which is both), shape, dtype, rate. A
-framework that has no such op gives None. `floor` is the work that none can avoid: x * 2, or for
+framework without the op gives None. `floor` is the work that none can avoid: x * 2, or for
 gelu_dropout_add (gelu -> dropout -> add the residual) the same without dropout.
 """
 
@@ -10,7 +10,7 @@ import os
 import attentions
 import steps
 
-WHOLE = {"train_step": steps, "attention": attentions}  # these have no floor
+WHOLE = {"train_step": steps, "attention": attentions}  # ops without a floor
 
 OPS_OF = {
     "torch": {"dropout", "gelu_dropout_add", "spatial_dropout", "alpha_dropout"},

@@ -14,7 +14,7 @@ VOCABULARY = 65
 
 
 def build(framework, case):
-    """A function that makes one step and waits for its loss."""
+    """A function that runs one step and waits for its loss."""
     preset = PRESETS[case["preset"]]
     model = dataclasses.replace(preset.model, dropout=DropoutConfig.uniform(case["rate"]))
     config = dataclasses.replace(preset, batch_size=case["batch_size"], model=model)

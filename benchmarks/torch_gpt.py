@@ -1,4 +1,4 @@
-"""nanoGPT's architecture and training loop written afresh in PyTorch: the peer to measure against.
+"""nanoGPT's architecture and training loop in PyTorch: the peer to measure against.
 
     python benchmarks/torch_gpt.py --data FILE [--steps 2000] [--dropout 0.0]
 

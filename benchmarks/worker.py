@@ -1,4 +1,4 @@
-"""One framework in a process of its own, told by lines of JSON what to build and when to run.
+"""Run one framework in its own process, controlled by lines of JSON on stdin.
 
 {"build": CASE}   builds the case and its floor, if it has one, runs both, and answers
                   {"temporary_bytes": N} or {"missing": true}
@@ -32,7 +32,7 @@ def main():
 
 
 def time_functions(fns, calls):
-    """Seconds of each call, the functions in turn: neither finds the caches as it left them."""
+    """Seconds of each call, the functions in turn, so that each starts with the other's caches."""
     seconds = {name: [] for name in fns}
     for _ in range(calls):
         for name, fn in fns.items():

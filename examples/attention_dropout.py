@@ -1,13 +1,13 @@
-"""Dropout on the attention weights, or on the context vectors; and padding that does not matter.
+"""Dropout on the attention weights or on the context vectors, and a check that padding is ignored.
 
     python examples/attention_dropout.py [--out docs/attention_dropout.png]
 
-Two places for dropout in attention: on the weights (queries x keys; a query forgets some keys), as
-in the Transformer, or on the context vectors, weights . values (a query loses some features). Both
-have the same mean; the picture shows what one draw does to the weights, and how far the context
-strays from its mean in each: where values have something in common, as in a network, a query that
-sees many keys loses little with some of them, and whole features otherwise. Then a padded batch:
-what padding holds changes nothing.
+Attention can have dropout on the weights (queries x keys: a query loses some keys), as in the
+Transformer, or on the context vectors, weights . values (a query loses some features). Both have
+the same mean. The picture shows the weights of one draw, and how far the context deviates from its
+mean in each case: if the values have a common part, as in a network, a query with many keys loses
+little with some of them, while dropout on the context removes whole features. In a padded batch
+the content of the padding changes nothing.
 """
 
 import argparse
@@ -20,24 +20,24 @@ from matplotlib.figure import Figure
 
 from dropout_jax import dot_product_attention, dropout, fold
 
-BATCH, TIME, HEADS, DIM, RATE = 4, 32, 2, 32, 0.2  # DIM = TIME: values can show the weights
+BATCH, TIME, HEADS, DIM, RATE = 4, 32, 2, 32, 0.2  # DIM = TIME: identity values return the weights
 
 
 def drop_weights(query, key, value, dropout_key):
-    """Weights are dropped: what most people mean by attention dropout."""
+    """Attention with dropout on the weights, the usual meaning of attention dropout."""
     return dot_product_attention(
         *(query, key, value), is_causal=True, dropout_rate=RATE, dropout_key=dropout_key
     )
 
 
 def drop_context(query, key, value, dropout_key):
-    """The context vectors are dropped, after the weights met the values."""
+    """Attention with dropout on the context vectors, after the product of weights and values."""
     context = dot_product_attention(query, key, value, is_causal=True)
     return dropout(context, RATE, key=dropout_key)
 
 
 def measure_deviation(attend, arrays, key, draws=1000):
-    """Root mean square distance of a draw from the mean, by position; the largest bias in sd."""
+    """Root mean square deviation from the mean by position, and the largest bias in its sd."""
     clean = attend(*arrays, None)
     drawn = jax.vmap(lambda i: attend(*arrays, fold(key, i)))(jnp.arange(draws))
     spread = drawn.std(axis=0)
@@ -46,7 +46,7 @@ def measure_deviation(attend, arrays, key, draws=1000):
 
 
 def measure_padding_effect(arrays, key):
-    """The largest change that anything in the padding makes to what is not padding."""
+    """The largest change outside the padding when the padding's content changes."""
     lengths = jnp.array([TIME, TIME - 5, TIME // 2, 1])
     query, k, value = arrays
     padded = (jnp.arange(TIME) >= lengths[:, None])[:, :, None, None]
@@ -61,7 +61,7 @@ def measure_padding_effect(arrays, key):
 
 
 def draw(arrays, key, spreads, path):
-    """One draw of the weights by placement, and the spread by position."""
+    """Draw one sample of the weights, and the spread of both kinds by position."""
     query, k, _ = arrays
     one = jnp.eye(TIME)[None, :, None].repeat(HEADS, axis=2)
     weights = {
@@ -87,7 +87,7 @@ def main(arguments=None):
     root = jax.random.key(0)
     shape = (3, BATCH, TIME, HEADS, DIM)
     query, k, value = jax.random.normal(fold(root, "arrays"), shape)
-    arrays = (query, k, value + 1)  # what the values have in common
+    arrays = (query, k, value + 1)  # + 1 is the common part of the values
     deviations = {
         name: measure_deviation(attend, arrays, fold(root, "draws"))
         for name, attend in (("on weights", drop_weights), ("on context", drop_context))

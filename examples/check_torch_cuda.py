@@ -1,10 +1,10 @@
-"""Compare parity.torch's CUDA masks with a real GPU: one command, on a machine that has one.
+"""Compare parity.torch's CUDA masks with those of a real GPU, in one command.
 
     python examples/check_torch_cuda.py [--out docs/check_torch_cuda.json]
 
-PyTorch with CUDA is needed. Every row is a shape and a dtype of torch.nn.functional.dropout, or the
-weights of memory-efficient attention; it says whether the mask is equal bit for bit. The exit code
-is 1 if any differs. Until this has passed on a GPU, cuda_mask and cuda_sdpa_mask are experimental.
+It needs PyTorch with CUDA. Every row is a shape and a dtype of torch.nn.functional.dropout, or the
+weights of memory-efficient attention, and whether the mask is equal bit for bit. The exit code is 1
+if any differs. cuda_mask and cuda_sdpa_mask are experimental until this passes on a GPU.
 """
 
 import argparse
@@ -21,7 +21,7 @@ ATTENTION = ((1, 1, 16, 16), (2, 3, 64, 128), (2, 4, 100, 200))
 
 
 def check_dropout(torch, shape, dtype, seed=1234, p=0.3):
-    """Two calls, so that the offset's advance is checked as well."""
+    """Compare the masks of two calls, so that the advance of the offset is checked too."""
     device = torch.cuda.get_device_properties(0)
     sizes = {
         "num_sms": device.multi_processor_count,
@@ -38,7 +38,7 @@ def check_dropout(torch, shape, dtype, seed=1234, p=0.3):
 
 
 def check_attention(torch, shape, seed=1234, p=0.3):
-    """Values that are the identity show the weights."""
+    """Compare the mask of attention weights; values that are the identity return the weights."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     batch, heads, queries, keys = shape

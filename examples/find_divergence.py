@@ -1,9 +1,9 @@
-"""A port of minigpt to PyTorch with one line wrong, and the line named.
+"""Find the wrong line in a port of minigpt to PyTorch.
 
-The port drops after the residual is added instead of before. Its loss looks plausible and it
-trains, only worse. Both models get the same weights, tokens and masks; their sites are recorded to
-files as two machines would, and `first_difference` says where they part first. The same with the
-right port, as a control, and with one bit of one mask flipped.
+The port applies dropout after the residual is added instead of before. Its loss looks plausible and
+it trains, but worse. Both models get the same weights, tokens and masks. Their values at the
+dropout sites are saved to files, as on two machines, and `first_difference` names the first
+difference. The correct port is the control; a third case flips one bit of one mask.
 
     python examples/find_divergence.py
 """
@@ -32,7 +32,7 @@ SCALE = 65536 / round((1 - RATE) * 65536)
 
 
 class WrongBlock(torch_port.Block):
-    """The port as somebody might write it."""
+    """A port with a plausible mistake."""
 
     def forward(self, x):
         x = x + self.attn_out(self.attend(self.attn_norm(x)))
@@ -56,7 +56,7 @@ def record_port(gpt, block, tokens, masks):
 
 
 def compare_recordings(one, other, folder):
-    """Through files, as between two machines."""
+    """Compare two recordings through files, as between two machines."""
     for name, run in (("minigpt.npz", [one]), ("port.npz", [other])):
         divergence.save(run, folder / name)
     runs = (divergence.load(folder / name) for name in ("minigpt.npz", "port.npz"))
@@ -64,7 +64,7 @@ def compare_recordings(one, other, folder):
 
 
 def find_differences():
-    """What is found for the right port, the wrong one, and one flipped bit."""
+    """The first difference for the correct port, the wrong port, and one flipped bit."""
     preset = PRESETS["shakespeare-char-cpu"].model
     config = dataclasses.replace(preset, dropout=DropoutConfig(*[RATE] * 6))
     gpt = GPT(config, VOCABULARY, rngs=nnx.Rngs(0))

@@ -1,9 +1,9 @@
-"""A picture of every mask: which places are kept, which dropped, and which share a decision.
+"""A picture of every mask: which elements are kept or dropped, and which share a decision.
 
     python examples/gallery.py [--out docs/gallery.png]
 
-Each op of the catalogue is applied to ones. Dropped places are dark, kept ones grey; places that
-share a decision have a colour of their own, so places of one colour live and die together.
+Each op is applied to ones. Dropped elements are dark, kept ones grey. Elements that share a
+decision have the same colour, so they are kept or dropped together.
 """
 
 import argparse
@@ -23,13 +23,13 @@ SHAPE = (4, 8, 8)  # (batch, time, dim), or (batch, height, width) with one chan
 
 
 def number_decisions(*axes):
-    """Decisions by place along these axes of SHAPE."""
+    """Number the decisions along these axes of SHAPE; other axes share them."""
     sizes = [n if axis in axes else 1 for axis, n in enumerate(SHAPE)]
     return np.broadcast_to(np.arange(np.prod(sizes)).reshape(sizes), SHAPE)
 
 
 def make_panels(key):
-    """Title, note, kept and decision of each place, for every op."""
+    """Title, note, and for each element whether it is kept and its decision, for every op."""
     x = jnp.ones(SHAPE)
     rate = 0.4
 
@@ -88,7 +88,7 @@ def make_panels(key):
 
 
 def _alpha(x, rate, *, key):
-    """1 where kept, 0 where alpha dropout fills in."""
+    """True where kept; alpha dropout replaces the other elements by a constant."""
     return dj.alpha_dropout(x, rate, key=key) > 0
 
 
@@ -103,7 +103,7 @@ def color_decisions(kept, decision):
 
 
 def shade_noise(key):
-    """Gaussian dropout has no mask: shades of its factor."""
+    """Shade the factor of Gaussian dropout, which has no mask."""
     factor = np.asarray(dj.gaussian_dropout(jnp.ones(SHAPE), 0.4, key=key))
     return np.clip(0.5 + (factor - 1) / 4, 0, 1)[..., None] * np.ones(3)
 

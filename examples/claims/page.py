@@ -2,7 +2,7 @@
 
     python examples/claims/page.py [--full | --smallest] [--only NAME ...] [--out docs/claims]
 
-`--only` runs some of them (none: `--only`), and the page is written from the results of all.
+`--only` runs the named scripts; without names it runs none. The page has the results of all.
 """
 
 import argparse
@@ -45,9 +45,9 @@ CHAPTERS: dict[str, list[str]] = {
 
 TITLES = {
     "mechanism": "The mechanism",
-    "learning": "What it does to learning",
+    "learning": "Effects on learning",
     "blocks": "In a stack of blocks",
-    "variants": "Variants where they belong",
+    "variants": "Variants in their architectures",
     "finetuning": "Fine-tuning",
     "uncertainty": "Uncertainty",
 }
@@ -56,20 +56,20 @@ INTRODUCTION = """\
 # What is said about dropout, run and measured
 
 `make claims` runs every experiment below on two cores and writes this page, its figures and its
-verdicts; nothing is downloaded. Figures are means over independent seeds with 95 % intervals of
-Student's t. A claim *holds* when the whole interval of the difference it speaks of is on its side,
-and *does not hold* otherwise, on our data: also when the interval contains 0. *Holds only when*
-says where it held and where it did not; that two things do as well holds when the whole interval is
-within a margin that is named. Each experiment is a script of `examples/claims/`; `--full` runs its
-long form.
+verdicts; it downloads nothing. Numbers are means over independent seeds with 95 % intervals of
+Student's t. A claim *holds* if the whole interval of its difference has the claimed sign. It *does
+not hold* otherwise, which includes an interval that contains 0. *Holds only when* lists the
+settings where it holds and those where it does not. A claim that two methods are equally good holds
+if the whole interval lies within a named margin. All verdicts are about the data used here. Each
+experiment is a script of `examples/claims/`; `--full` runs its long form.
 """
 
 
 RATES = """\
-## Rates to begin with
+## Rates to start a search from
 
-Of each setting the rate that gained most, among those whose whole interval is above 0; 0 where
-there is none. They are of small models on little data: a place to begin a search, not its end.
+For each setting the rate with the largest gain among those whose whole interval is above 0; 0 if
+there is none. The models are small and the data is little: search around these rates.
 """
 
 
@@ -78,7 +78,7 @@ def main(arguments=None):
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--full", action="store_true")
     size.add_argument("--smallest", action="store_true")
-    parser.add_argument("--only", nargs="*", help="scripts' names; without names none is run")
+    parser.add_argument("--only", nargs="*", help="run only these scripts; without names, none")
     parser.add_argument("--out", type=Path, default=Path("docs/claims"))
     options = parser.parse_args(arguments)
     names = [name for chapter in CHAPTERS.values() for name in chapter]
@@ -100,7 +100,7 @@ def script_path(name: str) -> str:
 
 
 def render_page(results: dict[str, dict], folder: str) -> str:
-    """The page: one table of all claims, then a section a script."""
+    """The page: one table of all claims, then a section for each script."""
     parts = [
         INTRODUCTION,
         claims_table(results),
@@ -142,7 +142,7 @@ def render_section(name: str, record: dict, folder: str) -> str:
         for finding in record["findings"]
     ]
     scale = "" if record["scale"] == "default" else f" --{record['scale']}"
-    more = record["numbers"].get("table", [])  # a script's own: rows as dictionaries
+    more = record["numbers"].get("table", [])  # some scripts have a table: rows as dictionaries
     return "\n\n".join(
         [
             f"### {record['title']}",

@@ -33,7 +33,7 @@ def list_versions():
 
 
 def summarize(data):
-    """The page in three lines."""
+    """Summarize the page in three lines."""
 
     def describe_others(numbers):
         numbers = sorted(numbers[name] for name in numbers if name not in OURS)
@@ -86,7 +86,7 @@ def main(arguments=None):
 
 
 def draw(tables, path):
-    """Kept share, bias in bfloat16 and bytes kept, by framework, without the oracle (as ours)."""
+    """Draw kept share, bias in bfloat16 and bytes kept by framework, without the oracle."""
     data = {table.title: table.data for table in tables}
     names = [name for name in data["Kept fraction"] if name != "NumPy oracle"][::-1]
     figure = Figure(figsize=(11, 4.6), layout="constrained")

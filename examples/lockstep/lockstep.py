@@ -1,8 +1,8 @@
-"""A GPT in PyTorch and minigpt, trained in lockstep with the same masks at every site.
+"""Train a GPT in PyTorch and in minigpt in lockstep, with the same masks at every site.
 
-The same weights, batches and masks; dropout 0.2 at all seven sites, AdamW, clipping. Three pairs:
-our masks injected into PyTorch; PyTorch's own masks (from its seed) in minigpt; and ours again with
-one bit of one mask flipped in PyTorch, which shows how much one wrong decision is.
+Weights, batches and masks are the same; dropout 0.2 at all seven sites, AdamW, clipping. There are
+three pairs of runs: our masks in PyTorch; PyTorch's own masks (from its seed) in minigpt; and our
+masks with one bit of one mask flipped in PyTorch, which shows the effect of one wrong decision.
 
     python examples/lockstep/lockstep.py --out docs/lockstep.png
 """
@@ -37,7 +37,7 @@ FLIPPED = "block/0/mlp_out"
 
 
 def train_minigpt(config, vocab, batches, dtype):
-    """minigpt's own trainer, which draws its own masks."""
+    """Losses of minigpt's trainer, which draws its own masks."""
     training = build_train_functions(config, vocab)
     state, losses = cast_tree(training.state, dtype), []
     for each in track(batches, "minigpt, its own masks  "):
@@ -47,7 +47,7 @@ def train_minigpt(config, vocab, batches, dtype):
 
 
 def train_minigpt_with_masks(masks_at, config, vocab, batches, dtype):
-    """The same step with the masks it is given."""
+    """Losses of minigpt's step with given masks."""
     graph, params = nnx.split(GPT(config.model, vocab, rngs=nnx.Rngs(config.seed)))
     params = cast_tree(params, dtype)
     tx = build_optimizer(config.optim, config.steps)
@@ -71,7 +71,7 @@ def train_minigpt_with_masks(masks_at, config, vocab, batches, dtype):
 
 
 def train_torch(masks_at, config, vocab, batches, dtype):
-    """PyTorch with the masks it is given; None: those of its own seed."""
+    """Losses of PyTorch with given masks, or with the masks of its own seed for None."""
     model = torch_port.GPT(config.model, vocab).to(getattr(torch, dtype))
     torch_port.copy_weights(model, GPT(config.model, vocab, rngs=nnx.Rngs(config.seed)))
     adamw, masks = torch_port.make_optimizer(model, config.optim), {}
@@ -93,7 +93,7 @@ def list_learning_rates(config, dtype):
 
 
 def cast_tree(tree, dtype):
-    """Floats as asked; for float64 counts as int64, for optax makes float32 of an int32 count."""
+    """Cast floats; for float64 also cast counts to int64: optax computes in float32 from int32."""
 
     def cast(leaf):
         if jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -104,7 +104,7 @@ def cast_tree(tree, dtype):
 
 
 def draw_our_masks(config):
-    """What minigpt's trainer draws in step i."""
+    """A function from a step to the masks that minigpt's trainer draws in it."""
     shape = (config.batch_size, config.model.block_size)
     drawn = jax.jit(lambda key: draw_masks(config.model, key, *shape))
     root = jax.random.key(config.seed)
@@ -112,10 +112,10 @@ def draw_our_masks(config):
 
 
 def draw_torch_masks(config):
-    """What PyTorch draws after manual_seed, site after site, step after step (asked in order)."""
+    """A function to PyTorch's masks after manual_seed; call it once for each step, in order."""
     generator = CPUGenerator(config.seed)
-    listed = site_specs(config.model, config.batch_size, config.model.block_size)
-    return lambda _: {name: generator.mask(p.shape, p.rate) for name, p in listed.items()}
+    specs = site_specs(config.model, config.batch_size, config.model.block_size)
+    return lambda _: {name: generator.mask(p.shape, p.rate) for name, p in specs.items()}
 
 
 def flip_one_bit(masks_at, step):
@@ -150,13 +150,13 @@ def relative_difference(pair):
 
 
 def find_parting_step(differences, quiet):
-    """The first step at which a run differs by ten times what the unflipped run ever does."""
+    """The first step whose difference exceeds ten times the largest one of the unflipped run."""
     parted = np.flatnonzero(differences > 10 * quiet.max())
     return int(parted[0]) if len(parted) else None
 
 
 def summarize(losses):
-    """For each dtype and pair the largest differences; for the flipped one where it parts."""
+    """The largest differences for each dtype and pair, and the step where a pair parts."""
     rows = {}
     for dtype, pairs in losses.items():
         quiet = relative_difference(pairs["our masks in PyTorch"])

@@ -1,4 +1,4 @@
-"""minigpt's GPT (without biases) in PyTorch, an nn.Dropout at every site, for the examples.
+"""minigpt's GPT (without biases) in PyTorch, with an nn.Dropout at every site, for the examples.
 
 The dropout modules are named as minigpt names its sites: "block.0.attn_out" is block/0/attn_out.
 """
@@ -67,7 +67,7 @@ class GPT(nn.Module):
 
 
 def copy_weights(model, gpt):
-    """Take the weights of minigpt's GPT (without biases), whose matrices are (inputs, outputs)."""
+    """Copy the weights of minigpt's GPT (without biases), whose matrices are (inputs, outputs)."""
     tables = [(model.tokens, gpt.tokens.embedding), (model.positions, gpt.positions.embedding)]
     norms, matrices = [(model.norm, gpt.norm)], []
     for mine, theirs in zip(model.block, gpt.blocks, strict=True):

@@ -25,7 +25,13 @@ def examples():
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """The tables, the text and the picture of one run."""
-    for name in ("flax", "equinox", "haiku", "keras", "torch"):  # not imported: keras would choose
+    for name in (
+        "flax",
+        "equinox",
+        "haiku",
+        "keras",
+        "torch",
+    ):  # find_spec does not import: keras would choose a backend
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"{name} is not installed")
     import compare_frameworks
@@ -45,7 +51,7 @@ def test_the_page_names_every_framework_in_every_table(page):
         assert all(len(row) == len(table.headers) for row in table.rows)
 
 
-def test_what_is_promised_bit_for_bit_agrees_and_another_seed_does_not(page):
+def test_promised_bits_agree_and_those_of_another_seed_do_not(page):
     rows = page[0]["Bit equality"].data
     assert sum(promised == "yes" for _, _, promised, *_ in rows) == 15
     for name, what, promised, elements, differ, control in rows:
@@ -54,7 +60,7 @@ def test_what_is_promised_bit_for_bit_agrees_and_another_seed_does_not(page):
 
 
 def test_statistics_are_in_bounds_but_for_named_deviations(page):
-    """Intervals of 99.99 %, |z| < 4.9; at 65,536 elements no named deviation is that large yet."""
+    """Intervals of 99.99 %, |z| < 4.9; with 65,536 elements no known deviation is that large."""
     tables, text, _ = page
     assert "**!**" not in text.replace("**!** would", "")
     for name, intervals in tables["Kept fraction"].data.items():
@@ -74,7 +80,7 @@ def test_the_bias_of_the_scale_is_the_one_of_the_arithmetic(page):
         assert abs(bias["bfloat16"] - expected) < 1e-4, name
 
 
-def test_ours_at_the_edges_and_the_memory(page):
+def test_our_values_at_the_edges_and_our_memory(page):
     tables = page[0]
     rates = next(row for row in tables["Rates at the edges"].rows if row[0] == "dropout_jax")
     assert rates[1:6] == ["identity", "zeros", "ValueError", "ValueError", "ValueError"]
@@ -100,8 +106,8 @@ def test_a_library_that_is_missing_is_a_row_that_says_so(monkeypatch):
         assert table(peers, True).rows == [["equinox", "not installed"]]
 
 
-def test_a_wrong_scale_and_a_wrong_share_are_noticed():
-    """Controls, of 262,144 elements: a scale off by a hundredth, and a rate."""
+def test_a_wrong_scale_and_a_wrong_share_are_detected():
+    """Controls with 262,144 elements: a scale that is 1 % off, and a rate that is 0.01 off."""
     import framework_tables
     import frameworks
 
@@ -124,8 +130,8 @@ def test_a_wrong_scale_and_a_wrong_share_are_noticed():
     assert "**!**" in "".join(shares.rows[0])
 
 
-def test_rounding_alone_is_told_from_a_deviation():
-    """alpha's dropped value is not a bfloat16: 2^22 elements show it, one rounding explains it."""
+def test_rounding_alone_is_distinguished_from_a_deviation():
+    """bfloat16 lacks alpha's dropped value: 2^22 elements show it, and one rounding explains it."""
     import framework_tables
     import frameworks
 

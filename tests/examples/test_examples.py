@@ -1,4 +1,4 @@
-"""Each example in its smallest form, and a property of it that could fail."""
+"""Each example in its smallest form, and a property that it must have."""
 
 import json
 import pathlib
@@ -31,7 +31,7 @@ def test_the_gallery_is_drawn(gallery, tmp_path, capsys):
     assert "wrote" in capsys.readouterr().out
 
 
-def test_places_of_one_colour_live_and_die_together(gallery):
+def test_elements_of_one_colour_are_kept_or_dropped_together(gallery):
     titles = []
     for title, _, kept, decision in gallery.make_panels(jax.random.key(4)):
         titles.append(title)
@@ -53,7 +53,7 @@ def test_dropout_on_weights_and_on_context_are_unbiased_and_padding_does_not_mat
     assert all(2 < bias < 6.5 for bias in biases.values())
 
 
-def test_the_check_of_cuda_says_what_is_missing():
+def test_the_cuda_check_names_what_is_missing():
     import check_torch_cuda
 
     torch = pytest.importorskip("torch")

@@ -1,4 +1,4 @@
-"""What a stack of blocks leaves alone: its shape, and the features before a changed token.
+"""What a stack of blocks does not change: the shape, and the features before a changed token.
 
 GPTs of width 48 with random weights, 1 to 12 layers (48 in the long form) in both orders of layer
 norm, read 4 windows of 64 random tokens, with dropout 0.2 at all seven sites and one key. Then all
@@ -46,7 +46,7 @@ def experiment(scale: claim.Scale) -> Result:
 
 
 def build_stack(norm: Literal["pre", "post"], depth: int):
-    """Features of ids, dropout on."""
+    """A function from ids to features, with dropout on."""
     rates = DropoutConfig(**dict.fromkeys(sweep.SITES, 0.2))
     sizes = ModelConfig(n_layer=depth, n_head=2, n_embd=DIM, block_size=TIME)
     config = dataclasses.replace(sizes, norm=norm, scan_layers=True, dropout=rates)
@@ -56,13 +56,13 @@ def build_stack(norm: Literal["pre", "post"], depth: int):
 
 
 def largest_change(features, first, other, position: int) -> np.ndarray:
-    """By position the largest change of a feature when the tokens from `at` on are exchanged."""
+    """The largest change of features, by position, when tokens from `position` on are exchanged."""
     mixed = jnp.where(jnp.arange(first.shape[1]) < position, first, other)
     return np.asarray(jnp.abs(features(mixed) - features(first)).max((0, 2)))
 
 
 def findings(shapes: dict[str, tuple], changes: dict[str, np.ndarray]) -> list[Finding]:
-    """What is said of shapes and of the mask, by stack."""
+    """The claims about shapes and about the mask, by stack."""
     kept = {name: shape == (BATCH, TIME, DIM) for name, shape in shapes.items()}
     before, after = ({n: change[part] for n, change in changes.items()} for part in HALVES)
     exact = {name: not change.any() for name, change in before.items()}
@@ -76,9 +76,9 @@ def findings(shapes: dict[str, tuple], changes: dict[str, np.ndarray]) -> list[F
             verdict_by("it is", kept),
         ),
         Finding(
-            "Under the causal mask later tokens change nothing before them, dropout on as well",
+            "Under the causal mask later tokens change no earlier feature, also with dropout on",
             f"{VASWANI}, 3.2.3",
-            f"Largest change of a feature before the exchanged tokens: {largest:g}; the least "
+            f"Largest change of a feature before the exchanged tokens: {largest:g}; the smallest "
             f"at or after the first of them, by position: {least:.2g}",
             verdict_by("it is", exact),
         ),
@@ -89,7 +89,7 @@ HALVES = slice(TIME // 2), slice(TIME // 2, None)
 
 
 def picture(changes: dict[str, np.ndarray]) -> Figure:
-    """The change by position: nothing before the first exchanged token."""
+    """The change by position: 0 before the first exchanged token."""
     figure, (axes,) = charts.panels(8)
     for name, change_by_position in changes.items():
         axes.plot(change_by_position, "o-" if "pre" in name else "x--", markersize=3, label=name)

@@ -1,13 +1,13 @@
-"""What a GPT's frozen features are good for: which token to classify on, and with how few labels.
+"""A GPT's frozen features: which token to classify on, and how few labels suffice.
 
 A GPT (2 layers, width 48, 64 characters of context) learns the plays without labels in 500 steps of
-512 characters. Then windows of 64 characters are classified: their last, a letter, ends a word or
-does not, half each; their first is 63 characters before. Classifiers are a logistic regression on
-frozen features, or the same GPT trained as a whole with a linear head on the last token (300 steps
-of Adam at 1e-3) from its initial weights. The 5,000 windows of the test are from four plays that
-nothing was trained on. A seed decides weights, batches and windows. Tried before, and too hard for
-so small a GPT (accuracies on the last token, chance 50 %): comedy or history 52 %, words with
-shuffled letters 54 %, windows read backwards 56 %.
+512 characters. Then windows of 64 characters are classified by whether their last character, a
+letter, ends a word; half of them do. The first token is 63 characters earlier. Classifiers are a
+logistic regression on frozen features, or the same GPT trained as a whole with a linear head on the
+last token (300 steps of Adam at 1e-3) from its initial weights. The 5,000 test windows are from
+four plays that are in no training data. A seed decides weights, batches and windows. Other tasks
+were tried before and are too hard for so small a GPT (accuracies on the last token, chance 50 %):
+comedy or history 52 %, words with shuffled letters 54 %, windows read backwards 56 %.
 """
 
 import functools
@@ -34,7 +34,7 @@ from minigpt.model import GPT
 
 MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=48, block_size=64)
 METHODS = FIRST, LAST, SCRATCH = "frozen, first token", "frozen, last token", "from scratch"
-MARGIN = 0.02  # of an accuracy: so near to a half is called chance
+MARGIN = 0.02  # of an accuracy: within it of 1/2 counts as chance
 RASCHKA = "Raschka, Build a large language model (from scratch), 2024, chapter 6"
 TRANSFER = (
     "Radford et al., 2018 (GPT); Yosinski et al., How transferable are features, NeurIPS 2014"
@@ -77,7 +77,7 @@ def experiment(scale: claim.Scale) -> Result:
 
 
 def sample_windows(ids: np.ndarray, letters: np.ndarray, count: int, seed: int):
-    """Windows of a text that end with a letter; and whether the next character is none."""
+    """Windows of a text that end with a letter, and whether the next character is not a letter."""
     rng, letter = np.random.default_rng(seed), np.isin(ids, letters)
     last = np.arange(MODEL.block_size, len(ids) - 1)
     inside, final = (last[letter[last] & (letter[last + 1] == more)] for more in (True, False))
@@ -101,10 +101,10 @@ def from_scratch(features, steps: int, params, x, y, x_test, y_test, size, key):
 
 
 def findings(first: dict, last: dict, scratch: dict, many: int) -> list[Finding]:
-    """What is said of tokens, and of frozen features against training all."""
+    """The claims about tokens, and about frozen features against training from scratch."""
     chance, gain = interval(first[many] - 0.5), interval(last[many] - first[many])
     at_chance = chance.low > -MARGIN and chance.high < MARGIN
-    text = "A causal model is classified on its last token: on the first it is at chance"
+    text = "A causal model is classified on its last token: the first gives accuracy at chance"
     what = f"Accuracy with {many} labels: first token {interval(first[many]):.1%}, last "
     what += f"{interval(last[many]):.1%}, difference {gain:+.1%}; chance is 50% within {MARGIN:.0%}"
     token = Finding(text, RASCHKA, what, claim.verdict(gain.positive and at_chance))
@@ -114,7 +114,7 @@ def findings(first: dict, last: dict, scratch: dict, many: int) -> list[Finding]
 
 
 def picture(shares: dict[str, dict[int, Interval]]) -> Figure:
-    """Accuracy by method, with few labels and many."""
+    """Accuracy by method, with few and with many labels."""
     figure, (axes,) = charts.panels(8)
     charts.bars(axes, shares, ylabel="test accuracy", ylim=(0.4, None))
     axes.axhline(0.5, color="black", linewidth=0.8)

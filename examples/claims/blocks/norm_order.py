@@ -2,11 +2,11 @@
 
 GPTs of 2 and 8 layers (width 32, 16 characters of context) read 77,000 characters of the plays in
 600 steps of 128, with AdamW and a cosine to a tenth of the highest learning rate, with a warm-up
-over a tenth of the steps or none. Of two learning rates each order, depth and warm-up has the one
-of the lowest mean loss on half of the plays not trained on; losses are those on the other half. A
+over a tenth of the steps or none. Each order, depth and warm-up uses the one of two learning rates
+with the lowest mean loss on half of the validation plays; losses are those on the other half. A
 seed decides weights and batches. Matrices begin with Glorot's normal weights, as in the paper: with
-GPT-2's, which are smaller, eight post-norm layers, tried first, learned little in 300 steps. A run
-with three seeds came before this one: a third rate, 5e-4, was best nowhere in it and left out, and
+GPT-2's, which are smaller, eight post-norm layers, tried first, learned little in 300 steps. An
+earlier run had three seeds: there a third rate, 5e-4, was never the best, so it was removed, and
 the claim on post-norm at pre-norm's best rate was added.
 """
 
@@ -27,7 +27,7 @@ from minigpt.config import Config, ModelConfig, OptimConfig
 RATES = (1.5e-3, 5e-3)
 WARM, COLD = "with warm-up", "without warm-up"
 ORDERS = [(norm, warm_up) for warm_up in (WARM, COLD) for norm in ("pre", "post")]
-BOUND = 0.05  # nats: a smaller change is called none
+BOUND = 0.05  # nats: a smaller change counts as none
 XIONG = "Xiong et al., On layer normalization in the transformer architecture, ICML 2020"
 
 
@@ -46,7 +46,7 @@ def experiment(scale: claim.Scale) -> Result:
 
 
 def train(scale: claim.Scale, depth: int, norm: str) -> dict[str, np.ndarray]:
-    """The last losses by warm-up: (text to choose on and to measure on, learning rate, seed)."""
+    """The last losses by warm-up: (text to choose on or to measure on, learning rate, seed)."""
     text, steps = data.load_all_plays(), scale.pick(10, 600, 3000)
     seeds = range(scale.pick(3, 5, 10))
     sizes = ModelConfig(n_layer=depth, n_head=2, n_embd=32, block_size=16)
@@ -65,7 +65,7 @@ def train(scale: claim.Scale, depth: int, norm: str) -> dict[str, np.ndarray]:
 
 
 def rescale_to_glorot(path, leaf):
-    """The matrices of the layers, normal as they are, at Glorot's standard deviation."""
+    """Rescale the layers' normal matrices to Glorot's standard deviation."""
     if not any(getattr(key, "key", None) == "kernel" for key in path):
         return leaf
     return leaf / leaf.std() * (2 / sum(leaf.shape[-2:])) ** 0.5
@@ -74,10 +74,10 @@ def rescale_to_glorot(path, leaf):
 def findings(
     measured: dict[tuple, np.ndarray], chosen_rates: dict[tuple, int], depths
 ) -> list[Finding]:
-    """What is said of both orders, each at its own rate; and of post-norm at pre-norm's."""
+    """The claims about both orders, each at its own rate, and post-norm at pre-norm's rate."""
 
     def minus(one: tuple[str, str], other: tuple[str, str], rate_of: tuple[str, str]):
-        """By depth; `one` is at the rate chosen for `at`."""
+        """Loss of `one` minus that of `other` by depth; `one` has the rate chosen for `rate_of`."""
         theirs = {n: measured[n, *other][chosen_rates[n, *other]] for n in depths}
         return {
             n: interval(measured[n, *one][chosen_rates[n, *rate_of]] - theirs[n]) for n in depths
@@ -89,11 +89,12 @@ def findings(
     pre, post, pre_cold, post_cold = ORDERS
     worse = "Without warm-up a post-norm stack trains worse than a pre-norm one"
     needs = "A post-norm stack needs warm-up"
-    slower = "A post-norm stack does not stand the learning rate that is the best for pre-norm"
+    slower = "A post-norm stack trains worse at the learning rate that is best for pre-norm"
     spared, cold = minus(pre_cold, pre, pre_cold), minus(post_cold, pre_cold, post_cold)
     description = f"post-norm at pre-norm's rate minus pre-norm, both {WARM}"
     without = above(
-        f"A pre-norm stack does without warm-up (it loses less than {BOUND} nats by it)",
+        "A pre-norm stack does not need warm-up "
+        f"(the loss without it rises by less than {BOUND} nats)",
         f"pre-norm {COLD} minus {WARM}",
         spared,
     )
@@ -107,7 +108,7 @@ def findings(
 
 
 def picture(measured: dict[tuple, np.ndarray], depths: tuple) -> Figure:
-    """The loss by order and warm-up, at both learning rates: a panel a depth."""
+    """The loss by order and warm-up at both learning rates, a panel for each depth."""
     figure, panels = charts.panels(*[5] * len(depths))
     for axes, depth in zip(panels, depths, strict=True):
         groups = {

@@ -1,1 +1,1 @@
-"""What the experiments share; the scripts of the folders beside this one are the experiments."""
+"""Code that several experiments use; the experiments are the scripts of the other folders."""

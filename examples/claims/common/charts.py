@@ -1,4 +1,4 @@
-"""What the claims' pictures share: panels, and means with their 95 % intervals."""
+"""Charts of the claims: panels, and means with their 95 % intervals."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,13 +11,13 @@ from common.claim import Interval
 
 
 def panels(*widths: float, height: float = 4.2) -> tuple[Figure, list[Axes]]:
-    """A figure and its panels side by side, so many inches wide."""
+    """A figure with panels side by side, of these widths in inches."""
     figure = Figure(figsize=(sum(widths), height), layout="constrained")
     return figure, list(figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0])
 
 
 def points(axes: Axes, x, intervals: Iterable[Interval], label: str, style="o-", **options):
-    """Means, joined, with their intervals as bars."""
+    """Draw means, joined by a line, with their intervals as error bars."""
     mean, low, high = np.array(list(intervals)).T
     axes.errorbar(x, mean, (mean - low, high - mean), fmt=style, label=label, capsize=2, **options)
 
@@ -25,7 +25,7 @@ def points(axes: Axes, x, intervals: Iterable[Interval], label: str, style="o-",
 def lines(
     axes: Axes, x, series: Mapping[Any, Iterable[Interval]], style="o-", spacing=0.0, **labels
 ):
-    """A line a series, `apart` from the next; `names` are those of axes.set."""
+    """Draw a line for each series, shifted by `spacing`; `labels` go to axes.set."""
     for i, (label, intervals) in enumerate(series.items()):
         x_shifted = np.asarray(x) + spacing * (i - (len(series) - 1) / 2)
         points(axes, x_shifted, intervals, str(label), style)
@@ -33,7 +33,7 @@ def lines(
 
 
 def bars(axes: Axes, groups: Mapping[Any, Mapping[Any, Interval]], **labels):
-    """A group of bars side by side for each of `groups`; all have the same series."""
+    """Draw a group of bars for each of `groups`; all groups have the same series."""
     series = list(next(iter(groups.values())))
     width = 0.8 / len(series)
     for i, label in enumerate(series):
@@ -46,7 +46,7 @@ def bars(axes: Axes, groups: Mapping[Any, Mapping[Any, Interval]], **labels):
 
 
 def forest(axes: Axes, cells: Mapping[Any, Interval], **labels):
-    """A row a cell, and a line at 0; blue is above it, red below, grey may be either."""
+    """Draw a row for each cell and a line at 0: blue is above it, red below, grey is undecided."""
     for i, cell in enumerate(cells.values()):
         color = "C0" if cell.positive else "C3" if cell.negative else "gray"
         error = [[cell.mean - cell.low], [cell.high - cell.mean]]

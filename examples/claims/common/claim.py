@@ -1,13 +1,13 @@
-"""What the claims share: the size of a run, intervals over seeds, verdicts, JSON and picture.
+"""Common parts of the claims: size of a run, intervals over seeds, verdicts, JSON and picture.
 
-A script of the folder above looks at one subject. Its experiment(scale) trains what it needs and
-returns a Result: the findings, a figure, and the numbers behind both. Its last lines are
+A script of examples/claims covers one subject. Its experiment(scale) trains its models and returns
+a Result: the findings, a figure, and the numbers behind both. Its last lines are
 
     if __name__ == "__main__":
         claim.main(experiment, __doc__, __file__)
 
-which gives it `--full`, `--smallest` and `--out`, and writes NAME.json and NAME.png. page.py makes
-docs/claims.md of them.
+which adds `--full`, `--smallest` and `--out`, and writes NAME.json and NAME.png. page.py writes
+docs/claims.md from them.
 """
 
 import argparse
@@ -30,23 +30,23 @@ NEGLIGIBLE = 0.005  # of a difference in accuracy, where a claim is that there i
 
 
 class Interval(NamedTuple):
-    """The mean over independent seeds, and where the true mean is at 95 % confidence."""
+    """The mean over independent seeds, and its 95 % confidence interval."""
 
     mean: float
     low: float
     high: float
 
     def __format__(self, spec: str) -> str:
-        """Such as `f"{x:.2f}"` for "0.91 (0.90 to 0.92)"; a % is written once."""
+        """`f"{x:.2f}"` is "0.91 (0.90 to 0.92)"; a % is written once."""
         mean, low, high = (format(value, spec) for value in self)
         return f"{mean} ({low.removesuffix('%')} to {high})"
 
     def __neg__(self) -> "Interval":
-        """Of a fall, where this is of a rise."""
+        """The interval of the negated value: of a fall, if this one is of a rise."""
         return Interval(-self.mean, -self.high, -self.low)
 
     def percent(self) -> "Interval":
-        """Of a share, in hundredths."""
+        """The interval times 100: a share in per cent."""
         return Interval(*(100 * value for value in self))
 
     @property
@@ -61,9 +61,9 @@ class Interval(NamedTuple):
 
 
 def interval(values) -> Interval:
-    """Student's t interval of the mean of one value a seed.
+    """Student's t interval of the mean of `values`, one per seed.
 
-    For a comparison give it the differences, seed by seed: pairs share what the seed decides.
+    For a paired comparison pass the differences seed by seed.
     """
     values = np.asarray(values, np.float64)
     mean, error = values.mean(), scipy.stats.sem(values)
@@ -73,43 +73,44 @@ def interval(values) -> Interval:
 
 @dataclass(frozen=True)
 class Finding:
-    """One claim and what came of it."""
+    """One claim, its measurement and its verdict."""
 
     claim: str
-    """in a sentence"""
+    """one sentence"""
     source: str
-    """where it is made"""
+    """who makes the claim"""
     measured: str
-    """in a sentence, with the intervals"""
+    """one sentence, with the intervals"""
     verdict: str
-    """HOLDS, FAILS, or ONLY_WHEN and a condition; decided by the numbers, never written by hand"""
+    """HOLDS, FAILS, or ONLY_WHEN and a condition; code decides it from the numbers"""
 
     def __post_init__(self):
         if self.verdict not in (HOLDS, FAILS) and not self.verdict.startswith(ONLY_WHEN):
-            raise ValueError(f"verdict={self.verdict!r} is none of those that a claim can have.")
+            allowed = "HOLDS, FAILS, or ONLY_WHEN and a condition"
+            raise ValueError(f"verdict={self.verdict!r} is not allowed: use {allowed}.")
 
 
 class Result(NamedTuple):
-    """What an experiment found."""
+    """The result of an experiment."""
 
     findings: list[Finding]
     figure: Figure
     numbers: dict[str, Any]
-    """for the JSON; arrays and intervals are fine"""
+    """for the JSON; may contain arrays and intervals"""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is run: the smallest form is for tests, the full one for an evening."""
+    """The size of a run: smallest for tests, full for several hours."""
 
     name: Literal["smallest", "default", "full"]
 
     def pick(self, smallest, default, full):
-        """The one of three that the scale takes."""
+        """The value for this scale."""
         return {"smallest": smallest, "default": default, "full": full}[self.name]
 
     def track(self, jobs: Iterable, what: str) -> Iterator:
-        """Go through the jobs with a progress bar."""
+        """Iterate over the jobs with a progress bar."""
         jobs = list(jobs)
         return iter(track(jobs, f"{what}", disable=self.name == "smallest"))
 
@@ -120,9 +121,9 @@ def verdict(holds: bool) -> str:
 
 
 def verdict_by(what: str, cells: dict) -> str:
-    """HOLDS if it holds in every cell, FAILS if in none, else ONLY_WHEN `what` is those cells.
+    """HOLDS if every cell holds, FAILS if none does, else ONLY_WHEN with `what` and the cells.
 
-    `cells` has a bool for each setting, or an interval of the difference that should be above 0:
+    `cells` has for each setting a bool, or an interval of a difference that should be above 0:
     verdict_by("the rate is", {0.1: False, 0.5: True}).
     """
     cells = {
@@ -137,7 +138,7 @@ def verdict_by(what: str, cells: dict) -> str:
 
 
 def describe(cells: Mapping[Any, Any], spec: str) -> str:
-    """Cells in a sentence: "0.1: 2 (1 to 3), 0.2: 4 (3 to 5)"."""
+    """Describe cells in a sentence: "0.1: 2 (1 to 3), 0.2: 4 (3 to 5)"."""
     return ", ".join(f"{name}: {format(cell, spec)}" for name, cell in cells.items())
 
 
@@ -150,14 +151,14 @@ def by_cell(
     spec: str = "+.3f",
     sign: int = 1,
 ) -> Finding:
-    """The finding on a claim that a difference is above 0 in every cell, or below for sign=-1."""
+    """The finding for a claim that a difference is above 0 in every cell (below for sign=-1)."""
     differences = cells if sign > 0 else {name: -cell for name, cell in cells.items()}
     outcome = verdict_by(condition, differences)
     return Finding(text, source, f"{what}: {describe(cells, spec)}", outcome)
 
 
 def compare(sentence, source, ours: dict, theirs: dict, what: str, condition: str) -> Finding:
-    """Whether shares (accuracies) by cell and seed are above others, seed by seed, in points."""
+    """The finding for a claim that accuracies by cell and seed exceed others, in points."""
     gains = {cell: interval(100 * (ours[cell] - theirs[cell])) for cell in ours}
     return by_cell(sentence, source, what, gains, condition, "+.1f")
 
@@ -168,7 +169,9 @@ def main(experiment, doc: str | None, file: str, arguments=None) -> Path:
     parser = argparse.ArgumentParser(description=title)
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--full", action="store_true", help="the long form")
-    size.add_argument("--smallest", action="store_true", help="seconds: shows that it runs")
+    size.add_argument(
+        "--smallest", action="store_true", help="a few seconds, to check that it runs"
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/claims"), help="folder of results")
     options = parser.parse_args(arguments)
     name = "full" if options.full else "smallest" if options.smallest else "default"
@@ -191,7 +194,7 @@ def main(experiment, doc: str | None, file: str, arguments=None) -> Path:
 
 
 def to_json(value: Any) -> Any:
-    """Numbers as JSON has them, six digits; keys as strings."""
+    """Convert to JSON's types: numbers with six digits, keys as strings."""
     if isinstance(value, Interval):
         return {"mean": to_json(value.mean), "95 %": [to_json(value.low), to_json(value.high)]}
     if isinstance(value, dict):
@@ -204,14 +207,14 @@ def to_json(value: Any) -> Any:
 
 
 def intervals(values, names: Iterable) -> dict[Any, Interval]:
-    """The interval over seeds, the first axis, of each of the second, by its name."""
+    """Intervals over the first axis (seeds), one for each name of the second axis."""
     return {name: interval(column) for name, column in zip(names, values.T, strict=True)}
 
 
 def zero_crossing(x, gains) -> float | None:
-    """Where gains that were positive end for good, between two of x on a logarithmic scale.
+    """The x after which gains stay at or below 0, interpolated on a logarithmic scale.
 
-    None if they are still positive at the largest x, or are so at none.
+    None if the gain is positive at the largest x, or at no x.
     """
     positive = np.flatnonzero(np.asarray(gains) > 0)
     if len(positive) == 0 or positive[-1] == len(x) - 1:

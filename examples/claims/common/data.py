@@ -39,7 +39,7 @@ _mnist = functools.cache(mnist_data)
 
 
 def stack_splits(load: Callable[..., Split], seeds: Iterable[int]) -> Split:
-    """The splits of several seeds as one, a first axis more: for jax.vmap beside the seeds."""
+    """The splits of several seeds stacked along a new first axis, for jax.vmap with the seeds."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(load(seed=seed) for seed in seeds))
 
 
@@ -51,13 +51,13 @@ def load_all_mnist() -> tuple[jax.Array, jax.Array]:
 
 
 def downsample(images: jax.Array) -> jax.Array:
-    """Means of 2 x 2 pixels: (..., 28, 28) becomes (..., 14, 14), a fourth of the work."""
+    """Means of 2 x 2 pixels: (..., 28, 28) becomes (..., 14, 14)."""
     *lead, height, width = images.shape
     return images.reshape(*lead, height // 2, 2, width // 2, 2).mean((-3, -1))
 
 
 def split(x: np.ndarray, y: np.ndarray, train: int, seed: int) -> Split:
-    """Split at random."""
+    """Split rows at random into a training and a test set."""
     order = np.random.default_rng(seed).permutation(len(x))
     images, labels = jnp.asarray(x[order], jnp.float32), jnp.asarray(y[order], jnp.int32)
     return Split(images[:train], labels[:train], images[train:], labels[train:])
@@ -72,20 +72,20 @@ class Text(NamedTuple):
 
 
 def load_one_play(name: str = "hamlet") -> Text:
-    """One play, its last tenth for validation: small enough to be learned by heart."""
+    """One play, its last tenth for validation: small enough to memorise."""
     text = load_plays()[name]
     boundary = validation_start(len(text))
     return _text(text[:boundary], text[boundary:])
 
 
 def load_all_plays() -> Text:
-    """The trainer's default corpus: four whole plays for validation, all others to train on."""
+    """The trainer's default corpus: four whole plays for validation, the others for training."""
     loaded = load_text()
     return _text(loaded.train, loaded.validation)
 
 
 def _text(train: str, validation: str) -> Text:
-    """Every play's characters are known to every tokenizer, so that models can change texts."""
+    """Every tokenizer has the characters of all plays, so models can switch texts."""
     tokenizer = build_tokenizer("char", "".join(load_plays().values()))
     return Text(tokenizer.encode(train), tokenizer.encode(validation), tokenizer)
 
@@ -97,10 +97,11 @@ def crops(images: jax.Array, rows: jax.Array, corners: jax.Array, size: int) -> 
 
 
 def shifted_mnist(key: jax.Array) -> tuple[Callable, Callable]:
-    """MNIST up to two of its 28 pixels off the centre, at 14 x 14: 25 places for every image.
+    """MNIST at 14 x 14, shifted by up to two of its 28 pixels: 25 shifts of every image.
 
-    Examples and labels of indices, of 4,000 images to learn and of the 1,000 others. Example i is
-    image i modulo their number at its place i // number, so no two of 100,000 are equal.
+    Returns two functions from indices to examples and labels: of 4,000 training images and of the
+    1,000 others. Example i is image i % n with its shift i // n for n images, so no two of 100,000
+    examples are equal.
     """
     images, labels = load_all_mnist()
     padded = jnp.pad(images, ((0, 0), (2, 2), (2, 2)))

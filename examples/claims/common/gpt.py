@@ -31,7 +31,7 @@ def make_config(steps: int, model: ModelConfig = SMALL, rate: float = 0.0, **mor
 
 
 def compile_steps(config: Config, text: Text) -> CompiledSteps:
-    """The run's steps; use one for all seeds of the same settings, so that it compiles once."""
+    """The compiled steps of a run; reuse them for all seeds of the same settings."""
     return build_train_functions(config, text.tokenizer.vocab_size)
 
 
@@ -44,7 +44,7 @@ def train(
     evals: int = 5,
     params: Any = None,
 ) -> Curve:
-    """Train from the seed's weights, or from `params`, and look at both texts `evals` times."""
+    """Train from the seed's weights or from `params`; evaluate both texts `evals` times."""
     config = dataclasses.replace(config, seed=seed)
     state = build_train_functions(config, text.tokenizer.vocab_size).state
     if params is not None:
@@ -65,7 +65,7 @@ def train(
 def estimate_losses(
     compiled: CompiledSteps, params: Any, config: Config, text: Text
 ) -> tuple[float, float]:
-    """The loss of the training and of the validation text, dropout off, by 8 even batches."""
+    """The losses of the training and the validation text, dropout off, from 8 even batches."""
     size = {"batch_size": config.batch_size, "block_size": config.model.block_size}
 
     def loss(tokens):

@@ -1,4 +1,4 @@
-"""A GPT's doubts: one trained a seed, and what it and its MC dropout make of windows of texts."""
+"""Uncertainty of GPTs: train one for each seed, and score windows of texts with MC dropout."""
 
 import functools
 from collections.abc import Iterator
@@ -17,16 +17,16 @@ from minigpt.model import GPT
 
 
 class WindowOutputs(NamedTuple):
-    """What a GPT makes of some windows, at every position."""
+    """A GPT's outputs for some windows, at every position."""
 
     targets: Any
     scores: dict[str, jax.Array]
     probabilities: dict[str, jax.Array]
-    """of the softmax, dropout off, and of MC dropout"""
+    """by the softmax with dropout off, and by MC dropout"""
 
 
 def evaluate_gpts(scale: Scale, texts: tuple[str, ...]) -> Iterator[dict[str, WindowOutputs]]:
-    """Of each seed's GPT what it makes of these texts."""
+    """For each seed, the outputs of its GPT for these texts."""
     seeds, steps = scale.pick(3, 3, 5), scale.pick(4, 600, 5000)
     rows, passes = scale.pick(4, 64, 200), scale.pick(3, 20, 50)
     model = scale.pick(gpt.ModelConfig(1, 2, 16, 32), gpt.SMALL, gpt.SMALL)

@@ -1,4 +1,4 @@
-"""What the claims on uncertainty share: a last-layer Laplace approximation, measures, tables."""
+"""Common parts of the claims on uncertainty: last-layer Laplace approximation, measures, tables."""
 
 import functools
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from dropout_jax.calibration import (
     negative_log_likelihood,
 )
 
-# What should be higher for the unknown, of stacked probabilities.
+# Scores of stacked probabilities; they should be higher for out-of-distribution inputs.
 SCORES = {
     "confidence": lambda stack: 1 - stack.mean(0).max(-1),
     "entropy": predictive_entropy,
@@ -27,9 +27,9 @@ SCORES = {
 
 
 def laplace_covariance(layer, features, precision):
-    """Of the last layer's weights and biases, as (classes, inputs + 1) flat: Gauss-Newton's.
+    """Gauss-Newton covariance of the last layer's weights and biases, flat (classes, inputs + 1).
 
-    For a linear layer under softmax cross-entropy that is the Hessian itself; the prior is normal
+    For a linear layer under softmax cross-entropy this is the exact Hessian's; the prior is normal
     with this precision (MacKay, 1992; Daxberger et al., NeurIPS 2021).
     """
     inputs = _with_one(features)
@@ -41,7 +41,7 @@ def laplace_covariance(layer, features, precision):
 
 
 def laplace_logits(layer, covariance, features, key, samples: int):
-    """Logits drawn from the Laplace approximation: (samples, rows, classes), by one pass."""
+    """Samples of logits from the Laplace approximation, (samples, rows, classes), in one pass."""
     inputs = _with_one(features)
     mean, shape = inputs @ _matrix(layer), (layer["bias"].size, inputs.shape[-1]) * 2
     of_logits = jnp.einsum("nf,cfdg,ng->ncd", inputs, covariance.reshape(shape), inputs)
@@ -73,23 +73,23 @@ def quality(p, labels, coverage: float = 0.8) -> dict[str, jax.Array]:
 
 @functools.partial(jax.jit, static_argnames="repeats")
 def calibrated_ece(p, key, repeats: int = 20) -> jax.Array:
-    """The ECE that so many rows show if every probability is exactly right: it is not 0."""
+    """The ECE of as many rows if every probability is exactly right; it is above 0."""
     labels = jax.random.categorical(key, jnp.log(p), shape=(repeats, len(p)))
     return jax.vmap(lambda drawn: expected_calibration_error(p, drawn))(labels).mean()
 
 
 @jax.jit
 def ood_auroc(known, unknown) -> jax.Array:
-    """AUROC of a score that should be higher for the unknown."""
+    """AUROC of a score that should be higher for out-of-distribution inputs."""
     scores = jnp.concatenate([known, unknown])
     return auroc(scores, jnp.arange(len(scores)) >= len(known))
 
 
 def summarize(stacks: dict[str, dict], labels) -> dict[str, dict]:
-    """By method, from stacks[text or image set][method] of (samples, rows, classes).
+    """Summarize each method, from stacks[set][method] of shape (samples, rows, classes).
 
-    The first set has labels: quality and reliability are of it; scores should tell the others from
-    it. One sample disagrees with nothing, so that it has no mutual information.
+    The first set has labels: quality and reliability are measured on it, and the scores should
+    distinguish the other sets from it. A single sample has no mutual information.
     """
     known, *others = stacks
     summaries = {}
@@ -106,7 +106,7 @@ def summarize(stacks: dict[str, dict], labels) -> dict[str, dict]:
 
 
 def differences(more: list[dict], less: list[dict]) -> dict[str, Interval]:
-    """more - less by name, each list having one dictionary a seed."""
+    """Intervals of more - less by name; each list has one dictionary for each seed."""
     return {
         name: interval([a[name] - b[name] for a, b in zip(more, less, strict=True)])
         for name in more[0]
@@ -122,7 +122,7 @@ def reliability(p, labels, bins: int = 10) -> tuple[np.ndarray, np.ndarray]:
 
 
 def decreases(runs: list[dict], worse: str, better: str, names, where="quality"):
-    """How much lower a method's measures are than another's, seed by seed."""
+    """The decreases of the measures from the worse to the better method, paired by seed."""
     changes = differences(*([run[method][where] for run in runs] for method in (worse, better)))
     return {name: changes[name] for name in names}
 
@@ -158,7 +158,7 @@ def auroc_columns(aurocs: list[dict[str, dict[str, float]]], scores=tuple(SCORES
 
 
 def draw_reliability(axes: Axes, curves: dict[str, list], title: str):
-    """Of each method the mean over seeds of what `reliability` returned."""
+    """Draw the mean over seeds of the results of `reliability`, for each method."""
     means = {method: np.mean(each, axis=0) for method, each in curves.items()}
     confidences = np.stack([confidence for confidence, _ in means.values()])
     ends = [confidences.min(), confidences.max()]
@@ -170,7 +170,7 @@ def draw_reliability(axes: Axes, curves: dict[str, list], title: str):
 
 
 def draw_auroc(axes: Axes, series: dict[str, list[dict[str, float]]], title: str):
-    """Bars by unknown set, one a series: a list of AUROC by set, one dictionary a seed."""
+    """Draw bars by unknown set; a series is a list of AUROC by set, one entry for each seed."""
     unknown = next(iter(series.values()))[0]
     groups = {
         name: {label: interval([each[name] for each in runs]) for label, runs in series.items()}

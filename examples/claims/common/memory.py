@@ -1,8 +1,9 @@
-"""What the claims on recurrent dropout share: a task of memory, and an LSTM trained on it.
+"""Common parts of the claims on recurrent dropout: a memory task, and an LSTM that learns it.
 
-24 steps, a random symbol of eight at each, one of them marked; say at the end which it was. It is
-fresh data at every step, so only memory is measured, not overfitting. The LSTM has 32 units, the
-forget gate's bias 1, and a linear readout of the last h.
+A sequence has 24 steps with one of eight random symbols at each; one step is marked. At the end the
+model predicts the marked symbol. Every training step has fresh data, so the task measures memory
+and not overfitting. The LSTM has 32 units, a forget gate's bias of 1, and a linear readout of the
+last h.
 """
 
 import jax
@@ -17,7 +18,7 @@ LENGTH, SYMBOLS, UNITS = 24, 8, 32
 
 
 def train(step, seeds: int, steps: int):
-    """Shares of right answers, (seed, delay), dropout off and on; `step` is lstm or like it."""
+    """Accuracy by (seed, delay) with dropout off and on; `step` has the signature of lstm."""
 
     def one(seed):
         key = jax.random.key(seed)

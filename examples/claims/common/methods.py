@@ -1,4 +1,4 @@
-"""Ways to be unsure: networks of a seed trained, and every method's predictions measured."""
+"""Methods of uncertainty: train the networks of a seed, and measure each method's predictions."""
 
 import functools
 
@@ -13,7 +13,7 @@ from dropout_jax import fold, mc_dropout, mutual_information
 from dropout_jax.calibration import fit_temperature
 
 RATE, MEMBERS, PRIORS = 0.5, 5, (1.0, 10.0, 100.0, 1000.0)
-# By method: training runs and forward passes.
+# For each method: training runs and forward passes.
 COST = {
     "softmax": (1, "1"),
     "temperature": (1, "1"),
@@ -29,7 +29,7 @@ UNKNOWN = ("digits 8 and 9", "digits rotated by 90°", "shuffled pixels")
 
 
 def split(seed: int, size: int, rows: int):
-    """Images and labels to train on, to fit with and to test on; and the sets to predict."""
+    """Images and labels for training and validation, the test labels, and the sets to predict."""
     everything = data.load_mnist(5000, seed)
     x, y = np.asarray(everything.x_train), np.asarray(everything.y_train)
     known, unknown = np.flatnonzero(y < 8), np.flatnonzero(y >= 8)
@@ -45,14 +45,14 @@ def split(seed: int, size: int, rows: int):
 
 
 def rotate(images, degrees: float):
-    """Turned about the middle; the corners are black."""
+    """Rotate about the centre; the corners are black."""
     square = images.reshape(-1, 28, 28)
     turned = scipy.ndimage.rotate(square, degrees, axes=(1, 2), reshape=False, order=1)
     return np.clip(turned, 0, 1).reshape(len(images), -1)
 
 
 def train_network(x, y, key, rate, steps: int, width: int):
-    """One network."""
+    """Train one network."""
 
     def loss(layers, rows, key):
         return nets.cross_entropy(nets.mlp(layers, x[rows], rate, key=key), y[rows])
@@ -67,14 +67,14 @@ def compute_logits(layers, x):
 
 
 def compute_features(layers, x):
-    """What the last layer is given."""
+    """The inputs of the last layer."""
     return jax.nn.relu(compute_logits(layers[:-1], x))
 
 
 def run_digit_classifiers(
     scale: Scale, *names: str
 ) -> tuple[list[dict], list[dict], list[dict], int]:
-    """Seed by seed `what` of `measured` by method, reliability, and what was fitted; MC passes."""
+    """For each seed: the named measures by method, reliability and fitted values; and MC passes."""
     seeds, size, rows = scale.pick((3, 200, 200), (5, 2400, 1000), (20, 2400, 1000))
     passes = scale.pick(4, 50, 100)
     runs, curves, fitted = [], [], []
@@ -127,7 +127,7 @@ def run_seed(training, validation, labels, sets, key, steps: int, passes: int, w
     covariance = measures.laplace_covariance(plain[-1], compute_features(plain, x), prior)
 
     def predict(x):
-        """Of every method in COST's order: probabilities, and their mutual information."""
+        """Probabilities and mutual information of every method, in the order of COST."""
         one, other = compute_logits(plain, x), compute_logits(dropping, x)
         stacks = [
             jax.nn.softmax(one)[None],
@@ -151,7 +151,7 @@ def run_seed(training, validation, labels, sets, key, steps: int, passes: int, w
 
 
 def measure_method(p, information, labels, key):
-    """Of a method: its quality on both labelled sets, and how well each score finds unknowns."""
+    """A method's quality on both labelled sets, and each score's AUROC for the unknown sets."""
     measured_by_name = {name: measures.quality(p[name], labels) for name in (IN, SHIFTED)}
     for name in (IN, SHIFTED):
         measured_by_name[name]["ECE if right"] = measures.calibrated_ece(p[name], key)

@@ -1,6 +1,6 @@
 """Small networks for the claims, as functions of their parameters: a training run is one scan.
 
-`fit` is traced, so that many runs (over seeds, rates, sizes) are one jax.vmap over it.
+`fit` can be traced: jax.vmap over it does many runs (seeds, rates, sizes) at once.
 """
 
 import itertools
@@ -45,7 +45,7 @@ def cross_entropy(logits, labels):
 
 
 def accuracy(logits, labels):
-    """The share of right answers."""
+    """The share of correct predictions."""
     return (logits.argmax(-1) == labels).mean()
 
 
@@ -59,7 +59,7 @@ def fit(
     batch_size: int = 64,
     tx: optax.GradientTransformation | None = None,
 ) -> Any:
-    """Minimise loss(params, rows, key) over random rows of `examples`; Adam at 1e-3 unless told."""
+    """Minimise loss(params, rows, key) over random rows; by default with Adam at 1e-3."""
     trained, _ = fit_and_evaluate(
         *(loss, params, examples, key, lambda _: None),
         **{"evaluations": 1, "steps": steps, "batch_size": batch_size, "tx": tx},
@@ -80,10 +80,10 @@ def fit_and_evaluate(
     batch_size: int = 64,
     tx: optax.GradientTransformation | None = None,
 ) -> tuple[Any, Any]:
-    """The same, and what look(params) saw at `looks` even times; `looks` divides `steps`.
+    """Like `fit`, and return the results of evaluate(params) at evenly spaced steps.
 
-    Arrays of `per_step` hold a value a step, such as a rate; the loss is given the step's values:
-    loss(params, rows, key, *values).
+    `evaluations` is their number and divides `steps`. Arrays of `per_step` have a value for each
+    step, such as a rate; the loss gets the step's values: loss(params, rows, key, *values).
     """
     tx = tx or optax.adam(1e-3)
 
@@ -108,10 +108,10 @@ def fit_and_evaluate(
 
 
 def run_grid(run: Callable[..., Any], firsts: Iterable, *axes) -> Any:
-    """run(first, a, b, ...) for all combinations of the axes' values, one run at a time.
+    """Call run(first, a, b, ...) for all combinations of the axes' values, one run at a time.
 
-    One program does all for one of `firsts`, such as a seed; they may come with a progress bar.
-    Results have an axis for each of the axes. (On a CPU that takes less time than jax.vmap.)
+    One program does all combinations for one of `firsts`, such as a seed. The results have an axis
+    for `firsts` and for each of the axes. (On a CPU this is faster than jax.vmap.)
     """
     combinations = jnp.meshgrid(*map(jnp.asarray, axes), indexing="ij")
     flat = tuple(values.ravel() for values in combinations)
@@ -124,7 +124,7 @@ def run_grid(run: Callable[..., Any], firsts: Iterable, *axes) -> Any:
 
 
 def run_rates_and_seeds(one: Callable, rates, splits) -> Any:
-    """one(rate, seed, split) for each rate and each seed's split, as one program: (rate, seed)."""
+    """Call one(rate, seed, split) for all rates and seeds in one program; results (rate, seed)."""
     seeds = jnp.arange(len(splits.y_test), dtype=jnp.uint32)
     of_rate = jax.vmap(one, (None, 0, 0))
     program = jax.jit(jax.vmap(of_rate, (0, None, None)))
@@ -147,14 +147,15 @@ def train_mlp(split, seed, rate, hidden: Iterable[int], *, steps: int, drop: Cal
 
 
 def batch_norm(x, mean, variance):
-    """Mean 0 and variance 1 of every unit; nothing is learned."""
+    """Normalise every unit with this mean and variance; there is nothing to learn."""
     return (x - mean) / jnp.sqrt(variance + 1e-5)
 
 
 def normed_mlp(layers, x, rates, statistics=None, *, key, norm: Callable = batch_norm):
-    """Logits of an MLP with a norm before each ReLU, and the mean and variance of each one's input.
+    """Logits of an MLP with a norm before each ReLU, and mean and variance of each norm's input.
 
-    With `statistics`, as it returns them, norms are given those. There is a rate a hidden layer.
+    The norms use `statistics` if given, in the form that this function returns. Each hidden layer
+    has its own rate.
     """
     moments = []
     for i, layer in enumerate(layers[:-1]):

@@ -1,7 +1,7 @@
-"""The rates that the project recommends, read off the experiments' results.
+"""The rates that the project recommends, from the results of the experiments.
 
-Of a setting: the rate with the largest gain among those whose whole interval is above 0; where
-there is none, 0.
+For each setting the rate with the largest gain among those whose whole interval is above 0; 0 if
+there is none.
 """
 
 from common.claim import Interval
@@ -16,19 +16,19 @@ PARTNERS, BESIDE = ("layer norm", "augmentation", "early stopping"), "dropout's 
 
 
 def best_rate(gains: dict[float, Interval]) -> tuple[float, Interval]:
-    """The rate, and its gain; for rate 0 what the least of the others gains, or costs."""
+    """The best rate and its gain; for rate 0, the gain of the smallest other rate."""
     helping = {rate: gain for rate, gain in gains.items() if gain.positive}
     rate = max(helping, key=lambda rate: helping[rate].mean, default=0.0)
     return rate, gains[rate or min(gains)]
 
 
 def recommended_rates(results: dict[str, dict]) -> list[dict[str, str]]:
-    """Setting, rate, what it gains, and the experiment that measured it."""
+    """Setting, rate, gain, and the experiment that measured it."""
     table = []
 
     def add(setting: str, script: str, gains: dict[float, Interval], unit: str, spec: str) -> None:
         rate, gain = best_rate(gains)
-        what = f"gains {gain:{spec}}" if rate else f"{min(gains):g} brings {gain:{spec}}"
+        what = f"gains {gain:{spec}}" if rate else f"{min(gains):g} gains {gain:{spec}}"
         row = {"setting": setting, "rate": f"{rate:g}", "why": f"{what} {unit}"}
         link = f"[{script.split('/')[1]}](../examples/claims/{script}.py)"
         table.append(row | {"measured by": link})
@@ -63,5 +63,5 @@ def recommended_rates(results: dict[str, dict]) -> list[dict[str, str]]:
 
 
 def parse_interval(record: dict) -> Interval:
-    """An interval as the JSON has it."""
+    """An interval from its form in JSON."""
     return Interval(record["mean"], *record["95 %"])

@@ -1,4 +1,4 @@
-"""The genre task of the claims: a GPT that read no play of the test, and a seed's speeches."""
+"""The genre task of the claims: a GPT pretrained without the test plays, and a seed's speeches."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ MODEL = ModelConfig(n_layer=2, n_head=4, n_embd=48, block_size=LENGTH)
 
 
 def pretrain(steps: int) -> PretrainedModel:
-    """A GPT that has read every play but those of the test."""
+    """Pretrain a GPT on every play except those of the test."""
     plays = load_plays()
     tokenizer = build_tokenizer("char", "".join(plays.values()))
     read = tokenizer.encode("".join(text for name, text in plays.items() if name not in TEST))
@@ -33,7 +33,7 @@ def pretrain(steps: int) -> PretrainedModel:
 
 
 def sample(data: LabelledSplit, seed: int, sizes: tuple[int, int, int]) -> LabelledSplit:
-    """The seed's training speeches; the others' are always the same. All are cut to LENGTH."""
+    """The seed's training speeches, and the same other parts for all seeds; cut to LENGTH."""
     parts = []
     for part, size, each in zip(data, sizes, (seed, 0, 0), strict=True):
         indices = np.random.default_rng(each).permutation(len(part.texts))[:size]
@@ -45,7 +45,7 @@ def sample(data: LabelledSplit, seed: int, sizes: tuple[int, int, int]) -> Label
 def fine_tune_config(
     seed: int, steps: int, head: float = 0.0, body: float = 0.0, learning_rate: float = 5e-3
 ) -> ClassifyConfig:
-    """Fine-tuning at a rate in the head and one in the body, to its last step."""
+    """Settings of fine-tuning with a rate in the head and one in the body, up to the last step."""
     optim = OptimConfig(learning_rate, learning_rate / 10, warmup_steps=steps // 10)
     whole = ClassifyConfig(seed=seed, steps=steps, eval_every=steps, batch_size=32, optim=optim)
     rates = {"head_dropout": head, "dropout": body}
@@ -53,13 +53,13 @@ def fine_tune_config(
 
 
 def score_labels(data: LabelledSplit, labels: list[str]) -> dict[str, float]:
-    """What labels given to the test are worth."""
+    """Macro-F1 and accuracy of predicted test labels."""
     scores = classification_scores(data.test.labels, labels, data.classes())
     return {"macro-F1": scores.macro_f1, "accuracy": scores.accuracy}
 
 
 def table_rows(scores: dict[str, dict[str, np.ndarray]]) -> list[dict[str, str]]:
-    """A table of what classifiers are worth, by name, measure and seed."""
+    """A table of the classifiers' scores, by name and measure, as intervals over seeds."""
     return [
         {"classifier": name} | {what: f"{interval(values):.3f}" for what, values in each.items()}
         for name, each in scores.items()

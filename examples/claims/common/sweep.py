@@ -1,7 +1,8 @@
-"""Runs of one small GPT at many rates: all seeds by one jax.vmap, and one program for every rate.
+"""Runs of one small GPT at many rates: one jax.vmap over all seeds, one program for all rates.
 
-The rates are traced, so the masks are drawn here and given to the model (minigpt.sites); seed,
-batches, masks and optimizer are those of the trainer, and a test compares the two.
+The rates are traced, so this module draws the masks and passes them to the model
+(minigpt.model.dropout_sites). Seed, batches, masks and optimizer are those of the trainer; a test
+compares the two.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from minigpt.data import window_offsets
 from minigpt.model import GPT, site_specs
 from minigpt.training import build_optimizer, learning_rate_schedule
 
-# A learning rate of 1 for ever: every step multiplies by its own, which so may be traced.
+# A constant learning rate of 1: each step multiplies by its own rate, which may be traced.
 CONSTANT = {"learning_rate": 1.0, "min_learning_rate": 1.0, "warmup_steps": 0}
 SITES = tuple(field.name for field in dataclasses.fields(DropoutConfig))
 NANOGPT = ("embed", "attn_weights", "attn_out", "mlp_out")
@@ -32,19 +33,19 @@ class Curves(NamedTuple):
     losses: dict[Any, np.ndarray]
     """of every watched text: (seeds, evaluations), dropout off"""
     params: Any
-    """at the end, seeds first"""
+    """after the last step, seeds first"""
 
 
 def initial_params(config: ModelConfig, vocab_size: int, seeds: range) -> Any:
-    """The weights that the trainer starts from, seeds first."""
+    """The trainer's initial weights, seeds first."""
     each = [nnx.split(GPT(config, vocab_size, rngs=nnx.Rngs(seed)))[1] for seed in seeds]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
 
 
 def draw_masks(config: ModelConfig, rates: Mapping[str, Any], key: jax.Array, batch: int):
-    """A model that drops at these sites, and their masks and scales at rates that may be traced.
+    """A config with dropout at these sites, and masks and scales at rates that may be traced.
 
-    The masks are those that a model of these rates draws from the key itself.
+    The masks are the ones that a model with these rates draws from the key.
     """
     dropping = dataclasses.replace(config, dropout=DropoutConfig(**dict.fromkeys(rates, 0.5)))
     masks_by_site = {}
@@ -58,10 +59,10 @@ def draw_masks(config: ModelConfig, rates: Mapping[str, Any], key: jax.Array, ba
 
 
 class Runner:
-    """Trains the GPT of a config from every seed at once, as often as asked, compiled once.
+    """Trains the GPT of a config from all seeds at once; compiles once for many calls.
 
-    Calls may drop at `sites`. Without any, dropout is that of the config and cannot change: for
-    models that scan over their layers.
+    Each call may set the rates of `sites`. Without sites, the config's dropout is used in every
+    call, which is for models that scan over their layers.
     """
 
     def __init__(
@@ -80,9 +81,9 @@ class Runner:
         optim: OptimConfig | None = None,
         params: Any = None,
     ) -> Curves:
-        """Train on ids, from `params` (seeds first) or the seeds' own; `optim` may differ by call.
+        """Train on ids from `params` (seeds first) or from the seeds' initial weights.
 
-        Only the learning rate, its warm-up and its end may: the rest is compiled.
+        `optim` may change the learning rate, its warm-up and its minimum; the rest is compiled.
         """
         config, time = self.config, self.config.model.block_size
         if params is None:
@@ -151,10 +152,10 @@ class Runner:
 
 
 def windows(ids: np.ndarray, offsets: np.ndarray, time: int) -> np.ndarray:
-    """Windows of `time` ids and the next one."""
+    """Windows of `time` + 1 ids at these offsets."""
     return ids[offsets.astype(np.int64)[..., None] + np.arange(time + 1)].astype(np.int32)
 
 
 def even_offsets(ids: np.ndarray, time: int, count: int = 96) -> np.ndarray:
-    """Where `count` windows begin that are spread evenly over a text."""
+    """Offsets of `count` windows, evenly spaced over a text."""
     return np.linspace(0, len(ids) - time - 1, count)

@@ -1,4 +1,4 @@
-"""Ways to be unsure of a text's class: what softmax, MC dropout and an ensemble make of texts."""
+"""Uncertainty of a text's class by softmax, temperature, MC dropout and an ensemble."""
 
 import functools
 
@@ -16,7 +16,7 @@ from minigpt.tasks.classification import LabelledSplit, PaddedRows, TextClassifi
 def evaluate_classifiers(
     members: list[TextClassifier], data: LabelledSplit, rows: int, seed: int, passes: int
 ) -> dict:
-    """What measures.judged finds of classifiers of texts: of the test, and of `rows` unknown."""
+    """measures.summarize for the test and `rows` control texts of each kind."""
     first, speeches = members[0], data.test.texts
     validation_labels, test_labels = (
         jnp.array(list(map(first.labels.index, part.labels))) for part in data[1:]

@@ -1,4 +1,4 @@
-"""Texts of other kinds than Shakespeare's plays, in the characters that the plays have."""
+"""Other kinds of text than Shakespeare's plays, with the characters of the plays only."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ UNKNOWN = ("Python", "Latin", "shuffled words", SHUFFLED)
 
 
 def other_language(alphabet: str | None) -> dict[str, str]:
-    """This repository's Python, and some Latin; characters out of the alphabet are left out."""
+    """This repository's Python and some Latin, without characters outside the alphabet."""
     package = sorted((REPOSITORY / "dropout_jax").rglob("*.py"))
     texts = {
         "Python": "".join(path.read_text(encoding="utf-8") for path in package),
@@ -27,7 +27,7 @@ def other_language(alphabet: str | None) -> dict[str, str]:
 
 
 def control_texts(speeches: list[str], alphabet: str | None) -> dict[str, list[str]]:
-    """Of each foreign text as many pieces as speeches, and as long; and the speeches' letters."""
+    """Pieces of each other language, as many and as long as the speeches; and shuffled letters."""
     rng, pieces = np.random.default_rng(0), {}
     for name, text in other_language(alphabet).items():
         offsets = np.linspace(0, len(text) - max(map(len, speeches)), len(speeches)).astype(int)
@@ -37,7 +37,7 @@ def control_texts(speeches: list[str], alphabet: str | None) -> dict[str, list[s
 
 
 def make_windows(text: Text, rows: int, size: int) -> dict[str, Batch]:
-    """Windows of the validation's plays and of the unknown texts, spread evenly over each."""
+    """Windows of the validation plays and of the unknown texts, evenly spaced over each."""
     rng, tokenizer = np.random.default_rng(0), text.tokenizer
     known = _even_windows(text.validation, rows, size)
     spoken = tokenizer.decode(text.validation[:200_000]).split(" ")

@@ -1,6 +1,7 @@
 """Dropout in fine-tuning: rates in the body.
 
-As genre_head_rates.py, which has the settings, but the body drops, at nanoGPT's four sites.
+Like genre_head_rates.py, which has the settings, but with dropout in the body, at nanoGPT's four
+sites.
 """
 
 import sys

@@ -1,11 +1,11 @@
-"""Batch norm: what dropout before it costs, and whether it belongs after.
+"""Batch norm: the cost of dropout before it, and dropout after it.
 
 The network has three hidden layers of 128 units, each dense, batch norm, ReLU, and learns 1,000
 MNIST digits of 14 x 14 pixels by 1,000 steps of Adam (at 1e-3, batches of 64). Dropout follows the
 first two ReLUs ("before", as batch norms come after it) or the last one alone ("after" all batch
 norms). Evaluation takes the statistics of the training set in training mode, the limit of running
-averages, or takes them again without dropout. Accuracy is that of 2,000 other digits. A seed
-decides the split, initial weights and batches. variance_shift.py looks at the same networks.
+averages, or recomputes them without dropout. Accuracy is that of 2,000 other digits. A seed decides
+the split, initial weights and batches. variance_shift.py measures the same networks.
 """
 
 import sys
@@ -52,7 +52,7 @@ def experiment(scale: claim.Scale) -> Result:
 
 
 def make_run(steps: int):
-    """The run of a seed, a place and a rate: test accuracy with running statistics, and others."""
+    """The run of a seed, a placement and a rate: test accuracy with both kinds of statistics."""
     train_network = make_training(steps)
 
     def run(seed, placement, rate):
@@ -64,7 +64,7 @@ def make_run(steps: int):
 
 
 def make_training(steps: int):
-    """Of a seed, a place and a rate what has learned, with its running statistics, and its data."""
+    """A function that trains for a seed, a placement and a rate: network, statistics and data."""
     images, labels = data.load_all_mnist()
     images = data.downsample(images).reshape(len(images), -1)
 
@@ -96,11 +96,11 @@ def findings(differences) -> list[Finding]:
 
     worse = "Dropout before batch norm makes a network worse"
     after = "Dropout belongs after all batch norms"
-    again = "Taking the statistics again without dropout mends it"
+    again = "Recomputing the statistics without dropout repairs it"
     return [
-        finding(worse, "before, over none", "test accuracy over that without dropout", -1),
-        finding(after, "after, over before", "test accuracy over dropout before"),
-        finding(again, "again, over running", "dropout before; test accuracy gained"),
+        finding(worse, "before, over none", "test accuracy minus that without dropout", -1),
+        finding(after, "after, over before", "test accuracy minus that with dropout before"),
+        finding(again, "again, over running", "test accuracy gained, dropout before batch norm"),
     ]
 
 

@@ -2,8 +2,9 @@
 
 An MLP of two hidden layers of 128 units, dropout on both, learns 4,000 MNIST digits of 14 x 14
 pixels by Adam (at 1e-3, batches of 64). The loss is that of all 4,000, dropout off, every 25 steps;
-a run has reached a loss at the first look below it, interpolated between looks. Ratios of steps are
-against the same seed without dropout, which decides the split, initial weights and batches.
+a run reaches a loss at the first evaluation below it, interpolated between evaluations. Ratios of
+steps are against the same seed without dropout, which decides the split, initial weights and
+batches.
 """
 
 import sys
@@ -30,7 +31,8 @@ def experiment(scale: claim.Scale) -> Result:
     rates = scale.pick((0.0, 0.5), (0.0, 0.1, 0.2, 0.3, 0.5), (0.0, 0.1, 0.2, 0.3, 0.5, 0.7))
     steps, seeds = scale.pick(200, 4000, 12000), range(scale.pick(3, 5, 10))
     targets = scale.pick((1.5, 1.0), TARGETS, TARGETS)
-    losses = run_grid(make_run(steps), scale.track(seeds, "seeds"), rates)  # (seed, rate, look)
+    # By seed, rate and evaluation.
+    losses = run_grid(make_run(steps), scale.track(seeds, "seeds"), rates)
     ratios = {target: step_ratios(losses, target, rates) for target in targets}
     numbers = {
         "rates": rates,
@@ -42,7 +44,7 @@ def experiment(scale: claim.Scale) -> Result:
 
 
 def make_run(steps: int):
-    """The run of a seed and a rate: the training loss, dropout off, at every look."""
+    """The run of a seed and a rate: the training loss, dropout off, at every evaluation."""
     images, labels = data.load_all_mnist()
     images = data.downsample(images).reshape(len(images), -1)
 
@@ -65,9 +67,9 @@ def make_run(steps: int):
 
 
 def first_step_below(losses, target: float) -> float:
-    """The step, between looks, at which the loss first falls to the target; NaN if it never does.
+    """The step at which the loss first falls to the target; NaN if it never does.
 
-    The logarithm of the loss is taken as linear between looks.
+    The logarithm of the loss is interpolated linearly between evaluations.
     """
     losses = np.asarray(losses, np.float64)
     below = np.flatnonzero(losses <= target)
@@ -88,16 +90,17 @@ def step_ratios(losses, target: float, rates) -> dict[float, Interval | None]:
 
 
 def findings(ratios) -> list[Finding]:
-    """Of the ratios of steps by loss and rate: a claim holds where one is within its bounds."""
+    """A claim holds where the ratio of steps is within its bounds."""
     cells = {target: by_rate[0.5] for target, by_rate in ratios.items()}
     texts = {target: f"{r:.2f}" if r else "not reached" for target, r in cells.items()}
-    what, condition = "steps at rate 0.5 over those at 0", "the training loss to be reached is"
+    what = "ratio of steps at rate 0.5 to those at 0"
+    condition = "the training loss to be reached is"
     results = []
     for text, source, low, high in (
         ("Dropout at rate 0.5 roughly doubles the iterations", ALEXNET, 1.5, 2.5),
         ("Dropout at rate 0.5 takes 2 to 3 times longer to train", SRIVASTAVA, 2, 3),
     ):
-        bounds = f"(it holds within {low} to {high})"
+        bounds = f"(the claim: within {low} to {high})"
         measured = f"{what}, by training loss: {describe(texts, '')} {bounds}"
         holds = {t: bool(r) and low <= r.low and r.high <= high for t, r in cells.items()}
         results.append(Finding(text, source, measured, verdict_by(condition, holds)))

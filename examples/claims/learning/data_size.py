@@ -87,10 +87,10 @@ def findings(falls, gains, sizes, rates) -> list[Finding]:
     flat = (each.reshape(len(each), -1)[:, : len(small)] for each in (falls, wide))
     falling, rising = (intervals(each, small) for each in flat)
     little_capacity, much_data = (intervals(x, rates[1:]) for x in (narrow.mean(1), wide[:, -1]))
-    lowers = "On small data dropout lowers the accuracy in training (seen with its masks)"
+    lowers = "On small data dropout lowers the accuracy in training (measured with its masks)"
     raises = "On small data dropout raises the accuracy of the test"
     little = "Where capacity is small dropout lowers the accuracy of the test"
-    once = "In one pass over much data dropout does not help: it costs"
+    once = "In one pass over much data dropout does not help but costs accuracy"
     what, among = "wide, change by examples and rate", "the examples, and the rate, are"
     units, passes = "8 units, mean of the sizes, by rate", "wide, the largest size, by rate"
     mean = wide.mean(-1)  # of the rates
@@ -103,8 +103,8 @@ def findings(falls, gains, sizes, rates) -> list[Finding]:
         Finding(
             "The gain is small on the smallest data sets, grows with data, and declines again",
             SRIVASTAVA,
-            f"wide, mean gain at the sizes between over that at {describe(over, '+.2%')}; the gain "
-            f"ends at so many examples, by rate: {describe(last, '')}",
+            f"wide, mean gain at intermediate sizes minus that at {describe(over, '+.2%')}; "
+            f"examples at which the gain ends, by rate: {describe(last, '')}",
             verdict(all(cell.positive for cell in over.values())),
         ),
         by_cell(little, DEEP_LEARNING, units, little_capacity, "the rate is", "+.1%", -1),

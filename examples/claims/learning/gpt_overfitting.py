@@ -1,11 +1,11 @@
 """Overfitting: a character GPT on a part of one play, with and without dropout.
 
 Two blocks of width 64 with a context of 32 learn the first 5,000 characters of Hamlet by 800 steps
-of 512 characters (82 passes) at a peak learning rate of 5e-3; with 10,000 characters and 500 steps
-it did not overfit yet, so this was chosen, by a run without dropout. Losses, in nats a character,
-are, dropout off, of even windows of the training text and of the play's last tenth, ten times a
-run. "Best" is the lowest of the ten losses of the validation text, which so choose the step for
-either rate; "last" chooses nothing. A seed decides initial weights, batches and masks.
+of 512 characters (82 passes) at a peak learning rate of 5e-3. (With 10,000 characters and 500 steps
+a run without dropout did not overfit, so these were chosen.) Losses are in nats a character with
+dropout off, ten times a run, on evenly spaced windows of the training text and of the play's last
+tenth. "Best" is the lowest of the ten validation losses, so it chooses a step for each rate; "last"
+chooses nothing. A seed decides initial weights, batches and masks.
 """
 
 import dataclasses
@@ -62,7 +62,7 @@ def measure(losses) -> dict[str, Interval]:
 
 
 def findings(measured: dict[str, Interval]) -> list[Finding]:
-    """What is said, and what of it was found."""
+    """The claims and their verdicts."""
     both = "; ".join(
         f"{name}: {measured[name]:.2f}" for name in map(str, measured) if " at " in name
     )
@@ -70,23 +70,23 @@ def findings(measured: dict[str, Interval]) -> list[Finding]:
     best, last, training = (measured[f"{name}, change"] for name in ("best", "last", "training"))
     return [
         Finding(
-            "A GPT overfits a small text without dropout, and ends lower with it",
+            "A GPT overfits a small text without dropout, and its last loss is lower with dropout",
             NANOGPT,
-            f"validation loss at rate 0, last over best: {rise:+.2f}; last "
-            f"loss at rate 0.2 over that at 0: {last:+.2f}, in training {training:+.2f} ({both})",
+            f"validation loss at rate 0, last minus best: {rise:+.2f}; last "
+            f"loss at rate 0.2 minus that at 0: {last:+.2f}, in training {training:+.2f} ({both})",
             verdict(rise.positive and last.negative),
         ),
         Finding(
             "Dropout lowers the best validation loss too, not only the last",
             "nanoGPT, train.py: for finetuning try 0.1+",
-            f"best loss at rate 0.2 over that at 0: {best:+.3f}",
+            f"best loss at rate 0.2 minus that at 0: {best:+.3f}",
             verdict(best.negative),
         ),
     ]
 
 
 def picture(steps, losses) -> Figure:
-    """Both losses against steps: a line a seed."""
+    """Both losses against steps, a line for each seed."""
     figure = Figure(figsize=(8, 4.4), layout="constrained")
     axes = figure.subplots()
     for i, rate in enumerate(RATES):

@@ -1,12 +1,12 @@
 """Rates of dropout in a small GPT: at pretraining, and at fine-tuning on little text.
 
 The GPT (2 layers, width 48, 32 characters of context) drops at nanoGPT's four sites. Pretraining
-reads a fiftieth of the plays, once. Fine-tuning goes on, from the seed's weights pretrained without
-dropout, on the first 1,000 characters of Macbeth, which is not in the training text, for about 75
-passes: without dropout that overfits, which is why they are 1,000. On the first 6,000, for 13
-passes, it does not. What is chosen (a rate, a step to stop at) has the lowest loss on one text
-(half of the validation plays; Macbeth's third quarter), and is measured on another (the other half;
-the last quarter), seed by seed. The learning rate was set before, without dropout.
+reads a fiftieth of the plays, once. Fine-tuning starts from the seed's weights pretrained without
+dropout. It reads the first 1,000 characters of Macbeth, which is not in the training text, for
+about 75 passes: this number was chosen because it overfits without dropout. The first 6,000
+characters, for 13 passes, do not. A rate or a step to stop at is chosen by the lowest loss on one
+text (half of the validation plays; Macbeth's third quarter) and measured on another (the other
+half; the last quarter), seed by seed. The learning rate was set before, without dropout.
 """
 
 import collections
@@ -37,7 +37,7 @@ def experiment(scale: claim.Scale) -> Result:
 
 
 def run_all(scale: claim.Scale) -> dict[str, np.ndarray]:
-    """Losses by setting: (the text to choose on and that to measure on, rate, seed)."""
+    """Losses by setting: (text to choose on or to measure on, rate, seed)."""
     text = data.load_all_plays()
     play = text.tokenizer.encode(load_plays()["macbeth"])
     quarters, halves = np.array_split(play, 4), np.array_split(text.validation, 2)
@@ -62,12 +62,12 @@ def run_all(scale: claim.Scale) -> dict[str, np.ndarray]:
 
 
 def final_losses(losses: dict[int, np.ndarray]) -> list[np.ndarray]:
-    """The losses of both texts at the last look, by seed."""
+    """The losses of both texts at the last evaluation, by seed."""
     return [losses[0][:, -1], losses[1][:, -1]]
 
 
 def early_stopped_losses(losses: dict[int, np.ndarray]) -> list[np.ndarray]:
-    """The losses of both texts at the look that is the best on the first."""
+    """The losses of both texts at the evaluation that is best on the first text."""
     best = losses[0].argmin(axis=1)[:, None]
     return [np.take_along_axis(losses[i], best, axis=1)[:, 0] for i in (0, 1)]
 
@@ -78,21 +78,21 @@ def differences_to_rate_0(losses: np.ndarray) -> dict[float, Interval]:
 
 
 def findings(cells: dict[str, dict[float, Interval]]) -> list[Finding]:
-    """What is said of 0 and of the rates above it, by setting."""
-    text = "A small GPT pretrained on more text than it can see once does best without dropout"
+    """The claims about rate 0 and the rates above it, by setting."""
+    text = "A small GPT that pretrains on less than one pass of its text is best without dropout"
     source, what = 'nanoGPT, train.py: "for pretraining 0 is good"', "Loss minus that of rate 0"
     condition = "the rate it is compared with is"
     results = [by_cell(text, source, f"{what}, in nats", cells[PRETRAINED], condition)]
     source, what = 'nanoGPT, train.py: "for finetuning try 0.1+"', f"{what} on unseen Macbeth"
     for mode in [name for name in cells if name != PRETRAINED]:
         rates = {rate: cell for rate, cell in cells[mode].items() if rate >= 0.1}
-        text = f"Fine-tuning on little text wants a rate of 0.1 or more ({mode})"
+        text = f"Fine-tuning on little text needs a rate of 0.1 or more ({mode})"
         results.append(by_cell(text, source, f"{what}, in nats", rates, "the rate is", sign=-1))
     return results
 
 
 def judge_best_rate(low: float, high: float, settings: dict, field: str, source: str) -> Finding:
-    """Whether the best rate of the range beats the best outside it, where both were chosen."""
+    """Whether the best rate in the range beats the best outside it, each chosen on other text."""
     gains = {}
     for name, (choosing, measuring) in settings.items():
         order = choosing.mean(axis=1).argsort()
@@ -101,7 +101,7 @@ def judge_best_rate(low: float, high: float, settings: dict, field: str, source:
         cell = f"{name} ({RATES[inside]} against {RATES[outside]})"
         gains[cell] = interval(measuring[inside] - measuring[outside])
     text = f"The best rate is from {low:.0%} to {high:.0%} in {field}"
-    what = "Loss at the best rate within minus that at the best outside, in nats"
+    what = "Loss at the best rate in the range minus that at the best outside it, in nats"
     return by_cell(text, source, what, gains, "it is", sign=-1)
 
 

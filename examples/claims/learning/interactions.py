@@ -1,13 +1,13 @@
-"""Interactions: dropout beside weight decay, early stopping, label smoothing, norms, augmentation.
+"""Interactions of dropout with weight decay, early stopping, label smoothing, norms, augmentation.
 
-An MLP of two hidden layers of 128 units, dropout on both at rate 0.5, learns 500 MNIST digits of
-14 x 14 pixels by 2,000 steps of AdamW (at 1e-3, batches of 32). No partner's strength was tuned.
-Norms come before each ReLU; batch norm evaluates with the statistics of the training set in
-training mode, the limit of running averages. Early stopping is at that of ten looks with the best
-accuracy on 500 digits for validation; accuracy is that of 2,000 others. The interaction is (both -
-partner) - (dropout - neither), seed by seed: 0 if gains add up. That dropout can be left out holds
-where its gain's interval is below half a point. A seed decides the split, initial weights and
-batches. (A first trial took 1,000 steps and eight seeds, too few.)
+An MLP of two hidden layers of 128 units, dropout on both at rate 0.5, learns 500 MNIST digits of 14
+x 14 pixels by 2,000 steps of AdamW (at 1e-3, batches of 32). No partner's strength was tuned. Norms
+come before each ReLU; batch norm evaluates with the statistics of the training set in training
+mode, the limit of running averages. Early stopping takes the best of ten evaluations by the
+accuracy on 500 validation digits; the test accuracy is that of 2,000 others. The interaction is
+(both - partner) - (dropout - neither), seed by seed: 0 if gains add up. That dropout can be left
+out holds if the interval of its gain is below half a point. A seed decides the split, initial
+weights and batches. (A first trial took 1,000 steps and eight seeds, too few.)
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""Where dropout goes in a GPT: each of seven places alone, and the usual sets, at rate 0.2.
+"""Where dropout goes in a GPT: each of seven sites alone, and the usual sets, at rate 0.2.
 
 A GPT (2 layers, width 48, 32 characters of context) reads the first 1,000 characters of Hamlet for
-about 75 passes: without dropout that overfits, which is why they are 1,000. Every set is compared
+about 75 passes; this number was chosen because it overfits without dropout. Every set is compared
 with no dropout on the second half of Hamlet's last tenth, seed by seed, at the last step; the best
-single place is chosen on the first half. Rate and learning rate were set before.
+single site is chosen on the first half. Rate and learning rate were set before.
 """
 
 import sys
@@ -61,7 +61,7 @@ def measure_losses(scale: claim.Scale) -> list[dict[str, np.ndarray]]:
     run = sweep.Runner(config, text.tokenizer.vocab_size, seeds, evaluations=1, sites=sweep.SITES)
     sets = {"none": ()} | {site: (site,) for site in sweep.SITES} | SETS
     losses_by_text = [{}, {}, {}]
-    for name in scale.track(sets, "places"):
+    for name in scale.track(sets, "sites"):
         runs = run(ids, watched, DropoutConfig(**dict.fromkeys(sets[name], RATE))).losses
         for i, each in enumerate(losses_by_text):
             each[name] = runs[i][:, -1]
@@ -71,19 +71,19 @@ def measure_losses(scale: claim.Scale) -> list[dict[str, np.ndarray]]:
 def findings(
     cells: dict[str, Interval], measuring: dict[str, np.ndarray], best: str
 ) -> list[Finding]:
-    """What is said of single places, of sets, and of one against the other."""
+    """The claims about single sites, about sets, and about sets against single sites."""
     what = f"Loss minus that without dropout, in nats, rate {RATE}"
     alone, sets = ({name: cells[name] for name in names} for names in (sweep.SITES, SETS))
     beyond = {name: interval(measuring[name] - measuring[best]) for name in SETS}
     three, four = list(SETS)[:2]
     more = {f"{four} minus {three}": interval(measuring[four] - measuring[three])}
     text = (
-        "Dropout at any one place of a GPT helps where it overfits",
-        "The usual sets of places help where a GPT overfits",
-        "A set of places does better than any single place at the same rate",
-        "Dropping attention weights too is better than the three places of the first Transformer",
+        "Dropout at any one site of a GPT helps where it overfits",
+        "The usual sets of sites help where a GPT overfits",
+        "A set of sites is better than any single site at the same rate",
+        "Dropping attention weights too is better than the three sites of the first Transformer",
     )
-    than_best = f"Loss minus that of the best single place, {best}, in nats"
+    than_best = f"Loss minus that of the best single site, {best}, in nats"
     return [
         by_cell(text[0], SINGLE, what, alone, "it is at", sign=-1),
         by_cell(text[1], USUAL, what, sets, "the set is", sign=-1),
@@ -93,7 +93,7 @@ def findings(
 
 
 def picture(cells: dict[str, Interval]) -> Figure:
-    """A row a set; right is better."""
+    """A row for each set; right is better."""
     figure, (axes,) = charts.panels(8, height=4.6)
     what = "fall of the validation loss by dropout, nats (above 0: it helps)"
     charts.forest(
@@ -102,7 +102,9 @@ def picture(cells: dict[str, Interval]) -> Figure:
         xlabel=what,
         title=f"A GPT that overfits, dropout {RATE}",
     )
-    axes.axhline(len(sweep.SITES) - 0.5, color="gray", linestyle=":")  # places above, sets below
+    axes.axhline(
+        len(sweep.SITES) - 0.5, color="gray", linestyle=":"
+    )  # single sites above, sets below
     return figure
 
 

@@ -1,6 +1,6 @@
 """Step time: what dropout adds to the time of a training step.
 
-Nothing is measured here: times are read from benchmarks/results/train_step-cpu.json, made by
+This script measures nothing. It reads benchmarks/results/train_step-cpu.json, the results of
 benchmarks/bench_train_step.py on minigpt's presets, for minigpt and the same model in PyTorch, at
 dropout rate 0.2 and at 0: medians of 15 rounds. The interval is that of the median with dropout
 from its quartiles, 1.57 IQR / sqrt(15) to either side (McGill et al., "Variations of box plots",
@@ -50,14 +50,14 @@ def findings(times) -> list[Finding]:
         Finding(
             "Dropout is cheap to compute: it adds less than a tenth to a step",
             GOODFELLOW,
-            f"time of a step at rate 0.2 over one at 0, on a CPU: {describe(times, '.2f')}",
+            f"ratio of a step's time at rate 0.2 to that at 0, on a CPU: {describe(times, '.2f')}",
             verdict_by("it is", {name: ratio.high < 1.1 for name, ratio in times.items()}),
         )
     ]
 
 
 def picture(times) -> Figure:
-    """The time that a step with dropout takes more than one without."""
+    """The additional time of a step with dropout."""
     figure, (axes,) = charts.panels(8, height=3)
     more = {name: Interval(*(100 * (end - 1) for end in ratio)) for name, ratio in times.items()}
     charts.forest(axes, more, xlabel="time that dropout at rate 0.2 adds to a step, %")

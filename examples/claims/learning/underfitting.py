@@ -1,10 +1,10 @@
 """Underfitting: does dropout in the first steps alone help a model that is too small?
 
 An MLP of three hidden layers of 16 units learns 4,000 MNIST digits of 14 x 14 pixels by 400 steps
-of Adam (at 1e-3, batches of 64), six passes: it underfits. Early dropout is on in the first sixth
-of the steps, as in its paper (50 of 300 epochs), constant dropout in all, on all hidden layers. The
-training loss is that of all 4,000, dropout off, after the last step; the accuracy is that of 1,000
-other digits. Nothing is chosen. A seed decides the split, initial weights and batches.
+of Adam (at 1e-3, batches of 64), six passes: it underfits. Dropout is on all hidden layers: early
+dropout in the first sixth of the steps, as in its paper (50 of 300 epochs), constant dropout in all
+steps. The training loss is that of all 4,000 after the last step, dropout off; the accuracy is that
+of 1,000 other digits. Nothing is chosen. A seed decides the split, initial weights and batches.
 """
 
 import sys

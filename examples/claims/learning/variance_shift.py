@@ -1,11 +1,12 @@
-"""Variance shift: what dropout before a batch norm does to the variance that it sees.
+"""Variance shift: how dropout before a batch norm changes the variance of its input.
 
-In training batch norm sees dropped and scaled inputs, whose variance is larger; it keeps a running
-average of that, and divides by it at evaluation, where nothing is dropped. An input of mean m and
-second moment s has variance s - m^2 at evaluation and s / (1 - rate) - m^2 in training, a ratio of
-1 / (1 - rate) where m is 0. This is measured on a million normal numbers and on their positive
-parts, and then in the networks of batch_norm.py (which says how they learn), on their 1,000
-training images: the mean ratio of a batch norm's 128 inputs, in training mode over evaluation.
+In training a batch norm gets dropped and scaled inputs with a larger variance. It keeps a running
+average of this variance and divides by it at evaluation, where nothing is dropped. An input of mean
+m and second moment s has variance s - m^2 at evaluation and s / (1 - rate) - m^2 in training, a
+ratio of 1 / (1 - rate) where m is 0. This is measured on a million normal numbers and on their
+positive parts, and then in the networks of batch_norm.py (which says how they learn), on their
+1,000 training images: the mean ratio of a batch norm's 128 inputs, in training mode over
+evaluation.
 """
 
 import sys
@@ -30,7 +31,7 @@ def experiment(scale: claim.Scale) -> Result:
     steps, seeds = scale.pick(60, 1000, 3000), range(scale.pick(3, 8, 20))
     draws = scale.pick(10**4, 10**6, 10**7)
     shift = {rate: variance_ratios(rate, draws) for rate in rates}
-    # By seed, place, rate and batch norm.
+    # By seed, placement, rate and batch norm.
     ratios = run_grid(make_run(steps), scale.track(seeds, "seeds"), (BEFORE, AFTER), rates)
     last = intervals(ratios[:, BEFORE, 1:, -1], rates[1:])
     numbers = {
@@ -57,7 +58,7 @@ def variance_ratios(rate: float, draws: int, drop=dropout):
 
 
 def make_run(steps: int):
-    """The run of a seed, a place and a rate: the ratio of variances at every batch norm."""
+    """The run of a seed, a placement and a rate: the ratio of variances at every batch norm."""
     train_network = make_training(steps)
 
     def run(seed, placement, rate):
@@ -76,16 +77,16 @@ def findings(shift, draws: int, last) -> list[Finding]:
         bound = 5 * np.sqrt(6 / (1 - rate) / draws)
         return all(abs(measured / form - 1) < bound for measured, form in shift[rate].values())
 
-    example = ", ".join(f"{n}: {a:.3f} for {b:.3f}" for n, (a, b) in shift[max(shift)].items())
+    example = ", ".join(f"{n}: {a:.3f} and {b:.3f}" for n, (a, b) in shift[max(shift)].items())
     return [
         Finding(
             "Dropout scales the variance of its output by 1 / (1 - rate) where the mean is 0",
             LI,
-            f"{draws:,} draws, ratio measured for closed form at rate {max(shift)}: {example}",
+            f"{draws:,} draws, measured and closed-form ratio at rate {max(shift)}: {example}",
             verdict_by("the rate is", {rate: is_closed_form(rate) for rate in shift}),
         ),
         Finding(
-            "So a batch norm after it sees more variance in training than at evaluation",
+            "So a batch norm after dropout gets a larger variance in training than at evaluation",
             LI,
             f"the ratio at the last batch norm, by rate: {describe(last, '.2f')}",
             verdict_by("the rate is", {rate: cell.low > 1 for rate, cell in last.items()}),

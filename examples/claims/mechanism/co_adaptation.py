@@ -2,7 +2,7 @@
 
 MNIST's 5,000 (4,000 to train on, 1,000 to test): an MLP of two hidden layers of 128 ReLU units,
 Adam at 1e-3, 600 steps of 64, trained without dropout and with 0.2 and 0.5 on its hidden layers,
-five seeds. At test time units are set to 0 and the rest stays as it is; a share is removed five
+five seeds. At test time units are set to 0 and the others do not change; each share is removed five
 times at random. The seed decides the split, the weights, the batches and the masks.
 """
 
@@ -38,7 +38,7 @@ def experiment(scale: claim.Scale) -> Result:
 
 
 def train_and_remove(rate, seed, split, *, steps, draws):
-    """A network's accuracies by the share removed, and the rise of its loss by its worst."""
+    """Accuracies by the share removed, and the rise of the loss without the most important unit."""
     params = nets.train_mlp(split, seed, rate, (HIDDEN, HIDDEN), steps=steps)
     everything, key = jnp.ones((2, HIDDEN)), jax.random.key(seed)
 
@@ -58,14 +58,14 @@ def train_and_remove(rate, seed, split, *, steps, draws):
 
 
 def with_units(params, x, masks):
-    """Logits where only the units of the masks are left."""
+    """Logits with only the units that the masks keep."""
     for layer, mask in zip(params[:-1], masks, strict=True):
         x = jax.nn.relu(nets.dense(layer, x)) * mask
     return nets.dense(params[-1], x)
 
 
 def findings(curves, rises) -> list[Finding]:
-    """Each rate against none, seed by seed; curves (rate, seed, removed)."""
+    """Each rate against no dropout, paired by seed; curves (rate, seed, removed)."""
     less = curves[1:] - curves[1:, :, :1] - (curves[0] - curves[0, :, :1])  # of accuracy lost
     cells = {  # by the share removed, then by rate
         share: {rate: interval(less[i, :, j]).percent() for i, rate in enumerate(RATES[1:])}
@@ -80,16 +80,16 @@ def findings(curves, rises) -> list[Finding]:
         Finding(
             "Trained with dropout, a network loses less accuracy when hidden units are removed",
             HINTON,
-            "points less than without dropout when half of the units are removed, by rate in "
+            "points of accuracy saved when half of the units are removed, by rate in "
             f"training: {describe(cells[0.5], '+.1f')}; "
-            f"when 0.9 are: {describe(cells[0.9], '+.1f')}",
+            f"when 0.9 are removed: {describe(cells[0.9], '+.1f')}",
             verdict_by("the share removed is", everywhere),
         ),
         by_cell(
             "No single point of failure: with dropout no one unit matters as much",
             HINTON,
             f"the worst of {2 * HIDDEN} units, removed alone, raises the test loss by "
-            f"{interval(rises[0]):.3f} nats without dropout; less with it, by rate",
+            f"{interval(rises[0]):.3f} nats without dropout; reduction with dropout, by rate",
             milder,
             "the rate is",
         ),

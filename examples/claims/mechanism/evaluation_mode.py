@@ -1,9 +1,9 @@
-"""Training and evaluation mode: what the key decides, and what is refused without it.
+"""Training and evaluation mode: what the key decides, and which calls require it.
 
 An MLP of two hidden layers of 128 ReLU units with initial weights, dropout 0.5 on each, predicts
 nine of sklearn's digits, ten times in each mode; 1,000 masks of 256 elements are counted. Every
-public function of dropout_jax that takes a key is called without it. Nothing is trained; seed 0
-decides all, and every form is the same.
+public function of dropout_jax that takes a key is called without it. Nothing is trained. Seed 0
+decides everything, and every form of the script is the same.
 """
 
 import inspect
@@ -43,7 +43,7 @@ def experiment(scale: claim.Scale) -> Result:
 
 
 def predict_by_mode(predict, calls=10) -> dict[str, np.ndarray]:
-    """The outputs of calls with a key each, of those with one key, and of those without."""
+    """Outputs of calls with different keys, with the same key, and with key=None."""
     keys = [fold(jax.random.key(0), i) for i in range(calls)]
     kinds = {"a key each": keys, "the same key": keys[:1] * calls, "None": [None] * calls}
     return {
@@ -56,7 +56,7 @@ def count_different(outputs) -> dict[str, int]:
 
 
 def check_refusals() -> dict[str, bool]:
-    """Whether it is refused without its key, for every function that has a mode."""
+    """Whether a call without its key is refused, for every function that has a mode."""
     refused = {}
     for name in dropout_jax.__all__:
         function = getattr(dropout_jax, name)
@@ -71,7 +71,7 @@ def check_refusals() -> dict[str, bool]:
 
 
 def requires_key(function, arguments, key="key") -> bool:
-    """Whether a call is refused without its key, and only for that."""
+    """Whether a call fails without its key, and works with it."""
     function(**arguments, **{key: None})
     try:
         function(**arguments)
@@ -84,7 +84,7 @@ def findings(outputs, masks, api, silent) -> list[Finding]:
     counts, drawn = count_different(outputs), count_different(masks)
     return [
         Finding(
-            "Masks differ between calls, and only by the key",
+            "Masks differ between calls only if the keys differ",
             "Srivastava et al., Dropout, JMLR 2014, section 5.1",
             f"different masks of 256 elements in 1,000 calls, by key: {describe(drawn, 'd')}",
             verdict(list(drawn.values()) == [1000, 1, 1]),

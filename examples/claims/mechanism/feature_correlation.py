@@ -2,9 +2,9 @@
 
 MNIST's 5,000 (4,000 to train on, 1,000 to test): an MLP of two hidden layers of 128 ReLU units,
 Adam at 1e-3, 600 steps of 64, trained without dropout and with 0.2 and 0.5 on its hidden layers,
-five seeds: the networks of co_adaptation.py. Correlations are between the outputs of two units of
-a layer over the test set, dropout off; units that never change are left out. The seed decides the
-split, the weights, the batches and the masks.
+five seeds: the networks of co_adaptation.py. Correlations are between the outputs of two units of a
+layer over the test set, dropout off, without units that never change. The seed decides the split,
+the weights, the batches and the masks.
 """
 
 import functools
@@ -51,7 +51,7 @@ def correlation(features):
 
 
 def findings(correlations) -> list[Finding]:
-    """Each rate against none, seed by seed."""
+    """Each rate against no dropout, paired by seed."""
     plain = {f"layer {layer}": interval(correlations[0, :, layer - 1]) for layer in (1, 2)}
     lower = {
         f"{rate} in layer {layer}": interval((correlations[0] - correlations[i])[:, layer - 1])
@@ -64,7 +64,7 @@ def findings(correlations) -> list[Finding]:
             "Dropout prevents co-adaptation, so that hidden features correlate less",
             READ,
             f"mean absolute correlation without dropout {describe(plain, '.3f')}; "
-            "lower by, at rate",
+            "reduction with dropout, at rate",
             lower,
             "the rate is",
         )

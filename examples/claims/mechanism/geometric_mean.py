@@ -1,8 +1,8 @@
 """Weight scaling of one softmax layer is the geometric mean of its sub-networks.
 
 A softmax layer of 10 inputs and 5 classes with normal weights, in float64: all 1,024 masks of the
-inputs are written out, each with the probability that dropout gives it, for five seeds. The seed
-decides the inputs, the weights and the biases.
+inputs are enumerated, each with its probability under dropout, for five seeds. The seed decides the
+inputs, the weights and the biases.
 """
 
 import sys
@@ -38,7 +38,7 @@ def experiment(scale: claim.Scale) -> Result:
 
 
 def enumerate_sub_networks(seed, rate, apply=apply_mask):
-    """Every sub-network's log-probabilities, how likely each is, and weight scaling's softmax."""
+    """Every sub-network's log-probabilities and probability, and the softmax of weight scaling."""
     rng = np.random.default_rng(seed)
     x, weights, bias = (rng.normal(size=size) for size in ((INPUTS,), (INPUTS, 5), (5,)))
     masks = (np.arange(2**INPUTS)[:, None] >> np.arange(INPUTS)) % 2 == 1

@@ -2,8 +2,8 @@
 
 Digits of 8 x 8, 900 to train on and 897 to test; an MLP of two hidden layers of 128 ReLU units with
 dropout on each, Adam at 1e-3, 600 steps of 64, ten seeds. A seed decides the split, the weights,
-the batches and the masks. The network is trained with masks that scale nothing, and evaluated with
-the kept share in their place, as dropout_unscaled does it, and as it is.
+the batches and the masks. The network is trained with masks without the scale. It is evaluated in
+two ways: with activations times the kept share, as dropout_unscaled does, and unchanged.
 """
 
 import functools
@@ -41,14 +41,14 @@ def train_and_evaluate(rate, seed, split, *, steps):
 
 
 def without_scale(x, rate, *, key):
-    """A mask without a scale, and nothing in its place at evaluation: the mistake."""
+    """A mask without the scale, and no change at evaluation: the mistake."""
     return x if key is None else dropout_unscaled(x, rate, key=key)
 
 
 def findings(results, falls) -> list[Finding]:
     rises = {r: interval(wrong - right) for r, (_, right, _, wrong) in results.items()}
     must = "A network trained without the scale must be scaled at evaluation, or its"
-    what = "evaluated as it is, against evaluated with the kept share"
+    what = "evaluated as it is minus evaluated with the kept share"
     return [
         by_cell(
             f"{must} accuracy falls",

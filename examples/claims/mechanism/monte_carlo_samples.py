@@ -42,7 +42,7 @@ def measure_samples(scaled, own, rest, labels, counts) -> dict[str, list[float]]
 
 def findings(results, counts) -> list[Finding]:
     def excess(name, count):
-        """What so many samples have more than weight scaling, by depth."""
+        """The excess of `count` samples over weight scaling, by depth."""
         column = 1 + counts.index(count)
         return {depth: interval(x[name][:, column] - x[name][:, 0]) for depth, x in results.items()}
 
@@ -52,8 +52,9 @@ def findings(results, counts) -> list[Finding]:
         Finding(
             f"A few samples are worse than weight scaling, about {ABOUT} are as good",
             SRIVASTAVA,
-            "test error less that of weight scaling (as good: within one point), by hidden layers: "
-            f"{FEW} samples {describe(few, '.2%')}; {ABOUT} samples {describe(enough, '.2%')}",
+            "test error minus that of weight scaling (as good: within one point), by hidden "
+            f"layers: {FEW} samples {describe(few, '.2%')}; "
+            f"{ABOUT} samples {describe(enough, '.2%')}",
             verdict_by(
                 WHERE, {d: few[d].positive and within_one_point(enough[d]) for d in results}
             ),
@@ -61,7 +62,7 @@ def findings(results, counts) -> list[Finding]:
         by_cell(
             "With many more samples the average is a little better than weight scaling",
             f"{SRIVASTAVA}, which adds: within a standard deviation",
-            f"of {counts[-1]} samples less that of weight scaling, by hidden layers: log-loss in "
+            f"of {counts[-1]} samples minus that of weight scaling, by hidden layers: log-loss in "
             f"nats {describe(loss, '.3f')}; test error",
             many,
             WHERE,

@@ -1,8 +1,8 @@
 """The dropped share converges to the rate.
 
-Ten chains of draws at each of three rates are looked at after 100, 1,000, ... 100 million draws;
-what is counted are the elements that keep_mask drops. The seed decides a chain's keys, and every
-chain has its own. The expected share is the mask's own, 1 - T / 2^16, at most 2^-17 from the rate.
+Ten chains of draws at each of three rates; the elements that keep_mask drops are counted after 100,
+1,000, ... 100 million draws. The seed decides a chain's keys, and every chain has its own seed. The
+expected share is the mask's own, 1 - T / 2^16, at most 2^-17 from the rate.
 """
 
 import functools
@@ -20,7 +20,7 @@ from common.claim import Finding, Result, describe, interval, verdict
 from dropout_jax import fold, keep_mask
 
 RATES = (0.1, 0.2, 0.5)
-CHUNK = 9_000_000  # elements; a divisor of all that is drawn between two later looks
+CHUNK = 9_000_000  # elements; divides the number of draws between two later counts
 
 
 def experiment(scale: claim.Scale) -> Result:
@@ -37,7 +37,7 @@ def experiment(scale: claim.Scale) -> Result:
 
 
 def count_dropped(key, rate, ends, mask=keep_mask):
-    """How many of the first n draws are dropped, for each n of `ends`: each part has a key."""
+    """The number of dropped draws among the first n, for each n of `ends`; each part has a key."""
     counts = []
     for i, draws in enumerate(np.diff(ends, prepend=0)):
         part, size = fold(key, "part", i), min(int(draws), CHUNK)
@@ -53,12 +53,12 @@ def count_chunk(key, rate, size, mask):
 
 
 def drop_probability(rate):
-    """The probability of dropping that a mask really has."""
+    """The exact probability that a mask drops an element."""
     return 1 - float(np.rint((1 - np.float32(rate)) * 2**16)) / 2**16
 
 
 def tail_probabilities(counts, rate, ends):
-    """How likely a count at least as far from the middle is: the smaller tail, twice."""
+    """The probability of a count at least as extreme: twice the smaller tail."""
     binomial = scipy.stats.binom(ends, drop_probability(rate))
     return np.minimum(2 * np.minimum(binomial.cdf(counts), binomial.sf(counts - 1)), 1)
 
@@ -68,7 +68,7 @@ def fit_slopes(counts_by_rate, ends):
     log = np.log10(ends)
     log = (log - log.mean()) / ((log - log.mean()) ** 2).sum()
     off = [counts / ends - drop_probability(rate) for rate, counts in counts_by_rate.items()]
-    half_a_draw = 0.5 / ends  # no count is nearer than it can be, whatever luck says
+    half_a_draw = 0.5 / ends  # a count is an integer: smaller deviations are chance
     return np.log10(np.maximum(np.abs(np.concatenate(off)), half_a_draw)) @ log
 
 
@@ -77,19 +77,19 @@ def findings(counts_by_rate, ends) -> list[Finding]:
         [tail_probabilities(counts, rate, ends) for rate, counts in counts_by_rate.items()]
     )
     last = {rate: interval(counts[:, -1] / ends[-1]) for rate, counts in counts_by_rate.items()}
-    least = 0.05 / p.size  # 95 % for all looks together
+    least = 0.05 / p.size  # 95 % for all counts together
     power = interval(fit_slopes(counts_by_rate, ends))
     return [
         Finding(
             f"The dropped share is in the binomial envelope of the rate, to {ends[-1]:.0e} draws",
             "the law of large numbers; the definition in Srivastava et al., Dropout, JMLR 2014",
-            f"{(p > 0.05).mean():.1%} of {p.size} looks are in the envelope of 95 % of one look; "
-            f"the rarest has p = {p.min():.2g}, and below {least:.2g} it were outside that of all "
-            f"looks together. Shares at the end, by rate: {describe(last, '.6f')}",
+            f"{(p > 0.05).mean():.1%} of {p.size} counts are in the 95 % envelope of one count; "
+            f"the rarest has p = {p.min():.2g} (the claim: at least {least:.2g}, that is 95 % for "
+            f"all counts together). Shares at the end, by rate: {describe(last, '.6f')}",
             verdict(bool(p.min() >= least)),
         ),
         Finding(
-            "The share comes nearer to the rate by the square root of the draws",
+            "The share's deviation from the rate falls with the square root of the draws",
             "the central limit theorem",
             f"the deviation falls as draws to the power {power:.2f} "
             "(the claim: the interval is within 0.1 of -0.5)",

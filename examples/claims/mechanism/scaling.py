@@ -1,7 +1,7 @@
 """Survivors are scaled, and the sum is kept.
 
-Exact facts over 11 rates, and the sum of 4,096 positive numbers over 1,000 masks a seed at four,
-ten seeds. The seed decides the numbers and the masks.
+Exact values at 11 rates, and the mean sum of 4,096 positive numbers over 1,000 masks for each of
+ten seeds at four rates. The seed decides the numbers and the masks.
 """
 
 import sys
@@ -19,7 +19,7 @@ from dropout_jax import dropout, dropout_unscaled, fold, keep_mask
 
 RATES = (0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9)
 SUM_RATES = (0.1, 0.2, 0.5, 0.8)
-NEAR = 0.002  # of the sum: what counts as kept
+NEAR = 0.002  # of the sum: a smaller difference counts as kept
 SRIVASTAVA = "Srivastava et al., Dropout, JMLR 2014"
 
 
@@ -33,12 +33,12 @@ def experiment(scale: claim.Scale) -> Result:
 
 
 def scale_factors(drop) -> dict[float, float]:
-    """What 1 becomes, by rate."""
+    """The factor of survivors, by rate."""
     return {rate: float(drop(jnp.ones(999), rate, key=jax.random.key(0)).max()) for rate in RATES}
 
 
 def by_hand(x, rate, key):
-    """The five lines, with the scale that the mask really has."""
+    """Dropout in five lines, with the scale of the mask's own probability."""
     keep = keep_mask(key, rate, x.shape)
     share = np.rint((1 - np.float32(rate)) * 2**16) / 2**16
     return jnp.where(keep, x * (1 / share), 0)
@@ -50,7 +50,7 @@ def textbook(x, rate, key):
 
 
 def are_equal(line, keys: int, drop) -> dict[float, bool]:
-    """Whether the line gives the function's bits for every key, by rate."""
+    """Whether the line and the function agree bit for bit for every key, by rate."""
 
     def bits(function, rate, key):
         x = jax.random.normal(fold(key, "x"), (64, 100))
@@ -88,14 +88,15 @@ def findings(ones, hand, book, kept, lost) -> list[Finding]:
             "Survivors are scaled to exactly 1 / (1 - rate): at rate 0.2, 1 becomes 1.25",
             f"{SRIVASTAVA}, section 10; d2l.ai, Dropout",
             f"at rate 0.2, 1 becomes {ones[0.2]:.9g} (65536/52429 in float32), the inverse of the "
-            f"mask's own probability; over {len(RATES)} rates at most {max(off):.1e} of it away",
+            f"mask's own probability; over {len(RATES)} rates it differs from 1 / (1 - rate) by "
+            f"at most a share of {max(off):.1e}",
             verdict_by("the rate is", exact),
         ),
         Finding(
-            "A mask made by hand in five lines is the function, bit for bit",
+            "A mask applied by hand in five lines equals the function, bit for bit",
             "d2l.ai, Dropout",
             f"all bits equal at {sum(hand.values())} of {len(RATES)} rates with the scale that the "
-            f"mask really has, and at {sum(book.values())} with d2l.ai's x / (1 - rate) on it",
+            f"mask really has, and at {sum(book.values())} with d2l.ai's x / (1 - rate)",
             verdict_by("the rate is", hand),
         ),
         Finding(
@@ -113,7 +114,7 @@ def picture(ones, kept, lost):
     left.bar([str(rate) for rate in ones], [(one * (1 - r) - 1) * 1e6 for r, one in ones.items()])
     left.axhline(0, color="0.3", lw=0.8)
     left.set(title="what 1 becomes, against 1 / (1 - rate)", ylabel="relative difference, 1e-6")
-    right.plot([0, 1], [1, 1], "C0:", [0, 1], [1, 0], "C1:", lw=1)  # what is expected
+    right.plot([0, 1], [1, 1], "C0:", [0, 1], [1, 0], "C1:", lw=1)  # the expected shares
     series = {"scaled": kept.values(), "not scaled": lost.values()}
     charts.lines(right, SUM_RATES, series, "o", title="sum of 4,096 numbers, share of that before")
     figure.supxlabel("rate")

@@ -33,9 +33,9 @@ def experiment(scale: claim.Scale) -> Result:
 
 
 def measure_by_depth(scale: claim.Scale, measure) -> dict[int, dict[str, np.ndarray]]:
-    """measure(scaled, own, rest, labels) of every seed's network, by depth.
+    """measure(scaled, own, rest, labels) for every seed's network, by depth.
 
-    They are given log-probabilities: weight scaling's, and those of two groups of samples.
+    It gets log-probabilities: of weight scaling, and of two groups of samples.
     """
     seeds, steps, own = scale.pick((3, 20, 50), (5, 1000, 200), (20, 2000, 1000))
     splits, results = data.stack_splits(data.load_digits, range(seeds)), {}
@@ -62,7 +62,7 @@ def predict_with_samples(split, seed, depth, steps, samples):
 
 
 def measure_scaling(scaled, _, sampled, labels) -> dict[str, float]:
-    """Weight scaling's distances to both means, its test error and that of the average."""
+    """Distances of weight scaling to both means, its test error and that of the average."""
     scaled, average = np.exp(scaled), np.exp(sampled).mean(0)
     geometric = scipy.special.softmax(sampled.mean(0), -1)
     return {
@@ -86,21 +86,21 @@ def findings(results) -> list[Finding]:
         Finding(
             "In deep networks weight scaling predicts about as well as the sub-networks' average",
             f"{SRIVASTAVA}; {GOODFELLOW}",
-            "test error of weight scaling less that of the average (the claim: within one point), "
+            "test error of weight scaling minus that of the average (the claim: within one point), "
             f"by hidden layers: {describe(gap, '.2%')}",
             verdict_by(WHERE, {depth: within_one_point(cell) for depth, cell in gap.items()}),
         ),
         by_cell(
-            "It is nearer to their geometric than to their arithmetic mean",
+            "Weight scaling is nearer to the sub-networks' geometric than to their arithmetic mean",
             f"{HINTON}; {GOODFELLOW}",
-            "total variation to the arithmetic less that to the geometric mean, by hidden layers",
+            "total variation to the arithmetic minus that to the geometric mean, by hidden layers",
             nearer,
             WHERE,
         ),
         Finding(
             "The deeper the network, the further weight scaling is from the average",
             f"follows if it is exact for one layer only; {GOODFELLOW}",
-            f"total variation, {DEPTHS[-1]} hidden layers less {DEPTHS[0]}: {grows:+.3f}",
+            f"total variation, {DEPTHS[-1]} hidden layers minus {DEPTHS[0]}: {grows:+.3f}",
             verdict(grows.positive),
         ),
     ]

@@ -2,8 +2,8 @@
 
 Digits of 8 x 8, 900 to train on and 897 to test; MLPs of 128 ReLU units a hidden layer with dropout
 0.5 on each, Adam at 1e-3, 600 steps of 64, ten seeds. A seed decides the split, the weights, the
-batches and the masks. The softmax of one and the same network on the test set is looked at with
-the same masks, with the scale and without. Networks without biases hold them at 0 throughout.
+batches and the masks. The softmax of the same network on the test set is compared for the same
+masks, with the scale and without. Networks without biases have biases of 0 throughout.
 """
 
 import functools
@@ -54,7 +54,7 @@ def train_and_compare(bias, seed, split, *, hidden, steps):
 
 
 def entropy(logits):
-    """Its mean over the rows, in nats."""
+    """The mean entropy of the softmax over the rows, in nats."""
     log = jax.nn.log_softmax(logits)
     return -(jnp.exp(log) * log).sum(-1).mean()
 
@@ -71,9 +71,9 @@ def findings(results) -> list[Finding]:
             "the network has",
         ),
         Finding(
-            "Without the scale the softmax's argmax stays",
+            "Without the scale the softmax's argmax does not change",
             "follows from the formula where logits are only made smaller",
-            f"% of answers that stay (the claim: above 99.9): {describe(same, '.2f')}",
+            f"% of predictions that do not change (the claim: above 99.9): {describe(same, '.2f')}",
             verdict_by("the network has", {name: cell.low > 99.9 for name, cell in same.items()}),
         ),
     ]

@@ -1,9 +1,9 @@
 """Active learning: which digits to label next, by BALD, by entropy, or at random.
 
 An MLP of 784, 128, 128 and 10 with dropout 0.5 on both hidden layers starts from 20 labels, two of
-each digit, asks for 10 more a round, and is trained afresh each time: 500 steps of 32, Adam at 1e-3
-(with random labels alone, three times 200 steps gained nothing at 20 labels, 2 points at 300).
-The pool are 2,000 of MNIST's digits, the test 1,000 others. BALD takes the largest mutual
+each digit, acquires 10 more in each round, and is trained from scratch each time: 500 steps of 32,
+Adam at 1e-3 (with random labels, three times 200 steps gained nothing at 20 labels and 2 points at
+300). The pool has 2,000 of MNIST's digits, the test set 1,000 others. BALD takes the largest mutual
 information of 10 MC dropout passes; entropy, the largest entropy of the softmax without dropout.
 The strategies of a seed share split, first labels, initial weights and masks.
 """
@@ -28,7 +28,7 @@ STRATEGIES: tuple[str, ...] = ("random", "BALD", "entropy")
 
 
 def experiment(scale: claim.Scale) -> claim.Result:
-    """Every strategy from every seed."""
+    """Run every strategy from every seed."""
     seeds, rounds, steps, passes = scale.pick((3, 3, 20, 3), (7, 20, 500, 10), (10, 99, 1000, 50))
     one = functools.partial(run_strategy, rounds=rounds, steps=steps, passes=passes)
     every, accuracies_by_seed = jax.vmap(one, (None, None, None, None, 0)), []
@@ -51,7 +51,7 @@ def pick_first_labels(y, seed: int):
 
 
 def acquisition_scores(layers, x, key, passes: int):
-    """How much each strategy wants each image labelled."""
+    """Each strategy's score of each image; the highest are labelled next."""
     samples = mc_dropout(lambda k: jax.nn.softmax(nets.mlp(layers, x, RATE, key=k)), key, passes)
     softmax = jax.nn.softmax(nets.mlp(layers, x, RATE, key=None))
     random = jax.random.uniform(fold(key, "random"), (len(x),))
@@ -59,7 +59,7 @@ def acquisition_scores(layers, x, key, passes: int):
 
 
 def acquired(score, labelled, count):
-    """The `MORE` best of the score that are not among the first `count` of `labelled`."""
+    """The `MORE` rows with the highest score that are not among the first `count` labelled ones."""
     known = jnp.where(jnp.arange(len(labelled)) < count, labelled, len(score))
     return jax.lax.top_k(score.at[known].set(-jnp.inf, mode="drop"), MORE)[1]
 
@@ -99,7 +99,7 @@ def findings(accuracies, labels) -> list[claim.Finding]:
     def against(other: str, text: str) -> claim.Finding:
         gain = of["BALD"] - of[other]
         gains = {name: interval(gain[:, rows].mean(1)) for name, rows in parts.items()}
-        return by_cell(text, source, f"Accuracy of BALD less {other}", gains, "there are", ".1%")
+        return by_cell(text, source, f"Accuracy of BALD minus {other}", gains, "there are", ".1%")
 
     mutual = "Labels chosen by BALD, the mutual information of MC dropout, are worth more than"
     return [

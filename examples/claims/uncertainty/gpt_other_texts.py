@@ -1,10 +1,10 @@
-"""A GPT and texts of another kind: which score tells them from plays it has not seen.
+"""A GPT and other kinds of text: which score distinguishes them from unseen plays.
 
 The GPT of gpt_uncertainty.py: two layers of 64, rate 0.1, 600 steps on Shakespeare's plays. Windows
 of 64 characters of unseen plays are compared with windows of this repository's Python, of Latin,
-and of the same plays with words or letters shuffled, by the mean over the window of each score;
-characters that the plays do not have are left out. All sets are of equally many windows. MC dropout
-is of 20 passes; the softmax has dropout off. A seed decides weights, batches and masks.
+and of the same plays with words or letters shuffled, by the mean of each score over the window.
+Characters that the plays do not have are removed. All sets have the same number of windows. MC
+dropout has 20 passes; the softmax has dropout off. A seed decides weights, batches and masks.
 """
 
 import sys
@@ -29,7 +29,7 @@ SCORES = {
 
 
 def experiment(scale: claim.Scale) -> claim.Result:
-    """Train a GPT a seed; the AUROC of every score for every unknown text."""
+    """Train a GPT for each seed; AUROC of every score for every unknown text."""
     runs = []
     for outputs_by_text in evaluate_gpts(scale, (KNOWN, *UNKNOWN)):
         score_of = {
@@ -58,16 +58,16 @@ def findings(runs: list[dict]) -> list[claim.Finding]:
         measures.differences(auroc_by_text(runs, "information"), auroc_by_text(runs, score))
         for score in ("surprise", "entropy")
     )
-    best = {  # on these mutual information is above both
+    best = {  # mutual information must exceed both
         text: min(surprise[text], entropy[text], key=lambda cell: cell.low) for text in UNKNOWN
     }
     return [
         claim.Finding(
-            "Mutual information finds texts of another kind better than likelihood and entropy",
+            "Mutual information detects other kinds of text better than likelihood and entropy",
             "Malinin and Gales, Uncertainty estimation in autoregressive structured prediction, "
             "ICLR 2021 (of ensembles)",
-            "AUROC per window of MC dropout's mutual information less that of the softmax's "
-            f"likelihood: {describe(surprise, '.3f')}; less that of its entropy: "
+            "AUROC per window of MC dropout's mutual information minus that of the softmax's "
+            f"likelihood: {describe(surprise, '.3f')}; minus that of its entropy: "
             f"{describe(entropy, '.3f')}.",
             claim.verdict_by("the text is", best),
         )

@@ -1,8 +1,9 @@
-"""Calibration of a GPT's next character: MC dropout beside the softmax.
+"""Calibration of a GPT's next character: MC dropout and the softmax.
 
 A GPT of two layers of 64 learns Shakespeare's plays at rate 0.1 on nanoGPT's four sites, 600 steps
-of 16 windows, and predicts every character of 64 windows of 64 of plays it has not seen. MC dropout
-is the mean of 20 passes; the softmax has dropout off. A seed decides weights, batches and masks.
+of 16 windows, and predicts every character of 64 windows of 64 characters from unseen plays. MC
+dropout is the mean of 20 passes; the softmax has dropout off. A seed decides weights, batches and
+masks.
 """
 
 import sys
@@ -23,7 +24,7 @@ METHODS = ("softmax", "MC dropout")
 
 
 def experiment(scale: claim.Scale) -> claim.Result:
-    """Train a GPT a seed and measure it."""
+    """Train a GPT for each seed and measure it."""
     runs, curves = [], []
     for outputs_by_text in evaluate_gpts(scale, (KNOWN,)):
         outputs = outputs_by_text[KNOWN]

@@ -1,7 +1,7 @@
 """Calibration of a classifier: softmax, temperature, Laplace, MC dropout and deep ensembles.
 
 MLPs of two hidden layers of 128 learn the digits 0 to 7 of MNIST from 2,400 images. 600 others fit
-the temperature and choose the Laplace prior; 1,000 or so are the test, as they are and rotated.
+the temperature and choose the Laplace prior; about 1,000 are the test set, unchanged and rotated.
 Adam at 1e-3, 1,200 steps of 32, no weight decay; MC dropout's networks have rate 0.5 on the hidden
 layers. The networks of a seed share its split. Ensembles are of 5 networks that differ in initial
 weights, batches and masks; the first of them is the network of the other rows.
@@ -44,7 +44,7 @@ def findings(runs: list[dict]) -> list[claim.Finding]:
     """The claims, each decided by differences seed by seed."""
 
     def decreases_of(worse, better, *names):
-        """How much lower the better method's measures are, on both sets."""
+        """The decreases of the measures by the better method, on both sets."""
         return {
             f"{name} on {where}": cell
             for where in (IN, SHIFTED)
@@ -65,13 +65,13 @@ def findings(runs: list[dict]) -> list[claim.Finding]:
     return [
         by_cell(
             "MC dropout is better calibrated than the softmax of the same network",
-            *(GAL, "How much lower MC dropout is", calibration, "measured by", ".3f"),
+            *(GAL, "Reduction by MC dropout", calibration, "measured by", ".3f"),
         ),
         by_cell(
             "Deep ensembles beat MC dropout",
             ENSEMBLES,
-            f"How much lower {MEMBERS} networks trained with dropout are: "
-            f"{describe(of_dropout_nets, '.3f')}; {MEMBERS} trained without",
+            f"Reduction by {MEMBERS} networks trained with dropout: "
+            f"{describe(of_dropout_nets, '.3f')}; by {MEMBERS} trained without",
             *(ensembles, "measured by", ".3f"),
         ),
         claim.Finding(
@@ -82,16 +82,16 @@ def findings(runs: list[dict]) -> list[claim.Finding]:
             claim.verdict(gain.positive and excess[IN].high < 0.01),
         ),
         claim.Finding(
-            "A temperature fitted in distribution does not calibrate what is shifted",
+            "A temperature fitted in distribution does not calibrate shifted data",
             OVADIA,
             f"On {SHIFTED} its ECE is above that of exactly right probabilities by "
             f"{excess[SHIFTED]:.3f} (calibrated: not above 0.01).",
             claim.verdict(excess[SHIFTED].low > 0.01),
         ),
         by_cell(
-            "MC dropout knows better than softmax which answers to hold back",
+            "MC dropout selects the predictions to withhold better than softmax",
             LEIBIG,
-            "Accuracy on the 80 % most confident, MC dropout less the softmax of the same network",
+            "Accuracy on the 80 % most confident, MC dropout minus the softmax of the same network",
             *(selective, "measured", ".2%"),
         ),
     ]

@@ -29,7 +29,7 @@ KINDS = {
 TOMPSON = "Tompson et al., Efficient object localization using convolutional networks, CVPR 2015"
 SRIVASTAVA = "Srivastava et al., Dropout, JMLR 2014, section 6.1"
 GHIASI = "Ghiasi, Lin and Le, DropBlock, NeurIPS 2018"
-# Which kind is said to be better than which, and where.
+# Claims that the first kind is better than the second, and their source.
 BETTER = (
     ("elementwise", "no dropout", SRIVASTAVA),
     ("spatial", "elementwise", TOMPSON),
@@ -92,7 +92,7 @@ def convolve(layer, x):
 
 
 def findings(scores) -> list[Finding]:
-    """One kind against another, seed by seed at the same rate."""
+    """One kind against another, paired by seed at the same rate."""
     results = []
     for kind, other, source in BETTER:
         name = kind if kind == "DropBlock" else f"{kind} dropout"
@@ -103,7 +103,7 @@ def findings(scores) -> list[Finding]:
 
 
 def picture(scores) -> Figure:
-    """What training with each kind gives."""
+    """The gain of training with each kind."""
     figure, [axes] = charts.panels(7)
     gains = {
         kind: [interval(100 * (scores[kind][rate] - scores["no dropout"][rate])) for rate in RATES]

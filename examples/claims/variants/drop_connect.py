@@ -1,12 +1,12 @@
 """DropConnect against dropout in an MLP.
 
 200 of sklearn's digits to train on, all others to test; an MLP 64-96-96-10 with ReLU. Dropout drops
-the hidden units, DropConnect the weights that lead out of them: with a mask for each example, as
-Wan et al. do, or one for the batch, which costs as little as dropout. Evaluation is by the mean
-weights. Adam at 1e-3, 1,200 steps of 16: enough to fit the training set with dropout. (After 500 of
-32 with 64 units, run first, it was not fitted from rate 0.5 up, and a mask each was ahead of one
-mask by 2 points there.) The seed decides split, weights and masks; differences are taken seed by
-seed at the same rate.
+the hidden units, DropConnect their outgoing weights: with a mask for each example, as Wan et al.
+do, or with one for the batch, which costs as little as dropout. Evaluation uses the mean weights.
+Adam at 1e-3, 1,200 steps of 16: enough to fit the training set with dropout. (In an earlier run of
+500 steps of 32 with 64 units, the training set was not fitted from rate 0.5 up, and a mask for each
+example was better than one mask by 2 points there.) The seed decides split, weights and masks;
+differences are taken seed by seed at the same rate.
 """
 
 import functools
@@ -80,7 +80,7 @@ def apply_layer(kind: str, layer, x, rate, *, key):
 
 
 def findings(scores, none) -> list[Finding]:
-    """DropConnect with a mask each against no dropout, dropout and one mask."""
+    """DropConnect with a mask for each example, against no dropout, dropout and one mask."""
     units, each, shared = KINDS
     sentences = {
         "no dropout": "DropConnect generalises better than no dropout",
@@ -97,7 +97,7 @@ def findings(scores, none) -> list[Finding]:
 
 
 def picture(scores, none) -> Figure:
-    """What each kind gains on no dropout, by rate."""
+    """The gain of each kind over no dropout, by rate."""
     figure, [axes] = charts.panels(7)
     gains = {
         kind: [interval(100 * (cells[rate] - none)) for rate in RATES]

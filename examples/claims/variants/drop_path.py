@@ -40,7 +40,7 @@ def experiment(scale: Scale) -> Result:
 
 
 def train(rates, splits, steps: int, evaluate):
-    """What look(params, split, key) sees of nets trained with a block's rate each, by seed."""
+    """evaluate(params, split, key) of nets trained with these rates by block, for each seed."""
 
     def one(rates, seed, split):
         key = jax.random.key(seed)
@@ -56,12 +56,12 @@ def train(rates, splits, steps: int, evaluate):
 
 
 def accuracy(params, split, key):
-    """On the test's digits, with all blocks."""
+    """Accuracy on the test digits, with all blocks."""
     return nets.accuracy(net(params, split.x_test, jnp.zeros(DEPTH), key=None), split.y_test)
 
 
 def init(key):
-    """Both layers of every block stacked, and the layers before and after."""
+    """The layers of all blocks, stacked, and the layers before and after them."""
     blocks = jax.vmap(lambda key: nets.mlp_init(key, (WIDTH, WIDTH, WIDTH)))
     return {
         "in": nets.dense_init(fold(key, "in"), 64, WIDTH),

@@ -1,9 +1,9 @@
 """What elementwise, spatial and block dropout remove from a convolutional net's maps.
 
-The digits, the net and its training are those of convolution.py, without dropout. Then each kind is
-switched on at rate 0.5, which the net has never seen: what it loses is what the kind removes. The
-correlation is of places side by side in a row of the first layer's maps (after ReLU), of the test
-digits, averaged over the channels in use. The seed decides split, weights and masks.
+The digits, the net and its training are those of convolution.py, without dropout. At test time each
+kind is switched on at rate 0.5, and the loss of accuracy measures what the kind removes. The
+correlation is that of neighbouring pixels in a row of the first layer's maps (after ReLU) for the
+test digits, averaged over the channels in use. The seed decides split, weights and masks.
 """
 
 import functools
@@ -37,7 +37,7 @@ def experiment(scale: Scale) -> Result:
 @jax.jit
 @jax.vmap
 def switch_on(params, split):
-    """The accuracy that each kind takes from a net, and the correlation in its maps."""
+    """The accuracy that a net loses with each kind, and the correlation in its maps."""
     logits, maps = net(params, split.x_test, RATE, key=None, drop=dropout)
     right = nets.accuracy(logits, split.y_test)
     lost = {}
@@ -48,7 +48,7 @@ def switch_on(params, split):
 
 
 def neighbour_correlation(maps):
-    """The mean correlation, over the channels in use, of places side by side in a row."""
+    """The mean correlation of neighbouring pixels in a row, over the channels in use."""
     pair = [part.reshape(-1, 16) for part in (maps[:, :, :-1], maps[:, :, 1:])]
     left, right = (part - part.mean(0) for part in pair)
     scale = jnp.sqrt((left**2).mean(0) * (right**2).mean(0))
@@ -57,7 +57,7 @@ def neighbour_correlation(maps):
 
 
 def findings(lost, correlation) -> list[Finding]:
-    """Whether elementwise dropout takes less away than the kinds that take neighbours with it."""
+    """Whether elementwise dropout removes less than the kinds that drop neighbours together."""
     others = ("spatial", "DropBlock")
     more = {kind: interval(100 * (lost[kind] - lost["elementwise"])) for kind in others}
     return [
@@ -65,8 +65,8 @@ def findings(lost, correlation) -> list[Finding]:
             "Neighbours in a feature map are correlated, so elementwise dropout removes less of it "
             "than spatial dropout or DropBlock",
             TOMPSON,
-            f"Neighbours correlate by {interval(correlation):.2f}. Points of test accuracy that a "
-            f"kind takes more than elementwise, switched on at {RATE}",
+            f"Neighbours correlate by {interval(correlation):.2f}. Points of test accuracy lost "
+            f"beyond those of elementwise, switched on at {RATE}",
             more,
             "compared with",
             "+.1f",
@@ -75,7 +75,7 @@ def findings(lost, correlation) -> list[Finding]:
 
 
 def picture(lost) -> Figure:
-    """What each kind takes from a net that does not know it."""
+    """The accuracy that a net trained without dropout loses with each kind."""
     figure, [axes] = charts.panels(6)
     points = {kind: {"": interval(100 * lost[kind])} for kind in KINDS}
     charts.bars(axes, points, ylabel="points of test accuracy lost")

@@ -1,8 +1,8 @@
 """Learned rates (concrete dropout) against fixed ones, and against none.
 
 The data, the MLP and its training are those of learned_rates.py, with the rates learned from 0.1;
-or every layer has the same fixed rate, and the penalty that concrete dropout puts on the weights at
-that rate. The seed decides split, weights and noise; differences are taken seed by seed.
+or every layer has the same fixed rate, with concrete dropout's penalty on the weights at that rate.
+The seed decides split, weights and noise; differences are taken seed by seed.
 """
 
 import sys
@@ -42,7 +42,7 @@ def train(rates, splits, steps: int):
 
     def one(rate, seed, split, size):
         key = jax.random.key(seed)
-        # Finite for rate 0, whose penalty on the weights that is.
+        # Finite for rate 0, so that the penalty on the weights is finite.
         logit = jnp.maximum(jnp.log(rate) - jnp.log1p(-rate), -20.0)
 
         def logits_of(layers, x, key):
@@ -76,7 +76,7 @@ def findings(scores) -> list[Finding]:
 
 
 def picture(scores) -> Figure:
-    """What learned rates gain on each fixed one, against the size of the data."""
+    """The gain of learned rates over each fixed rate, against the size of the data."""
     figure, [axes] = charts.panels(7)
     gains = {
         f"on {rate} everywhere" if rate else "on no dropout": [

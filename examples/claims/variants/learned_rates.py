@@ -1,4 +1,4 @@
-"""Concrete dropout: what rates it learns from little data and from much.
+"""Concrete dropout: the rates that it learns from little data and from much.
 
 sklearn's digits, 397 kept for the test; an MLP 64-64-64-10 with ReLU and dropout of its inputs and
 of both hidden layers, each with a rate of its own, learned from 0.1 and from 0.5; prior length
@@ -23,27 +23,27 @@ from common.claim import Finding, Result, Scale, by_cell, interval, main
 from dropout_jax import concrete_dropout, concrete_dropout_penalty, fold
 
 SIZES, INITIAL_RATES, LAYERS = (50, 150, 450, 1400), (0.1, 0.5), ("inputs", "hidden 1", "hidden 2")
-MARGIN = 0.02  # of a rate, within which it does not matter what it was learned from
+MARGIN = 0.02  # of a rate: a smaller difference between initial rates counts as none
 GAL = "Gal, Hron and Kendall, Concrete dropout, NeurIPS 2017"
 
 
 def experiment(scale: Scale) -> Result:
-    """Learn the rates at every size, from each start."""
+    """Learn the rates at every size, from each initial rate."""
     splits, steps = make_splits(scale)
-    jobs = scale.track(INITIAL_RATES, "starts")
+    jobs = scale.track(INITIAL_RATES, "initial rates")
     rates = np.concatenate([train([initial_rate], splits, steps)[0] for initial_rate in jobs])
     numbers = {"sizes": SIZES, "learned (start, seed, size, layer)": rates}
     return Result([judge_fall(rates[0]), judge_independence(rates)], picture(rates), numbers)
 
 
 def make_splits(scale: Scale):
-    """The seeds' splits, and for how many steps to train."""
+    """The seeds' splits, and the number of training steps."""
     seeds, steps = scale.pick(3, 5, 10), scale.pick(3, 2000, 8000)
     return data.stack_splits(functools.partial(data.load_digits, max(SIZES)), range(seeds)), steps
 
 
 def train(initial_rates, splits, steps: int):
-    """Learned rates and test accuracy, for (start, seed, size)."""
+    """Learned rates and test accuracy, for (initial rate, seed, size)."""
 
     def one(initial_rate, seed, split, size):
         key = jax.random.key(seed)
@@ -81,7 +81,7 @@ def net(layers, x, rates, *, key, drop):
 
 
 def penalty(layers, logits, size):
-    """Concrete dropout's addition to a mean cross-entropy over `size` examples."""
+    """The term that concrete dropout adds to a mean cross-entropy over `size` examples."""
     scales = {"weight_scale": 0.1**2 / size, "dropout_scale": 1 / size}
     return sum(
         concrete_dropout_penalty(layer["weights"], logit, **scales)
@@ -103,11 +103,12 @@ def judge_fall(rates) -> Finding:
 
 
 def judge_independence(rates) -> Finding:
-    """Whether the rates learned, for (start, seed, size, layer), depend on their start."""
+    """Whether learned rates, for (initial rate, seed, size, layer), depend on the initial rate."""
     gaps = abs(rates[0] - rates[1]).max(-1)
     beyond = {size: interval(gaps[:, i] - MARGIN) for i, size in enumerate(SIZES)}
-    text = f"The rate is learned: what it starts from does not matter (within {MARGIN})"
-    what = f"A layer's largest difference, from 0.1 or 0.5, minus {MARGIN}, by examples"
+    text = f"The learned rate does not depend on its initial value (within {MARGIN})"
+    what = "Largest difference in a layer between initial rates 0.1 and 0.5"
+    what += f", minus {MARGIN}, by examples"
     return by_cell(text, GAL, what, beyond, "the examples are", sign=-1)
 
 

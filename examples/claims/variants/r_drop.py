@@ -4,8 +4,9 @@ sklearn's digits, 397 kept for the test; an MLP 64-64-64-10 with ReLU and dropou
 layers. Every method makes two passes of 32 rows a step, with two masks, and 2,000 steps of Adam at
 1e-3: R-Drop adds its weight (1 or 5) times the divergence of the two passes over the same rows;
 "two passes" adds nothing; "twice the batch" has other rows in the second pass. The seed decides
-split, weights, rows and masks; the sets of a seed are nested, and differences seed by seed. (After
-500 steps, run first, R-Drop was behind by 1 to 2 points with weight 1, 5 to 14 with weight 5.)
+split, weights, rows and masks; the sets of a seed are nested, and differences are paired by seed.
+(After 500 steps, in an earlier run, R-Drop was worse by 1 to 2 points with weight 1 and by 5 to 14
+with weight 5.)
 """
 
 import functools
@@ -23,7 +24,7 @@ from common.claim import Finding, Result, Scale, by_cell, compare, interval, mai
 from dropout_jax import fold, r_drop_divergence
 
 SIZES, RATE = (50, 150, 450, 1400), 0.3
-# The weight of the divergence, and whether the second pass has other rows.
+# The weight of the divergence, and whether the second pass uses other rows.
 METHODS = {
     "two passes": (0.0, 0.0),
     "twice the batch": (0.0, 1.0),
@@ -83,7 +84,7 @@ def r_drop_loss(layers, split, rows, others, weight, *, key):
 
 
 def findings(accuracy, inconsistency) -> list[Finding]:
-    """R-Drop against both plain methods of its cost, and what it does to the noisy net."""
+    """R-Drop against both plain methods of its cost, and its effect on the net with dropout on."""
     results, condition = [], "the examples are"
     for ours in ("R-Drop, 1", "R-Drop, 5"):
         for other in ("two passes", "twice the batch"):

@@ -1,10 +1,11 @@
 """Dropout on an LSTM's recurrent state: naive, locked, and what is remembered.
 
-The task (common/memory.py): a random symbol of eight at each of 24 steps, one of them marked; say
-at the end which it was. It is fresh data at every step, so only memory is measured. An LSTM of 32
-units; Adam at 1e-2 falling to 0, 500 steps of 32, rate 0.5. Tested on 2,000 sequences, with dropout
-off and on. (With rate 0.25 and 16 steps, tried first, every kind remembered everything.) The seed
-decides weights, data and masks; differences are taken seed by seed.
+The task (common/memory.py): one of eight random symbols at each of 24 steps, one of them marked; at
+the end the model predicts the marked symbol. Every training step has fresh data, so the task
+measures only memory. An LSTM of 32 units; Adam at 1e-2 falling to 0, 500 steps of 32, rate 0.5.
+Tested on 2,000 sequences, with dropout off and on. (With rate 0.25 and 16 steps, tried first, every
+kind remembered everything.) The seed decides weights, data and masks; differences are taken seed by
+seed.
 """
 
 import sys
@@ -32,7 +33,7 @@ def experiment(scale: Scale) -> Result:
 
 
 def train_kinds(scale: Scale, kinds: dict) -> tuple[dict, dict]:
-    """Train an LSTM with each kind: its right answers by seed and delay, dropout off and on."""
+    """Train an LSTM with each kind; accuracy by seed and delay, with dropout off and on."""
     seeds, steps = scale.pick(3, 5, 10), scale.pick(3, 500, 2000)
     jobs = scale.track(kinds.items(), "kinds of dropout")
     accuracies = {kind: train(step, seeds, steps) for kind, step in jobs}
@@ -41,17 +42,17 @@ def train_kinds(scale: Scale, kinds: dict) -> tuple[dict, dict]:
 
 
 def naive(cell, x, h, c, *, now, **_):
-    """The gates see h with a fresh mask at each step."""
+    """The gates get h with a fresh mask at each step."""
     return lstm(cell, x, dropout(h, RATE, key=now), c)
 
 
 def naive_both(cell, x, h, c, *, now, **_):
-    """So is the cell dropped."""
+    """h and c get fresh masks at each step."""
     return naive(cell, x, h, dropout(c, RATE, key=fold(now, "c")), now=now)
 
 
 def locked(cell, x, h, c, *, key, **_):
-    """The gates see h with one mask for all steps: the same key draws it at each."""
+    """The gates get h with one mask for all steps: each step draws it from the same key."""
     return lstm(cell, x, locked_dropout(h[:, None], RATE, key=key)[:, 0], c)
 
 
@@ -61,7 +62,9 @@ KINDS = {"none": lstm, "naive, h": naive, "naive, h and c": naive_both, "locked"
 def findings(off, on) -> list[Finding]:
     """The naive kinds against no dropout, and locked against them."""
     h, c = "naive, h", "naive, h and c"
-    training = "In training (dropout on), too, locked dropout remembers more than one on h"
+    training = (
+        "With dropout on, as in training, locked dropout also remembers more than a fresh mask on h"
+    )
     return [
         compare_recall(
             "A fresh mask at each step on h makes an LSTM forget", ZAREMBA, off, "none", h
@@ -80,7 +83,7 @@ def findings(off, on) -> list[Finding]:
 
 
 def compare_recall(sentence: str, source: str, right, ours: str, theirs: str) -> Finding:
-    """Whether one kind is right more often than another, by how many steps ago the symbol was."""
+    """Whether one kind is more accurate than another, by the number of steps since the symbol."""
     one, other = (
         {name: right[kind][:, delays].mean(1) for name, delays in BINS.items()}
         for kind in (ours, theirs)

@@ -1,9 +1,8 @@
 """Blocks of a residual net removed after training, with stochastic depth and without.
 
 The digits, the net and its training are those of drop_path.py, with rates of 0, 0.25 or 0.5 for
-every block. At the test some blocks are removed, drawn at random, others for each of ten tries; the
-tries are the same for all rates. The seed decides split, weights, masks and tries; differences are
-taken seed by seed.
+every block. At test time random blocks are removed, in ten tries; the tries are the same for all
+rates. The seed decides split, weights, masks and tries; differences are taken seed by seed.
 """
 
 import functools
@@ -37,7 +36,7 @@ def experiment(scale: Scale) -> Result:
 
 
 def accuracy_without_blocks(params, split, key):
-    """Test accuracy by how many blocks are removed."""
+    """Test accuracy by the number of removed blocks."""
 
     def accuracy_without(count, i):
         """Rate 1 removes a block, rate 0 leaves it."""
@@ -51,14 +50,14 @@ def accuracy_without_blocks(params, split, key):
 
 
 def findings(scores) -> list[Finding]:
-    """What removing blocks costs a net trained with stochastic depth, and one trained without."""
+    """The accuracy lost by removing blocks, trained with stochastic depth and without."""
     lost = {
         rate: {count: of[count] - of[0] for count in REMOVED if count}
         for rate, of in scores.items()
     }
     return [
         compare(
-            "A net trained with layers dropped can lose layers at evaluation",
+            "A net trained with dropped layers tolerates the removal of layers at evaluation",
             FAN,
             lost[0.5],
             lost[0.0],

@@ -60,14 +60,14 @@ def measure_moments(drop, rates, seeds: int, width: int = 256, rows: int = 256):
 
 
 def init(key, width: int):
-    """LeCun's initial weights of the layers, stacked, and of a readout of ten classes."""
+    """LeCun's initial weights: stacked layers, and a readout of ten classes."""
     weights = jax.random.normal(fold(key, "layers"), (DEPTH, width, width)) / jnp.sqrt(width)
     layers = {"weights": weights, "bias": jnp.zeros((DEPTH, width))}
     return {"layers": layers, "readout": nets.dense_init(fold(key, "readout"), width, 10)}
 
 
 def net(params, x, rate, *, key, drop):
-    """Logits, and the mean and variance of what every layer gives on."""
+    """Logits, and the mean and variance of every layer's output."""
 
     def layer(x, inputs):
         i, weights = inputs
@@ -80,7 +80,7 @@ def net(params, x, rate, *, key, drop):
 
 
 def judge_moments(moments, sentence: str, denied: bool = False) -> Finding:
-    """Whether mean and variance stay at each rate, as the sentence says or denies."""
+    """Whether mean and variance stay in the domain at each rate, as claimed or denied."""
     last = {
         name: describe({rate: interval(x[:, -1, i]) for rate, x in moments.items()}, ".2f")
         for i, name in enumerate(DOMAIN)

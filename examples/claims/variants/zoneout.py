@@ -1,9 +1,9 @@
 """Zoneout on an LSTM's recurrent state, and what is remembered.
 
-The task, the LSTM and its training are those of recurrent.py: a marked symbol to be kept for up to
-24 steps; 500 steps of 32, rate 0.5. Zoneout: at each step every unit of h and of c keeps its old
-value with that probability; with dropout off it is the mean of old and new. The seed decides
-weights, data and masks; differences are taken seed by seed.
+The task, the LSTM and its training are those of recurrent.py: the LSTM remembers a marked symbol
+for up to 24 steps; 500 steps of 32, rate 0.5. With zoneout every unit of h and of c keeps its old
+value with that probability at each step; with dropout off it is the mean of old and new value. The
+seed decides weights, data and masks; differences are taken seed by seed.
 """
 
 import sys
@@ -26,7 +26,7 @@ def experiment(scale: Scale) -> Result:
 
 
 def zoneout_lstm(cell, x, h, c, *, now, **_):
-    """Some units of the next h and c are those of the last."""
+    """Some units of h and c keep their last value."""
     new_h, new_c = lstm(cell, x, h, c)
     return (
         zoneout(new_h, h, RATE, key=fold(now, "zoneout h")),
@@ -40,7 +40,7 @@ KINDS = {"none": lstm, "naive, h and c": naive_both, "zoneout": zoneout_lstm}
 def findings(off, on) -> list[Finding]:
     """Zoneout against a fresh mask on both states, with dropout off and on."""
     text = "Zoneout remembers more than a fresh mask on h and c"
-    training = "In training (dropout on), too, zoneout remembers more than a fresh mask"
+    training = "With dropout on, as in training, zoneout also remembers more than a fresh mask"
     ours, theirs = "zoneout", "naive, h and c"
     return [
         compare_recall(text, KRUEGER, off, ours, theirs),

@@ -1,4 +1,4 @@
-"""The genre's scripts: no play on both sides, and verdicts that follow from the numbers."""
+"""The genre's scripts: no play in training and test, and verdicts that follow from the numbers."""
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ def rates():
     return load("genre_head_rates")
 
 
-def worth(names, **gains):
+def make_scores(names, **gains):
     """Five seeds of macro-F1 about 0.4, with noise that all share; `gains` raise a name's."""
     seeds = np.random.default_rng(0).normal(0, 0.1, 5)
     noise = 0.002 * np.array([-2, -1, 0, 1, 2])
@@ -33,11 +33,11 @@ def worth(names, **gains):
 
 
 def test_verdicts_follow_from_the_differences_seed_by_seed(genre):
-    """Which are far smaller than those between seeds."""
+    """The differences are far smaller than those between seeds."""
     names = [genre.PRETRAINED, genre.SCRATCH, genre.TFIDF, genre.MAJORITY, genre.DROPPING]
 
     def verdicts(**gains):
-        values = worth(names, **gains)
+        values = make_scores(names, **gains)
         gained = {what: genre.gains(values, what) for what in ("macro-F1", "accuracy")}
         return [finding.verdict for finding in genre.findings(gained)]
 
@@ -51,7 +51,7 @@ def test_verdicts_follow_from_the_differences_seed_by_seed(genre):
 
 def test_a_rate_is_compared_with_no_dropout_of_the_same_seed(rates):
     def finding(**gains):
-        gained = rates.gains(worth([rates.NONE, "0.1", "0.3"], **gains), "macro-F1")
+        gained = rates.gains(make_scores([rates.NONE, "0.1", "0.3"], **gains), "macro-F1")
         return rates.findings("head", gained)[0]
 
     assert finding().verdict == "does not hold"
@@ -62,8 +62,8 @@ def test_a_rate_is_compared_with_no_dropout_of_the_same_seed(rates):
     assert finding(**{rates.NONE: -0.1}).verdict == "holds"
 
 
-def test_the_body_has_not_read_the_test(monkeypatch):
-    """What the pretraining is given holds no speech of the test's plays."""
+def test_the_body_is_pretrained_without_the_test(monkeypatch):
+    """The text of the pretraining contains no speech of the test plays."""
     speech, passed = load("common.speech"), {}
 
     def train(training, config, text, **_):
@@ -111,7 +111,7 @@ def test_the_smallest_form(genre, tmp_path):
 
 
 def test_the_smallest_form_of_the_rates_in_the_body(rates, tmp_path, monkeypatch):
-    """What is trained drops at the cell's rates, every seed's cells on the same speeches."""
+    """Training uses the cell's rates, and all cells of a seed use the same speeches."""
     passed, fit = [], rates.fit
 
     def record_and_fit(body, data, settings):

@@ -4,7 +4,6 @@ import json
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from experiments import load, run_smallest
@@ -12,37 +11,6 @@ from experiments import load, run_smallest
 from dropout_jax import dropout_unscaled
 
 pytestmark = pytest.mark.claims
-
-
-def test_fits_that_look_end_as_fits_that_do_not():
-    nets = load("common.nets")
-    with jax.numpy_dtype_promotion("standard"):
-        params, key = {"x": jnp.ones(3)}, jax.random.key(0)
-
-        def loss(params, rows, key, *values):
-            return ((params["x"] - rows[:3]) ** 2).sum() * (values[0] if values else 1)
-
-        plain = nets.fit(loss, params, 10, key, steps=6)
-        evaluated, values = nets.fit_and_evaluate(
-            loss, params, 10, key, lambda p: p["x"], evaluations=3, steps=6
-        )
-        still, _ = nets.fit_and_evaluate(
-            *(loss, params, 10, key, lambda _: None),
-            **{"evaluations": 1, "steps": 6, "per_step": (jnp.zeros(6),)},
-        )
-    np.testing.assert_array_equal(evaluated["x"], plain["x"])
-    assert values.shape == (3, 3)
-    np.testing.assert_array_equal(values[-1], plain["x"])
-    np.testing.assert_array_equal(still["x"], params["x"])  # every step was given its 0
-
-
-def test_a_grid_runs_every_combination():
-    run_grid = load("common.nets").run_grid
-    axes = ([1.0, 2.0], [10.0, 20.0, 30.0], (0.5, 0.0))
-    sums, products = run_grid(lambda a, b, c: (a + b + c, a * b * c), *axes)
-    a, b, c = np.meshgrid(*axes, indexing="ij")
-    np.testing.assert_array_equal(sums, a + b + c)
-    np.testing.assert_array_equal(products, a * b * c)
 
 
 def test_data_size_verdicts_follow_the_gains():
@@ -71,8 +39,8 @@ def test_data_size_verdicts_follow_the_gains():
     assert only[1] == f"{among}{large.format('or')} (not {small.format(',')})".replace(" ,", ",")
 
 
-def test_moved_digits_are_25_places_of_each_image():
-    """Those at the centre are MNIST's, and no two of an image are in one place."""
+def test_shifted_digits_are_25_shifts_of_each_image():
+    """Those with shift 0 are MNIST's, and no two of an image have the same shift."""
     data = load("common.data")
     train, test = data.shifted_mnist(jax.random.key(0))
     images, labels = data.load_all_mnist()
@@ -98,7 +66,7 @@ def test_data_size(tmp_path):
     assert numbers["test accuracy"]["wide"][1][0] > 0.2
 
 
-def test_schedules_are_what_they_are_called():
+def test_schedules_follow_their_names():
     schedules = load("schedules").make_schedules
     with jax.numpy_dtype_promotion("standard"):
         tables = {name: np.asarray(table) for name, table in schedules(0.5, 100).items()}
@@ -132,7 +100,7 @@ def test_the_interaction_is_a_difference_of_differences():
     assert instead["dropout's gain beside"] == (0, 0, 0)
 
 
-def test_the_verdict_beside_a_partner_is_of_the_gain_there():
+def test_the_verdict_with_a_partner_follows_the_gain_with_it():
     script, claim = load("interactions"), load("common.claim")
     alone = np.array([[0.80, 0.85], [0.81, 0.86], [0.79, 0.85]])
     for partner, helps in (("weight decay", claim.HOLDS), ("batch norm", claim.FAILS)):
@@ -179,7 +147,7 @@ def test_the_shift_of_variance_needs_the_scale():
         assert [it.verdict for it in results] == [verdict] * 2
 
 
-def test_batch_norms_see_more_variance_only_after_dropout(tmp_path):
+def test_batch_norms_get_more_variance_only_after_dropout(tmp_path):
     numbers = run_smallest("variance_shift", tmp_path)["numbers"]
     (before, after) = numbers["in the network, by place, rate and batch norm"]
     without, dropped = before
@@ -190,21 +158,21 @@ def test_batch_norms_see_more_variance_only_after_dropout(tmp_path):
 
 
 def test_batch_norm(tmp_path):
-    """Statistics taken again matter only where a batch norm sees what dropout has dropped."""
+    """Recomputed statistics matter only for a batch norm after dropout."""
     numbers = run_smallest("batch_norm", tmp_path)["numbers"]
     running, again = (
         np.array(numbers[f"accuracy by place and rate, {statistics}"])
         for statistics in ("running statistics", "statistics taken again")
     )
     (before, dropped), after = running
-    assert before == after[0]  # rate 0 has no place
+    assert before == after[0]  # at rate 0 the placement has no effect
     assert before > 0.3  # 6,000 guesses at one of ten: 0.1, sd 0.004
     np.testing.assert_array_equal(again[1], after)
     assert again[0, 0] == before
     assert again[0, 1] != dropped
 
 
-def test_places_of_dropout_are_judged_by_their_differences():
+def test_placements_are_compared_by_their_differences():
     script, claim = load("batch_norm"), load("common.claim")
     up, down, unclear = (claim.Interval(m, m - 0.1, m + 0.1) for m in (0.2, -0.2, 0.0))
     names = ("before, over none", "after, over before", "again, over running")
@@ -219,7 +187,7 @@ def test_places_of_dropout_are_judged_by_their_differences():
 
 def test_steps_to_a_loss_are_read_off_the_curve():
     script = load("cost")
-    losses = 2.0 ** -np.arange(1, 9)  # halves from look to look
+    losses = 2.0 ** -np.arange(1, 9)  # halves from evaluation to evaluation
     assert script.first_step_below(losses, 2.0**-3.5) == pytest.approx(3.5 * script.EVERY)
     assert script.first_step_below(losses, 1.0) == script.EVERY
     assert math.isnan(script.first_step_below(losses, 0.001))
@@ -270,7 +238,7 @@ def test_cost(tmp_path):
 
 
 def test_overfitting_is_measured_by_the_validation_text():
-    """Losses by rate, seed, text and look: without dropout the validation loss turns."""
+    """Losses by rate, seed, text and evaluation: without dropout the validation loss turns up."""
     script, claim = load("gpt_overfitting"), load("common.claim")
     turning, falling = [[2, 1, 0.5], [2.5, 2.0, 2.6]], [[2, 1.2, 0.8], [2.5, 2.0, 1.9]]
     losses = np.array([[turning] * 3, [falling] * 3])
@@ -311,3 +279,69 @@ def test_underfitting(tmp_path):
     )
     assert early < constant
     assert constant > 0
+
+
+def rising(*means):
+    """Runs by rate (rows) whose five seeds differ by 0.01 at most."""
+    return np.array(means)[:, None] + np.linspace(0, 0.01, 5) * np.arange(len(means))[:, None]
+
+
+def test_what_is_chosen_on_one_text_is_measured_on_the_other():
+    rates = load("gpt_rates")
+    losses = {0: np.array([[3.0, 1.0, 2.0]]), 1: np.array([[0.1, 0.5, 0.2]])}
+    assert [each.tolist() for each in rates.early_stopped_losses(losses)] == [[1.0], [0.5]]
+    assert [each.tolist() for each in rates.final_losses(losses)] == [[2.0], [0.2]]
+
+
+def test_the_best_rate_verdict_follows_the_losses():
+    """The best rates are chosen on the first text; the gain is that of the second."""
+    rates, claim = load("gpt_rates"), load("common.claim")
+    low, high = rising(*range(7)), rising(*range(7))[::-1]
+    dip = rising(3, 1, 1, 1, 3, 3, 3)
+
+    def verdict(**settings):
+        runs = {name: np.stack(both) for name, both in settings.items()}
+        return rates.judge_best_rate(0.02, 0.1, runs, "a field", "a source").verdict
+
+    assert verdict(a=[dip, dip]) == claim.HOLDS
+    assert verdict(a=[low, low]) == claim.FAILS
+    only = "it is a (0.02 against 0) (not b (0.1 against 0.5))"
+    assert verdict(a=[dip, dip], b=[high, high]) == claim.ONLY_WHEN + only
+    assert verdict(a=[dip, low]) == claim.FAILS  # best on the first text, not on the second
+
+
+def test_zero_is_best_only_where_every_rate_is_worse():
+    rates, claim = load("gpt_rates"), load("common.claim")
+
+    def verdict(*means):
+        cells = {rates.PRETRAINED: rates.differences_to_rate_0(rising(*means))}
+        return rates.findings(cells)[0].verdict
+
+    assert verdict(1, 2, 3, 4, 5, 6, 7) == claim.HOLDS
+    assert verdict(9, 2, 3, 4, 5, 6, 7) == claim.FAILS
+    only = "the rate it is compared with is 0.2, 0.3 or 0.5 (not 0.02, 0.05, 0.1)"
+    assert verdict(4.5, 2, 3, 4, 5, 6, 7) == claim.ONLY_WHEN + only
+
+
+def test_gpt_rates(tmp_path):
+    numbers = run_smallest("gpt_rates", tmp_path)["numbers"]
+    cells = numbers["loss, difference to rate 0"]
+    assert {len(each) for each in cells.values()} == {6}
+    # Twenty steps cannot overfit: half of everything dropped is worse at fine-tuning.
+    assert cells["500 characters, to the end"]["0.5"]["95 %"][0] > 0
+
+
+def test_placement(tmp_path):
+    numbers = run_smallest("placement", tmp_path)["numbers"]
+    sites = load("common.sweep").SITES
+    assert numbers["best single"] in sites
+    # Each site is switched on: no two of them train alike.
+    means = {numbers["training loss"][site]["mean"] for site in (*sites, "none")}
+    assert len(means) == len(sites) + 1
+
+
+def test_image_rates(tmp_path):
+    numbers = run_smallest("image_rates", tmp_path)["numbers"]
+    # Five steps learn, and cannot overfit: half of everything dropped is worse.
+    assert numbers["accuracy"][0]["mean"] > 0.2
+    assert numbers["loss, difference to rate 0"]["0.5"]["95 %"][0] > 0

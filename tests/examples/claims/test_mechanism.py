@@ -1,4 +1,4 @@
-"""The mechanism's claims: every script in its smallest form, and broken ops that must show."""
+"""The mechanism's claims: every script in its smallest form, and broken ops that must fail."""
 
 from fractions import Fraction
 
@@ -149,7 +149,7 @@ def test_forgotten_evaluation(tmp_path):
     assert (on > off).all()
 
 
-def test_modes_that_are_mixed_up_are_noticed():
+def test_confused_modes_are_detected():
     mode = load("evaluation_mode")
     x, always = jnp.ones((4, 64)), jax.random.key(1)
     on_at_evaluation = iter(jax.random.split(always, 2000))
@@ -248,8 +248,8 @@ def test_correlation_is_that_of_numpy_without_dead_units():
     np.testing.assert_allclose(measured, expected, rtol=1e-5)
 
 
-def test_the_mask_takes_units_out():
-    """All of them gone, the last layer's bias is all that is left."""
+def test_the_mask_removes_units():
+    """Without any unit the logits are the last layer's bias."""
     co, nets = load("co_adaptation"), load("common.nets")
     params = nets.mlp_init(jax.random.key(0), (4, 128, 128, 3))
     params[-1]["bias"] = jnp.arange(3.0)
@@ -261,6 +261,6 @@ def test_the_mask_takes_units_out():
 
 @pytest.mark.parametrize(("low", "high", "near"), [(-0.009, 0.009, True), (-0.003, 0.027, False)])
 def test_as_good_asks_for_a_whole_interval_within_a_point(low, high, near):
-    """An interval that is merely wide, and holds 0, is not yet "as good"."""
+    """A wide interval that contains 0 is not enough for "as good"."""
     interval = load("common.claim").Interval((low + high) / 2, low, high)
     assert load("sub_networks").within_one_point(interval) == near

@@ -169,7 +169,7 @@ def test_the_verdict_on_calibration_follows_the_numbers(classifiers):
     )
 
 
-def test_active_learning_asks_for_the_best_that_have_no_label():
+def test_active_learning_acquires_the_best_without_a_label():
     score = jnp.arange(100, dtype=jnp.float32)
     labelled = jnp.array([99, 98, 5, 0, 0, 0])
     more = active_learning.acquired(score, labelled, 3)
@@ -227,7 +227,7 @@ def test_active_learning_runs(tmp_path):
     assert (accuracy[:, :, 0] == accuracy[:, :1, 0]).all()
 
 
-def test_the_gpts_texts_are_what_they_are_called():
+def test_the_gpts_texts_match_their_names():
     text = load("common.data").load_one_play()
     sets = texts.make_windows(text, 6, 32)
     assert tuple(sets) == (texts.KNOWN, *texts.UNKNOWN)
@@ -284,7 +284,7 @@ def test_the_gpts_verdicts_follow_the_numbers():
     )
 
 
-def test_texts_beside_speeches_are_as_long_and_shuffled_letters_are_theirs():
+def test_control_texts_are_as_long_as_speeches_and_shuffled_letters_are_theirs():
     alphabet = load("common.data").load_one_play().tokenizer.alphabet
     speeches = ["O, that this too too solid flesh would melt", "To be", "Ay, my lord; ay."]
     others = texts.control_texts(speeches, alphabet)
@@ -298,8 +298,8 @@ def test_texts_beside_speeches_are_as_long_and_shuffled_letters_are_theirs():
     assert others[texts.SHUFFLED] != speeches
 
 
-def test_judged_has_the_quality_of_the_first_set_and_tells_the_others_from_it():
-    """Sure and right on the known; unsure on one unknown set, and as sure on the other."""
+def test_summaries_have_the_quality_of_the_first_set_and_the_auroc_of_the_others():
+    """Confident and right on the known set; unsure on one unknown set, confident on the other."""
     sure, unsure = jnp.tile(jnp.array([0.9, 0.1]), (20, 1)), jnp.full((20, 2), 0.5)
     one = {"known": sure[None], "doubted": unsure[None], "taken for known": sure[None]}
     split = jnp.stack([jnp.roll(sure, 1, axis=1), sure])  # its samples disagree

@@ -1,4 +1,4 @@
-"""The claims on variants of dropout: identities of their nets, and verdicts that can fail."""
+"""The claims about variants of dropout: identities of their nets, and verdicts that can fail."""
 
 import re
 
@@ -85,9 +85,9 @@ def test_neighbours_correlation_is_numpys(key):
 def test_sequences_ask_for_the_marked_symbol(key):
     memory = load("common.memory")
     x, y, ago = memory.sample_sequences(key, 100)
-    at = memory.LENGTH - ago
-    np.testing.assert_array_equal(x[..., -1].argmax(1), at)
-    np.testing.assert_array_equal(x[np.arange(100), at, :-1].argmax(-1), y)
+    marked = memory.LENGTH - ago
+    np.testing.assert_array_equal(x[..., -1].argmax(1), marked)
+    np.testing.assert_array_equal(x[np.arange(100), marked, :-1].argmax(-1), y)
 
 
 def test_a_locked_unit_is_out_for_the_whole_sequence(key):
