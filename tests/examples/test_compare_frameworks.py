@@ -41,6 +41,7 @@ def page(tmp_path_factory):
     return {table.title: table for table in tables}, out.read_text(), out
 
 
+@pytest.mark.slow
 def test_the_page_names_every_framework_in_every_table(page):
     tables, text, out = page
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
@@ -51,6 +52,7 @@ def test_the_page_names_every_framework_in_every_table(page):
         assert all(len(row) == len(table.headers) for row in table.rows)
 
 
+@pytest.mark.slow
 def test_promised_bits_agree_and_those_of_another_seed_do_not(page):
     rows = page[0]["Bit equality"].data
     assert sum(promised == "yes" for _, _, promised, *_ in rows) == 15
@@ -59,6 +61,7 @@ def test_promised_bits_agree_and_those_of_another_seed_do_not(page):
         assert (differ == 0) == (promised == "yes"), (name, what)
 
 
+@pytest.mark.slow
 def test_statistics_are_in_bounds_but_for_named_deviations(page):
     """Intervals of 99.99 %, |z| < 4.9; with 65,536 elements no known deviation is that large."""
     tables, text, _ = page
@@ -71,6 +74,7 @@ def test_statistics_are_in_bounds_but_for_named_deviations(page):
         assert max(abs(z_mean), abs(z_variance)) < 4.9, what
 
 
+@pytest.mark.slow
 def test_the_bias_of_the_scale_is_the_one_of_the_arithmetic(page):
     """0.9 / 0.8984375 and 0.9 x 1.109375; ours 0, to what 192 values round to."""
     for name, bias in page[0]["Bias of the scale"].data.items():
@@ -80,6 +84,7 @@ def test_the_bias_of_the_scale_is_the_one_of_the_arithmetic(page):
         assert abs(bias["bfloat16"] - expected) < 1e-4, name
 
 
+@pytest.mark.slow
 def test_our_values_at_the_edges_and_our_memory(page):
     tables = page[0]
     rates = next(row for row in tables["Rates at the edges"].rows if row[0] == "dropout_jax")
@@ -150,6 +155,7 @@ def test_the_page_in_docs_is_of_every_library_and_has_no_unnamed_deviation():
     assert " and 0 differ." in text
 
 
+@pytest.mark.slow
 def test_two_runs_write_the_same_page(page):
     import compare_frameworks
 

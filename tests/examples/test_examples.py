@@ -25,6 +25,7 @@ def gallery():
     return gallery
 
 
+@pytest.mark.slow
 def test_the_gallery_is_drawn(gallery, tmp_path, capsys):
     gallery.main(["--out", str(tmp_path / "gallery.png")])
     assert (tmp_path / "gallery.png").read_bytes().startswith(b"\x89PNG")
@@ -41,6 +42,7 @@ def test_elements_of_one_colour_are_kept_or_dropped_together(gallery):
     assert len(set(titles)) == len(titles) == 15
 
 
+@pytest.mark.slow
 def test_dropout_on_weights_and_on_context_are_unbiased_and_padding_does_not_matter(tmp_path):
     """The largest of 8,000 biases in standard errors: over 6.5 once in a million runs."""
     import attention_dropout
@@ -63,6 +65,7 @@ def test_the_cuda_check_names_what_is_missing():
         check_torch_cuda.main([])
 
 
+@pytest.mark.slow
 def test_a_port_and_minigpt_train_in_lockstep_until_a_bit_is_flipped(tmp_path):
     import lockstep
 
@@ -78,6 +81,7 @@ def test_a_port_and_minigpt_train_in_lockstep_until_a_bit_is_flipped(tmp_path):
     assert flipped["parts at step"] == result["flipped at step"] == 3
 
 
+@pytest.mark.slow
 def test_the_wrong_line_of_a_port_is_named():
     import find_divergence
 
