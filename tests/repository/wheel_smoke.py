@@ -8,11 +8,19 @@ import jax.numpy as jnp
 
 import dropout_jax
 
-for name in ("flax", "optax", "jaxtyping", "beartype"):
-    assert importlib.util.find_spec(name) is None, f"{name} is installed: this tests nothing"
-assert "site-packages" in dropout_jax.__file__, dropout_jax.__file__
 
-y = dropout_jax.dropout(jnp.ones((2, 4)), 0.5, key=jax.random.key(0))
-assert y.tolist() == [[2.0, 2.0, 0.0, 0.0], [2.0, 2.0, 2.0, 0.0]], y
-assert dropout_jax.dot_product_attention(*jnp.ones((3, 1, 2, 1, 4))).shape == (1, 2, 1, 4)
-print(f"dropout_jax {dropout_jax.__version__} works with jax {jax.__version__} on {sys.version}")
+def main():
+    for name in ("flax", "optax", "jaxtyping", "beartype"):
+        assert importlib.util.find_spec(name) is None, f"{name} is installed: this tests nothing"
+    assert "site-packages" in dropout_jax.__file__, dropout_jax.__file__
+
+    y = dropout_jax.dropout(jnp.ones((2, 4)), 0.5, key=jax.random.key(0))
+    assert y.tolist() == [[2.0, 2.0, 0.0, 0.0], [2.0, 2.0, 2.0, 0.0]], y
+    assert dropout_jax.dot_product_attention(*jnp.ones((3, 1, 2, 1, 4))).shape == (1, 2, 1, 4)
+    print(
+        f"dropout_jax {dropout_jax.__version__} works with jax {jax.__version__} on {sys.version}"
+    )
+
+
+if __name__ == "__main__":
+    main()

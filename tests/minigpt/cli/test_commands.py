@@ -1,12 +1,15 @@
 """The command, as people type it."""
 
+import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import shutil
 import subprocess
 import sys
 import tomllib
+import types
 
 import pytest
 from tiny import TEXT
@@ -26,6 +29,21 @@ SAME = ("--data", "text.txt", *TINY)
 
 
 def minigpt(*args, cwd):
+    """Run a command in this process: its exit code, standard output and standard error."""
+    out, error, code = io.StringIO(), io.StringIO(), 0
+    with (
+        contextlib.chdir(cwd),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(error),
+    ):
+        try:
+            main([*map(str, args)])
+        except SystemExit as exit:
+            code = exit.code
+    return types.SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=error.getvalue())
+
+
+def installed_minigpt(*args, cwd):
     """Run the installed command with warnings as errors."""
     command = [sys.executable, "-W", "error", "-m", "minigpt", *map(str, args)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
@@ -37,7 +55,7 @@ def trained(tmp_path_factory):
     (folder / "text.txt").write_text(TEXT)
     (folder / "short.txt").write_text(TEXT[:600])
     (folder / "other.txt").write_text(TEXT.replace("nobler", "bolner"))
-    result = minigpt("train", "--data", "text.txt", "--run-dir", "out", *TINY, cwd=folder)
+    result = installed_minigpt("train", "--data", "text.txt", "--run-dir", "out", *TINY, cwd=folder)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     for name, data in (("changed", "short.txt"), ("lost", "no.txt")):
@@ -152,18 +170,15 @@ def test_eval_prints_a_line_or_json(trained):
     ],
     ids=lambda value: " ".join(value[:3]) if isinstance(value, tuple) else None,
 )
-def test_mistakes_are_one_line_and_exit_code_two(trained, args, message, monkeypatch, capsys):
-    monkeypatch.chdir(trained[0])
-    with pytest.raises(SystemExit) as ended:
-        main([*args])
-    error = capsys.readouterr().err
-    assert ended.value.code == 2
-    assert message in error
-    assert len(error.splitlines()) == 1
+def test_mistakes_are_one_line_and_exit_code_two(trained, args, message):
+    result = minigpt(*args, cwd=trained[0])
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_a_mistake_of_the_installed_command(trained):
-    result = minigpt("eval", "nowhere", cwd=trained[0])
+    result = installed_minigpt("eval", "nowhere", cwd=trained[0])
     assert (result.returncode, result.stdout) == (2, "")
     assert len(result.stderr.splitlines()) == 1
 
