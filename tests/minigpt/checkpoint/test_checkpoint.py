@@ -385,13 +385,13 @@ def test_a_header_that_is_no_json_is_refused(tmp_path):
 def test_nothing_over_a_cap_is_read(tmp_path, monkeypatch):
     folder = save(tmp_path)
     opened = []
-    content = manifest._content
+    content = manifest._read_file
 
     def spy(path, limit):
         opened.append(path.name)
         return content(path, limit)
 
-    monkeypatch.setattr(manifest, "_content", spy)
+    monkeypatch.setattr(manifest, "_read_file", spy)
     checkpoint.read(tmp_path, 1, max_bytes=28)
     assert opened == [MANIFEST, ARRAYS]
     with pytest.raises(CheckpointError, match="28 bytes of arrays, and max_bytes=27"):

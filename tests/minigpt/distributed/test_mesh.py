@@ -126,13 +126,13 @@ def test_tensor_parallel_matrices_are_cut_as_stated():
 def test_a_checkpoint_of_one_mesh_goes_on_on_another(mesh, alone, tmp_path):
     _, state, training = losses(config("data=2,tensor=4"), 3)
     with checkpoint.CheckpointWriter(tmp_path) as writer:
-        writer.save(3, checkpoint.host_arrays(training.gathered(state)), {})
+        writer.save(3, checkpoint.host_arrays(training.gather_state(state)), {})
     other = build_train_functions(config(mesh), 11)
     again, _ = checkpoint.restore(tmp_path, other.state)
     for one, two in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(one, two)
     rows = other.put_batch(make_batch(TOKENS, 0, 3, 8, 32))
-    _, measured = other.train_step(other.put(again), rows, jax.random.key(1))
+    _, measured = other.train_step(other.put_state(again), rows, jax.random.key(1))
     assert float(measured["train_loss"]) == pytest.approx(alone[0][3], rel=1e-4)
 
 

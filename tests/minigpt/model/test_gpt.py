@@ -26,7 +26,7 @@ def gpt(config=MODEL, vocab=11):
 def drawn(model, key):
     """Run the model once; return each site's mask by name, in order."""
     tape = {}
-    model(TOKENS, key=key, tape=tape)
+    model(TOKENS, key=key, captures=captures)
     return {name: np.asarray(held["mask"]) for name, held in tape.items()}
 
 
@@ -195,12 +195,12 @@ def test_each_sites_key_is_its_name_folded_in(key):
 def test_what_the_tape_shows_is_what_the_model_does(key):
     """With a tape the weights are written out; without, they are not: the same to rounding."""
     model, tape = gpt(ALL), {}
-    taped = model(TOKENS, key=key, tape=tape)
+    taped = model(TOKENS, key=key, captures=captures)
     np.testing.assert_allclose(taped, model(TOKENS, key=key), rtol=1e-5, atol=1e-6)
     held = tape["block/0/attn_out"]
     np.testing.assert_array_equal(held["output"] != 0, held["mask"] & (held["input"] != 0))
     evaluated = {}
-    model(TOKENS, key=None, tape=evaluated)
+    model(TOKENS, key=None, captures=evaluated)
     assert evaluated == {}
 
 

@@ -116,7 +116,7 @@ def by_definition(parent, steps, step=None):
     tokens = load_dataset(config.data, "char", RunSpec.load(parent).tokenizer)
     training = build_train_functions(config, RunSpec.load(parent).vocab_size)
     weights = checkpoint.restore(parent, training.state, step)[0].params
-    state = training.put(jax.device_get(training.state)._replace(params=weights))
+    state = training.put_state(jax.device_get(training.state)._replace(params=weights))
     for n in range(steps):
         rows = make_batch(tokens.train, config.seed, n, *size)
         state, _ = training.train_step(state, training.put_batch(rows), jax.random.key(config.seed))

@@ -52,7 +52,7 @@ def test_neither_is_written_unasked(config, tmp_path):
 
 def test_a_profile_cut_short_is_closed(tmp_path):
     with Observers(tmp_path, 0, tensorboard=False, profile_steps=9) as observers:
-        observers.before(2)
+        observers.before_step(2)
     with Observers(tmp_path, 0, tensorboard=False, profile_steps=1) as observers:
-        observers.before(2)  # would fail if the one before were still open
-        observers.before(3)
+        observers.before_step(2)  # would fail if the one before were still open
+        observers.before_step(3)

@@ -65,7 +65,7 @@ def test_a_part_with_masks_of_its_own_would_be_noticed():
     wrong = np.mean([token_losses(graph, params, half, key).mean() for half in halves])
     right = np.mean(
         [
-            token_losses(graph, params, half, key, start=jnp.uint32(i)).mean()
+            token_losses(graph, params, half, key, row_offset=jnp.uint32(i)).mean()
             for i, half in zip((0, 4), halves, strict=True)
         ]
     )
