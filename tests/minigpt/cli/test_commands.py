@@ -128,8 +128,8 @@ def test_eval_prints_a_line_or_json(trained):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("train", "--run-dir", ".", "--data", "text.txt", *TINY), "an empty folder or a run"),
-        (("train", "--run-dir", "out", "--resume", "never", *SAME), "it holds a run"),
+        (("train", "--run-dir", ".", "--data", "text.txt", *TINY), "an empty one or a run"),
+        (("train", "--run-dir", "out", "--resume", "never", *SAME), "it contains a run"),
         (("train", "--run-dir", "out", *SAME, "--seed", "7"), "started with 1337"),
         (
             ("train", "--run-dir", "out", *SAME, "--data", "other.txt"),
@@ -140,13 +140,13 @@ def test_eval_prints_a_line_or_json(trained):
         (("train", "--config", "missing.toml"), "cannot be read"),
         (("train", "--data", "text.txt", "--model.vocab-size", "3"), "vocab_size=3"),
         (("train", "--data", "text.txt", "--model.block-size", "9999"), "block_size=9999"),
-        (("sample", "out", "--prompt", "Zürich"), "trained on"),
+        (("sample", "out", "--prompt", "Zürich"), "does not know"),
         (("sample", "out", "--top-p", "2"), "top_p=2.0"),
         (("sample", "out", "--tokens", "-5"), "tokens=-5"),
         (("train", "--data", "short.txt"), "validation text of 60 tokens"),
         (("train", "--data", "text.txt", "--run-dir", "text.txt"), "File exists"),
-        (("sample", "nowhere"), "no run directory"),
-        (("eval", "nowhere"), "no run directory"),
+        (("sample", "nowhere"), "not a run directory"),
+        (("eval", "nowhere"), "not a run directory"),
         (("eval", "changed"), "must be the text that the run was trained on"),
         (("eval", "lost"), "No such file"),
     ],
@@ -254,7 +254,7 @@ def test_a_folder_in_use_is_refused(tmp_path):
     with filelock.FileLock(tmp_path / "out" / ".lock"):
         result = minigpt("train", "--run-dir", "out", *SAME, cwd=tmp_path)
     assert result.returncode == 2
-    assert "another run is writing into it" in result.stderr
+    assert "another process is training in it" in result.stderr
     assert {path.name for path in (tmp_path / "out").iterdir()} == {".lock"}
 
 

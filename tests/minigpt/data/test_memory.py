@@ -1,4 +1,4 @@
-"""What a run takes: memory that does not grow with the text, one core, and no second tokenising."""
+"""What a run takes: memory that does not grow with the text, one core, and no second tokenization."""
 
 import os
 import re
@@ -25,12 +25,11 @@ def peak():
 LOAD = (
     PEAK
     + """
-from minigpt.batches import batch
-from minigpt.tokens import load_tokens
+from minigpt.data import load_dataset, make_batch
 before = peak()
-tokens = load_tokens(Path(sys.argv[1]), "char")
+dataset = load_dataset(Path(sys.argv[1]), "char")
 for step in range(1000):
-    batch(tokens.train, 0, step, 12, 64)
+    make_batch(dataset.train, 0, step, 12, 64)
 print(peak() - before)
 """
 )
@@ -66,7 +65,7 @@ def python(code, *args, **settings):
 def test_a_text_takes_the_same_memory_whatever_its_size(tmp_path):
     """At once, 60 MB would take 480: four bytes a character and as many for codes; the ids, 120."""
     write_text(tmp_path / "text", 60 * MB)
-    for _ in ("tokenised", "from the cache"):
+    for _ in ("tokenized", "from the cache"):
         assert int(python(LOAD, tmp_path / "text")) < 100 * MB
 
 

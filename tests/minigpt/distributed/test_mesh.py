@@ -158,11 +158,11 @@ def test_a_scan_over_layers_is_sharded_alike():
 @pytest.mark.parametrize(
     ("mesh", "message"),
     [
-        ("data=0", "must name sizes of at least 1"),
-        ("data", "must name sizes"),
-        ("rows=2", "must name sizes"),
-        ("data=2,data=2", "must name sizes"),
-        ("data=16", r"of the 8 devices there are, not 16"),
+        ("data=0", "must give sizes of at least 1"),
+        ("data", "must give sizes"),
+        ("rows=2", "must give sizes"),
+        ("data=2,data=2", "must give sizes"),
+        ("data=16", r"of at most the 8 devices that are available, not 16"),
         ("data=3", r"batch_size=8 is not allowed: on this mesh it must be a multiple of 3"),
         ("fsdp=5", "batch_size=8"),
         ("tensor=3", r"model.n_head=8 is not allowed: on this mesh it must be a multiple of t"),

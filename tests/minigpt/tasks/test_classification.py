@@ -204,7 +204,7 @@ def test_a_saved_classifier_is_the_same_classifier(trained, tmp_path):
     arrays.write_bytes(arrays.read_bytes()[:-1] + b"?")
     with pytest.raises(ValueError, match="damaged"):
         load(tmp_path)
-    with pytest.raises(ValueError, match="holds no classifier"):
+    with pytest.raises(ValueError, match="has no classifier"):
         load(tmp_path / "empty")
 
 
@@ -236,7 +236,7 @@ def test_the_command_writes_a_classifier_that_loads(tmp_path, capsys, monkeypatc
         file.write("\n" + "\n".join(["be,be"] * 30))
     with pytest.raises(SystemExit):
         main(command)
-    assert "3 of the test part's texts are in another part too" in capsys.readouterr().out
+    assert "3 texts of the test part are also in another part" in capsys.readouterr().out
     data.write_text("text,label\n" + "\n".join(lines))
     command += ["--unknown", "drop", "--batch-size", "4"]
     for _ in range(2):
@@ -245,7 +245,7 @@ def test_the_command_writes_a_classifier_that_loads(tmp_path, capsys, monkeypatc
     main([*command, "--out", str(brackets)])
     shown = capsys.readouterr().out
     assert f"confusion.png: {brackets}\n" in shown
-    assert "in another part too" not in shown
+    assert "also in another part" not in shown
     for part in ("majority class", "tf-idf", "GPT", "macro-F1", "precision", "as not"):
         assert part in shown
     reports = [run / folder / "report.json" for folder in ("classify", "classify-2")]
@@ -258,7 +258,7 @@ def test_the_command_writes_a_classifier_that_loads(tmp_path, capsys, monkeypatc
     assert one.labels == ("be", "not")
     with pytest.raises(SystemExit):
         main([*command, "--out", str(run / "classify")])
-    assert "it must be new or an empty folder" in capsys.readouterr().err
+    assert "it must be a new or an empty folder" in capsys.readouterr().err
 
     def fails(*_):
         raise ValueError("no words")

@@ -57,24 +57,27 @@ def test_a_column_split_decides(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("text,kind\na,b\n", "lacks the column 'label'.*names \\['text', 'kind'\\]"),
         ("", "lacks the column 'text'"),
         ("text,label,text\na,b,c\n", "has the column 'text' more than once"),
-        ("text,label\na,b\na\n", "line 3: there must be a cell for each column"),
-        ("text,label\na,b,c\n", "line 2: there must be a cell"),
+        ("text,label\na,b\na\n", "line 3: there must be one cell per column"),
+        ("text,label\na,b,c\n", "line 2: there must be one cell"),
         ("text,label\n ,b\n", "line 2: text is empty"),
         ("text,label\na, \n", "line 2: label is empty"),
-        ("text,label,split\na,b,dev\n", "line 2: split='dev' is not allowed: it is one of train"),
-        ("text,label\na,b\na,b\n", "label 'b' has 2 rows: it must have at least 3"),
-        ('text,label\n"a"b,c\n', "after line 1: this is not CSV"),
+        (
+            "text,label,split\na,b,dev\n",
+            "line 2: split='dev' is not allowed: it must be one of train",
+        ),
+        ("text,label\na,b\na,b\n", "label 'b' has 2 rows, but needs at least 3"),
+        ('text,label\n"a"b,c\n', "after line 1: this is not valid CSV"),
     ],
 )
-def test_a_bad_file_is_an_error_that_says_where(content, told, tmp_path):
+def test_a_bad_file_is_an_error_that_says_where(content, message, tmp_path):
     path = tmp_path / "x.csv"
     path.write_text(content)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         read_csv(path, seed=1)
 
 

@@ -327,7 +327,7 @@ def test_the_command_shows_the_text_and_writes_the_page(trained, capsys, tmp_pat
         (("out", "--text", "To be", "--dropout", "0"), "--dropout 0.1"),
         (("out", "--text", "To be", "--dropout", "1.5"), "dropout=1.5"),
         (("out", "--text", ""), "text=''"),
-        (("out", "--text", "Zürich"), "was not trained on"),
+        (("out", "--text", "Zürich"), "does not know"),
         (("out", "--text", "To be", "--top", "-1"), "top=-1"),
         (("out",), "--text or --file"),
         (("out", "--text", "To be", "--file", "text.txt"), "--text or --file"),
@@ -338,9 +338,9 @@ def test_mistakes_are_one_line(trained, capsys, words, message):
     with pytest.raises(SystemExit) as stopped:
         command(capsys, trained / words[0], *words[1:])
     assert stopped.value.code == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert len(told.splitlines()) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
 
 
 def test_a_run_without_dropout_can_be_given_a_rate(trained, capsys):

@@ -300,7 +300,7 @@ def test_a_read_only_place_for_a_new_run(folder, capsys, whole):
 def test_a_folder_in_use(stopped, folder, capsys, whole):
     before = read_files(stopped)
     with opening.lock_run_dir(stopped):
-        assert_one_line_error(train(capsys), "'out'", "another run is writing into it")
+        assert_one_line_error(train(capsys), "'out'", "another process is training in it")
     assert read_files(stopped) == before
     ends_the_same(capsys, folder, whole)
 
@@ -378,7 +378,7 @@ def test_what_may_change_changes_no_parameter(stopped, folder, capsys, whole):
     options = [word for name, value in changes.items() for word in (f"--{name}", value)]
     code, out, err = train(capsys, *options)
     assert (code, err) == (0, "")
-    assert "going on from step 6" in out
+    assert "resuming from step 6" in out
     (folder / "moved").rename(stopped)
     assert outcome(folder)[0] == whole[0]
     assert [record["step"] for record in metrics.read_metrics(stopped)] == [2, 4, 6, 8, 9, 12]
@@ -425,9 +425,9 @@ def test_a_damaged_newest_checkpoint(stopped, folder, capsys, whole, name):
         shutil.rmtree(stopped / "checkpoints" / "00000006")
     assert outcome(folder) == whole
     shown = " ".join(shown.split())
-    assert "the checkpoint of step 6 is passed over: " in shown
-    assert "step 4 is the newest good checkpoint" in shown
-    assert "going on from step 4" in shown
+    assert "skipping the checkpoint of step 6: " in shown
+    assert "step 4 is the newest valid checkpoint" in shown
+    assert "resuming from step 4" in shown
 
 
 def test_every_checkpoint_damaged(stopped, folder, capsys, whole):
@@ -479,7 +479,9 @@ def test_damaged_records(stopped, folder, capsys, damage):
     path = stopped / "metrics.jsonl"
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     before = read_files(stopped)
-    assert_one_line_error(train(capsys), "'out/metrics.jsonl' is damaged: ", "Put a copy back")
+    assert_one_line_error(
+        train(capsys), "'out/metrics.jsonl' is damaged: ", "Restore it from a copy"
+    )
     assert read_files(stopped) == before
 
 
@@ -504,6 +506,6 @@ def test_records_put_back_or_given_up(stopped, folder, capsys, whole):
     assert [record["step"] for record in metrics.read_metrics(stopped)] == [8]
     code, out, err = train(capsys)
     assert (code, err) == (0, "")
-    assert "'out/metrics.jsonl' is missing: the records begin anew after step 6" in out
+    assert "'out/metrics.jsonl' is missing: there are no records up to step 6" in out
     assert outcome(folder)[0] == whole[0]
     assert outcome(folder)[1] == [record for record in whole[1] if record["step"] > 6]

@@ -235,7 +235,7 @@ def test_without_a_run_dir_it_is_named_after_the_parent(folder, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--model.n-layer", "2"], "model.n_layer=2 is not allowed: the weights of '"),
+        (["--model.n-layer", "2"], "model.n_layer=2 is not allowed: the parent, '"),
         (["--model.n-head", "2"], "Leave --model.n-head out"),
         (["--model.block-size", "8"], "minigpt train --model.block-size 8"),
         (["--model.norm", "post"], "model.norm='post'"),
@@ -244,9 +244,12 @@ def test_without_a_run_dir_it_is_named_after_the_parent(folder, capsys):
         (["--model.vocab-size", "99"], "model.vocab_size=99"),
         (["--model.n-embd", "16"], "model.n_embd=16"),
         (["--tokenizer", "byte"], "tokenizer='byte'"),
-        (["--data", "strange.txt"], "text has 'Z' at position 1498, a character that the run was"),
+        (
+            ["--data", "strange.txt"],
+            "text has 'Z' at position 1498, a character that the tokenizer",
+        ),
         (["--data", "missing.txt"], "No such file"),
-        (["--data", "play:the-tempest"], "at position 0, a character that the run was"),
+        (["--data", "play:the-tempest"], "at position 0, a character that the tokenizer"),
         (["--data", "play:hamlett"], "data='play:hamlett' is not allowed"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -270,9 +273,9 @@ def test_every_field_of_the_model_is_of_the_shape_or_may_change():
         (["finetune"], "minigpt finetune RUN_DIR"),
         (["finetune", "--data", "other.txt"], "minigpt finetune RUN_DIR"),
         (["finetune", "parent"], "data=None is not allowed"),
-        (["finetune", "nowhere", "--data", "other.txt"], "no run directory"),
+        (["finetune", "nowhere", "--data", "other.txt"], "not a run directory"),
         (["finetune", "parent", "--data", "other.txt", "--parent", "b"], "parent='b' is not"),
-        (["train", "--parent", "nowhere"], "no run directory"),
+        (["train", "--parent", "nowhere"], "not a run directory"),
         (["train", "--parent", "parent"], "model.n_layer=4 is not allowed"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -289,11 +292,11 @@ def test_a_parent_without_a_checkpoint(folder, capsys):
 
 
 def test_a_damaged_parent(folder, capsys):
-    """The newest good checkpoint is taken, and it is said; there must be one."""
+    """The newest valid checkpoint is taken, and it is said; there must be one."""
     flip_bit(folder / "parent" / "checkpoints" / "00000012" / ARRAYS)
     code, shown, _ = run(capsys, *COMMAND)
     assert code == 0
-    assert "step 8 is the newest good checkpoint" in " ".join(shown.split())
+    assert "step 8 is the newest valid checkpoint" in " ".join(shown.split())
     assert checkpoint.list_steps(folder / "out" / "parent") == [8]
     for step in checkpoint.list_steps(folder / "parent")[:-1]:
         flip_bit(folder / "parent" / "checkpoints" / f"{step:08d}" / ARRAYS)
@@ -343,7 +346,7 @@ def test_no_room_for_the_copy(made, folder, capsys, whole):
     with limit_file_size(largest_file(made / "parent", ARRAYS) - 1):
         assert_one_line_error(run(capsys, *COMMAND), "File too large", "out/parent/checkpoints")
     assert not list(folder.rglob("*.partial"))
-    assert_one_line_error(run(capsys, "sample", "out"), "holds no checkpoint")
+    assert_one_line_error(run(capsys, "sample", "out"), "has no checkpoint")
     assert run(capsys, *COMMAND)[0] == 0
     assert outcome(folder / "out") == whole
 
@@ -386,5 +389,5 @@ def test_sigterm_is_the_run_that_goes_on(folder, capsys, whole, monkeypatch):
     assert checkpoint.list_steps(folder / "out") == [4, 6]
     code, shown, _ = run(capsys, *COMMAND)
     assert code == 0
-    assert "going on from step 6 in out, with the weights of" in " ".join(shown.split())
+    assert "resuming from step 6 in out, initial weights from" in " ".join(shown.split())
     assert outcome(folder / "out")[:4] == whole[:4]

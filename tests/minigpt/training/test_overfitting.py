@@ -51,7 +51,11 @@ def test_turning_is_named_at_the_third_validation_above_the_best():
     said = told(losses)
     assert when(said) == [5]
     text = said[4]
-    for part in ("overfitting", "0.200 or more above its best (2.0000 at step 100)", "by 0.400"):
+    for part in (
+        "overfitting",
+        "at least 0.200 above its minimum (2.0000 at step 100)",
+        "by 0.400",
+    ):
         assert part in text
     assert "docs/claims.md" in text
     places = [text.index(remedy) for remedy in REMEDIES]
@@ -136,9 +140,9 @@ def test_no_gap_at_the_end_is_named_if_dropout_is_on():
 
 def test_a_validation_text_that_is_easier_is_not_called_noise():
     """Three standard errors are 0.068."""
-    for validation, words in ((1.95, "-0.0500"), (1.95, "which is within noise"), (1.5, "-0.5000")):
+    for validation, words in ((1.95, "-0.0500"), (1.95, "within the noise"), (1.5, "-0.5000")):
         assert words in ending(2.0, validation)[1]
-    assert "within noise" not in ending(2.0, 1.5)[1]
+    assert "within the noise" not in ending(2.0, 1.5)[1]
 
 
 def test_a_coarse_estimate_shows_no_gap_and_no_absence_of_one():
