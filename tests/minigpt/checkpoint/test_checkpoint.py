@@ -739,17 +739,17 @@ def test_no_folder_at_all(tmp_path):
 
 
 def test_save_returns_before_the_file_is_on_disk_and_the_next_one_waits(tmp_path, monkeypatch):
-    go, real, begun = threading.Event(), os.fsync, threading.Event()
+    go, real, started = threading.Event(), os.fsync, threading.Event()
 
     def fsync(descriptor):
-        begun.set()
+        started.set()
         assert go.wait(60)
         real(descriptor)
 
     writer = CheckpointWriter(tmp_path)
     monkeypatch.setattr(os, "fsync", fsync)
     writer.save(1, SMALL, {})
-    assert begun.wait(60)
+    assert started.wait(60)
     assert checkpoint.list_steps(tmp_path) == []
     second = threading.Thread(target=lambda: writer.save(2, SMALL, {}))
     second.start()
@@ -769,11 +769,11 @@ def test_what_is_saved_is_what_was_there_at_the_call(tmp_path):
     step = jax.jit(lambda x: x + 1, donate_argnums=0)
     state, array, meta = jnp.zeros(100_000), np.zeros(3), {"list": [1]}
     writer.save(1, checkpoint.host_arrays({"state": state}) | {"array": array}, meta)
-    place = state.unsafe_buffer_pointer()
+    pointer = state.unsafe_buffer_pointer()
     state = step(state)
     array[:] = 5
     meta["list"].append(2)
-    assert state.unsafe_buffer_pointer() == place, "the buffer was not donated"
+    assert state.unsafe_buffer_pointer() == pointer, "the buffer was not donated"
     go.set()
     writer.wait()
     arrays, meta = checkpoint.read(tmp_path, 1)
@@ -803,7 +803,7 @@ KILLS = """
                 return real(*args, **kwargs)
             return wrapped
         writer = checkpoint.Writer(run_dir, keep_last=2)
-        first = (checkpoint.steps(run_dir) or [0])[-1] + 1
+        first = (checkpoint.list_steps(run_dir) or [0])[-1] + 1
         os.write(pipe, b".")
         for name in ("fsync", "rename", "mkdir", "unlink", "rmdir"):
             setattr(os, name, stopping(getattr(os, name)))
@@ -828,7 +828,7 @@ KILLS = """
         assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
         os.close(begun), os.close(pipe)
         rng.random()  # so that the next child, a copy, draws others
-        found = checkpoint.steps(run_dir)
+        found = checkpoint.list_steps(run_dir)
         for step in found:
             arrays, _ = checkpoint.read(run_dir, step)
             assert (arrays["step"] == step).all()

@@ -48,9 +48,9 @@ def trained(tmp_path_factory):
 
 
 def test_train_shows_what_it_does_and_leaves_a_run(trained):
-    folder, shown = trained
+    folder, printed = trained
     for part in ("parameters", "gap", "sample", "tokens/s", "4/4", "run directory: out"):
-        assert part in shown
+        assert part in printed
     names = {path.name for path in (folder / "out").iterdir()}
     assert names == {
         ".lock",
@@ -87,10 +87,10 @@ def test_config_toml_holds_everything_and_starts_the_same_run(trained):
     assert set(tables) == names - {"mesh", "parent", "patience"}  # unset
     result = minigpt("train", "--config", "out/config.toml", cwd=folder)
     assert result.returncode == 0, result.stderr
-    places = ("out", "runs/shakespeare-char-cpu")
+    folders = ("out", "runs/shakespeare-char-cpu")
     one, other = (
         (folder / name / "checkpoints" / "00000004" / "arrays.safetensors").read_bytes()
-        for name in places
+        for name in folders
     )
     assert one == other
 
@@ -205,11 +205,11 @@ def test_presets_are_what_the_command_starts_from():
 
 
 def test_the_same_command_again_shows_the_finished_run(trained):
-    folder, shown = trained
+    folder, printed = trained
     before = (folder / "out" / "metrics.jsonl").read_bytes()
     again = minigpt("train", "--run-dir", "out", *SAME, cwd=folder)
     assert again.returncode == 0, again.stderr
-    assert shown[shown.index(" sample ") :] == again.stdout[again.stdout.index(" sample ") :]
+    assert printed[printed.index(" sample ") :] == again.stdout[again.stdout.index(" sample ") :]
     assert (folder / "out" / "metrics.jsonl").read_bytes() == before
 
 
@@ -261,6 +261,6 @@ def test_a_folder_in_use_is_refused(tmp_path):
 def test_help_names_every_option(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
-    shown = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for option in ("--preset", "--config", "--dropout", "--model.dropout.drop-path", "--seed"):
-        assert option in shown
+        assert option in printed

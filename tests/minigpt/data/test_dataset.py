@@ -75,7 +75,7 @@ def test_streamed_ids_are_those_of_the_whole_text(tmp_path, monkeypatch, text, k
     monkeypatch.setattr(corpus, "BLOCK_BYTES", block)
     path = tmp_path / "text.txt"
     path.write_bytes(text.encode())
-    for in_memory in (-1, -1, 1 << 20):  # made, dataset in the cache, and never large
+    for in_memory in (-1, -1, 1 << 20):  # built, read from the cache, and never cached
         monkeypatch.setattr(tokens, "MAX_IN_MEMORY_BYTES", in_memory)
         dataset = load_dataset(path, kind)
         assert isinstance(dataset.validation, np.memmap) == (in_memory < 0)
@@ -203,7 +203,8 @@ def test_a_stopped_run_leaves_nothing_and_a_killed_ones_remains_are_swept(
     old.touch()
     new.touch()
     (tmp_path / "cache" / "gone.partial").symlink_to("by now it has its name")
-    os.utime(old, (time.time() - 2 * tokens.STALE_SECONDS,) * 2)
+    stale = time.time() - 2 * tokens.STALE_SECONDS
+    os.utime(old, (stale, stale))
     assert_right(load_dataset(data, "char"), data, "char")
     assert capsys.readouterr().err == ""
     assert new.exists()
@@ -292,13 +293,15 @@ def test_a_pipe_is_read_once(tmp_path):
     read, write = os.pipe()
     os.write(write, TEXT.encode())
     os.close(write)
-    assert len(load_dataset(f"/dev/fd/{read}", "char").train) == int(0.9 * len(TEXT))
+    assert len(load_dataset(Path(f"/dev/fd/{read}"), "char").train) == int(0.9 * len(TEXT))
     os.close(read)
 
 
 def mapped_memory():
     """Bytes of files in this process's memory."""
-    return int(re.search(r"RssFile:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+    match = re.search(r"RssFile:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    assert match
+    return int(match[1]) * 1024
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux")

@@ -35,12 +35,12 @@ def config(mesh, rate=0.2, **changes):
 
 def losses(settings, steps=50):
     training = build_train_functions(settings, 11)
-    state, key, found = training.state, jax.random.key(1), []
+    state, key, step_losses = training.state, jax.random.key(1), []
     for step in range(steps):
         rows = training.put_batch(make_batch(TOKENS, 0, step, 8, 32))
         state, measured = training.train_step(state, rows, key)
-        found.append(float(measured["train_loss"]))
-    return np.array(found), state, training
+        step_losses.append(float(measured["train_loss"]))
+    return np.array(step_losses), state, training
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +50,9 @@ def alone():
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_losses_are_those_of_one_device(mesh, alone):
-    found, state, _ = losses(config(mesh))
-    np.testing.assert_allclose(found[0], alone[0][0], rtol=1e-5)
-    np.testing.assert_allclose(found, alone[0], rtol=1e-3)
+    step_losses, state, _ = losses(config(mesh))
+    np.testing.assert_allclose(step_losses[0], alone[0][0], rtol=1e-5)
+    np.testing.assert_allclose(step_losses, alone[0], rtol=1e-3)
     kernel = jax.tree.leaves(state.params)[0]
     assert len(kernel.sharding.device_set) == len(make_mesh(config(mesh)).devices.flat)
 
@@ -69,6 +69,7 @@ def collectives(settings):
     training = build_train_functions(settings, 11)
     rows = training.put_batch(make_batch(TOKENS, 0, 0, 8, 32))
     text = training.train_step.lower(training.state, rows, jax.random.key(0)).compile().as_text()
+    assert text is not None
     kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
     return collections.Counter(re.findall(rf" ({kinds})(?:-start)?\(", text))
 
@@ -93,6 +94,7 @@ def bytes_of_state(mesh):
     rows = training.put_batch(make_batch(TOKENS, 0, 0, 8, 32))
     lowered = training.train_step.lower(training.state, rows, jax.random.key(0))
     memory = lowered.compile().memory_analysis()
+    assert memory is not None
     return memory.argument_size_in_bytes, memory.temp_size_in_bytes
 
 

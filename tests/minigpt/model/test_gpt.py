@@ -60,7 +60,7 @@ def test_initial_weights_are_gpt2s():
 
 def test_key_is_required():
     with pytest.raises(TypeError, match="key"):
-        gpt()(TOKENS)
+        gpt()(TOKENS)  # pyright: ignore[reportCallIssue]  (the missing key is the point)
 
 
 def test_attention_is_causal():

@@ -92,6 +92,7 @@ def test_the_batch_and_the_masks_are_those_of_the_step(trained):
     text = load_dataset(trained.parent / "text.txt", "char").train
     assert result.window_offsets == window_offsets(text, DROPPING.seed, 4, *shape).tolist()
     key = fold(jax.random.key(DROPPING.seed), "dropout", 4)
+    assert key is not None
     masks = draw_masks(DROPPING.model, key, *shape)
     assert list(result.sites) == list(masks)
     for name, numbers in result.sites.items():
@@ -126,11 +127,11 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(trained, tmp_path):
 def test_what_is_printed_and_nothing_is_written(trained, capsys):
     before = read_files(trained)
     assert command("replay", trained, "--step", 8) == 0
-    shown = capsys.readouterr().out
+    printed = capsys.readouterr().out
     loss = metrics.read_metrics(trained)[-1]["train_loss"]
     for part in ("checkpoint of step 6", f"{loss!r} (metrics.jsonl has the same)", "drop_path/mlp"):
-        assert part in shown
-    assert "<- first" not in shown
+        assert part in printed
+    assert "<- first" not in printed
     assert read_files(trained) == before
 
 
@@ -190,7 +191,9 @@ def finite(result):
 def test_nan_stops_a_run_with_its_step_checkpoint_and_batch(exploded):
     """The step is the first that is not finite, though losses are looked at every eight steps."""
     run_dir, line = exploded
-    at = int(re.fullmatch(r"the loss of step (\d+) is nan; .* --step \1\.", line)[1])
+    match = re.fullmatch(r"the loss of step (\d+) is nan; .* --step \1\.", line)
+    assert match
+    at = int(match[1])
     assert at % 4 != 0
     before, result = replayed(run_dir, at - 1), replayed(run_dir, at)
     assert finite(before)
@@ -222,11 +225,11 @@ def test_a_replay_marks_the_first_site_with_nan(exploded, capsys):
     run_dir, line = exploded
     at = int(line.split("--step ")[1].rstrip("."))
     assert command("replay", run_dir, "--step", at) == 0
-    shown = capsys.readouterr().out
+    printed = capsys.readouterr().out
     bad = [name for name, numbers in replayed(run_dir, at).sites.items() if numbers.not_finite]
     assert 0 < len(bad) < len(replayed(run_dir, at).sites)
-    assert shown.count("<- first") == 1
-    assert f"{bad[0]} <- first" in shown
+    assert printed.count("<- first") == 1
+    assert f"{bad[0]} <- first" in printed
     assert command("replay", run_dir, "--step", at, "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert result["measured"]["train_loss"] is None

@@ -20,18 +20,18 @@ def config(tmp_path):
 
 def scalars(folder):
     """Every (step, name) of the event files, by TensorBoard's own format."""
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]  (generated; no stub)
 
-    found = {}
+    values = {}
     for path in sorted(folder.iterdir()):
-        data, place = path.read_bytes(), 0
-        while place < len(data):
-            length = int.from_bytes(data[place : place + 8], "little")
-            event = Event.FromString(data[place + 12 : place + 12 + length])
-            place += 12 + length + 4
+        data, position = path.read_bytes(), 0
+        while position < len(data):
+            length = int.from_bytes(data[position : position + 8], "little")
+            event = Event.FromString(data[position + 12 : position + 12 + length])
+            position += 12 + length + 4
             for value in event.summary.value:
-                found[event.step, value.tag] = value.simple_value
-    return found
+                values[event.step, value.tag] = value.simple_value
+    return values
 
 
 @pytest.mark.slow
