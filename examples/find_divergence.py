@@ -42,7 +42,7 @@ class WrongBlock(torch_port.Block):
 
 def record_minigpt(gpt, tokens, masks):
     tape = {}
-    gpt(tokens, key=None, masks=masks, tape=tape)
+    gpt(tokens, key=None, masks=masks, captures=tape)
     return tape
 
 

@@ -1,1 +1,1 @@
-"""A small GPT in flax.nnx with dropout at every site, and the trainer that people run on it."""
+"""A small GPT in flax.nnx with dropout at every site, and its trainer."""

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, and errors that name the file."""
+"""Write files and folders completely or not at all; errors name the file."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import IO
 def open_atomic(path: Path, *, shared: bool = False) -> Iterator[IO[bytes]]:
     """Write to a temporary file; rename it to `path` on success, delete it on error.
 
-    The temporary file is `path` with `.partial` behind it; in a `shared` folder, where two
-    processes may write the same file at once, each has one of its own.
+    The temporary file is named `path.partial`. In a `shared` folder, where two processes may write
+    the same file at once, the name gets a random part, so that each process has its own.
     """
     unique = f".{secrets.token_hex(4)}" if shared else ""
     partial = path.with_name(f"{path.name}{unique}.partial")
@@ -34,13 +34,13 @@ def open_atomic(path: Path, *, shared: bool = False) -> Iterator[IO[bytes]]:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Replace a file as a whole; on error it stays as it was."""
+    """Replace the content of a file; on error the old content stays."""
     with open_atomic(path) as file:
         file.write(content)
 
 
 def write_dir_atomic(path: Path, files: Mapping[str, bytes]) -> None:
-    """Write a new folder of files, in their order, under a hidden name; rename it when on disk."""
+    """Write files to a hidden folder, in the given order; flush it to disk, then rename it."""
     partial = path.with_name(f".{path.name}.partial")
     with name_in_errors(partial):
         partial.mkdir()
@@ -60,7 +60,7 @@ def write_dir_atomic(path: Path, files: Mapping[str, bytes]) -> None:
 
 
 def fsync_dir(folder: Path) -> None:
-    """Return when the names in a folder are on disk."""
+    """Flush a folder, and so the names of its files, to disk."""
     with name_in_errors(folder):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -71,7 +71,7 @@ def fsync_dir(folder: Path) -> None:
 
 @contextlib.contextmanager
 def name_in_errors(path: Path) -> Iterator[None]:
-    """Give an OSError the path: writing and flushing leave it out."""
+    """Add the path to an OSError: those of writing and flushing lack it."""
     try:
         yield
     except OSError as error:

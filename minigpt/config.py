@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 
-def _require(holds: bool, name: str, value: Any, allowed: str) -> None:
-    if not holds:
+def _require(is_valid: bool, name: str, value: Any, allowed: str) -> None:
+    if not is_valid:
         raise ValueError(f"{name}={value!r} is not allowed: it must be {allowed}.")
 
 
@@ -17,8 +17,13 @@ def _require_counts(config: Any, *names: str) -> None:
         _require(getattr(config, name) >= 1, name, getattr(config, name), "at least 1")
 
 
+def _require_patience(patience: int | None) -> None:
+    allowed = "at least 1, or None to train to the last step"
+    _require(patience is None or patience >= 1, "patience", patience, allowed)
+
+
 def _require_rate(name: str, rate: Any) -> None:
-    """A traced rate has no value yet: the ops give NaN if it is out of range."""
+    """Check a concrete rate. A traced rate has no value yet: out of range, it gives NaN later."""
     if not hasattr(rate, "aval"):
         _require(0 <= rate < 1, name, rate, "a probability of dropping in [0, 1)")
 
@@ -40,15 +45,15 @@ class DropoutConfig:
     mlp_out: float = 0.0
     """the output of the MLP"""
     drop_path: float = 0.0
-    """whole residual branches, row by row of the batch"""
+    """whole residual branches, separately for each row of the batch"""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, rate in vars(self).items():
             _require_rate(f"dropout.{name}", rate)
 
     @classmethod
     def uniform(cls, rate: float) -> DropoutConfig:
-        """The four sites that nanoGPT drops at, at one rate: what `--dropout RATE` sets."""
+        """One rate for nanoGPT's four dropout sites; `--dropout RATE` sets it."""
         _require_rate("dropout", rate)
         return cls(embed=rate, attn_weights=rate, attn_out=rate, mlp_out=rate)
 
@@ -60,52 +65,57 @@ class ModelConfig:
     n_layer: int = 4
     """transformer blocks"""
     n_head: int = 4
-    """attention heads to a block"""
+    """attention heads per block"""
     n_embd: int = 128
-    """width, a multiple of n_head"""
+    """embedding width, a multiple of n_head"""
     block_size: int = 64
-    """tokens of context"""
+    """context length in tokens"""
     bias: bool = False
     """biases in dense layers and layer norms"""
     vocab_size: int | None = None
-    """rows of the token table; unset takes the tokenizer's, more leaves rows unused"""
+    """rows of the token table; default: the tokenizer's vocabulary; extra rows stay unused"""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """of the computation; parameters, the loss and the optimizer stay float32"""
+    """dtype of the computation; parameters, the loss and the optimizer stay float32"""
     remat: bool = False
-    """keep a block's input only and compute the block again in the backward pass"""
+    """save memory: keep only each block's input and recompute the block in the backward pass"""
     norm: Literal["pre", "post"] = "pre"
-    """layer norm before each branch (GPT-2), or after each sum and not at the end (GPT-1)"""
+    """pre: layer norm before each branch, and at the end (GPT-2); post: after each residual sum
+    (GPT-1)"""
     scan_layers: bool = False
-    """one compiled block run n_layer times: compiles faster, for deep models"""
+    """compile one block and run it n_layer times: faster to compile, for deep models"""
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _require_counts(self, "n_layer", "n_head", "n_embd", "block_size")
-        heads = f"a multiple of n_head={self.n_head}"
-        _require(self.n_embd % self.n_head == 0, "n_embd", self.n_embd, heads)
+        allowed = f"a multiple of n_head={self.n_head}"
+        _require(self.n_embd % self.n_head == 0, "n_embd", self.n_embd, allowed)
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW, with a linear warm-up, and a cosine that ends at min_learning_rate after the last."""
+    """AdamW with a linear warm-up and a cosine decay to min_learning_rate at the last step."""
 
     learning_rate: float = 1e-3
-    """the highest, at the end of the warm-up"""
+    """peak learning rate, at the end of the warm-up"""
     min_learning_rate: float = 1e-4
-    """where the cosine ends"""
+    """learning rate at the end of the cosine"""
     warmup_steps: int = 100
+    """steps of the linear warm-up"""
     beta1: float = 0.9
+    """decay of AdamW's first moment"""
     beta2: float = 0.99
+    """decay of AdamW's second moment"""
     weight_decay: float = 0.1
-    """of matrices and embeddings; vectors are not decayed"""
+    """weight decay of matrices and embeddings; vectors are not decayed"""
     grad_clip: float = 1.0
-    """largest global norm of the gradient"""
+    """gradients are clipped to this global norm"""
 
-    def __post_init__(self):
-        holds = 0 < self.learning_rate < float("inf")
-        _require(holds, "learning_rate", self.learning_rate, "positive and finite")
+    def __post_init__(self) -> None:
+        is_positive = 0 < self.learning_rate < float("inf")
+        _require(is_positive, "learning_rate", self.learning_rate, "positive and finite")
         in_range = 0 <= self.min_learning_rate <= self.learning_rate
-        _require(in_range, "min_learning_rate", self.min_learning_rate, "in [0, learning_rate]")
+        allowed = f"in [0, learning_rate={self.learning_rate}]"
+        _require(in_range, "min_learning_rate", self.min_learning_rate, allowed)
         _require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "at least 0")
         for name in ("beta1", "beta2"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
@@ -115,56 +125,61 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run."""
+    """All settings of a run."""
 
     data: Path | None = None
-    """a UTF-8 text or play:NAME, its last tenth for validation; unset takes Shakespeare's plays"""
+    """a UTF-8 text file or play:NAME; the last tenth is for validation; default: all of
+    Shakespeare's plays"""
     run_dir: Path | None = None
-    """where the run is written; unset takes the first free runs/PRESET[-N]"""
+    """directory to write the run to; default: an unfinished run with the same settings, or the
+    first unused name of runs/PRESET, runs/PRESET-2, ..."""
     parent: Path | None = None
-    """a run whose weights and tokenizer this one begins with, as `minigpt finetune` sets it"""
+    """run that provides the initial weights and the tokenizer; `minigpt finetune` sets it"""
     parent_checkpoint: Literal["last", "best"] = "last"
-    """of the parent; best is that of the lowest validation loss"""
+    """checkpoint of the parent; best: the one with the lowest validation loss"""
     seed: int = 1337
-    """of the weights, the batches and every dropout mask"""
+    """seed of the weights, the batches and every dropout mask"""
     steps: int = 2000
+    """training steps"""
     batch_size: int = 12
-    """rows of block_size tokens in a step"""
+    """rows of block_size tokens per step"""
     accumulate: int = 1
-    """parts of a batch that are computed one after the other, with the masks of the whole batch"""
+    """split each batch into this many parts, one after the other, to save memory; the dropout masks
+    stay the same"""
     label_smoothing: float = 0.0
     """share of each training target that is spread evenly over the vocabulary"""
     mesh: str | None = None
-    """devices by axis, such as data=4,fsdp=2,tensor=1; unset spreads the batch over them"""
+    """devices per axis, such as data=4,fsdp=2,tensor=1; default: split the batch over all devices
+    that divide it"""
     tokenizer: Literal["char", "byte"] = "char"
+    """char: one token per distinct character of the text; byte: one token per UTF-8 byte"""
     log_every: int = 10
     """steps between lines of metrics.jsonl"""
     eval_every: int = 250
-    """steps between validations; the last step is always validated"""
+    """steps between validations, each with a checkpoint; the last step is always validated"""
     eval_batches: int = 20
-    """batches, evenly spread over a text, in the validations on the way"""
+    """batches per validation, spread evenly over the text"""
     patience: int | None = None
-    """stop after this many validations without a lower loss; unset trains to the last step"""
+    """stop after this many validations without a lower loss; default: train to the last step"""
     tensorboard: bool = False
-    """write the metrics for TensorBoard too, into the run directory"""
+    """also write the metrics for TensorBoard, to the run directory"""
     profile_steps: int = 0
-    """profile this many steps, once two are made, into the run directory"""
+    """profile this many steps, after two warm-up steps, to the run directory"""
     keep_checkpoints: int = 3
-    """the newest that are kept, beside the best by validation"""
+    """keep this many of the newest checkpoints, and the best by validation loss"""
     sample_tokens: int = 500
-    """tokens of the sample at the end"""
+    """tokens of the sample that is printed at the end"""
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _require_counts(self, "steps", "batch_size", "log_every", "eval_every", "eval_batches")
         _require_counts(self, "keep_checkpoints", "accumulate")
-        parts = f"a multiple of accumulate={self.accumulate}"
-        _require(self.batch_size % self.accumulate == 0, "batch_size", self.batch_size, parts)
-        at_least_one = self.patience is None or self.patience >= 1
-        _require(at_least_one, "patience", self.patience, "at least 1")
-        smooth = 0 <= self.label_smoothing < 1
-        _require(smooth, "label_smoothing", self.label_smoothing, "in [0, 1)")
+        allowed = f"a multiple of accumulate={self.accumulate}"
+        _require(self.batch_size % self.accumulate == 0, "batch_size", self.batch_size, allowed)
+        _require_patience(self.patience)
+        in_range = 0 <= self.label_smoothing < 1
+        _require(in_range, "label_smoothing", self.label_smoothing, "in [0, 1)")
         _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2^32 - 1")
         for name in ("sample_tokens", "profile_steps"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
@@ -175,37 +190,38 @@ class ClassifyConfig:
     """How a pretrained run becomes a classifier of texts."""
 
     pool: Literal["last", "first", "mean"] = "mean"
-    """the vector that the head is given: the last real token's, the first's (which has seen nothing
-    but itself, for attention is causal), or the mean over the real tokens"""
+    """input of the classification head: the features of the last token, of the first token (which
+    attends to itself only), or their mean over all tokens of the text"""
     head_dropout: float = 0.1
-    """rate of the head's two dropouts"""
+    """rate of the two dropout layers of the head"""
     dropout: float = 0.1
-    """one rate for the body's four sites that nanoGPT drops at"""
+    """one rate for nanoGPT's four dropout sites in the body"""
     freeze: int | None = None
-    """keep the token and position tables and the first N blocks as they are; 0 keeps the tables"""
+    """do not train the embeddings and the first N blocks; 0 freezes the embeddings only; default:
+    train all"""
     class_weights: Literal["none", "balanced"] = "balanced"
-    """balanced weighs a class's losses by how rare it is, so that all classes weigh the same"""
+    """balanced: weight the loss of each class by its inverse frequency"""
     unknown: Literal["error", "drop"] = "error"
-    """what becomes of characters that the run does not know"""
+    """characters that the run's tokenizer does not know: stop with an error, or drop them"""
     seed: int = 1337
-    """of a CSV file's split, the head's weights, the batches and every dropout mask"""
+    """seed of the CSV file's split, the head's weights, the batches and every dropout mask"""
     steps: int = 300
-    """at most: see patience"""
+    """largest number of training steps; see patience"""
     batch_size: int = 32
+    """texts per step"""
     eval_every: int = 50
-    """steps between looks at the validation part; the best parameters are kept"""
+    """steps between evaluations on the validation part; the best parameters are kept"""
     patience: int | None = 4
-    """stop after this many looks without a better macro-F1; None trains to the last step"""
+    """stop after this many evaluations without a better macro-F1; None trains to the last step"""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(1e-3, 1e-4, warmup_steps=30))
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _require_counts(self, "steps", "batch_size", "eval_every")
         for name in ("head_dropout", "dropout"):
             _require_rate(name, getattr(self, name))
-        blocks = self.freeze is None or self.freeze >= 0
-        _require(blocks, "freeze", self.freeze, "a number of blocks, or None to train all")
-        at_least_one = self.patience is None or self.patience >= 1
-        _require(at_least_one, "patience", self.patience, "at least 1")
+        is_count = self.freeze is None or self.freeze >= 0
+        _require(is_count, "freeze", self.freeze, "a number of blocks, or None to train all")
+        _require_patience(self.patience)
         _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2^32 - 1")
 
 
@@ -223,9 +239,9 @@ def _gpt2() -> Config:
 
 PresetName = Literal["shakespeare-char-cpu", "shakespeare-char", "gpt2"]
 
-# The first two are nanoGPT's published configurations (README and config/train_shakespeare_char.py
-# there), number for number; the third is GPT-2's 124M architecture and dropout (Radford et al.,
-# 2019) with the optimizer of nanoGPT's config/train_gpt2.py.
+# The first two have the numbers of nanoGPT's published configurations (its README and its
+# config/train_shakespeare_char.py). The third has GPT-2's 124M architecture and dropout (Radford et
+# al., 2019) and the optimizer of nanoGPT's config/train_gpt2.py.
 PRESETS: dict[PresetName, Config] = {
     "shakespeare-char-cpu": Config(),
     "shakespeare-char": _shakespeare_char(),

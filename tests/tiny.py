@@ -1,6 +1,7 @@
 """A GPT, a text and labelled texts small enough for tests."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ CONFIG = Config(
 )
 
 
-def with_dropout(model=MODEL, **rates):
+def with_dropout(model: ModelConfig = MODEL, /, **rates: Any) -> ModelConfig:
     return dataclasses.replace(model, dropout=DropoutConfig(**rates))
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: written in the background, committed by a rename, verified before they are used."""
+"""Checkpoints: written in the background, committed by a rename, verified before use."""
 
 from minigpt.checkpoint.manager import (
     CheckpointWriter,

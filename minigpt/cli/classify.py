@@ -1,4 +1,4 @@
-"""minigpt classify: fine-tune a run as a classifier of texts."""
+"""minigpt classify: fine-tune a run as a text classifier."""
 
 from __future__ import annotations
 
@@ -9,36 +9,39 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from minigpt.cli.common import WhichCheckpoint, load_model, make_console
+from minigpt.cli.common import CheckpointName, load_model, make_console
 from minigpt.config import ClassifyConfig
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from minigpt.tasks.classification import ClassificationScores, LabelledSplit, TextClassifier
 
 
 @dataclass(frozen=True)
 class Classify:
-    """Fine-tune a trained model as a classifier, and report on texts that it has not seen.
+    """Fine-tune a trained model as a text classifier and test it on held-out texts.
 
-    Of a text longer than the model's context the beginning is taken. Without --data the task is the
-    genre of Shakespeare's speeches, split by play. The same command gives the same result.
+    A text that is longer than the model's context is cut off. Without --data, the task is the genre
+    of Shakespeare's speeches, split by play. The same command gives the same result.
     """
 
     run_dir: tyro.conf.Positional[Path]
-    """the directory that `minigpt train` wrote"""
+    """directory of a run of `minigpt train`"""
     data: Path | None = None
-    """a CSV file with the columns text and label, and perhaps split: train, validation or test"""
+    """CSV file with the columns text and label, and optionally split (train, validation or test)"""
     out: Path | None = None
-    """where the classifier is written; unset takes the first free RUN_DIR/classify[-N]"""
-    checkpoint: WhichCheckpoint = "last"
-    """best is that of the lowest validation loss"""
+    """directory to write the classifier to; default: the first unused name of RUN_DIR/classify,
+    RUN_DIR/classify-2, ..."""
+    checkpoint: CheckpointName = "last"
+    """best: the checkpoint with the lowest validation loss"""
     settings: Annotated[ClassifyConfig, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=ClassifyConfig
     )
 
 
 def run_classify(command: Classify) -> None:
-    """Train a classifier, and compare it with two baselines on the test part."""
+    """Train a classifier and compare it with two baselines on the test part."""
     from minigpt.run import create_new_dir
     from minigpt.tasks.classification import (
         PretrainedModel,
@@ -57,29 +60,41 @@ def run_classify(command: Classify) -> None:
     body = PretrainedModel(spec.config.model, spec.vocab_size, spec.tokenizer, params)
     counts = {name: len(part.texts) for name, part in data._asdict().items()}
     console.print(f"texts: {counts}, labels: {', '.join(data.classes())}")
-    if overlap := data.count_test_overlap():
-        console.print(
-            f"{overlap} of the test part's texts are in another part too, word for word, so the "
-            "test says less of new texts. Remove them, or name the parts in a column split."
-        )
+    _warn_of_overlap(data, console)
 
     folder = create_new_dir(command.out, command.run_dir / "classify")
-    classifier = fit(body, data, settings, lambda each: console.print(format_evaluation(each)))
+    classifier = fit(
+        body, data, settings, lambda evaluation: console.print(format_evaluation(evaluation))
+    )
     classifier.save(folder)  # before the baselines, which could fail
-    console.print(f"the best parameters are those of step {classifier.step}")
+    console.print(f"best macro-F1 at step {classifier.step}")
     scores = _test_scores(classifier, data, settings)
     print_report(scores, console)
 
-    about = {"data": command.data and str(command.data), "texts": counts, "step": classifier.step}
-    about |= {"settings": dataclasses.asdict(settings), "evaluations": classifier.evaluations}
-    save_report(scores, about, folder)
+    description = {
+        "data": command.data and str(command.data),
+        "texts": counts,
+        "step": classifier.step,
+        "settings": dataclasses.asdict(settings),
+        "evaluations": classifier.evaluations,
+    }
+    save_report(scores, description, folder)
     console.print(f"classifier, report.json and confusion.png: {folder}", soft_wrap=True)
+
+
+def _warn_of_overlap(data: LabelledSplit, console: Console) -> None:
+    if overlap := data.count_test_overlap():
+        console.print(
+            f"{overlap} texts of the test part are also in another part, word for word, so the "
+            "test scores may be too high for new texts. Remove them, or define the parts in a "
+            "column split."
+        )
 
 
 def _test_scores(
     classifier: TextClassifier, data: LabelledSplit, settings: ClassifyConfig
 ) -> dict[str, ClassificationScores]:
-    """The scores of both baselines and the classifier, which all see the same part of a text."""
+    """The scores of both baselines and the classifier; all read the same part of each text."""
     from minigpt.tasks.classification import classification_scores, majority, tfidf
 
     visible = data._replace(

@@ -1,4 +1,4 @@
-"""What several commands do: load a trained model, and print as given."""
+"""Functions that several commands share: load a trained model, create a console."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from minigpt.run import RunSpec
     from minigpt.training import CompiledSteps
 
-WhichCheckpoint = Literal["last", "best"]
+CheckpointName = Literal["last", "best"]
 
 
 def make_console(*, quiet: bool = False) -> Console:
-    """A console that prints what it is given as it is: a path's brackets, a label's colons."""
+    """A console that prints text unchanged, without markup: paths can contain brackets."""
     return Console(highlight=False, markup=False, emoji=False, quiet=quiet)
 
 
-def load_model(run_dir: Path, which: WhichCheckpoint) -> tuple[RunSpec, CompiledSteps]:
-    """A run and its trained model, ready for evaluation on one device."""
+def load_model(run_dir: Path, name: CheckpointName) -> tuple[RunSpec, CompiledSteps]:
+    """Load a run and its trained model, for evaluation on one device."""
     from minigpt import checkpoint
     from minigpt.run import RunSpec
     from minigpt.training import build_train_functions
@@ -30,6 +30,6 @@ def load_model(run_dir: Path, which: WhichCheckpoint) -> tuple[RunSpec, Compiled
     compiled = build_train_functions(
         dataclasses.replace(spec.config, mesh="data=1"), spec.vocab_size
     )
-    step = checkpoint.best_step(run_dir) if which == "best" else None
+    step = checkpoint.best_step(run_dir) if name == "best" else None
     state, _ = checkpoint.restore(run_dir, compiled.state, step)
-    return spec, compiled._replace(state=compiled.put(state))
+    return spec, compiled._replace(state=compiled.put_state(state))

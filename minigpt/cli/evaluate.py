@@ -1,4 +1,4 @@
-"""minigpt eval: the loss of a trained model on the whole validation text."""
+"""minigpt eval: measure the loss of a trained model on the whole validation text."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from pathlib import Path
 
 import tyro
 
-from minigpt.cli.common import WhichCheckpoint, load_model
+from minigpt.cli.common import CheckpointName, load_model
 
 
 @dataclass(frozen=True)
 class Eval:
-    """Measure a trained model on the whole validation text."""
+    """Measure the loss of a trained model on the whole validation text."""
 
     run_dir: tyro.conf.Positional[Path]
-    """the directory that `minigpt train` wrote"""
+    """directory of a run of `minigpt train`"""
     json: bool = False
     """print one JSON object"""
-    checkpoint: WhichCheckpoint = "last"
-    """best is that of the lowest validation loss"""
+    checkpoint: CheckpointName = "last"
+    """best: the checkpoint with the lowest validation loss"""
 
 
 def run_eval(command: Eval) -> None:
-    """Print the loss, as a sentence or as JSON."""
+    """Print the loss as one line or as JSON."""
     from minigpt.data import load_dataset
     from minigpt.training import evaluate_text
 
     spec, compiled = load_model(command.run_dir, command.checkpoint)
     config = spec.config
-    dataset = load_dataset(config.data, config.tokenizer, spec.given_tokenizer)
+    dataset = load_dataset(config.data, config.tokenizer, spec.inherited_tokenizer)
     spec.require_same_text(dataset.sha256, dataset.tokenizer)
     result = evaluate_text(
         compiled.eval_step,
@@ -44,6 +44,6 @@ def run_eval(command: Eval) -> None:
         print(json.dumps(result._asdict()))
         return
     print(
-        f"validation loss {result.loss:.4f} nats a token, perplexity {result.perplexity:.3f}, "
-        f"{result.bits_per_character:.4f} bits a character, over {result.tokens:,} tokens"
+        f"validation loss {result.loss:.4f} nats per token, perplexity {result.perplexity:.3f}, "
+        f"{result.bits_per_character:.4f} bits per character, over {result.tokens:,} tokens"
     )

@@ -1,4 +1,4 @@
-"""minigpt finetune: continue from a run's weights with other text."""
+"""minigpt finetune: fine-tune a run on another text."""
 
 from __future__ import annotations
 
@@ -21,35 +21,37 @@ else:
 
 @dataclass(frozen=True)
 class Finetune(TrainOptions):
-    """Go on from the weights of RUN_DIR with other text, in a run of its own.
+    """Fine-tune the run in RUN_DIR on another text; the result is a new run.
 
-    The defaults are RUN_DIR's settings with a tenth of its learning rate, a quarter of its steps,
-    ten validations and --patience 3. Later wins: these, --config, --dropout, then single options.
+    The defaults are the settings of RUN_DIR, but a tenth of its learning rate, a quarter of its
+    steps, ten validations and --patience 3. Each of these overrides the ones before it: defaults,
+    --config, --dropout, single options.
     """
 
     parent_run: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="RUN_DIR")]] = (
         None
     )
-    """the trained run"""
+    """directory of the run to fine-tune"""
     options: Annotated[FinetuneOptions, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff] = (
         dataclasses.field(default_factory=dict)
     )
 
 
 def run_finetune(command: Finetune) -> None:
-    """Fine-tune, or resume the run that these settings began."""
+    """Fine-tune, or resume an unfinished run with these settings."""
     settings = finetune_settings(command)
     start_training(command, settings, name=f"{settings.parent and settings.parent.name}-finetuned")
 
 
 def finetune_settings(command: Finetune) -> Config:
-    """The settings of the run, whose defaults follow from its parent's."""
+    """The settings of the run; the defaults follow from the parent's settings."""
     from minigpt.run import RunSpec, parent_dir
     from minigpt.training import finetune_defaults
 
     if command.parent_run is None:
         raise ValueError(
-            "finetune needs a trained run as its first word: minigpt finetune RUN_DIR --data FILE."
+            "RUN_DIR is missing: name the run to fine-tune, as in minigpt finetune RUN_DIR --data "
+            "FILE."
         )
     parent, options = command.parent_run.resolve(), command.options
     if options.get("parent") and options["parent"].resolve() != parent:
@@ -63,7 +65,7 @@ def finetune_settings(command: Finetune) -> Config:
     settings = dataclasses.replace(settings, parent=parent)
     if settings.data is None:
         raise ValueError(
-            "data=None is not allowed: it must be the text to go on with, --data FILE or one play, "
-            "such as --data play:the-tempest."
+            "data=None is not allowed: it must be the text to fine-tune on. Set --data FILE, or "
+            "one play, such as --data play:the-tempest."
         )
     return settings

@@ -1,4 +1,4 @@
-"""The command `minigpt`: parse the command line, run the command, turn errors into exit codes."""
+"""The command `minigpt`: parse the arguments, run the command, convert errors to exit codes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HANDLERS: dict[type, Any] = {
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line; a bad value is one line and exit code 2."""
+    """Run a command; a bad value prints one line and exits with code 2."""
     try:
         command = parse(sys.argv[1:] if args is None else args)
         HANDLERS[type(command)](command)
@@ -40,19 +40,19 @@ def main(args: list[str] | None = None) -> None:
         print(f"minigpt: {error}", file=sys.stderr, flush=True)
         _exit(2)
     except KeyboardInterrupt:
-        print("minigpt: interrupted; the run directory keeps its last checkpoint", file=sys.stderr)
+        print("minigpt: interrupted; the last checkpoint is kept", file=sys.stderr)
         sys.exit(130)
 
 
 def parse(args: list[str]) -> Any:
-    """The command that the words are, one of the keys of HANDLERS."""
+    """Parse the arguments to an instance of one of the classes in HANDLERS."""
     commands: Any = Train | Finetune | Sample | Eval | Replay | Uncertainty | Classify
     return tyro.cli(commands, args=args, prog="minigpt")
 
 
 def _exit(code: int) -> None:
-    """Exit; of many processes at once, as the others wait for this one in the midst of a step."""
-    distributed = sys.modules.get("minigpt.distributed")  # not imported if the arguments were bad
+    """Exit; with several processes immediately, because the others wait for this one in a step."""
+    distributed = sys.modules.get("minigpt.distributed")  # not imported if the arguments are bad
     if distributed is not None and not distributed.is_single_process():
         os._exit(code)
     sys.exit(code)

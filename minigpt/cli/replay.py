@@ -1,4 +1,4 @@
-"""minigpt replay: make one step of a run again."""
+"""minigpt replay: run one step of a run again."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from minigpt.cli.common import make_console
 
 @dataclass(frozen=True)
 class Replay:
-    """Make one step of a run again, with its very batch and masks, and look at every site."""
+    """Run one training step again, with the same batch and masks, and print every dropout site."""
 
     run_dir: tyro.conf.Positional[Path]
-    """the directory that `minigpt train` wrote"""
+    """directory of a run of `minigpt train`"""
     step: int
-    """counted from 1, as in metrics.jsonl"""
+    """number of the step, from 1, as in metrics.jsonl"""
     json: bool = False
     """print one JSON object"""
 
 
 def run_replay(command: Replay) -> None:
-    """Print the step and its sites, as a table or as JSON."""
+    """Print the step and its dropout sites, as a table or as JSON."""
     from minigpt.tasks.replay import print_replay, replay, to_json
 
     def warn(message: str) -> None:

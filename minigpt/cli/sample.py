@@ -1,4 +1,4 @@
-"""minigpt sample: write text with a trained model."""
+"""minigpt sample: generate text with a trained model."""
 
 from __future__ import annotations
 
@@ -7,31 +7,33 @@ from pathlib import Path
 
 import tyro
 
-from minigpt.cli.common import WhichCheckpoint, load_model
+from minigpt.cli.common import CheckpointName, load_model
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Write text with a trained model."""
+    """Generate text with a trained model."""
 
     run_dir: tyro.conf.Positional[Path]
-    """the directory that `minigpt train` wrote"""
+    """directory of a run of `minigpt train`"""
     prompt: str | None = None
-    """the text to go on from; unset begins with a new line"""
+    """text to continue; default: a newline"""
     tokens: int = 500
+    """number of tokens to generate"""
     temperature: float = 1.0
-    """0 takes the likeliest token"""
+    """divisor of the logits; 0 takes the likeliest token"""
     top_k: int | None = None
-    """draw from the k likeliest tokens only"""
+    """sample only from the k likeliest tokens"""
     top_p: float | None = None
-    """draw from the fewest tokens that hold this probability"""
+    """sample only from the fewest tokens whose probabilities sum to at least this"""
     seed: int = 0
-    checkpoint: WhichCheckpoint = "last"
-    """best is that of the lowest validation loss"""
+    """the same seed gives the same text"""
+    checkpoint: CheckpointName = "last"
+    """best: the checkpoint with the lowest validation loss"""
 
 
 def run_sample(command: Sample) -> None:
-    """Print the prompt and what follows it."""
+    """Print the prompt and its continuation."""
     from minigpt.model import generate_ids
 
     spec, compiled = load_model(command.run_dir, command.checkpoint)

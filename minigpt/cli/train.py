@@ -23,38 +23,40 @@ else:
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What the commands that train share."""
+    """The options that the training commands share."""
 
     config: Path | None = None
-    """a TOML file with any of the options below, such as a run's config.toml"""
+    """TOML file with any of the options below, such as the config.toml of a run"""
     dropout: float | None = None
-    """one rate for the four sites nanoGPT drops at: embed, attn-weights, attn-out, mlp-out"""
+    """one rate for nanoGPT's four dropout sites: embed, attn-weights, attn-out, mlp-out"""
     resume: Literal["auto", "never"] = "auto"
-    """auto goes on with an unfinished run of the same settings; never begins a new one"""
+    """auto: resume an unfinished run with the same settings; never: start a new run"""
     coordinator: str | None = None
-    """HOST:PORT of process 0 of many, or auto on Slurm, Open MPI, Cloud TPU and Kubernetes"""
+    """for several processes: HOST:PORT of process 0, or auto on Slurm, Open MPI, Cloud TPU and
+    Kubernetes"""
     num_processes: int | None = None
-    """how many processes there are"""
+    """number of processes"""
     process_id: int | None = None
-    """which of them this is, from 0"""
+    """index of this process, from 0"""
 
 
 @dataclass(frozen=True)
 class Train(TrainOptions):
-    """Train a GPT. Later wins: --preset, --config, --dropout, then single options.
+    """Train a GPT, or resume its training.
 
-    The defaults shown are those of the preset shakespeare-char-cpu.
+    The defaults shown are those of the preset shakespeare-char-cpu. Each of these overrides the
+    ones before it: --preset, --config, --dropout, single options.
     """
 
     preset: PresetName = DEFAULT_PRESET
-    """where the defaults come from"""
+    """default settings"""
     options: Annotated[ConfigOptions, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff] = (
         dataclasses.field(default_factory=dict)
     )
 
 
 def run_train(command: Train) -> None:
-    """Train, or resume the run that these settings began."""
+    """Train, or resume an unfinished run with these settings."""
     settings = train_settings(command)
     start_training(command, settings, name=command.preset)
 
@@ -66,7 +68,7 @@ def train_settings(command: Train) -> Config:
 
 
 def start_training(command: TrainOptions, settings: Config, *, name: str) -> None:
-    """Join the other processes, choose the run directory if none is given, and train."""
+    """Connect to the other processes, choose a run directory unless one is set, and train."""
     from minigpt.distributed import (
         initialize_distributed,
         is_main_process,
@@ -76,7 +78,9 @@ def start_training(command: TrainOptions, settings: Config, *, name: str) -> Non
 
     initialize_distributed(command.coordinator, command.num_processes, command.process_id)
     if not is_single_process() and settings.run_dir is None:
-        raise ValueError("run_dir=None is not allowed: many processes need one --run-dir.")
+        raise ValueError(
+            "run_dir=None is not allowed: several processes need the same directory. Set --run-dir."
+        )
     settings = _with_absolute_paths(settings)
     fresh = command.resume == "never"
     run_dir = settings.run_dir or choose_run_dir(Path("runs"), name, settings, fresh=fresh)
@@ -85,7 +89,7 @@ def start_training(command: TrainOptions, settings: Config, *, name: str) -> Non
 
 
 def _with_absolute_paths(settings: Config) -> Config:
-    """So that the other commands find the text and the parent from anywhere."""
+    """Make paths absolute, so that other commands find the text and the parent from any folder."""
     data, parent = settings.data, settings.parent
     if data and not is_play(data):
         data = data.resolve()

@@ -1,4 +1,4 @@
-"""minigpt uncertainty: color a text by how uncertain a model is of it."""
+"""minigpt uncertainty: color a text by the uncertainty of a model."""
 
 from __future__ import annotations
 
@@ -9,38 +9,40 @@ from typing import Literal
 
 import tyro
 
-from minigpt.cli.common import WhichCheckpoint, load_model, make_console
+from minigpt.cli.common import CheckpointName, load_model, make_console
 
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """Colour a text by how unsure a model is of every character, by Monte Carlo dropout."""
+    """Color a text by the uncertainty of a model about every character, by Monte Carlo dropout."""
 
     run_dir: tyro.conf.Positional[Path]
-    """the directory that `minigpt train` wrote"""
+    """directory of a run of `minigpt train`"""
     text: str | None = None
-    """the text, or name a --file"""
+    """the text; or set --file"""
     file: Path | None = None
-    """a UTF-8 text"""
+    """UTF-8 text file; or set --text"""
     measure: Literal["information", "entropy", "surprise"] = "information"
-    """what the model does not know (mutual information); with the text's own chance (entropy of the
-    mean prediction); or -log of the probability of the character that stands there"""
+    """information: mutual information, what the model does not know; entropy: total uncertainty,
+    including the text's own randomness; surprise: -log of the actual character's probability"""
     dropout: float | None = None
-    """one rate for the passes at nanoGPT's four sites; unset takes the rates of the training"""
+    """one rate for nanoGPT's four dropout sites; default: the rates of training"""
     passes: int = 30
+    """number of forward passes with different masks"""
     top: float | None = None
-    """nats of the strongest colour, to compare texts; unset takes the largest in the text"""
+    """value of the strongest color in nats, to compare texts; default: the largest in the text"""
     html: Path | None = None
-    """write one HTML file too"""
+    """also write one HTML file"""
     json: bool = False
-    """print one JSON object instead"""
+    """print one JSON object instead of the text"""
     seed: int = 0
-    checkpoint: WhichCheckpoint = "last"
-    """best is that of the lowest validation loss"""
+    """the same seed gives the same numbers"""
+    checkpoint: CheckpointName = "last"
+    """best: the checkpoint with the lowest validation loss"""
 
 
 def run_uncertainty(command: Uncertainty) -> None:
-    """Print the text in color or as JSON, and write the HTML file that was asked for."""
+    """Print the text in color or as JSON, and write the HTML file if one is requested."""
     from minigpt.atomic_write import write_atomic
     from minigpt.tasks.uncertainty import (
         color_scale_max,
@@ -50,18 +52,27 @@ def run_uncertainty(command: Uncertainty) -> None:
     )
 
     if (command.text is None) == (command.file is None):
-        raise ValueError("text: give either --text or --file, and one of them.")
+        raise ValueError(
+            f"text={command.text!r}, file={command.file and str(command.file)!r} is not allowed: "
+            "set either --text or --file."
+        )
     text = _read_text(command.file) if command.file else command.text or ""
     spec, compiled = load_model(command.run_dir, command.checkpoint)
-    options = {"dropout": command.dropout, "passes": command.passes, "seed": command.seed}
-    measures = text_uncertainty(spec, compiled.state.params, text, **options)._asdict()
+    measures = text_uncertainty(
+        spec,
+        compiled.state.params,
+        text,
+        dropout=command.dropout,
+        passes=command.passes,
+        seed=command.seed,
+    )._asdict()
     values = measures[command.measure]
     top = color_scale_max(values, command.top)
     if command.html:
         write_atomic(command.html, to_html(text, measures, command.measure, top).encode())
     if command.json:
-        numbers = {name: [None if x != x else x for x in each] for name, each in measures.items()}
-        print(json.dumps({"text": text} | numbers))
+        lists = {name: [None if x != x else x for x in array] for name, array in measures.items()}
+        print(json.dumps({"text": text} | lists))
         return
     print_colored(make_console(), text, values, command.measure, top)
 

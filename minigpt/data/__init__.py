@@ -1,4 +1,4 @@
-"""From text to batches: sources of text, tokenizers, token ids, and the rows that a step sees."""
+"""From text to batches: sources of text, tokenizers, token ids, and the batch of each step."""
 
 from minigpt.data.batches import Batch, make_batch, require_length, take_windows, window_offsets
 from minigpt.data.dataset import Dataset, load_dataset

@@ -1,4 +1,4 @@
-"""Which tokens a step sees: batch(seed, step), a pure function."""
+"""The batch of a step: a pure function of the tokens, the seed and the step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Batch(NamedTuple):
-    """Rows of tokens, and for each the token that comes next."""
+    """Rows of tokens, and the next token for each of them."""
 
     inputs: np.ndarray
     targets: np.ndarray
@@ -21,9 +21,13 @@ def make_batch(
     step: int,
     batch_size: int,
     block_size: int,
+    *,
     rows: slice = slice(None),
 ) -> Batch:
-    """The windows of a step, whose offsets depend on (seed, step) alone; or `rows` of them."""
+    """The batch of a step, or `rows` of it; the offsets of its windows follow from seed and step.
+
+    `inputs` and `targets` are int32 of shape (batch_size, block_size).
+    """
     offsets = window_offsets(tokens, seed, step, batch_size, block_size)
     return take_windows(tokens, offsets[rows], block_size)
 
@@ -31,36 +35,37 @@ def make_batch(
 def window_offsets(
     tokens: np.ndarray, seed: int, step: int, batch_size: int, block_size: int
 ) -> np.ndarray:
-    """Where the windows of a batch begin.
+    """The index of the first token of each window in a batch: uint64 of shape (batch_size,).
 
-    The places are raw words of Philox, whose stream NumPy promises never to change (that of
-    Generator.integers may). The remainder's bias is below 2^-30.
+    The offsets are raw words of Philox, modulo the number of windows. NumPy promises never to
+    change the stream of raw words (the stream of Generator.integers may change). The modulo bias is
+    below 2^-30.
     """
     require_length(tokens, block_size)
     words = np.random.Philox(key=seed, counter=[0, step, 0, 0]).random_raw(batch_size)
     return words % np.uint64(len(tokens) - block_size)
 
 
-def take_windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> Batch:
-    """The windows of block_size tokens at `starts`, and the same one token later."""
-    index = starts.astype(np.int64)[:, None] + np.arange(block_size + 1)
-    rows = tokens[index].astype(np.int32)
+def take_windows(tokens: np.ndarray, offsets: np.ndarray, block_size: int) -> Batch:
+    """The windows of block_size tokens at `offsets`; the targets are shifted by one token."""
+    indices = offsets.astype(np.int64)[:, None] + np.arange(block_size + 1)
+    windows = tokens[indices].astype(np.int32)
     _release_pages(tokens)
-    return Batch(rows[:, :-1], rows[:, 1:])
+    return Batch(windows[:, :-1], windows[:, 1:])
 
 
 def _release_pages(tokens: np.ndarray) -> None:
-    """Unmap what was read of a memory map, or its pages count as this process's for ever after.
+    """Release the pages of a memory map that were read, so that the process's memory stays small.
 
-    (nanoGPT opens its map anew at every batch for this.) The pages stay in the system's cache.
+    They stay in the cache of the operating system. nanoGPT reopens its map for every batch instead.
     """
-    mapped = getattr(tokens, "_mmap", None)
-    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
-        mapped.madvise(mmap.MADV_DONTNEED)
+    memory_map = getattr(tokens, "_mmap", None)
+    if memory_map is not None and hasattr(mmap, "MADV_DONTNEED"):
+        memory_map.madvise(mmap.MADV_DONTNEED)
 
 
 def require_length(tokens: np.ndarray, block_size: int, name: str = "text") -> None:
-    """A text must hold one window and the token after it."""
+    """Raise ValueError if a text is too short for one window and the token after it."""
     if len(tokens) <= block_size:
         raise ValueError(
             f"a {name} of {len(tokens)} tokens is not allowed: it must be longer than "

@@ -1,10 +1,11 @@
-"""A text as ids to train on: a large file is tokenised once, and memory-mapped ever after.
+"""Token ids of a text: a large file is tokenized once, cached, and memory-mapped by later runs.
 
 A cache entry is two files, named after the text's SHA-256, the tokenizer and FORMAT: the ids
-(little-endian, 16 bits, the training text's first), and a JSON of what else there is to know. Its
-CRC-32 covers both and is checked at every start, so a damaged entry is made again. What is written
-depends on the name alone: two runs at once write the same bytes, each under a name of its own, and
-rename them into place. The folder may be deleted at any time.
+(little-endian, 16 bits, those of the training text first) and a JSON file with the sizes, the
+alphabet and a CRC-32. Every run checks the CRC-32, which covers both files, and builds a damaged
+entry again. The content follows from the name: two runs that build an entry at the same time write
+the same bytes to temporary files of their own and rename them. The folder may be deleted at any
+time.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 import platformdirs
@@ -31,25 +32,27 @@ from minigpt.data.text import BLOCK_BYTES, decode_utf8, load_text, read_blocks, 
 from minigpt.data.tokenizer import Tokenizer, build_tokenizer, code_points
 
 FORMAT = 1
-MAX_IN_MEMORY_BYTES = (
-    1 << 23
-)  # bytes: a smaller file takes a tenth of a second, and no place in the cache
-STALE_SECONDS = 3600.0  # seconds since a partial file was last written: whoever wrote it was killed
+# A file up to this size is tokenized in a tenth of a second, so it is not cached.
+MAX_IN_MEMORY_BYTES = 1 << 23
+# A temporary file that was not written to for this long belongs to a killed process.
+STALE_SECONDS = 3600.0
+
+Kind = Literal["char", "byte"]
 
 
 class Dataset(NamedTuple):
-    """Ids to train on and to validate on, and what they are ids of."""
+    """Ids of the training and the validation text, and how they were obtained."""
 
     train: np.ndarray
     validation: np.ndarray
     tokenizer: Tokenizer
     sha256: str
-    """of the text, as text.Corpus has it"""
+    """SHA-256 of the text, as in text.Corpus"""
     validation_characters: int
 
 
 class _CacheEntry(NamedTuple):
-    """What a cache entry's JSON says."""
+    """The JSON file of a cache entry."""
 
     alphabet: str | None
     train: int
@@ -58,23 +61,39 @@ class _CacheEntry(NamedTuple):
     crc32: int
 
 
-def load_dataset(
-    data: Path | None, kind: Literal["char", "byte"], given: Tokenizer | None = None
-) -> Dataset:
-    """Ids of the plays or of a file, split as `load_text` splits; a large file's are mapped.
+class _Source(NamedTuple):
+    """A large file, and how to tokenize it."""
 
-    Of the text's own tokenizer of that kind, or of the one that is given.
+    data: Path
+    kind: Kind
+    tokenizer: Tokenizer | None
+    """use this one; None builds one of `kind` from the text"""
+    advance: Callable[[int], None]
+    """called with the number of bytes after each read"""
+
+    def tokenizer_id(self) -> str:
+        """The tokenizer's part of the cache entry's name."""
+        if self.tokenizer is None or self.tokenizer.alphabet is None:
+            return self.kind
+        return f"{self.kind}-{hashlib.sha256(self.tokenizer.alphabet.encode()).hexdigest()[:16]}"
+
+
+def load_dataset(data: Path | None, kind: Kind, tokenizer: Tokenizer | None = None) -> Dataset:
+    """Tokenize the plays or a file, split as `load_text` does; ids of a large file are mapped.
+
+    Uses `tokenizer`, or builds one of `kind` from the text.
 
     Raises:
-      ValueError: the file cannot be read, is not UTF-8, or changes while it is read; or the ids of
-        a large one can be written nowhere; or the tokenizer that is given lacks a character.
+      ValueError: the file cannot be read, is not UTF-8, or changes while it is read; the ids of a
+        large file cannot be written; or `tokenizer` does not know a character.
     """
     if data is None or not _is_large(Path(data)):
         text = load_text(data)
-        tokenizer = given or build_tokenizer(kind, text.train + text.validation)
-        ids = tokenizer.encode(text.train), tokenizer.encode(text.validation, len(text.train))
-        return Dataset(*ids, tokenizer, text.sha256, len(text.validation))
-    return _load_large(Path(data), kind, given)
+        tokenizer = tokenizer or build_tokenizer(kind, text.train + text.validation)
+        train = tokenizer.encode(text.train)
+        validation = tokenizer.encode(text.validation, offset=len(text.train))
+        return Dataset(train, validation, tokenizer, text.sha256, len(text.validation))
+    return _load_large(Path(data), kind, tokenizer)
 
 
 def cache_dir() -> Path:
@@ -83,48 +102,40 @@ def cache_dir() -> Path:
 
 
 def _is_large(data: Path) -> bool:
-    return (
-        data.is_file() and data.stat().st_size > MAX_IN_MEMORY_BYTES
-    )  # a pipe can be read only once
+    # A pipe can be read only once.
+    return data.is_file() and data.stat().st_size > MAX_IN_MEMORY_BYTES
 
 
-def _load_large(data: Path, kind: Literal["char", "byte"], given: Tokenizer | None) -> Dataset:
-    """From the cache; where that cannot be written, from a temporary file with no name."""
+def _load_large(data: Path, kind: Kind, tokenizer: Tokenizer | None) -> Dataset:
+    """Load from the cache; if it cannot be written, from an unnamed temporary file."""
     try:
         with _progress(3 * data.stat().st_size) as advance:
-            return _load_cached(data, kind, given, advance)
+            return _load_cached(_Source(data, kind, tokenizer, advance))
     except OSError as error:
         print(
-            f"minigpt: the cache {str(cache_dir())!r} cannot be written ({error.strerror}), so "
-            "the text is tokenised for this run only. MINIGPT_CACHE names another folder.",
+            f"minigpt: cannot write the cache {str(cache_dir())!r} ({error.strerror}); the text is "
+            "tokenized for this run only. Set MINIGPT_CACHE to another folder.",
             file=sys.stderr,
         )
     try:
         with _progress(3 * data.stat().st_size) as advance, tempfile.TemporaryFile() as file:
             sha256 = _sha256(data, advance)
-            facts = _tokenize(data, kind, given, sha256, file, advance)
+            entry = _tokenize(_Source(data, kind, tokenizer, advance), sha256, file)
             file.flush()
-            return _memory_map(file, facts, sha256)
+            return _memory_map(file, entry, sha256)
     except OSError as error:
         raise ValueError(
             f"the ids of data={str(data)!r} can be written neither to the cache "
             f"{str(cache_dir())!r} nor to a temporary file ({error.strerror}). Set "
-            "MINIGPT_CACHE to a folder with room for two bytes a token."
+            "MINIGPT_CACHE to a folder with room for two bytes per token."
         ) from None
 
 
-def _load_cached(data: Path, kind, given, advance: Callable[[int], None]) -> Dataset:
-    sha256 = _sha256(data, advance)
-    ids = cache_dir() / f"{sha256}-{_tokenizer_id(kind, given)}-v{FORMAT}.ids"
-    facts = _read_cache_entry(ids) or _build_cache_entry(data, kind, given, sha256, ids, advance)
-    return _memory_map(ids, facts, sha256)
-
-
-def _tokenizer_id(kind: str, given: Tokenizer | None) -> str:
-    """A tokenizer's part of the name: an alphabet that is given by its hash."""
-    if given is None or given.alphabet is None:
-        return kind
-    return f"{kind}-{hashlib.sha256(given.alphabet.encode()).hexdigest()[:16]}"
+def _load_cached(source: _Source) -> Dataset:
+    sha256 = _sha256(source.data, source.advance)
+    ids_path = cache_dir() / f"{sha256}-{source.tokenizer_id()}-v{FORMAT}.ids"
+    entry = _read_cache_entry(ids_path) or _build_cache_entry(source, sha256, ids_path)
+    return _memory_map(ids_path, entry, sha256)
 
 
 def _sha256(data: Path, advance: Callable[[int], None]) -> str:
@@ -135,91 +146,95 @@ def _sha256(data: Path, advance: Callable[[int], None]) -> str:
     return digest.hexdigest()
 
 
-def _build_cache_entry(data: Path, kind, given, sha256: str, ids: Path, advance) -> _CacheEntry:
-    """Write an entry: first the ids, then the JSON that makes them count."""
-    ids.parent.mkdir(parents=True, exist_ok=True)
-    for partial in ids.parent.glob("*.partial"):
-        with contextlib.suppress(OSError):  # another run has just renamed it, or another user's
+def _build_cache_entry(source: _Source, sha256: str, ids_path: Path) -> _CacheEntry:
+    """Write the ids, then the JSON file: an entry without it is not used."""
+    ids_path.parent.mkdir(parents=True, exist_ok=True)
+    for partial in ids_path.parent.glob("*.partial"):
+        with contextlib.suppress(OSError):  # just renamed by another run, or of another user
             if time.time() - partial.stat().st_mtime > STALE_SECONDS:
                 partial.unlink()
-    with open_atomic(ids, shared=True) as file:
-        facts = _tokenize(data, kind, given, sha256, file, advance)
-    with open_atomic(ids.with_suffix(".json"), shared=True) as file:
-        file.write(json.dumps(facts._asdict()).encode())
-    return facts
+    with open_atomic(ids_path, shared=True) as file:
+        entry = _tokenize(source, sha256, file)
+    with open_atomic(ids_path.with_suffix(".json"), shared=True) as file:
+        file.write(json.dumps(entry._asdict()).encode())
+    return entry
 
 
-def _tokenize(data: Path, kind, given, sha256: str, file, advance) -> _CacheEntry:
-    """Read the text twice: for its characters and their number, then for its ids."""
-    seen, characters = np.zeros(sys.maxunicode + 1, bool), 0
-    for text in _read_pieces(data, sha256, advance):
-        seen[code_points(text)] = True
+def _tokenize(source: _Source, sha256: str, file: IO[bytes]) -> _CacheEntry:
+    """Read the text twice: count and collect its characters, then write its ids."""
+    occurs, characters = np.zeros(sys.maxunicode + 1, bool), 0
+    for text in _read_pieces(source, sha256):
+        occurs[code_points(text)] = True
         characters += len(text)
-    tokenizer = given or build_tokenizer(kind, "".join(map(chr, np.flatnonzero(seen))))
-    split = to_split = validation_start(characters)
-    crc, sizes, begin = 0, [0, 0], 0  # sizes of the training text, of the validation text
-    for text in _read_pieces(data, sha256, advance):
-        for part, piece in enumerate((text[:to_split], text[to_split:])):
-            ids = tokenizer.encode(piece, begin).astype("<u2").tobytes()
-            begin += len(piece)
+    alphabet = "".join(map(chr, np.flatnonzero(occurs)))
+    tokenizer = source.tokenizer or build_tokenizer(source.kind, alphabet)
+    split = left_to_train = validation_start(characters)
+    crc, sizes, offset = 0, [0, 0], 0  # sizes: tokens of the training, of the validation text
+    for text in _read_pieces(source, sha256):
+        for part, piece in enumerate((text[:left_to_train], text[left_to_train:])):
+            ids = tokenizer.encode(piece, offset=offset).astype("<u2").tobytes()
+            offset += len(piece)
             file.write(ids)
             sizes[part] += len(ids) // 2
             crc = zlib.crc32(ids, crc)
-        to_split = max(0, to_split - len(text))
-    facts = _CacheEntry(tokenizer.alphabet, sizes[0], sizes[1], characters - split, 0)
-    return facts._replace(crc32=_entry_crc32(crc, facts))
+        left_to_train = max(0, left_to_train - len(text))
+    entry = _CacheEntry(tokenizer.alphabet, sizes[0], sizes[1], characters - split, 0)
+    return entry._replace(crc32=_entry_crc32(crc, entry))
 
 
-def _read_pieces(data: Path, sha256: str, advance: Callable[[int], None]) -> Iterator[str]:
-    """A file's text, some at a time, which must be the text that was hashed."""
+def _read_pieces(source: _Source, sha256: str) -> Iterator[str]:
+    """Yield a file's text piece by piece; raise ValueError if its SHA-256 has changed."""
     digest = hashlib.sha256()
 
     def blocks() -> Iterator[bytes]:
-        for block in read_blocks(data):
+        for block in read_blocks(source.data):
             digest.update(block)
-            advance(len(block))
+            source.advance(len(block))
             yield block
 
-    yield from decode_utf8(blocks(), data)
+    yield from decode_utf8(blocks(), source.data)
     if digest.hexdigest() != sha256:
-        raise ValueError(f"data={str(data)!r} changed while it was read. Start again.")
+        raise ValueError(
+            f"data={str(source.data)!r} changed while it was read. Run the command again."
+        )
 
 
-def _read_cache_entry(ids: Path) -> _CacheEntry | None:
-    """An entry's facts; None where there is no entry, or a damaged one."""
+def _read_cache_entry(ids_path: Path) -> _CacheEntry | None:
+    """Read and verify a cache entry; None if it is missing or damaged."""
     try:
-        facts = _CacheEntry(**json.loads(ids.with_suffix(".json").read_bytes()))
+        entry = _CacheEntry(**json.loads(ids_path.with_suffix(".json").read_bytes()))
         crc = 0
-        with ids.open("rb") as file:  # not through the map: its pages would count as our memory
+        # Not through a memory map: its pages would count as memory of this process.
+        with ids_path.open("rb") as file:
             while block := file.read(BLOCK_BYTES):
                 crc = zlib.crc32(block, crc)
-        return facts if _entry_crc32(crc, facts) == facts.crc32 else None
+        return entry if _entry_crc32(crc, entry) == entry.crc32 else None
     except (OSError, TypeError, ValueError):
         return None
 
 
-def _entry_crc32(crc: int, facts: _CacheEntry) -> int:
-    return zlib.crc32(json.dumps(facts._replace(crc32=0)).encode(), crc)
+def _entry_crc32(ids_crc32: int, entry: _CacheEntry) -> int:
+    return zlib.crc32(json.dumps(entry._replace(crc32=0)).encode(), ids_crc32)
 
 
-def _memory_map(file: Any, facts: _CacheEntry, sha256: str) -> Dataset:
-    ids = np.memmap(file, "<u2", mode="r", shape=(facts.train + facts.validation,))
-    parts = ids[: facts.train], ids[facts.train :]
-    return Dataset(*parts, Tokenizer(facts.alphabet), sha256, facts.validation_characters)
+def _memory_map(file: Any, entry: _CacheEntry, sha256: str) -> Dataset:
+    ids = np.memmap(file, "<u2", mode="r", shape=(entry.train + entry.validation,))
+    parts = ids[: entry.train], ids[entry.train :]
+    return Dataset(*parts, Tokenizer(entry.alphabet), sha256, entry.validation_characters)
 
 
 @contextlib.contextmanager
 def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Count bytes; who waits at a terminal for more than two seconds sees a bar."""
-    columns = TextColumn("tokenising"), BarColumn(), TimeRemainingColumn()
+    """Count bytes; show a progress bar on a terminal after two seconds."""
+    columns = TextColumn("tokenizing"), BarColumn(), TimeRemainingColumn()
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
     task = bar.add_task("", total=total)
-    begin = time.monotonic()
+    start_time = time.monotonic()
 
     def advance(count: int) -> None:
         bar.advance(task, count)
-        waited = time.monotonic() - begin > 2
-        if waited and bar.console.is_terminal and not bar.live.is_started:
+        is_slow = time.monotonic() - start_time > 2
+        if is_slow and bar.console.is_terminal and not bar.live.is_started:
             bar.start()
 
     try:

@@ -1,4 +1,4 @@
-"""Text to train on and to validate on: Shakespeare's plays, one of them, or a UTF-8 file."""
+"""The training and validation text: all of Shakespeare's plays, one play, or a UTF-8 file."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from typing import NamedTuple
 
 from minigpt.data.shakespeare import VALIDATION_PLAYS, is_play, load_plays, read_play
 
-BLOCK_BYTES = 1 << 20  # bytes read at once
+BLOCK_BYTES = 1 << 20  # bytes per read
 
 
 class Corpus(NamedTuple):
-    """Text to train on and text to validate on."""
+    """The training text and the validation text."""
 
     train: str
     validation: str
     sha256: str
-    """of the file's bytes, as sha256sum prints it; of the plays, all in UTF-8, validation last"""
+    """SHA-256 of the file's bytes, as sha256sum prints it; for all plays, of the training text and
+    the validation text in UTF-8, one after the other"""
 
 
 def load_text(data: Path | None = None) -> Corpus:
-    """Read the plays, or one of them (play:NAME), or a UTF-8 file.
+    """Read all plays, one play (play:NAME) or a UTF-8 file.
 
-    Of one play or a file the last tenth is for validation, as nanoGPT splits.
+    The last tenth of a play or a file is for validation, as in nanoGPT.
     """
     if data is None:
         return _load_shakespeare()
@@ -38,12 +39,12 @@ def load_text(data: Path | None = None) -> Corpus:
 
 
 def validation_start(characters: int) -> int:
-    """Where a file of so many characters is split: nanoGPT's nine tenths."""
+    """The index of the first validation character: 90 % of the text is for training."""
     return int(characters * 0.9)
 
 
 def read_blocks(data: Path) -> Iterator[bytes]:
-    """A file's bytes, some at a time; a file that cannot be read is a ValueError."""
+    """Yield a file's bytes block by block; a file that cannot be read is a ValueError."""
     try:
         with Path(data).open("rb") as file:
             while block := file.read(BLOCK_BYTES):
@@ -53,28 +54,29 @@ def read_blocks(data: Path) -> Iterator[bytes]:
 
 
 def decode_utf8(pieces: Iterable[bytes], data: Path) -> Iterator[str]:
-    """The text of a file's bytes, as Path.read_text has it: UTF-8, every line's end a newline.
+    """Decode UTF-8 and normalize line ends to newlines, as Path.read_text does.
 
     A piece may end inside a character, or between a carriage return and its newline.
     """
     utf8 = codecs.getincrementaldecoder("utf-8")()
     newlines = io.IncrementalNewlineDecoder(utf8, translate=True)
-    begin = read = 0
+    piece_start = bytes_read = 0
     try:
         for piece in itertools.chain(pieces, [b""]):
-            begin = read - len(utf8.getstate()[0])  # what it kept is decoded with this piece
-            read += len(piece)
+            # The decoder still holds the bytes of an incomplete character.
+            piece_start = bytes_read - len(utf8.getstate()[0])
+            bytes_read += len(piece)
             yield newlines.decode(piece, final=not piece)
     except UnicodeDecodeError as error:
         raise ValueError(
             f"data={str(data)!r} is not allowed: it must be UTF-8 text, and byte "
-            f"{begin + error.start} is not. If it is text in another encoding, convert it, as "
-            "iconv -f latin1 -t utf-8 does."
+            f"{piece_start + error.start} is not. Convert text in another encoding, for example "
+            "with iconv -f latin1 -t utf-8."
         ) from None
 
 
 def _load_shakespeare() -> Corpus:
-    """All plays; four whole ones are for validation."""
+    """All plays; four whole plays are for validation."""
     texts = load_plays()
     validation = "".join(texts.pop(name) for name in VALIDATION_PLAYS)
     train = "".join(texts.values())

@@ -1,4 +1,4 @@
-"""Many devices and many processes: the mesh, how arrays are sharded, how processes agree."""
+"""Many devices and many processes: the mesh, sharding, and agreement between processes."""
 
 from minigpt.distributed.mesh import (
     constrain_batch_sharding,

@@ -1,8 +1,8 @@
-"""Meshes, and where the arrays of a run lie on them: data parallel, FSDP and tensor parallel.
+"""The device mesh of a run, and how its arrays are sharded: data parallel, FSDP, tensor parallel.
 
-A mesh has three axes. Rows of the batch are spread over "data" and "fsdp"; matrices over "fsdp" and
-"tensor"; what is small is on every device. XLA adds the communication; the step's code is the same
-from one device to many, and no mask needs any.
+A mesh has three axes. The rows of a batch are sharded over "data" and "fsdp", matrices over "fsdp"
+and "tensor"; small arrays are replicated. XLA adds the communication, so the code of a step is the
+same for one device and for many. Dropout masks need no communication.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from minigpt.data import Batch
 
 AXES = ("data", "fsdp", "tensor")
 
-# By the end of an array's name: the axes of its last two dimensions. Columns first, then rows, so
-# that a pair of matrices needs one exchange; Adam's moments end in the same names.
-_MATRICES = {
+# The mesh axes of a matrix's last two dimensions, by the end of its name. The first matrix of a
+# pair is sharded by columns over "tensor" and the second by rows, so that the pair needs one
+# exchange. Adam's moments have the same names as the parameters.
+_MATRIX_AXES = {
     ("attn", "qkv", "kernel"): ("fsdp", "tensor"),
     ("attn", "out", "kernel"): ("tensor", "fsdp"),
     ("mlp", "wide", "kernel"): ("fsdp", "tensor"),
@@ -35,34 +36,37 @@ _MATRICES = {
 
 
 def make_mesh(config: Config) -> Mesh:
-    """The mesh that config.mesh describes; None takes as many devices for "data" as divide."""
-    count, part = jax.device_count(), config.batch_size // config.accumulate
-    sizes = parse_mesh_spec(config.mesh) if config.mesh else {"data": math.gcd(part, count)}
+    """Build the mesh of config.mesh; None puts as many devices on "data" as divide the batch."""
+    device_count, rows = jax.device_count(), config.batch_size // config.accumulate
+    sizes = parse_mesh_spec(config.mesh) if config.mesh else {"data": math.gcd(rows, device_count)}
     shape = tuple(sizes.get(axis, 1) for axis in AXES)
-    _check(config, dict(zip(AXES, shape, strict=True)), count)
+    _check_mesh(config, dict(zip(AXES, shape, strict=True)), device_count)
     devices = jax.devices()[: math.prod(shape)]
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def parse_mesh_spec(text: str) -> dict[str, int]:
-    """`data=4,fsdp=2` as a dictionary."""
+    """Parse `data=4,fsdp=2`: the number of devices by axis."""
     pairs = [part.partition("=") for part in text.split(",")]
     names = [name for name, _, _ in pairs]
-    right = all(name in AXES and size.isdecimal() and int(size) for name, _, size in pairs)
-    if not right or len(set(names)) < len(names):
+    is_valid = all(name in AXES and size.isdecimal() and int(size) for name, _, size in pairs)
+    if not is_valid or len(set(names)) < len(names):
         raise ValueError(
-            f"mesh={text!r} is not allowed: it must name sizes of at least 1 for some of "
+            f"mesh={text!r} is not allowed: it must give sizes of at least 1 for some of "
             f"{', '.join(AXES)}, such as data=4,fsdp=2,tensor=1."
         )
     return {name: int(size) for name, _, size in pairs}
 
 
-def _check(config: Config, sizes: dict[str, int], count: int) -> None:
+def _check_mesh(config: Config, sizes: dict[str, int], device_count: int) -> None:
     model, rows = config.model, sizes["data"] * sizes["fsdp"] * config.accumulate
-    needed = math.prod(sizes.values())
-    fits = needed == count if jax.process_count() > 1 else needed <= count
-    for holds, name, value, allowed in (
-        (fits, "mesh", config.mesh, f"of the {count} devices there are, not {needed}"),
+    used = math.prod(sizes.values())
+    is_multi_process = jax.process_count() > 1
+    fits = used == device_count if is_multi_process else used <= device_count
+    limit = "exactly" if is_multi_process else "at most"
+    mesh_rule = f"of {limit} the {device_count} devices that are available, not {used}"
+    for is_valid, name, value, allowed in (
+        (fits, "mesh", config.mesh, mesh_rule),
         (config.batch_size % rows == 0, "batch_size", config.batch_size, f"a multiple of {rows}"),
         (
             model.n_embd % sizes["fsdp"] == 0,
@@ -77,7 +81,7 @@ def _check(config: Config, sizes: dict[str, int], count: int) -> None:
             f"a multiple of tensor={sizes['tensor']}",
         ),
     ):
-        if not holds:
+        if not is_valid:
             raise ValueError(
                 f"{name}={value!r} is not allowed: on this mesh it must be {allowed}. Change it or "
                 "--mesh."
@@ -85,14 +89,14 @@ def _check(config: Config, sizes: dict[str, int], count: int) -> None:
 
 
 def state_shardings(mesh: Mesh, tree: Any) -> Any:
-    """Where each array of a state lies, by its name."""
+    """The sharding of each array of a state, by its name."""
 
-    def sharding(path, leaf):
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         names = tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
         names = names[:-1] if names and names[-1] == "value" else names
-        for end, axes in _MATRICES.items():
-            if names[-len(end) :] == end:
-                layers = (None,) * (leaf.ndim - 2)  # of a model that scans over its layers
+        for suffix, axes in _MATRIX_AXES.items():
+            if names[-len(suffix) :] == suffix:
+                layers = (None,) * (leaf.ndim - 2)  # with scan_layers
                 return NamedSharding(mesh, P(*layers, *axes))
         return NamedSharding(mesh, P())
 
@@ -100,40 +104,42 @@ def state_shardings(mesh: Mesh, tree: Any) -> Any:
 
 
 def shard_state(mesh: Mesh, tree: Any) -> Any:
-    """Arrays that every process has, each laid out on the mesh by its name."""
+    """Shard a state, which every process has completely, over the mesh."""
 
-    def lay_out(leaf, sharding):
-        whole = np.asarray(leaf)
-        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+    def shard(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
-    return jax.tree.map(lay_out, tree, state_shardings(mesh, tree))
+    return jax.tree.map(shard, tree, state_shardings(mesh, tree))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of what every device holds."""
+    """The sharding of an array that every device holds completely."""
     return NamedSharding(mesh, P())
 
 
-def shard_batch(mesh: Mesh, shape: tuple[int, int], rows: Callable[[slice], Batch]) -> Batch:
-    """A batch on the mesh; `rows(part)` is asked for the rows of this process's devices only."""
+def shard_batch(mesh: Mesh, shape: tuple[int, int], load_rows: Callable[[slice], Batch]) -> Batch:
+    """A batch on the mesh; `load_rows` is called for the rows of this process's devices only."""
     sharding = NamedSharding(mesh, P(("data", "fsdp")))
-    parts: dict[tuple[int, int], Batch] = {}
+    loaded: dict[tuple[int, int], Batch] = {}
 
-    def part(index: Any, field: int) -> np.ndarray:
+    def shard(index: Any, field: int) -> np.ndarray:
         start, stop, _ = index[0].indices(shape[0])
-        if (start, stop) not in parts:
-            parts[start, stop] = rows(slice(start, stop))
-        return parts[start, stop][field]
+        if (start, stop) not in loaded:
+            loaded[start, stop] = load_rows(slice(start, stop))
+        return loaded[start, stop][field]
 
     arrays: Any = (
-        jax.make_array_from_callback(shape, sharding, lambda index, field=field: part(index, field))
+        jax.make_array_from_callback(
+            shape, sharding, lambda index, field=field: shard(index, field)
+        )
         for field in range(len(Batch._fields))
     )
     return Batch(*arrays)
 
 
 def constrain_batch_sharding(x: jax.Array, axis: int = 0) -> jax.Array:
-    """Keep an activation cut by rows of the batch, whatever the matrices it meets are cut by."""
+    """Keep an activation sharded by the rows of the batch, whatever the sharding of the weights."""
     mesh = jax.sharding.get_abstract_mesh()
     if "fsdp" not in mesh.axis_names or x.shape[axis] % (mesh.shape["data"] * mesh.shape["fsdp"]):
         return x
@@ -141,5 +147,5 @@ def constrain_batch_sharding(x: jax.Array, axis: int = 0) -> jax.Array:
 
 
 def use_mesh(mesh: Mesh) -> AbstractContextManager[Any]:
-    """The mesh in effect, so that attention is laid out on it; nothing for one device."""
+    """Make this the current mesh, so that attention is sharded on it; no effect on one device."""
     return jax.set_mesh(mesh) if mesh.size > 1 else nullcontext()

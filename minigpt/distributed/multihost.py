@@ -1,4 +1,4 @@
-"""Many processes as one run: how they meet, and what only the first of them does."""
+"""Several processes as one run: connect them, synchronize them, and compare their values."""
 
 from __future__ import annotations
 
@@ -9,38 +9,40 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-HEARTBEAT_S = 20  # a process that is silent for this long is taken for dead, and the others end
+HEARTBEAT_S = 20  # a process that is silent for this long counts as dead, and the others exit
 
 
 def initialize_distributed(
     coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> None:
-    """Join the other processes, by flags or by $JAX_COORDINATOR_ADDRESS and its like.
+    """Connect to the other processes; do nothing if no argument and no variable is set.
 
-    `coordinator="auto"` takes all from the cluster: Slurm, Open MPI, Cloud TPU, Kubernetes.
+    The environment variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID replace
+    missing arguments. `coordinator="auto"` asks the cluster (Slurm, Open MPI, Cloud TPU or
+    Kubernetes).
     """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     if coordinator == "auto":
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_S)
         return
-    num_processes = _number(num_processes, "JAX_NUM_PROCESSES")
-    process_id = _number(process_id, "JAX_PROCESS_ID")
-    given = [value is not None for value in (coordinator, num_processes, process_id)]
-    if not any(given):
+    num_processes = _int_or_env(num_processes, "JAX_NUM_PROCESSES")
+    process_id = _int_or_env(process_id, "JAX_PROCESS_ID")
+    is_set = [value is not None for value in (coordinator, num_processes, process_id)]
+    if not any(is_set):
         return
-    if not all(given):
+    if not all(is_set):
         raise ValueError(
             f"coordinator={coordinator!r}, num_processes={num_processes}, process_id={process_id} "
-            "are not allowed: all three must be given, or --coordinator auto on a cluster."
+            "are not allowed: set all three, or --coordinator auto on a cluster."
         )
     jax.distributed.initialize(
         coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_S
     )
 
 
-def _number(flag: int | None, variable: str) -> int | None:
-    value = os.environ.get(variable)
-    return int(value) if flag is None and value else flag
+def _int_or_env(value: int | None, variable: str) -> int | None:
+    text = os.environ.get(variable)
+    return int(text) if value is None and text else value
 
 
 def is_single_process() -> bool:
@@ -49,32 +51,30 @@ def is_single_process() -> bool:
 
 
 def is_main_process() -> bool:
-    """Whether this process writes and prints for all."""
+    """Whether this is the process that writes files and prints."""
     return jax.process_index() == 0
 
 
-def barrier(what: str) -> None:
-    """Go on when every process is here."""
+def barrier(name: str) -> None:
+    """Wait until every process has reached the barrier of this name."""
     if not is_single_process():
-        multihost_utils.sync_global_devices(what)
+        multihost_utils.sync_global_devices(name)
 
 
-def require_equal(value: str, what: str) -> None:
-    """Every process has the same value, or all of them end with an error."""
+def require_equal(value: str, name: str) -> None:
+    """Raise ValueError in every process if the value differs between processes."""
     if is_single_process():
         return
-    number = np.array(zlib.crc32(value.encode()), np.uint32)
-    if len(np.unique(multihost_utils.process_allgather(number))) > 1:
+    checksum = np.array(zlib.crc32(value.encode()), np.uint32)
+    if len(np.unique(multihost_utils.process_allgather(checksum))) > 1:
         raise ValueError(
-            f"{what} differ between the processes: they must be the same. Give all of them the "
-            "same command, but for --process-id."
+            f"{name} differ between the processes: they must be the same. Start all processes with "
+            "the same command, except for --process-id."
         )
 
 
-def any_process(said: bool) -> bool:
-    """Whether some process says so; all get the same answer."""
-    return (
-        said
-        if is_single_process()
-        else bool(np.any(multihost_utils.process_allgather(np.array(said))))
-    )
+def any_process(flag: bool) -> bool:
+    """Whether the flag is true in at least one process; the same result in every process."""
+    if is_single_process():
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))

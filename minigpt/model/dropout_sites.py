@@ -1,8 +1,8 @@
-"""A dropout site of the model: what decides there, and what is written down of it.
+"""The dropout sites of the model: where the mask comes from, and what is captured there.
 
-A site's name says where it is: "embed", "block/0/attn_weights", "block/0/drop_path/mlp". Its path,
-the name's parts with numbers as integers, is folded into the key, so that masks differ by site and
-layer, and adding a site changes no other.
+A site is named by its position: "embed", "block/0/attn_weights", "block/0/drop_path/mlp". The parts
+of the name, numbers as integers, are folded into the key. So masks differ between sites and layers,
+and a new site does not change the masks of the others.
 """
 
 from __future__ import annotations
@@ -19,83 +19,92 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
 
 
-class FullTape(dict[str, dict[str, Any]]):
-    """A tape that gets the sites of rate 0 too: what came in and went out, and no mask."""
+Captures = dict[str, dict[str, Any]]
+"""By the site's name: its "input", "mask" and "output"."""
+
+
+class CaptureAll(dict[str, dict[str, Any]]):
+    """Captures that include the sites of rate 0, whose entries have no mask."""
 
 
 class DropoutSite(NamedTuple):
-    """A place in the model, and the model's root with the name ""."""
+    """A dropout site of the model; the root, whose name is empty, is the whole model."""
 
     key: jax.Array | None
-    """decides what is dropped; None evaluates"""
+    """the masks are drawn from this key; None: evaluation"""
     masks: Mapping[str, Any] | None = None
-    """decide instead of the key, by name: a bool array (True is kept), or (mask, scale)"""
-    tape: dict[str, dict[str, jax.Array]] | None = None
-    """gets the input, the mask and the output of every site that drops, by name"""
+    """masks to use instead of the key, by site: a bool array (True is kept) or (mask, scale)"""
+    captures: Captures | None = None
+    """the sites that drop add their input, mask and output to this dict"""
     name: str = ""
-    start: jax.Array | None = None
-    """the row of a larger batch at which this one begins, whose masks it then has"""
+    row_offset: jax.Array | None = None
+    """this batch has the masks of a larger batch's rows from this row on"""
 
-    def at(self, *path: str | int) -> DropoutSite:
-        """The site or the part of the model further down."""
+    def at(self, *path: str | int | jax.Array) -> DropoutSite:
+        """The site, or the part of the model, with this path below this one."""
         names = [self.name] if self.name else []
         return self._replace(key=fold(self.key, *path), name="/".join([*names, *map(str, path)]))
 
     @property
-    def plain(self) -> bool:
-        """Whether a key decides and nothing is written down."""
-        return self.masks is None and self.tape is None
+    def uses_key_only(self) -> bool:
+        """Whether the masks are drawn from the key and nothing is captured."""
+        return self.masks is None and self.captures is None
 
     def dropout(self, x: Float[Array, "..."], rate: float) -> Float[Array, "..."]:
         """Drop elements."""
-        if self.plain:
-            return dropout(x, rate, key=self.key, start=self.start)
-        return self._drop(x, rate, x.shape)
+        if self.uses_key_only:
+            return dropout(x, rate, key=self.key, start=self.row_offset)
+        return self._drop_with_mask(x, rate, x.shape)
 
     def drop_path(self, x: Float[Array, "batch ..."], rate: float) -> Float[Array, "batch ..."]:
         """Drop rows of the batch."""
-        if self.plain:
-            return drop_path(x, rate, key=self.key, start=self.start)
-        return self._drop(x, rate, (x.shape[0],) + (1,) * (x.ndim - 1))
+        if self.uses_key_only:
+            return drop_path(x, rate, key=self.key, start=self.row_offset)
+        return self._drop_with_mask(x, rate, (x.shape[0],) + (1,) * (x.ndim - 1))
 
-    def _drop(self, x, rate: float, mask_shape: tuple[int, ...]):
-        """The same from a mask that is held, so that it can be given and written down."""
+    def _drop_with_mask(
+        self, x: Float[Array, "..."], rate: float, mask_shape: tuple[int, ...]
+    ) -> Float[Array, "..."]:
+        """The same with an explicit mask: `masks` can replace it and `captures` can keep it."""
         if self.key is None and self.masks is None:
             return x
         if rate == 0:
-            if isinstance(self.tape, FullTape):
-                self.tape[self.name] = {"input": x, "output": x}
+            if isinstance(self.captures, CaptureAll):
+                self.captures[self.name] = {"input": x, "output": x}
             return x
-        scale = None
+        keep, scale = self._mask(rate, mask_shape)
+        y = apply_mask(x, keep, rate if scale is None else None, scale=scale)
+        if self.captures is not None:
+            self.captures[self.name] = {"input": x, "mask": keep, "output": y}
+        return y
+
+    def _mask(self, rate: float, shape: tuple[int, ...]) -> tuple[jax.Array, Any]:
+        """The mask, and its scale where `masks` has one."""
         if self.masks is None:
-            keep = keep_mask(self.key, rate, mask_shape, start=self.start)
-        elif self.name in self.masks:
-            given = self.masks[self.name]
-            keep, scale = given if isinstance(given, tuple) else (given, None)
-        else:
+            assert self.key is not None
+            return keep_mask(self.key, rate, shape, start=self.row_offset), None
+        if self.name not in self.masks:
             raise ValueError(
                 f"masks={sorted(self.masks)} are not allowed: there must be one for {self.name!r}, "
-                f"of shape {mask_shape}. minigpt.sites.places lists every site."
+                f"of shape {shape}. minigpt.model.site_specs lists all sites."
             )
-        y = apply_mask(x, keep, rate if scale is None else None, scale=scale)
-        if self.tape is not None:
-            self.tape[self.name] = {"input": x, "mask": keep, "output": y}
-        return y
+        mask = self.masks[self.name]
+        return mask if isinstance(mask, tuple) else (mask, None)
 
 
 class SiteSpec(NamedTuple):
-    """What a site drops."""
+    """The rate of a site and the shape of its mask."""
 
     rate: float
     shape: tuple[int, ...]
 
 
 def site_specs(config: ModelConfig, batch: int, time: int) -> dict[str, SiteSpec]:
-    """Every site that drops, in the order of the forward pass, for (batch, time) tokens.
+    """Every site with a rate above 0, in the order of the forward pass, for (batch, time) tokens.
 
-    So masks from elsewhere can be drawn in the same order: PyTorch's, after `generator =
-    dropout_jax.parity.torch.CPUGenerator(seed)`, are `{name: generator.mask(place.shape,
-    place.rate) for name, place in places(...).items()}`.
+    Another generator can draw its masks in this order. PyTorch's, for example, are
+    `{name: generator.mask(spec.shape, spec.rate) for name, spec in site_specs(...).items()}` with
+    `generator = dropout_jax.parity.torch.CPUGenerator(seed)`.
     """
     rates, dense = config.dropout, (batch, time, config.n_embd)
     block = {
@@ -107,19 +116,19 @@ def site_specs(config: ModelConfig, batch: int, time: int) -> dict[str, SiteSpec
         "mlp_out": SiteSpec(rates.mlp_out, dense),
         "drop_path/mlp": SiteSpec(rates.drop_path, (batch, 1, 1)),
     }
-    found = {"embed": SiteSpec(rates.embed, dense)}
+    specs = {"embed": SiteSpec(rates.embed, dense)}
     for i in range(config.n_layer):
-        found |= {f"block/{i}/{name}": place for name, place in block.items()}
-    return {name: place for name, place in found.items() if place.rate}
+        specs |= {f"block/{i}/{name}": spec for name, spec in block.items()}
+    return {name: spec for name, spec in specs.items() if spec.rate}
 
 
 def draw_masks(
     config: ModelConfig, key: jax.Array, batch: int, time: int
 ) -> dict[str, Bool[Array, "*"]]:
-    """The mask of every site that drops: what the model draws from the key."""
+    """The masks that the model draws from this key, for every site with a rate above 0."""
     return {
-        name: keep_mask(fold(key, *_path(name)), place.rate, place.shape)
-        for name, place in site_specs(config, batch, time).items()
+        name: keep_mask(fold(key, *_path(name)), spec.rate, spec.shape)
+        for name, spec in site_specs(config, batch, time).items()
     }
 
 

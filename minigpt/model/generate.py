@@ -1,4 +1,4 @@
-"""Text from a model, a token at a time, dropout off."""
+"""Generate text, one token at a time, with dropout off."""
 
 from __future__ import annotations
 
@@ -27,26 +27,33 @@ def generate_ids(
     top_p: float | None = None,
     seed: int = 0,
 ) -> Iterator[int]:
-    """Yield `tokens` ids that follow the prompt, whose last block_size ids are read.
+    """Yield `tokens` ids that continue the prompt; the model reads the last block_size ids.
 
-    Each is drawn from softmax(logits / temperature) over the `top_k` likeliest ids and over the
-    fewest ids whose probabilities sum to at least `top_p`; temperature 0 takes the likeliest.
-    The same seed gives the same text.
+    Each id is drawn from softmax(logits / temperature), restricted to the `top_k` likeliest ids and
+    to the fewest ids whose probabilities sum to at least `top_p`. Temperature 0 takes the likeliest
+    id. The same seed gives the same ids.
     """
-    _check(len(prompt), tokens, temperature, top_k, top_p)
+    _check_options(len(prompt), tokens, temperature, top_k, top_p)
     key = fold(jax.random.key(seed), "sample")
     window = np.zeros((1, block_size), np.int32)
     ids = list(map(int, prompt[-block_size:]))
-    for place in range(tokens):
-        window[0, : len(ids)] = ids  # what lies to the right is not seen: attention is causal
+    for i in range(tokens):
+        window[0, : len(ids)] = ids  # attention is causal: what is to the right has no effect
         scores = logits(params, jnp.asarray(window))[0, len(ids) - 1, :vocab_size]
-        ids.append(int(_sample_token(scores, fold(key, place), temperature, top_k, top_p)))
+        ids.append(int(_sample_token(scores, fold(key, i), temperature, top_k, top_p)))
         yield ids[-1]
         ids = ids[-block_size:]
 
 
 @functools.partial(jax.jit, static_argnames=("temperature", "top_k", "top_p"))
-def _sample_token(scores, key, temperature, top_k, top_p):
+def _sample_token(
+    scores: jax.Array,
+    key: jax.Array | None,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+) -> jax.Array:
+    assert key is not None
     if temperature == 0:
         return jnp.argmax(scores)
     scores = (scores - scores.max()) / temperature
@@ -54,21 +61,21 @@ def _sample_token(scores, key, temperature, top_k, top_p):
         scores = jnp.where(scores < lax.top_k(scores, top_k)[0][-1], -jnp.inf, scores)
     if top_p is not None:
         ranked = jnp.sort(scores, descending=True)
-        before = jnp.cumsum(jax.nn.softmax(ranked)) - jax.nn.softmax(ranked)
-        least = jnp.min(jnp.where(before < top_p, ranked, jnp.inf))
-        scores = jnp.where(scores < least, -jnp.inf, scores)
+        probability_of_likelier = jnp.cumsum(jax.nn.softmax(ranked)) - jax.nn.softmax(ranked)
+        lowest = jnp.min(jnp.where(probability_of_likelier < top_p, ranked, jnp.inf))
+        scores = jnp.where(scores < lowest, -jnp.inf, scores)
     return jax.random.categorical(key, scores)
 
 
-def _check(
-    prompt: int, tokens: int, temperature: float, top_k: int | None, top_p: float | None
+def _check_options(
+    prompt_length: int, tokens: int, temperature: float, top_k: int | None, top_p: float | None
 ) -> None:
-    for holds, name, value, allowed in (
-        (prompt > 0, "prompt", "", "at least one character"),
+    for is_valid, name, value, allowed in (
+        (prompt_length > 0, "prompt", "", "at least one character"),
         (tokens >= 0, "tokens", tokens, "at least 0"),
-        (temperature >= 0, "temperature", temperature, "at least 0 (0 takes the likeliest)"),
+        (temperature >= 0, "temperature", temperature, "at least 0 (0 takes the likeliest token)"),
         (top_k is None or top_k >= 1, "top_k", top_k, "at least 1"),
         (top_p is None or 0 < top_p <= 1, "top_p", top_p, "in (0, 1]"),
     ):
-        if not holds:
+        if not is_valid:
             raise ValueError(f"{name}={value!r} is not allowed: it must be {allowed}.")

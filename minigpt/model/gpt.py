@@ -1,16 +1,16 @@
 """The GPT: GPT-2's architecture in flax.nnx, with dropout at every site.
 
-model(tokens, key=key) trains, model(tokens, key=None) evaluates; the modules hold no random state.
-model(tokens, key=None, masks=masks) trains with masks from anywhere, by the site's name (sites.py).
-Pre-norm blocks (or post-norm), learned positions, GELU in its tanh form, the head tied to the token
-table.
+model(tokens, key=key) is training, model(tokens, key=None) is evaluation; the modules hold no
+random state. model(tokens, key=None, masks=masks) is training with masks from another source, by
+the site's name (dropout_sites.py). Pre-norm (or post-norm) blocks, learned positions, the tanh form
+of GELU, and an output layer that shares its weights with the token embedding.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -21,7 +21,7 @@ from jax import lax
 from dropout_jax import dot_product_attention
 from minigpt.config import DropoutConfig, ModelConfig
 from minigpt.distributed import constrain_batch_sharding
-from minigpt.model.dropout_sites import DropoutSite
+from minigpt.model.dropout_sites import Captures, DropoutSite
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
@@ -46,15 +46,17 @@ class GPT(nnx.Module):
         *,
         key: jax.Array | None,
         masks: Mapping[str, Any] | None = None,
-        tape: dict[str, dict[str, jax.Array]] | None = None,
-        start: jax.Array | None = None,
+        captures: Captures | None = None,
+        row_offset: jax.Array | None = None,
     ) -> Float[Array, "batch time vocab"]:
         """Logits of the next token at every position; `key=None` turns dropout off.
 
-        `masks` decide instead of a key, a `tape` gets what goes on at every site, and `start` is
-        the row of a larger batch at which this one begins: see Site.
+        `masks` replace the key, `captures` receives the inputs, masks and outputs of the sites, and
+        `row_offset` is this batch's first row in a larger batch: see DropoutSite.
         """
-        features = self.features(tokens, key=key, masks=masks, tape=tape, start=start)
+        features = self.features(
+            tokens, key=key, masks=masks, captures=captures, row_offset=row_offset
+        )
         logits = _apply_per_token(self.tokens.attend, features)
         return logits.astype(jnp.promote_types(logits.dtype, "float32"))
 
@@ -64,32 +66,32 @@ class GPT(nnx.Module):
         *,
         key: jax.Array | None,
         masks: Mapping[str, Any] | None = None,
-        tape: dict[str, dict[str, jax.Array]] | None = None,
-        start: jax.Array | None = None,
+        captures: Captures | None = None,
+        row_offset: jax.Array | None = None,
     ) -> Float[Array, "batch time dim"]:
-        """What the head is given: a vector at every position, of the text up to it."""
+        """The input of the output layer: one vector per position, a function of the text so far."""
         if tokens.shape[1] > self.config.block_size:
             raise ValueError(
-                f"tokens.shape={tokens.shape} is not allowed: there are "
-                f"block_size={self.config.block_size} positions. Cut the text: tokens[:, -n:]."
+                f"tokens.shape={tokens.shape} is not allowed: a row may have at most "
+                f"block_size={self.config.block_size} tokens. Cut the text: tokens[:, -n:]."
             )
         x = constrain_batch_sharding(
             self.tokens(tokens) + self.positions(jnp.arange(tokens.shape[1]))
         )
-        root = DropoutSite(key, masks, tape, start=start)
+        root = DropoutSite(key, masks, captures, row_offset=row_offset)
         x = root.at("embed").dropout(x, self.config.dropout.embed)
-        x = self._through_blocks(x, root)
+        x = self._apply_blocks(x, root)
         return self.norm(x) if self.norm else x
 
-    def _through_blocks(self, x, root: DropoutSite):
-        """One block after the other, with or without scan and remat; masks are the same."""
+    def _apply_blocks(self, x: jax.Array, root: DropoutSite) -> jax.Array:
+        """Apply all blocks, with or without scan and remat; the masks are the same."""
         config = self.config
-        if not root.plain or not (config.remat or config.scan_layers):
-            for i, block in enumerate(self._unstacked()):
+        if not root.uses_key_only or not (config.remat or config.scan_layers):
+            for i, block in enumerate(self._unstacked_blocks()):
                 x = block(x, root.at("block", i))
             return x
 
-        def apply(x, layer):
+        def apply(x: jax.Array, layer: tuple[Any, Any]) -> tuple[jax.Array, None]:
             params, i = layer
             return nnx.merge(graph, params)(x, root.at("block", i)), None
 
@@ -103,19 +105,21 @@ class GPT(nnx.Module):
             x, _ = apply(x, (params, i))
         return x
 
-    def _unstacked(self) -> Iterable[Block]:
+    def _unstacked_blocks(self) -> Iterable[Block]:
         if not self.config.scan_layers:
             return self.blocks
         graph, stacked = nnx.split(self.blocks)
 
-        def layer(i: int) -> Block:
+        def block(i: int) -> Block:
             return nnx.merge(graph, jax.tree.map(lambda leaf: leaf[i], stacked))
 
-        return map(layer, range(self.config.n_layer))
+        return map(block, range(self.config.n_layer))
 
 
 def set_rates(model: GPT, rates: DropoutConfig) -> None:
-    """Give a model other rates; if traced, one compiled step serves them all. Not with scan_layers.
+    """Change the dropout rates of a model; not possible with scan_layers.
+
+    With traced rates, one compiled step serves all rates.
 
     >>> model = GPT(ModelConfig(1, 1, 8, 4), vocab_size=5, rngs=nnx.Rngs(0))
     >>> set_rates(model, DropoutConfig.uniform(0.5))
@@ -128,7 +132,7 @@ def set_rates(model: GPT, rates: DropoutConfig) -> None:
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); drop_path drops a branch for a whole row.
+    """x + attention(norm(x)), then x + mlp(norm(x)); drop_path drops a branch for whole rows.
 
     Post-norm: norm(x + attention(x)), then norm(x + mlp(x)).
     """
@@ -143,11 +147,18 @@ class Block(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch time dim"], site: DropoutSite
     ) -> Float[Array, "batch time dim"]:
-        """Both branches, each added to what came in."""
-        x = self._add("attn", self.attn_norm, self.attn, x, site)
-        return self._add("mlp", self.mlp_norm, self.mlp, x, site)
+        """Apply both residual branches."""
+        x = self._add_branch("attn", self.attn_norm, self.attn, x, site)
+        return self._add_branch("mlp", self.mlp_norm, self.mlp, x, site)
 
-    def _add(self, name: str, norm, branch, x, site: DropoutSite):
+    def _add_branch(
+        self,
+        name: str,
+        norm: nnx.LayerNorm,
+        branch: Callable[[jax.Array, DropoutSite], jax.Array],
+        x: jax.Array,
+        site: DropoutSite,
+    ) -> jax.Array:
         transformed = branch(norm(x) if self.pre else x, site)
         x = constrain_batch_sharding(
             x + site.at("drop_path", name).drop_path(transformed, self.rate)
@@ -166,12 +177,12 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch time dim"], site: DropoutSite
     ) -> Float[Array, "batch time dim"]:
-        """Mix each position with those before it."""
+        """Attend from each position to itself and the positions before it."""
         batch, time, dim = x.shape
         heads = self.config.n_head
         query, keys, values = jnp.split(_apply_per_token(self.qkv, x), 3, axis=-1)
         query, keys, values = (
-            each.reshape(batch, time, heads, dim // heads) for each in (query, keys, values)
+            array.reshape(batch, time, heads, dim // heads) for array in (query, keys, values)
         )
         rates = self.config.dropout
         context = _attend(query, keys, values, rates.attn_weights, site.at("attn_weights"))
@@ -182,7 +193,7 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """Four times wider and back, with dropout on the hidden layer and on the output."""
+    """A dense layer four times as wide, GELU, and a dense layer back, with dropout after each."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.rates = config.dropout
@@ -199,32 +210,40 @@ class MLP(nnx.Module):
 
 
 def _stack_blocks(blocks: list[Block]) -> Block:
-    """One block whose every array has the layers as its first axis."""
+    """One block whose arrays have the layers as their first axis."""
     graph, layers = nnx.split(blocks[0])[0], [nnx.split(block)[1] for block in blocks]
     return nnx.merge(graph, jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers))
 
 
-def _attend(query, keys, values, rate: float, site: DropoutSite):
-    """Causal attention; the weights are written out only where the site must hold them."""
-    if site.plain:
-        dropout = {"dropout_rate": rate, "dropout_key": site.key, "dropout_start": site.start}
+def _attend(
+    query: jax.Array, keys: jax.Array, values: jax.Array, rate: float, site: DropoutSite
+) -> jax.Array:
+    """Causal attention; materializes the weights only if the site needs an explicit mask."""
+    if site.uses_key_only:
+        dropout: Any = {
+            "dropout_rate": rate,
+            "dropout_key": site.key,
+            "dropout_start": site.row_offset,
+        }
         return dot_product_attention(query, keys, values, is_causal=True, **dropout)
     time, dim = query.shape[1], query.shape[-1]
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, keys) / math.sqrt(dim)
-    seen = jnp.tril(jnp.ones((time, time), bool))
-    weights = nnx.softmax(jnp.where(seen, scores, -jnp.inf))
+    is_visible = jnp.tril(jnp.ones((time, time), bool))
+    weights = nnx.softmax(jnp.where(is_visible, scores, -jnp.inf))
     return jnp.einsum("bhqk,bkhd->bqhd", site.dropout(weights, rate), values)
 
 
 def _embed(config: ModelConfig, rows: int, rngs: nnx.Rngs) -> nnx.Embed:
     init = nnx.initializers.normal(_INIT_STD)
     table = nnx.Embed(rows, config.n_embd, embedding_init=init, rngs=rngs)
-    table.dtype = _dtype(config)  # Embed would take the table's at birth, whatever it is cast to
+    table.dtype = _dtype(config)  # without this, Embed keeps the table's initial dtype
     return table
 
 
-def _dense(config: ModelConfig, inputs: int, outputs: int, rngs: nnx.Rngs, residual=False):
-    """A dense layer with GPT-2's initial weights: residual ones smaller, by depth."""
+def _dense(
+    config: ModelConfig, inputs: int, outputs: int, rngs: nnx.Rngs, *, residual: bool = False
+) -> nnx.Linear:
+    """A dense layer with GPT-2's initial weights; those of residual branches shrink with depth."""
     std = _INIT_STD / math.sqrt(2 * config.n_layer) if residual else _INIT_STD
     init, dtype = nnx.initializers.normal(std), _dtype(config)
     return nnx.Linear(
@@ -237,11 +256,11 @@ def _layer_norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(config.n_embd, epsilon=1e-5, use_bias=config.bias, dtype=dtype, rngs=rngs)
 
 
-def _dtype(config: ModelConfig):
-    """What layers compute in; None, the parameters' own dtype, for float32."""
+def _dtype(config: ModelConfig) -> Any:
+    """The dtype that layers compute in; None is the parameters' dtype, float32."""
     return jnp.bfloat16 if config.dtype == "bfloat16" else None
 
 
-def _apply_per_token(layer, x):
-    """Apply a dense layer to (batch * time, dim): a plain matrix product is faster on a CPU."""
+def _apply_per_token(layer: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """Apply a layer to (batch * time, dim): one large matrix product is faster on a CPU."""
     return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)

@@ -1,4 +1,4 @@
-"""A run directory: what it says of its run, whether the run may start, its parent, its metrics."""
+"""The run directory: its settings and tokenizer, opening it for training, its parent, metrics."""
 
 from minigpt.run.directory import CONFIG, RunSpec, create_new_dir
 from minigpt.run.metrics import MetricsLog, read_metrics

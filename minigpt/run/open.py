@@ -1,6 +1,6 @@
-"""May this run start? Lock its folder, compare settings and text, copy the parent, resume.
+"""Open a run directory: lock it, compare settings and text, copy the parent, restore the state.
 
-`open_run` is the only door: what it hands back is all that the trainer needs of the folder.
+The trainer opens a run only with `open_run`, which returns all that it needs from the folder.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from minigpt.run.directory import CONFIG, RunSpec
 from minigpt.run.parent import copy_parent_checkpoint, restore_parent_copy
 
 LOCK = ".lock"
-# A run that resumes may have these changed: they decide where it runs and what is shown of it, and
-# not one parameter. (The text may be moved: its hash decides. Another mesh adds up in another
-# order, so the run resumes to rounding.)
+# A run may resume with other values of these: they decide where it runs and what it prints, but no
+# parameter. (The text may move, since its hash is compared. Another mesh sums in another order, so
+# the results agree up to rounding.)
 MAY_CHANGE = frozenset(
     (
         *("data", "run_dir", "log_every", "eval_batches", "sample_tokens"),
@@ -32,26 +32,26 @@ MAY_CHANGE = frozenset(
 
 
 class OpenRun(NamedTuple):
-    """A run that this process may train: its folder, and where it starts from."""
+    """A run that this process may train, and the state to start from."""
 
     spec: RunSpec
     run_dir: Path
     state: Any | None
-    """the latest valid checkpoint's tree, on the host; None for a new run"""
+    """state of the latest valid checkpoint, on the host; None for a new run"""
     meta: dict[str, Any]
-    """that checkpoint's; empty for a new run"""
+    """meta of that checkpoint; empty for a new run"""
     parent_state: Any | None
-    """the tree that a new fine-tuned run begins with, on the host"""
+    """state of the parent, on the host, for a new fine-tuned run"""
 
 
 @contextlib.contextmanager
 def open_run(
     spec: RunSpec, run_dir: Path, like: Any, warn: Callable[[str], object], *, fresh: bool = False
 ) -> Iterator[OpenRun]:
-    """Hold a run directory while the block trains in it; checkpoints are trees like `like`.
+    """Lock a run directory and restore its state, a tree like `like`, for training in the block.
 
-    `fresh` refuses a folder that holds a run. Of many processes the main one writes, and all of
-    them read what it has written.
+    `fresh` refuses a folder that contains a run. With several processes, the main one writes, and
+    all of them read what it has written.
     """
     config, writes = spec.config, is_main_process()
     with lock_run_dir(run_dir) if writes else contextlib.nullcontext():
@@ -64,7 +64,7 @@ def open_run(
 
 @contextlib.contextmanager
 def lock_run_dir(run_dir: Path) -> Iterator[None]:
-    """Lock a run directory; one that another process has locked is an error."""
+    """Lock a run directory; it is an error if another process has locked it."""
     is_new = not run_dir.exists()
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(run_dir / LOCK, timeout=0)
@@ -72,13 +72,13 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout:
         raise ValueError(
-            f"run_dir={str(run_dir)!r} is not allowed: another run is writing into it. Wait for "
-            "it, or choose another --run-dir."
+            f"run_dir={str(run_dir)!r} is not allowed: another process is training in it. Wait "
+            "until it ends, or choose another --run-dir."
         ) from None
     try:
         yield
     finally:
-        if is_new and not (run_dir / CONFIG).exists():  # no run was created: leave nothing
+        if is_new and not (run_dir / CONFIG).exists():  # no run was created: remove the folder
             with contextlib.suppress(OSError):
                 (run_dir / LOCK).unlink()
                 run_dir.rmdir()
@@ -86,33 +86,33 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
 
 
 def create_or_resume(spec: RunSpec, run_dir: Path, *, fresh: bool = False) -> None:
-    """Create a run in an empty folder, or check that the run in it is this one."""
+    """Create a run in an empty folder, or check that the run in it has the same settings."""
     if not (run_dir / CONFIG).exists():
         spec.save(run_dir)
         return
     if fresh:
         raise ValueError(
-            f"run_dir={str(run_dir)!r} is not allowed: it holds a run, and --resume never asks for "
-            "a new one. Choose another --run-dir, or remove it."
+            f"run_dir={str(run_dir)!r} is not allowed: it contains a run, but --resume never "
+            "starts a new one. Choose another --run-dir, or remove this one."
         )
-    earlier = RunSpec.load(run_dir)
-    for name, before, now in differences(earlier.config, spec.config):
+    saved = RunSpec.load(run_dir)
+    for name, saved_value, value in differences(saved.config, spec.config):
         raise ValueError(
-            f"{name}={now!r} is not allowed: the run in {str(run_dir)!r} was started with "
-            f"{before!r} and resumes only with that. Choose another --run-dir, or give the "
-            f"settings it was started with (--config {run_dir / CONFIG})."
+            f"{name}={value!r} is not allowed: the run in {str(run_dir)!r} was started with "
+            f"{saved_value!r} and resumes only with this value. Choose another --run-dir, or use "
+            f"the settings of the run: --config {run_dir / CONFIG}."
         )
-    earlier._replace(config=spec.config).require_same_text(spec.data_sha256, spec.tokenizer)
+    saved._replace(config=spec.config).require_same_text(spec.data_sha256, spec.tokenizer)
     spec.save_config(run_dir)
 
 
-def differences(earlier: Config, now: Config) -> list[tuple[str, Any, Any]]:
-    """The settings, by their options' names, that differ and must not."""
-    before, after = _flatten(earlier), _flatten(now)
+def differences(saved: Config, config: Config) -> list[tuple[str, Any, Any]]:
+    """The settings that prevent a run from resuming: (name, saved value, value)."""
+    saved_values, values = _flatten(saved), _flatten(config)
     return [
-        (name, before[name], after[name])
-        for name in before
-        if name not in MAY_CHANGE and before[name] != after[name]
+        (name, saved_values[name], values[name])
+        for name in saved_values
+        if name not in MAY_CHANGE and saved_values[name] != values[name]
     ]
 
 
@@ -127,7 +127,7 @@ def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _restore(spec: RunSpec, run_dir: Path, like: Any, warn: Callable[[str], object]) -> OpenRun:
-    """The latest valid checkpoint, or the parent's copy, or neither."""
+    """Restore the latest valid checkpoint, or the copy of the parent, or nothing."""
     restored = checkpoint.restore_latest_valid(run_dir, like, warn)
     require_equal(str(restored and int(restored[0].step)), "latest valid checkpoints")
     if restored is None:

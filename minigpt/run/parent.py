@@ -1,8 +1,8 @@
-"""The parent of a fine-tuned run: what the run takes from it, and the run's own copy of it.
+"""The parent of a fine-tuned run: its tokenizer and weights, and the run's copy of them.
 
-RUN_DIR/parent is a run directory with the parent's config.toml, tokenizer.json and the one
-checkpoint that the run begins with. It is copied before the first step, config.toml last; from then
-on the parent's own folder is not read, so it may train on, change or be deleted.
+RUN_DIR/parent is a run directory with the parent's config.toml, its tokenizer.json and the
+checkpoint that provides the initial weights. It is copied before the first step, config.toml last.
+After that, the original folder is not read: the parent may continue to train, change or be deleted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from minigpt.data import Tokenizer
 from minigpt.run.directory import CONFIG, RunSpec
 
 PARENT_DIR = "parent"
-# What decides the names, shapes or meaning of the weights (dtype, remat and the rates do not).
+# The settings that decide the names, shapes or meaning of the weights.
 WEIGHT_FIELDS = (
     *("n_layer", "n_head", "n_embd", "block_size"),
     *("bias", "vocab_size", "norm", "scan_layers"),
@@ -26,29 +26,29 @@ WEIGHT_FIELDS = (
 
 
 def parent_dir(parent: Path, run_dir: Path | None) -> Path:
-    """The folder that the parent is read from: the run's copy if it has one."""
+    """The folder to read the parent from: the run's copy if there is one, else `parent`."""
     return run_dir / PARENT_DIR if run_dir and _has_parent_copy(run_dir) else parent
 
 
 def parent_tokenizer(config: Config, run_dir: Path) -> Tokenizer | None:
-    """The parent's tokenizer, after a check that its weights fit; None without a parent."""
+    """The parent's tokenizer, after a check that its weights fit the model; None if no parent."""
     if config.parent is None:
         return None
     parent = RunSpec.load(parent_dir(config.parent, run_dir))
     for name in WEIGHT_FIELDS:
-        before, now = getattr(parent.config.model, name), getattr(config.model, name)
-        _require_same(f"model.{name}", before, now, config)
-    _require_same("tokenizer", parent.config.tokenizer, config.tokenizer, config)
+        parent_value, value = getattr(parent.config.model, name), getattr(config.model, name)
+        _require_same(f"model.{name}", parent_value, value, config.parent)
+    _require_same("tokenizer", parent.config.tokenizer, config.tokenizer, config.parent)
     return parent.tokenizer
 
 
-def _require_same(name: str, before: Any, now: Any, config: Config) -> None:
-    if before != now:
+def _require_same(name: str, parent_value: Any, value: Any, parent: Path) -> None:
+    if parent_value != value:
         option = "--" + name.replace("_", "-")
         raise ValueError(
-            f"{name}={now!r} is not allowed: the weights of {str(config.parent)!r}, the parent, "
-            f"have {before!r}. Leave {option} out (minigpt finetune takes it from the parent), or "
-            f"train a model from the start: minigpt train {option} {now}."
+            f"{name}={value!r} is not allowed: the parent, {str(parent)!r}, was trained with "
+            f"{parent_value!r}. Leave {option} out (minigpt finetune takes it from the parent), or "
+            f"train a new model: minigpt train {option} {value}."
         )
 
 
@@ -56,10 +56,10 @@ def _require_same(name: str, before: Any, now: Any, config: Config) -> None:
 def copy_parent_checkpoint(
     config: Config, run_dir: Path, like: Any, warn: Callable[[str], object]
 ) -> Iterator[None]:
-    """Copy the parent into the run that the block creates, unless the run has its copy.
+    """Copy the parent into the run that the block creates, unless the run has a copy.
 
-    The parent's checkpoint is read and verified before the block, as a tree like `like`, so that a
-    parent that cannot be used creates no run.
+    The parent's checkpoint is restored before the block, as a tree like `like`, so that an unusable
+    parent creates no run.
     """
     if config.parent is None or _has_parent_copy(run_dir):
         yield
@@ -75,7 +75,7 @@ def copy_parent_checkpoint(
 
 
 def restore_parent_copy(run_dir: Path, like: Any) -> Any:
-    """The state that a fine-tuned run begins with, as a tree like `like`."""
+    """The parent's state from the run's copy, as a tree like `like`."""
     state, _ = checkpoint.restore(run_dir / PARENT_DIR, like)
     return state
 
@@ -95,6 +95,6 @@ def _restore_parent(
     if restored is None:
         raise ValueError(
             f"parent={str(parent)!r} is not allowed: it has no checkpoint yet. Train it at least "
-            "to its first validation."
+            "until its first validation."
         )
     return restored

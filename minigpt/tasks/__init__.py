@@ -1,1 +1,1 @@
-"""What is done with a trained run besides training: classification, uncertainty, replay."""
+"""Uses of a trained run: text classification, uncertainty of a text, replay of a step."""

@@ -1,10 +1,10 @@
-"""One step of a run once more: from the nearest checkpoint, with its very batch and masks."""
+"""Replay one step of a run from the nearest checkpoint, with the same batch and masks."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from minigpt.checkpoint import restore_latest_valid
 from minigpt.config import Config
 from minigpt.data import load_dataset, make_batch, window_offsets
 from minigpt.distributed import make_mesh
-from minigpt.model import GPT, FullTape, site_specs
+from minigpt.model import GPT, CaptureAll, site_specs
 from minigpt.run import RunSpec, read_metrics, restore_parent_copy
 from minigpt.training import (
     CompiledSteps,
@@ -34,168 +34,183 @@ from minigpt.training import (
 
 
 class SiteStatistics(NamedTuple):
-    """What is said of a site."""
+    """Numbers of one dropout site in one forward pass."""
 
     rate: Any
     dropped: Any
-    """the share of its mask"""
+    """share of the mask that is dropped"""
     input_mean: Any
     input_rms: Any
     input_largest: Any
-    """the magnitude"""
+    """largest absolute value of the input"""
     output_rms: Any
     not_finite: Any
-    """how many numbers of the input are NaN or infinite"""
+    """number of input elements that are NaN or infinite"""
 
 
 class ReplayedStep(NamedTuple):
-    """What a step was made of and what it measured."""
+    """The batch, the metrics and the dropout sites of a replayed step."""
 
     step: int
     restored_step: int
-    """the step of the checkpoint; 0 is the start"""
+    """step of the checkpoint; 0 is the initial state"""
     window_offsets: list[int]
-    """the rows of the batch begin at these tokens of the training text"""
+    """position of each row's first token in the training text"""
     measured: dict[str, float]
-    """by the trainer's own step: train_loss and the norms"""
+    """metrics of the replayed step: train_loss and the norms"""
     recorded: float | None
-    """train_loss in metrics.jsonl, if the step is there"""
+    """train_loss of this step in metrics.jsonl; None if it has no line there"""
     sites: dict[str, SiteStatistics]
-    """in the order of the forward pass"""
+    """by the site's name, in the order of the forward pass"""
 
 
 def replay(run_dir: Path, step: int, warn: Callable[[str], object]) -> ReplayedStep:
-    """Make a step again; steps count from 1, as in metrics.jsonl. Writes nothing."""
+    """Run a step again; steps count from 1, as in metrics.jsonl. Writes nothing."""
     run = RunSpec.load(run_dir)
     config = run.config
     if not 1 <= step <= config.steps:
         raise ValueError(
-            f"step={step} is not allowed: the steps of {str(run_dir)!r} are 1 to {config.steps}."
+            f"step={step} is not allowed: the run in {str(run_dir)!r} has the steps 1 to "
+            f"{config.steps}."
         )
-    dataset = load_dataset(config.data, config.tokenizer, run.given_tokenizer)
+    dataset = load_dataset(config.data, config.tokenizer, run.inherited_tokenizer)
     run.require_same_text(dataset.sha256, dataset.tokenizer)
     try:
         make_mesh(config)
     except ValueError as error:
-        warn(f"{error} This is on one device, and equal to rounding.")
+        warn(f"{error} The replay runs on one device and agrees up to rounding.")
         config = dataclasses.replace(config, mesh="data=1")
     compiled, root = build_train_functions(config, run.vocab_size), jax.random.key(config.seed)
     state = _state_before(run_dir, compiled, config, step, warn)
     restored_step = int(state.step)
-    for earlier in _track(range(restored_step, step - 1)):
-        rows = make_train_batch(compiled.mesh, dataset.train, config, earlier)
-        state, _ = compiled.train_step(state, rows, root)
+    for earlier_step in _track(range(restored_step, step - 1)):
+        sharded_batch = make_train_batch(compiled.mesh, dataset.train, config, earlier_step)
+        state, _ = compiled.train_step(state, sharded_batch, root)
     shape = (config.batch_size, config.model.block_size)
     batch = make_batch(dataset.train, config.seed, step - 1, *shape)
-    key = fold(root, "dropout", step - 1)  # as train_step folds it
+    key = fold(root, "dropout", step - 1)  # the same key as in train_step
     sites = _site_statistics(run, state.params, batch.inputs, key)
-    rows = make_train_batch(compiled.mesh, dataset.train, config, step - 1)
-    _, measured = compiled.train_step(state, rows, root)
-    recorded = {record["step"]: record["train_loss"] for record in read_metrics(run_dir)}
+    sharded_batch = make_train_batch(compiled.mesh, dataset.train, config, step - 1)
+    _, metrics = compiled.train_step(state, sharded_batch, root)
+    recorded_losses = {record["step"]: record["train_loss"] for record in read_metrics(run_dir)}
     return ReplayedStep(
-        step,
-        restored_step,
-        window_offsets(dataset.train, config.seed, step - 1, *shape).tolist(),
-        {name: float(value) for name, value in measured.items()},
-        recorded.get(step),
-        sites,
+        step=step,
+        restored_step=restored_step,
+        window_offsets=window_offsets(dataset.train, config.seed, step - 1, *shape).tolist(),
+        measured={name: float(value) for name, value in metrics.items()},
+        recorded=recorded_losses.get(step),
+        sites=sites,
     )
 
 
 def _state_before(
-    run_dir: Path, compiled: CompiledSteps, config: Config, step: int, warn
+    run_dir: Path,
+    compiled: CompiledSteps,
+    config: Config,
+    step: int,
+    warn: Callable[[str], object],
 ) -> TrainState:
     """The latest valid checkpoint before a step, or the state before step 1."""
     like = compiled.state
-    restored = restore_latest_valid(run_dir, like, warn, most=step - 1)
+    restored = restore_latest_valid(run_dir, like, warn, max_step=step - 1)
     if restored:
         return initial_state(compiled, restored[0], None)
-    return initial_state(compiled, None, config.parent and restore_parent_copy(run_dir, like))
+    parent = restore_parent_copy(run_dir, like) if config.parent else None
+    return initial_state(compiled, None, parent)
 
 
-def _track(steps: range):
+def _track(steps: range) -> Iterable[int]:
     """Show a progress bar for ten steps or more."""
     return track(
-        steps, "steps before", console=Console(stderr=True), transient=True, disable=len(steps) < 10
+        steps,
+        "earlier steps",
+        console=Console(stderr=True),
+        transient=True,
+        disable=len(steps) < 10,
     )
 
 
 def _site_statistics(
     run: RunSpec, params: Any, tokens: np.ndarray, key: jax.Array | None
 ) -> dict[str, SiteStatistics]:
-    """What one forward pass writes down of every site."""
+    """The statistics of every site in one forward pass."""
     model = run.config.model
     graph = nnx.graphdef(nnx.eval_shape(lambda: GPT(model, run.vocab_size, rngs=nnx.Rngs(0))))
-    names = []
+    names: list[str] = []
 
     @jax.jit
-    def taped(params, tokens, key):
-        tape = FullTape()
-        nnx.merge(graph, params)(tokens, key=key, tape=tape)
-        names.extend(tape)
-        return [_numbers(**held) for held in tape.values()]
+    def capture(params: Any, tokens: jax.Array, key: jax.Array | None) -> list[SiteStatistics]:
+        captures = CaptureAll()
+        nnx.merge(graph, params)(tokens, key=key, captures=captures)
+        names.extend(captures)
+        return [_statistics(**arrays) for arrays in captures.values()]
 
-    found = jax.device_get(taped(jax.device_get(params), tokens, key))
-    dropping = site_specs(model, *tokens.shape)
-    rates = [dropping[name].rate if name in dropping else 0.0 for name in names]
-    numbers = (SiteStatistics(*map(np.ndarray.item, each)) for each in found)
+    captured = jax.device_get(capture(jax.device_get(params), jnp.asarray(tokens), key))
+    specs = site_specs(model, *tokens.shape)
+    rates = [specs[name].rate if name in specs else 0.0 for name in names]
+    statistics = (SiteStatistics(*map(np.ndarray.item, numbers)) for numbers in captured)
     return {
-        name: each._replace(rate=rate)
-        for name, rate, each in zip(names, rates, numbers, strict=True)
+        name: site._replace(rate=rate)
+        for name, rate, site in zip(names, rates, statistics, strict=True)
     }
 
 
-def _numbers(input, output, mask=None) -> SiteStatistics:
-    x, y = (each.astype(jnp.float32) for each in (input, output))
+def _statistics(
+    input: jax.Array, output: jax.Array, mask: jax.Array | None = None
+) -> SiteStatistics:
+    x, y = input.astype(jnp.float32), output.astype(jnp.float32)
     return SiteStatistics(
-        jnp.zeros(()),
-        jnp.zeros(()) if mask is None else (~mask).astype(jnp.float32).mean(),
-        x.mean(),
-        jnp.sqrt(jnp.square(x).mean()),
-        jnp.abs(x).max(),
-        jnp.sqrt(jnp.square(y).mean()),
-        (~jnp.isfinite(x)).sum(),
+        rate=jnp.zeros(()),
+        dropped=jnp.zeros(()) if mask is None else (~mask).astype(jnp.float32).mean(),
+        input_mean=x.mean(),
+        input_rms=jnp.sqrt(jnp.square(x).mean()),
+        input_largest=jnp.abs(x).max(),
+        output_rms=jnp.sqrt(jnp.square(y).mean()),
+        not_finite=(~jnp.isfinite(x)).sum(),
     )
 
 
 def to_json(result: ReplayedStep) -> dict[str, Any]:
-    """As JSON can hold it: a number that is not finite is null."""
+    """Convert to JSON's types; NaN and infinity become null."""
 
-    def finite(value: Any) -> Any:
+    def convert(value: Any) -> Any:
         if isinstance(value, dict):
-            return {name: finite(item) for name, item in value.items()}
+            return {name: convert(item) for name, item in value.items()}
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    sites = {name: numbers._asdict() for name, numbers in result.sites.items()}
-    return finite(result._asdict() | {"sites": sites})
+    sites = {name: statistics._asdict() for name, statistics in result.sites.items()}
+    return convert(result._asdict() | {"sites": sites})
 
 
 def print_replay(result: ReplayedStep, console: Console) -> None:
-    """Print a step and its sites; the first with a number that is not finite is marked."""
-    source = (
-        f"the checkpoint of step {result.restored_step}" if result.restored_step else "the start"
-    )
+    """Print a step and its sites; mark the first site with an input that is not finite."""
+    source = "the initial state"
+    if result.restored_step:
+        source = f"the checkpoint of step {result.restored_step}"
     loss, recorded = result.measured["train_loss"], result.recorded
-    beside = "metrics.jsonl has no line of it"
+    comparison = "metrics.jsonl has no line for this step"
     if recorded is not None:
-        beside = f"metrics.jsonl has {'the same' if recorded == loss else repr(recorded)}"
+        comparison = f"metrics.jsonl has {'the same' if recorded == loss else repr(recorded)}"
     norms = "  ".join(f"{name} {v:.6g}" for name, v in result.measured.items() if "norm" in name)
     console.print(
-        f"step {result.step}, made from {source}\ntrain_loss {loss!r} ({beside})  {norms}\n"
-        f"the rows of the batch begin at the tokens {result.window_offsets}"
+        f"step {result.step}, replayed from {source}\n"
+        f"train_loss {loss!r} ({comparison})  {norms}\n"
+        "first tokens of the batch's rows, as positions in the training text: "
+        f"{result.window_offsets}"
     )
-    console.width = max(console.width, 96)  # no number is cut, whatever it is printed into
+    console.width = max(console.width, 96)  # so that the table cuts no number
     console.print(_table(result.sites))
 
 
 def _table(sites: dict[str, SiteStatistics]) -> Table:
-    table, marked = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)), False
+    table, is_marked = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)), False
     table.add_column("site", no_wrap=True)
     for name in SiteStatistics._fields:
         table.add_column(name.replace("_", "\n"), justify="right", no_wrap=True)
-    for name, numbers in sites.items():
-        first = bool(numbers.not_finite) and not marked
-        marked |= first
-        cells = [f"{value:.3g}" for value in numbers[:-1]] + [str(numbers.not_finite)]
-        table.add_row(f"{name} <- first" if first else name, *cells, style="red" if first else None)
+    for name, statistics in sites.items():
+        is_first = bool(statistics.not_finite) and not is_marked
+        is_marked |= is_first
+        cells = [f"{value:.3g}" for value in statistics[:-1]] + [str(statistics.not_finite)]
+        label, style = (f"{name} <- first", "red") if is_first else (name, None)
+        table.add_row(label, *cells, style=style)
     return table

@@ -1,4 +1,4 @@
-"""Training: one run from its first step to its last, and the steps that it is made of."""
+"""Training: the training loop, the training step, the optimizer and evaluation."""
 
 from minigpt.training.early_stopping import choose_run_dir
 from minigpt.training.evaluate import Evaluation, estimate_loss, evaluate_text

@@ -1,10 +1,11 @@
-"""What a run shows of itself while it goes."""
+"""What a run prints: its summary, progress, validations, sample and interruption."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -14,33 +15,33 @@ from minigpt.training.context import TrainContext
 
 
 def print_summary(context: TrainContext, step: int) -> None:
-    """The model, the text, dropout and the folder."""
-    count, mesh = context.parameter_count, context.compiled.mesh
+    """Print the model, the size of the text, the dropout rates and the run directory."""
     model, rates = context.config.model, context.config.model.dropout
     sites = {name: rate for name, rate in vars(rates).items() if rate}
-    parent = f", with the weights of {context.config.parent}" if context.config.parent else ""
+    parent = f", initial weights from {context.config.parent}" if context.config.parent else ""
     context.console.print(
-        f"{count:,} parameters: {model.n_layer} layers, {model.n_head} heads, {model.n_embd} wide, "
-        f"{model.block_size} tokens of context, on {_devices(mesh)}\n"
-        f"{len(context.dataset.train):,} tokens to train on, "
-        f"{len(context.dataset.validation):,} to validate, "
-        f"{context.tokenizer.vocab_size} in the vocabulary\n"
-        f"dropout: {sites or 'none (--dropout 0.2 sets it)'}\n"
-        f"{f'going on from step {step} in' if step else 'writing'} {context.run_dir}{parent}"
+        f"{context.parameter_count:,} parameters: {model.n_layer} layers, {model.n_head} heads, "
+        f"width {model.n_embd}, context {model.block_size} tokens, on "
+        f"{_describe_devices(context.compiled.mesh)}\n"
+        f"{len(context.dataset.train):,} training tokens, "
+        f"{len(context.dataset.validation):,} validation tokens, "
+        f"vocabulary {context.tokenizer.vocab_size}\n"
+        f"dropout: {sites or 'none (set it with --dropout 0.2)'}\n"
+        f"{f'resuming from step {step} in' if step else 'writing to'} {context.run_dir}{parent}"
     )
 
 
-def _devices(mesh) -> str:
+def _describe_devices(mesh: Mesh) -> str:
     """Such as "cpu", or "8 of 8 TPU v4: data=8, fsdp=1, tensor=1"."""
-    kind, count = mesh.devices.flat[0].device_kind, jax.device_count()
-    if count == 1:
+    kind, device_count = mesh.devices.flat[0].device_kind, jax.device_count()
+    if device_count == 1:
         return kind
     axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
-    return f"{mesh.size} of {count} {kind}: {axes}"
+    return f"{mesh.size} of {device_count} {kind}: {axes}"
 
 
 def progress_bar(console: Console) -> Progress:
-    """The bar."""
+    """A progress bar with a field `status`."""
     return Progress(
         BarColumn(),
         MofNCompleteColumn(),
@@ -51,16 +52,16 @@ def progress_bar(console: Console) -> Progress:
 
 
 def validation_line(record: dict[str, Any]) -> str:
-    """Both texts and the gap between them."""
+    """The losses on both texts, and the gap between them."""
     gap = record["val_loss"] - record["train_eval_loss"]
     return (
-        f"step {record['step']:>6}  training text {record['train_eval_loss']:.4f}  "
+        f"step {record['step']:>6}  loss: training text {record['train_eval_loss']:.4f}  "
         f"validation text {record['val_loss']:.4f}  gap {gap:+.4f}"
     )
 
 
 def print_sample(context: TrainContext, params: Any) -> None:
-    """Print a sample that begins with a new line, or with the first character of the alphabet."""
+    """Print a sample; its prompt is a newline, or the first character of the alphabet."""
     tokenizer = context.tokenizer
     if context.config.sample_tokens == 0:
         return
@@ -83,7 +84,7 @@ def print_sample(context: TrainContext, params: Any) -> None:
 
 
 def print_interrupted(context: TrainContext, is_finished: bool) -> None:
-    """Say at which step a run has stopped, and how to resume it."""
+    """Print the step at which a run has stopped, and how to resume it."""
     step = checkpoint.list_steps(context.run_dir)[-1]
-    then = "the run is finished" if is_finished else "the same command goes on from there"
-    context.console.print(f"stopped at step {step}; {then}")
+    advice = "the run is finished" if is_finished else "repeat the command to resume"
+    context.console.print(f"stopped at step {step}; {advice}")

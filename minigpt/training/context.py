@@ -1,4 +1,4 @@
-"""What all parts of a training run share."""
+"""The objects that all parts of a training run share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from minigpt.training.train_step import CompiledSteps
 
 
 class TrainContext(NamedTuple):
-    """What all parts of a training run share."""
+    """The objects that all parts of a training run share."""
 
     spec: RunSpec
     dataset: Dataset
@@ -40,15 +40,15 @@ class TrainContext(NamedTuple):
 
     @property
     def parameter_count(self) -> int:
-        """How many numbers the model learns."""
+        """The number of trainable parameters."""
         leaves = jax.tree.leaves(self.compiled.state.params)
         return sum(math.prod(leaf.shape) for leaf in leaves)
 
     def interruptible(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function; its call raises Interrupted if a signal has asked the run to stop."""
+        """Wrap a function so that a call raises Interrupted after a signal."""
 
         def call(*args: Any) -> Any:
-            if is_single_process():  # many processes stop between two steps only
+            if is_single_process():  # several processes stop only between two steps
                 self.interrupt.check()
             return function(*args)
 

@@ -1,4 +1,4 @@
-"""When a run is finished: at its last step, or when validations stop improving."""
+"""Whether a run is finished: at its last step, or when validations no longer improve."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from minigpt.run import CONFIG, RunSpec, differences, read_metrics
 
 
 def is_finished(config: Config, step: int, records: list[dict[str, Any]]) -> bool:
-    """Whether a step is the last: of all, or by early stopping."""
+    """Whether a step is the last one, by the number of steps or by early stopping."""
     return step >= config.steps or is_out_of_patience(config, records)
 
 
 def is_out_of_patience(config: Config, records: list[dict[str, Any]]) -> bool:
-    """Whether none of the last `patience` validations has a lower loss than all before them."""
+    """Whether the last `patience` validations have not lowered the minimum of the earlier ones."""
     if config.patience is None:
         return False
     losses = [record["val_loss"] for record in records if "val_loss" in record]
-    recent, before = losses[-config.patience :], losses[: -config.patience]
-    return bool(before) and min(recent) >= min(before)
+    recent, earlier = losses[-config.patience :], losses[: -config.patience]
+    return bool(earlier) and min(recent) >= min(earlier)
 
 
 def run_is_finished(run_dir: Path, config: Config) -> bool:
-    """Whether the run's last step is on disk and validated."""
+    """Whether the last step of a run is saved and validated."""
     steps = checkpoint.list_steps(run_dir)
     if not steps:
         return False
@@ -36,24 +36,25 @@ def run_is_finished(run_dir: Path, config: Config) -> bool:
     return is_validated and is_finished(config, steps[-1], records)
 
 
-def choose_run_dir(parent: Path, name: str, config: Config, *, fresh: bool = False) -> Path:
-    """The newest of parent/name, name-2, ... that is unfinished and has these settings, or the
-    first that does not exist.
+def choose_run_dir(folder: Path, name: str, config: Config, *, fresh: bool = False) -> Path:
+    """The newest of folder/NAME, folder/NAME-2, ... that is unfinished and has these settings.
+
+    If there is none, or with `fresh`: the first of these names that does not exist.
     """
-    numbered = (parent / (f"{name}-{n}" if n > 1 else name) for n in itertools.count(1))
+    numbered = (folder / (f"{name}-{n}" if n > 1 else name) for n in itertools.count(1))
     existing = list(itertools.takewhile(Path.exists, numbered))
-    free = parent / (f"{name}-{len(existing) + 1}" if existing else name)
+    unused = folder / (f"{name}-{len(existing) + 1}" if existing else name)
     for path in [] if fresh else reversed(existing):
         if _has_settings(path, config) and not run_is_finished(path, config):
             return path
-    return free
+    return unused
 
 
 def _has_settings(run_dir: Path, config: Config) -> bool:
     if not (run_dir / CONFIG).exists():
         return False
     try:
-        earlier = RunSpec.load(run_dir).config
+        saved = RunSpec.load(run_dir).config
     except ValueError:
         return False
-    return earlier.data == config.data and not differences(earlier, config)
+    return saved.data == config.data and not differences(saved, config)

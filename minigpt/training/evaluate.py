@@ -1,4 +1,4 @@
-"""The loss of a text: every token once, in windows of the context's length, dropout off."""
+"""The loss on a text, with dropout off: of the whole text, or an estimate from some windows."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from minigpt.data import Batch, require_length, take_windows
 
 
 class Evaluation(NamedTuple):
-    """Mean loss in nats a token, its perplexity, and bits a character."""
+    """The loss on a whole text."""
 
     loss: float
+    """mean, in nats per token"""
     perplexity: float
     bits_per_character: float
     tokens: int
+    """number of predicted tokens"""
 
 
 def evaluate_text(
@@ -29,11 +31,11 @@ def evaluate_text(
     batch_size: int,
     block_size: int,
 ) -> Evaluation:
-    """Predict every token but the first exactly once; `characters` is the text's length."""
+    """Predict every token except the first exactly once; `characters` is the text's length."""
     require_length(tokens, block_size)
     total = 0.0
-    for batch, new in _all_windows(tokens, batch_size, block_size):
-        total += float(np.asarray(eval_step(params, batch), np.float64)[new].sum())
+    for batch, is_new in _all_windows(tokens, batch_size, block_size):
+        total += float(np.asarray(eval_step(params, batch), np.float64)[is_new].sum())
     count = len(tokens) - 1
     loss = total / count
     return Evaluation(loss, math.exp(loss), total / math.log(2) / max(characters - 1, 1), count)
@@ -48,26 +50,30 @@ def estimate_loss(
     batch_size: int,
     block_size: int,
 ) -> float:
-    """Mean loss over `batches` batches of windows spread evenly over the text, always the same."""
+    """Mean loss over `batches` batches of windows, spread evenly over the text."""
     require_length(tokens, block_size)
-    starts = np.linspace(0, len(tokens) - block_size - 1, batches * batch_size).astype(np.int64)
+    offsets = np.linspace(0, len(tokens) - block_size - 1, batches * batch_size).astype(np.int64)
     losses = [
-        eval_step(params, take_windows(tokens, rows, block_size))
-        for rows in np.split(starts, batches)
+        eval_step(params, take_windows(tokens, batch_offsets, block_size))
+        for batch_offsets in np.split(offsets, batches)
     ]
     return float(np.mean([np.asarray(loss, np.float64).mean() for loss in losses]))
 
 
-def _all_windows(tokens, batch_size: int, block_size: int) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Batches of one shape, and which of their targets were not counted before."""
+def _all_windows(
+    tokens: np.ndarray, batch_size: int, block_size: int
+) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Batches of one shape that cover a text, and a mask of their targets that are new.
+
+    The last window overlaps the one before it, and the last batch is padded.
+    """
     last = len(tokens) - 1 - block_size
-    starts = np.append(np.arange(0, last, block_size), last)
-    first_new = np.append(starts[:-1], starts[-2] + block_size if len(starts) > 1 else 0)
-    for begin in range(0, len(starts), batch_size):
-        rows = starts[begin : begin + batch_size]
-        new_from = first_new[begin : begin + batch_size]
-        padding = batch_size - len(rows)
-        batch = take_windows(tokens, np.pad(rows, (0, padding)), block_size)
-        place = np.arange(block_size) + rows[:, None]
-        new = np.pad(place >= new_from[:, None], ((0, padding), (0, 0)))
-        yield batch, new
+    offsets = np.append(np.arange(0, last, block_size), last)
+    first_new = np.append(offsets[:-1], offsets[-2] + block_size if len(offsets) > 1 else 0)
+    for i in range(0, len(offsets), batch_size):
+        batch_offsets = offsets[i : i + batch_size]
+        padding = batch_size - len(batch_offsets)
+        batch = take_windows(tokens, np.pad(batch_offsets, (0, padding)), block_size)
+        positions = np.arange(block_size) + batch_offsets[:, None]
+        is_new = positions >= first_new[i : i + batch_size, None]
+        yield batch, np.pad(is_new, ((0, padding), (0, 0)))

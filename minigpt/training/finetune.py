@@ -1,4 +1,4 @@
-"""The default settings of a run that fine-tunes another."""
+"""The default settings of a fine-tuned run."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from minigpt.config import Config
 
 
 def finetune_defaults(config: Config, parent: Path, steps: int | None = None) -> Config:
-    """The settings that those of a parent suggest; some follow from the number of steps.
+    """The default settings for fine-tuning a run with the settings `config`.
 
-    A tenth of its learning rate, which keeps most of what it has learned; a quarter of its steps;
-    ten validations, and early stopping after three without a lower loss, since a short text is
-    soon overfitted.
+    A tenth of the parent's learning rate, to keep most of what it has learned; a quarter of its
+    steps, or `steps`; ten validations, and early stopping after three without a lower loss, because
+    a model soon overfits a short text.
     """
     steps = steps or max(config.steps // 4, 1)
     optim = dataclasses.replace(

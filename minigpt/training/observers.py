@@ -1,4 +1,4 @@
-"""What looks on, by choice: TensorBoard's files and a profile of some steps."""
+"""Optional observers of a run: TensorBoard files and a profile of some steps."""
 
 from __future__ import annotations
 
@@ -7,51 +7,51 @@ from typing import Any
 
 import jax
 
-WARM_UP = 2  # steps that are not profiled: the first compiles
+WARM_UP_STEPS = 2  # not profiled: the first step compiles
 
 
 class Observers:
-    """Writes RUN_DIR/tensorboard and RUN_DIR/profile, or neither."""
+    """Writes RUN_DIR/tensorboard and RUN_DIR/profile, if requested."""
 
     def __init__(self, run_dir: Path, step: int, *, tensorboard: bool, profile_steps: int):
-        self._board = _board(run_dir / "tensorboard", step) if tensorboard else None
-        self._profile, self._profiling = run_dir / "profile", False
-        first = step + WARM_UP
-        self._profiled = range(first, first + profile_steps)
+        self._writer = _summary_writer(run_dir / "tensorboard", step) if tensorboard else None
+        self._profile_dir, self._is_profiling = run_dir / "profile", False
+        first = step + WARM_UP_STEPS
+        self._profiled_steps = range(first, first + profile_steps)
 
-    def before(self, step: int) -> None:
-        """Begin or end the profile; `step` is about to be made."""
-        if (step in self._profiled) == self._profiling:
+    def before_step(self, step: int) -> None:
+        """Start or stop the profiler, before the step with this index (from 0)."""
+        if (step in self._profiled_steps) == self._is_profiling:
             return
-        if self._profiling:
+        if self._is_profiling:
             jax.profiler.stop_trace()
         else:
-            jax.profiler.start_trace(self._profile)
-        self._profiling = not self._profiling
+            jax.profiler.start_trace(self._profile_dir)
+        self._is_profiling = not self._is_profiling
 
-    def record(self, record: dict[str, Any]) -> None:
-        """Write the numbers of a record of metrics.jsonl."""
-        if self._board is not None:
+    def write_record(self, record: dict[str, Any]) -> None:
+        """Write a record of metrics.jsonl to TensorBoard."""
+        if self._writer is not None:
             for name in record.keys() - {"step"}:
-                self._board.add_scalar(name, record[name], record["step"])
+                self._writer.add_scalar(name, record[name], record["step"])
 
     def __enter__(self) -> Observers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._profiling:
+        if self._is_profiling:
             jax.profiler.stop_trace()
-        if self._board is not None:
-            self._board.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
-def _board(folder: Path, step: int):
+def _summary_writer(folder: Path, step: int) -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ModuleNotFoundError:
         raise ValueError(
-            "tensorboard=True is not allowed: it must be False without tensorboardX. Install it: "
+            "tensorboard=True is not allowed: tensorboardX is not installed. Install it: "
             "pip install tensorboardX."
         ) from None
-    # A run that goes on hides what was written of later steps before.
+    # A resumed run repeats the later steps: TensorBoard hides their old values.
     return SummaryWriter(str(folder), purge_step=step + 1)

@@ -1,6 +1,8 @@
-"""From the config to optax: AdamW, warm-up and cosine, clipping."""
+"""The optimizer in optax: AdamW, a schedule with warm-up and cosine decay, gradient clipping."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import optax
@@ -9,18 +11,21 @@ from minigpt.config import OptimConfig
 
 
 def learning_rate_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Linear from learning_rate / (warmup + 1), then a cosine that ends at min_learning_rate."""
+    """Linear warm-up from learning_rate / (warmup_steps + 1), then a cosine to min_learning_rate.
+
+    The cosine ends at step `steps`.
+    """
     return optax.warmup_cosine_decay_schedule(
         init_value=config.learning_rate / (config.warmup_steps + 1),
         peak_value=config.learning_rate,
         warmup_steps=config.warmup_steps,
-        decay_steps=max(steps, config.warmup_steps + 1),  # a run may end within its warm-up
+        decay_steps=max(steps, config.warmup_steps + 1),  # a run may be shorter than its warm-up
         end_value=config.min_learning_rate,
     )
 
 
 def build_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Clip by the global norm, then AdamW, with decay on matrices only."""
+    """Clip by the global norm, then AdamW, with weight decay on matrices only."""
     adamw = optax.adamw(
         learning_rate_schedule(config, steps),
         b1=config.beta1,
@@ -31,10 +36,10 @@ def build_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransforma
     return optax.chain(optax.clip_by_global_norm(config.grad_clip), adamw)
 
 
-def _is_matrix(params):
-    """By name: a scan over layers gives every array an axis more."""
+def _is_matrix(params: Any) -> Any:
+    """By name, not by dimensions: scan_layers adds an axis to every array."""
 
-    def decays(path, _):
+    def is_matrix(path: tuple[Any, ...], _: Any) -> bool:
         return any(getattr(key, "key", None) in ("kernel", "embedding") for key in path)
 
-    return jax.tree.map_with_path(decays, params)
+    return jax.tree.map_with_path(is_matrix, params)

@@ -1,18 +1,19 @@
-"""Overfitting named while it happens, and dropout that may be costing: a function of the records.
+"""Detect overfitting, and dropout that may be hurting, from the records of a run.
 
-The rule. A validation estimates a text's loss from n = eval_batches * batch_size * block_size
-tokens. The losses of tokens spread about as much as their mean (for n = 15,360 the README has a
-standard deviation of 0.015 at 1.899), so two independent estimates of the same loss L differ by
-about L * sqrt(2 / n); three times that is called noise here. (All validations of a run are of the
-same windows, so they differ by less, and the rule is slow to speak rather than quick.)
+The noise. A validation estimates the loss of a text from n = eval_batches * batch_size * block_size
+tokens. The standard deviation of a token's loss is about as large as the mean loss L (measured for
+n = 15,360: the estimate has a standard deviation of 0.015 at a loss of 1.899). So two independent
+estimates of the same loss differ by about L * sqrt(2 / n); three times this is the noise below. All
+validations of a run use the same windows, so their estimates differ by less, and the rule reports
+too late rather than too early.
 
-A run overfits when in each of the last three validations the validation text's loss is above its
-best by more than noise, and in the last one the training text's loss is below that at the best by
-more than noise. The first such validation is told, and then those where the rise has doubled.
+Overfitting. In each of the last three validations, the validation loss is above its minimum by more
+than the noise, and in the last one, the loss on the training text is below its value at that
+minimum by more than the noise. It is reported once, and again when the rise has doubled.
 
-At the run's last validation, if a rate of dropout is not 0: there is no gap to close when the
-validation text's loss is not above the training text's by more than noise. It is told if noise is
-below a twentieth of the loss; of a coarser estimate nothing is said.
+Dropout may hurt. At the last validation of a run with dropout, there is no generalization gap: the
+validation loss is not above the loss on the training text by more than the noise. It is reported
+only if the noise is below a twentieth of the loss, since a coarser estimate shows nothing.
 """
 
 from __future__ import annotations
@@ -23,70 +24,72 @@ from typing import Any
 from minigpt.config import Config
 from minigpt.training.early_stopping import is_finished
 
-# What can be done about overfitting, the best first, as docs/claims.md measures: data_size for the
-# first, gpt_overfitting and gpt_rates for the next two, interactions for the others.
+# Remedies for overfitting, the best first, as measured in docs/claims.md: data_size for the first,
+# gpt_overfitting and gpt_rates for the next two, interactions for the others.
 REMEDIES = (
     "more text",
-    "the best checkpoint (--checkpoint best in sample and eval) and an earlier stop (--patience 3)",
+    "the best checkpoint (--checkpoint best in sample and eval) and early stopping (--patience 3)",
     "more dropout (--dropout)",
     "label smoothing (--label-smoothing 0.1)",
     "more weight decay (--optim.weight-decay)",
 )
-HELPS = f" What helps, best first by docs/claims.md: {'; '.join(REMEDIES)}."
+ADVICE = f" Remedies, the most effective first (docs/claims.md): {'; '.join(REMEDIES)}."
 IN_A_ROW = 3
 STANDARD_ERRORS = 3
 
 
 def diagnose(records: list[dict[str, Any]], config: Config) -> str | None:
-    """What is to be said after the last record, a validation; None is nothing.
+    """The message to print after the last record, which is a validation; None if there is none.
 
-    Whether something was said before follows from the records too, so that a run that goes on says
-    what the undisturbed one would.
+    The records also tell what was reported before, so a resumed run prints the same messages as an
+    uninterrupted one.
     """
     validations = [record for record in records if "val_loss" in record]
-    if told := _diagnose_overfitting(validations, config):
-        return told
+    if message := _diagnose_overfitting(validations, config):
+        return message
     if is_finished(config, validations[-1]["step"], records):
         return _dropout_may_hurt(validations[-1], config)
     return None
 
 
 def noise(loss: float, config: Config) -> float:
-    """By how much two estimates of a loss must differ to be called different."""
+    """The largest difference between two estimates of a loss that can be chance."""
     tokens = config.eval_batches * config.batch_size * config.model.block_size
     return STANDARD_ERRORS * loss * math.sqrt(2 / tokens)
 
 
 def _diagnose_overfitting(validations: list[dict[str, Any]], config: Config) -> str | None:
-    """What is said of the last validation; those before it decide whether it is news."""
-    best, told, text = validations[0], 0.0, None
-    for at, now in enumerate(validations, 1):
-        text = None
-        best = now if now["val_loss"] < best["val_loss"] else best
-        recent = validations[max(at - IN_A_ROW, 0) : at]
-        rise = min(each["val_loss"] for each in recent) - best["val_loss"]
-        fall = best["train_eval_loss"] - now["train_eval_loss"]
+    """The message for the last validation; the earlier ones decide whether it is new."""
+    best, last_reported_rise, message = validations[0], 0.0, None
+    for count, validation in enumerate(validations, 1):
+        message = None
+        best = validation if validation["val_loss"] < best["val_loss"] else best
+        recent = validations[max(count - IN_A_ROW, 0) : count]
+        rise = min(record["val_loss"] for record in recent) - best["val_loss"]
+        fall = best["train_eval_loss"] - validation["train_eval_loss"]
         rises = rise > noise(best["val_loss"], config)
         falls = fall > noise(best["train_eval_loss"], config)
-        if rises and falls and rise >= 2 * told:
-            text = (
-                f"overfitting{' more' if told else ''}: the validation text's loss was {rise:.3f} "
-                f"or more above its best ({best['val_loss']:.4f} at step {best['step']}) "
-                f"{IN_A_ROW} times in a row, while the training text's fell by {fall:.3f}."
+        if rises and falls and rise >= 2 * last_reported_rise:
+            is_first = last_reported_rise == 0
+            message = (
+                f"overfitting{'' if is_first else ' more'}: in the last {IN_A_ROW} validations, "
+                f"the validation loss is at least {rise:.3f} above its minimum "
+                f"({best['val_loss']:.4f} at step {best['step']}), while the loss on the training "
+                f"text fell by {fall:.3f}.{ADVICE if is_first else ''}"
             )
-            text += "" if told else HELPS
-            told = rise
-    return text
+            last_reported_rise = rise
+    return message
 
 
 def _dropout_may_hurt(last: dict[str, Any], config: Config) -> str | None:
-    """That dropout may cost more than it brings, where there is nothing for it to bring."""
+    """Warn that dropout may be hurting when there is no generalization gap."""
     loss, gap = last["val_loss"], last["val_loss"] - last["train_eval_loss"]
-    drops = any(vars(config.model.dropout).values())
-    if not (drops and gap <= noise(loss, config) < loss / 20):
+    has_dropout = any(vars(config.model.dropout).values())
+    if not (has_dropout and gap <= noise(loss, config) < loss / 20):
         return None
+    within_noise = gap >= -noise(loss, config)
     return (
-        f"no gap: the validation text's loss is {gap:+.4f} from the training text's, which is "
-        f"{'within noise' if gap >= -noise(loss, config) else 'below it'}. Nothing is learnt by "
-        "heart, so dropout may be costing: --dropout 0 is worth a try."
+        f"no gap: the validation loss minus the loss on the training text is {gap:+.4f}, "
+        f"{'within the noise' if within_noise else 'below zero'}. The model does not overfit, so "
+        "dropout may be hurting: try --dropout 0."
     )

@@ -1,11 +1,11 @@
-"""Training time, tokens a second, and model FLOPs utilization.
+"""Training time, tokens per second, and model FLOPs utilization (MFU).
 
-Utilization is the share of the devices' peak that the model's arithmetic needs.
+MFU is the FLOPs that the model needs, divided by the peak FLOPs of the devices.
 
-FLOPs of a token, forward and backward: 6 for every parameter and 12 * layers * width * context for
-attention (Chowdhery et al., "PaLM", 2022, appendix B). Arithmetic that remat repeats does not
-count. The peak is that of dense bfloat16 products, as the makers state it; a device that is not in
-the table has none, and no utilization is guessed.
+The FLOPs of a token, forward and backward: 6 per parameter, and 12 * layers * width * context for
+attention (Chowdhery et al., "PaLM", 2022, appendix B). FLOPs that remat repeats are not counted.
+The peak is the manufacturer's number for dense bfloat16 matrix products. For a device that is not
+in the table no MFU is reported.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from minigpt.config import ModelConfig
 from minigpt.training.context import TrainContext
 
-# By the start of jax.Device.device_kind, in FLOP/s.
+# Peak FLOP/s by the prefix of jax.Device.device_kind.
 PEAKS = {
     "NVIDIA H100 80GB HBM3": 989e12,  # NVIDIA H100 datasheet, SXM5, without sparsity
     "NVIDIA H100 PCIe": 756e12,  # the same
@@ -29,18 +29,18 @@ PEAKS = {
 
 
 def flops_per_token(config: ModelConfig, parameters: int) -> float:
-    """Model FLOPs of training on one token."""
+    """FLOPs that the model needs to train on one token."""
     return 6 * parameters + 12 * config.n_layer * config.n_embd * config.block_size
 
 
 def share_of_peak(flops_per_s: float, device_kind: str, devices: int) -> float | None:
-    """The share of the devices' peak, or None where the peak is not known."""
+    """The share of the devices' peak; None if the peak is not known."""
     peak = next((peak for kind, peak in PEAKS.items() if device_kind.startswith(kind)), None)
     return None if peak is None else flops_per_s / (peak * devices)
 
 
 def utilization(context: TrainContext, tokens_per_s: float) -> dict[str, float]:
-    """A record's "mfu", where the devices' peak is known."""
+    """The entry "mfu" of a record; empty if the devices' peak is not known."""
     flops = flops_per_token(context.config.model, context.parameter_count) * tokens_per_s
     devices = context.compiled.mesh.devices.ravel()
     share = share_of_peak(flops, devices[0].device_kind, len(devices))
@@ -48,27 +48,27 @@ def utilization(context: TrainContext, tokens_per_s: float) -> dict[str, float]:
 
 
 class TrainingClock:
-    """Training time, without validation and saving."""
+    """Measures the time of training, without validation and saving."""
 
     def __init__(self, tokens_per_step: int, step: int, elapsed_s: float):
-        self.tokens_per_step, self.last_step = tokens_per_step, step
-        self.last_lap = time.perf_counter()
-        self.zero = self.last_lap - elapsed_s
+        self._tokens_per_step, self._last_step = tokens_per_step, step
+        self._last_lap = time.perf_counter()
+        self._start = self._last_lap - elapsed_s
 
     def elapsed(self) -> float:
-        """Seconds of training up to the last lap, those before a resumption included."""
-        return round(self.last_lap - self.zero, 3)
+        """Seconds of training until the last lap, including those before the run was resumed."""
+        return round(self._last_lap - self._start, 3)
 
     def lap(self, step: int) -> dict[str, float]:
-        """Tokens a second since the last lap, and the seconds of training."""
+        """Tokens per second since the last lap, and the seconds of training."""
         now = time.perf_counter()
-        tokens = (step - self.last_step) * self.tokens_per_step
-        speed = tokens / (now - self.last_lap)
-        self.last_lap, self.last_step = now, step
-        return {"tokens_per_s": round(speed, 1), "elapsed_s": self.elapsed()}
+        tokens = (step - self._last_step) * self._tokens_per_step
+        tokens_per_s = tokens / (now - self._last_lap)
+        self._last_lap, self._last_step = now, step
+        return {"tokens_per_s": round(tokens_per_s, 1), "elapsed_s": self.elapsed()}
 
     def exclude_time_since_lap(self) -> None:
-        """Leave out the time since the last lap."""
+        """Do not count the time since the last lap."""
         now = time.perf_counter()
-        self.zero += now - self.last_lap
-        self.last_lap = now
+        self._start += now - self._last_lap
+        self._last_lap = now

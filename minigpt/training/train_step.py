@@ -1,7 +1,8 @@
-"""One step of training, and of evaluation: pure functions of state, batch and key."""
+"""The training step and the evaluation step: pure functions of state, batch and key."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +29,7 @@ from minigpt.training.optimizer import build_optimizer
 
 
 class TrainState(NamedTuple):
-    """All that training changes."""
+    """Everything that a training step changes."""
 
     step: jax.Array
     params: Any
@@ -41,47 +42,77 @@ class CompiledSteps(NamedTuple):
     mesh: Mesh
     state: TrainState
     train_step: MeshFunction
-    """(state, batch, the run's key) to (state, what was measured); it consumes the state"""
+    """(state, batch, the run's key) to (new state, metrics); the old state is donated"""
     eval_step: MeshFunction
     """(params, batch) to the loss of every target"""
     logits: MeshFunction
     """(params, tokens) to logits, dropout off"""
     gather: MeshFunction
-    """a state to the same, whole on every device"""
+    """a state to the same state, replicated on every device"""
 
     def put_batch(self, batch: Batch) -> Batch:
-        """A batch from the host, its rows spread over the mesh."""
+        """Shard the rows of a batch on the host over the mesh."""
         rows, columns = batch.inputs.shape
         return shard_batch(
-            self.mesh, (rows, columns), lambda part: Batch(*(each[part] for each in batch))
+            self.mesh, (rows, columns), lambda part: Batch(*(array[part] for array in batch))
         )
 
-    def put(self, state: TrainState) -> TrainState:
-        """A state from the host, laid out on the mesh."""
+    def put_state(self, state: TrainState) -> TrainState:
+        """Shard a state on the host over the mesh."""
         return shard_state(self.mesh, state)
 
-    def gathered(self, state: TrainState) -> TrainState:
-        """The state with every array where this process can read it."""
+    def gather_state(self, state: TrainState) -> TrainState:
+        """The state with arrays that this process can read completely."""
         if jax.process_count() == 1:
             return state
         return self.gather(state)
 
 
 def build_train_functions(config: Config, vocab_size: int) -> CompiledSteps:
-    """Build the model, its optimizer and the steps; the weights follow from config.seed."""
+    """Build the model, its optimizer and the steps; config.seed decides the initial weights."""
     mesh = make_mesh(config)
     model = GPT(config.model, vocab_size, rngs=nnx.Rngs(config.seed))
     graph, params = nnx.split(model)
     tx = build_optimizer(config.optim, config.steps)
     state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
-    places, everywhere = state_shardings(mesh, state), replicated(mesh)
+    sharded, whole = state_shardings(mesh, state), replicated(mesh)
 
-    def train_step(state: TrainState, batch: Batch, key: jax.Array):
+    def eval_step(params: Any, batch: Batch) -> jax.Array:
+        return token_losses(graph, params, batch, None)
+
+    def logits(params: Any, tokens: jax.Array) -> jax.Array:
+        return nnx.merge(graph, params)(tokens, key=None)
+
+    train_step = jax.jit(
+        _make_train_step(config, graph, tx), donate_argnums=0, out_shardings=(sharded, whole)
+    )
+    return CompiledSteps(
+        mesh=mesh,
+        state=shard_state(mesh, state),
+        train_step=MeshFunction(mesh, train_step),
+        eval_step=MeshFunction(mesh, jax.jit(eval_step, out_shardings=whole)),
+        logits=MeshFunction(mesh, jax.jit(logits, out_shardings=whole)),
+        gather=MeshFunction(mesh, jax.jit(lambda state: state, out_shardings=whole)),
+    )
+
+
+def _make_train_step(
+    config: Config, graph: nnx.GraphDef[GPT], tx: optax.GradientTransformation
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    def train_step(
+        state: TrainState, batch: Batch, key: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         dropout_key = fold(key, "dropout", state.step)
 
-        def mean_loss(params, part: Batch, start):
-            smoothing = config.label_smoothing
-            return token_losses(graph, params, part, dropout_key, smoothing, start).mean()
+        def mean_loss(params: Any, part: Batch, row_offset: jax.Array | None) -> jax.Array:
+            return token_losses(
+                graph,
+                params,
+                part,
+                dropout_key,
+                label_smoothing=config.label_smoothing,
+                row_offset=row_offset,
+            ).mean()
 
         value_and_grad = jax.value_and_grad(mean_loss)
         loss, gradient = accumulate_gradients(
@@ -89,104 +120,97 @@ def build_train_functions(config: Config, vocab_size: int) -> CompiledSteps:
         )
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        measured = {
+        metrics = {
             "train_loss": loss,
             "grad_norm": optax.tree.norm(gradient),
             "param_norm": optax.tree.norm(params),
         }
-        return TrainState(state.step + 1, params, opt_state), measured
+        return TrainState(state.step + 1, params, opt_state), metrics
 
-    def eval_step(params, batch: Batch):
-        return token_losses(graph, params, batch, None)
-
-    def logits(params, tokens):
-        return nnx.merge(graph, params)(tokens, key=None)
-
-    return CompiledSteps(
-        mesh,
-        shard_state(mesh, state),
-        MeshFunction(
-            mesh, jax.jit(train_step, donate_argnums=0, out_shardings=(places, everywhere))
-        ),
-        MeshFunction(mesh, jax.jit(eval_step, out_shardings=everywhere)),
-        MeshFunction(mesh, jax.jit(logits, out_shardings=everywhere)),
-        MeshFunction(mesh, jax.jit(lambda state: state, out_shardings=everywhere)),
-    )
+    return train_step
 
 
 class MeshFunction(NamedTuple):
-    """A compiled step, traced and called with the mesh in effect."""
+    """A jitted function that is traced and called with the mesh as the current mesh."""
 
     mesh: Mesh
-    step: Any
+    function: Any
 
     def __call__(self, *args: Any) -> Any:
-        """Make the step."""
+        """Call the function."""
         with use_mesh(self.mesh):
-            return self.step(*args)
+            return self.function(*args)
 
     def lower(self, *args: Any) -> jax.stages.Lowered:
-        """What jax.jit's `lower` gives."""
+        """Lower the function, as `jax.jit(...).lower` does."""
         with use_mesh(self.mesh):
-            return self.step.lower(*args)
+            return self.function.lower(*args)
 
 
-def initial_state(compiled: CompiledSteps, saved: Any, parent: Any) -> TrainState:
-    """The state that a run continues from: the saved one, the seed's with the parent's weights, or
-    the seed's.
+def initial_state(
+    compiled: CompiledSteps, saved: TrainState | None, parent: TrainState | None
+) -> TrainState:
+    """The saved state; or the initial state, with the parent's weights if there is a parent.
 
-    What is replaced is deleted from the devices, so that two states never lie beside each other.
+    Arrays that are replaced are deleted from the devices first, so that no device holds two states.
     """
-    fresh = compiled.state
+    state = compiled.state
     if saved is not None:
-        jax.tree.map(lambda leaf: leaf.delete(), fresh)
-        return compiled.put(saved)
+        jax.tree.map(lambda leaf: leaf.delete(), state)
+        return compiled.put_state(saved)
     if parent is not None:
-        jax.tree.map(lambda leaf: leaf.delete(), fresh.params)
-        return fresh._replace(params=shard_state(compiled.mesh, parent.params))
-    return fresh
+        jax.tree.map(lambda leaf: leaf.delete(), state.params)
+        return state._replace(params=shard_state(compiled.mesh, parent.params))
+    return state
 
 
 def make_train_batch(mesh: Mesh, tokens: np.ndarray, config: Config, step: int) -> Batch:
     """A step's batch on the mesh; each process reads the rows of its own devices only."""
     shape = (config.batch_size, config.model.block_size)
     return shard_batch(
-        mesh, shape, lambda rows: make_batch(tokens, config.seed, step, *shape, rows)
+        mesh, shape, lambda rows: make_batch(tokens, config.seed, step, *shape, rows=rows)
     )
 
 
-def accumulate_gradients(count: int, value_and_grad, params, batch: Batch):
-    """The mean over `count` parts of a batch, one after the other: less memory, the same sums."""
+def accumulate_gradients(
+    count: int,
+    value_and_grad: Callable[[Any, Batch, jax.Array | None], tuple[jax.Array, Any]],
+    params: Any,
+    batch: Batch,
+) -> tuple[jax.Array, Any]:
+    """Mean loss and gradient over `count` parts of a batch, computed in turn to save memory."""
     if count == 1:
         return value_and_grad(params, batch, None)
     rows = batch.inputs.shape[0] // count
 
-    def add(sums, part):
-        start, inputs, targets = part
-        found = value_and_grad(params, Batch(inputs, targets), start)
-        return jax.tree.map(jnp.add, sums, found), None
+    def add(sums: Any, part: tuple[jax.Array, Any, Any]) -> tuple[Any, None]:
+        row_offset, inputs, targets = part
+        loss_and_gradient = value_and_grad(params, Batch(inputs, targets), row_offset)
+        return jax.tree.map(jnp.add, sums, loss_and_gradient), None
 
     parts = [
-        constrain_batch_sharding(jnp.reshape(each, (count, rows, -1)), axis=1) for each in batch
+        constrain_batch_sharding(jnp.reshape(array, (count, rows, -1)), axis=1) for array in batch
     ]
-    starts = jnp.arange(count, dtype=jnp.uint32) * rows
+    row_offsets = jnp.arange(count, dtype=jnp.uint32) * rows
     zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
-    sums, _ = jax.lax.scan(add, zeros, (starts, *parts))
+    offsets_and_parts: Any = (row_offsets, *parts)
+    sums, _ = jax.lax.scan(add, zeros, offsets_and_parts)
     return jax.tree.map(lambda leaf: leaf / count, sums)
 
 
 def token_losses(
-    graph,
-    params,
+    graph: nnx.GraphDef[GPT],
+    params: Any,
     batch: Batch,
     key: jax.Array | None,
+    *,
     label_smoothing: float = 0.0,
-    start: jax.Array | None = None,
+    row_offset: jax.Array | None = None,
 ) -> jax.Array:
-    """Cross-entropy of every target in nats; `key=None` is evaluation."""
-    logits = nnx.merge(graph, params)(batch.inputs, key=key, start=start)
+    """Cross-entropy of every target in nats: (batch, time); `key=None` is evaluation."""
+    logits = nnx.merge(graph, params)(jnp.asarray(batch.inputs), key=key, row_offset=row_offset)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
     if label_smoothing == 0:
         return losses
-    even = -jax.nn.log_softmax(logits).mean(axis=-1)
-    return (1 - label_smoothing) * losses + label_smoothing * even
+    uniform_losses = -jax.nn.log_softmax(logits).mean(axis=-1)
+    return (1 - label_smoothing) * losses + label_smoothing * uniform_losses

@@ -1,4 +1,4 @@
-"""The training loop: when to step, validate, log, save and stop; no mathematics."""
+"""The training loop: when to train, validate, log, save and stop."""
 
 from __future__ import annotations
 
@@ -40,9 +40,10 @@ from minigpt.training.train_step import (
 
 
 def train(config: Config, run_dir: Path, console: Console, *, fresh: bool = False) -> None:
-    """Train to the last step, from the first or from the latest valid checkpoint in run_dir.
+    """Train to the last step, starting from the latest valid checkpoint in run_dir if there is one.
 
-    SIGTERM and Ctrl-C leave an exact checkpoint. `fresh` refuses a folder that holds a run.
+    SIGTERM and Ctrl-C save a checkpoint from which the run resumes exactly. `fresh` refuses a
+    folder that contains a run.
     """
     with InterruptHandler() as interrupt:
         dataset = _load_dataset(config, run_dir)
@@ -50,7 +51,14 @@ def train(config: Config, run_dir: Path, console: Console, *, fresh: bool = Fals
         settings = dataclasses.replace(config, data=None)
         require_equal(f"{settings} {dataset.sha256}", "settings or texts")
         compiled = build_train_functions(config, spec.vocab_size)
-        context = TrainContext(spec, dataset, compiled, run_dir, console, interrupt)
+        context = TrainContext(
+            spec=spec,
+            dataset=dataset,
+            compiled=compiled,
+            run_dir=run_dir,
+            console=console,
+            interrupt=interrupt,
+        )
         with open_run(spec, run_dir, compiled.state, console.print, fresh=fresh) as run:
             try:
                 Trainer(context, run).run()
@@ -68,10 +76,10 @@ def _load_dataset(config: Config, run_dir: Path) -> Dataset:
 
 
 class Trainer:
-    """A run at work. Its methods are the phases of a run, in their order.
+    """One run. Its methods are the phases of a run, in order.
 
-    `pending` is the record of a step that is made and whose validation is still to come: a stop
-    during the validation leaves it in the checkpoint.
+    `pending` is the record of a step whose validation is not complete. If the run stops during the
+    validation, the checkpoint contains it.
     """
 
     def __init__(self, context: TrainContext, run: OpenRun):
@@ -81,13 +89,13 @@ class Trainer:
         self.step = int(self.state.step)
         self.root_key = jax.random.key(config.seed)
         self.pending: dict[str, Any] | None = run.meta.get("pending")
-        self.unchecked: list[dict[str, Any]] = []
+        self.unchecked_metrics: list[dict[str, Any]] = []
         self.clock = TrainingClock(
             config.batch_size * config.model.block_size, self.step, run.meta.get("elapsed_s", 0.0)
         )
 
     def run(self) -> None:
-        """Make all steps, then draw the losses and print a sample."""
+        """Train, then plot the losses and print a sample."""
         context = self.context
         with ExitStack() as stack:
             self.metrics = stack.enter_context(self._open_metrics())
@@ -102,7 +110,7 @@ class Trainer:
         context.console.print(f"run directory: {context.run_dir}")
 
     def _open_metrics(self) -> MetricsLog:
-        """The records up to the checkpoint's step, without the one that is pending there."""
+        """The records up to the checkpoint's step, without a pending one."""
         last_step = self.step - 1 if self.pending else self.step
         return MetricsLog(
             self.context.run_dir,
@@ -124,64 +132,64 @@ class Trainer:
         )
 
     def train_steps(self) -> None:
-        """Steps, records, validations and checkpoints up to the last step."""
+        """Train, log, validate and save until the last step."""
         with screen.progress_bar(self.context.console) as progress:
             bar = progress.add_task("", total=self.config.steps, completed=self.step, status="")
             progress.update(bar, status="compiling")
             while self.pending or not is_finished(self.config, self.step, self.metrics.records):
                 if not self.pending:
-                    self.stop_if_asked()
-                    self.make_step()
-                    if not self.is_recorded():
+                    self.stop_if_requested()
+                    self.train_one_step()
+                    if not self.is_logged():
                         continue
-                    self.pending = self.measure()
+                    self.pending = self.collect_record()
                 record = self.complete(self.pending, progress)
-                self.observers.record(record)
+                self.observers.write_record(record)
                 status = "loss {train_loss:.4f}  {tokens_per_s:,.0f} tokens/s".format(**record)
                 progress.update(bar, completed=self.step, status=status)
                 self.pending = None
 
-    def stop_if_asked(self) -> None:
-        """Save and raise Interrupted if a signal asked for it.
+    def stop_if_requested(self) -> None:
+        """Save a checkpoint and raise Interrupted after a signal.
 
-        Many processes agree on it only at the steps of the log, as agreeing makes them wait.
+        Several processes have to wait for each other to agree, so they check at logged steps only.
         """
         if not is_single_process() and self.step % self.config.log_every:
             return
-        if any_process(self.context.interrupt.asked):
+        if any_process(self.context.interrupt.requested):
             self.save()
             self.wait_for_save()
             raise Interrupted
 
-    def make_step(self) -> None:
-        """One step of training; what it measures stays on the device."""
-        self.observers.before(self.step)
+    def train_one_step(self) -> None:
+        """Run one training step; its metrics stay on the device."""
+        self.observers.before_step(self.step)
         compiled = self.context.compiled
         batch = make_train_batch(compiled.mesh, self.context.dataset.train, self.config, self.step)
-        self.state, measured = compiled.train_step(self.state, batch, self.root_key)
+        self.state, metrics = compiled.train_step(self.state, batch, self.root_key)
         self.step += 1
-        self.unchecked.append(measured)
+        self.unchecked_metrics.append(metrics)
 
-    def is_recorded(self) -> bool:
-        """Whether the step has a line in metrics.jsonl."""
-        return self.is_validated() or self.step % self.config.log_every == 0
+    def is_logged(self) -> bool:
+        """Whether the current step gets a line in metrics.jsonl."""
+        return self.needs_validation() or self.step % self.config.log_every == 0
 
-    def is_validated(self) -> bool:
-        """Whether a validation and a checkpoint follow the step."""
+    def needs_validation(self) -> bool:
+        """Whether a validation and a checkpoint follow the current step."""
         return self.step == self.config.steps or self.step % self.config.eval_every == 0
 
-    def measure(self) -> dict[str, Any]:
-        """The record of the step just made, without a validation."""
-        measured = self.unchecked[-1]
+    def collect_record(self) -> dict[str, Any]:
+        """The record of the current step, without a validation."""
+        metrics = self.unchecked_metrics[-1]
         self.require_finite_steps()
-        record = {"step": self.step, "train_loss": float(measured["train_loss"])}
-        record |= {name: float(value) for name, value in measured.items()}
+        record = {"step": self.step, "train_loss": float(metrics["train_loss"])}
+        record |= {name: float(value) for name, value in metrics.items()}
         record |= self.clock.lap(self.step)
         return record | utilization(self.context, record["tokens_per_s"])
 
     def complete(self, record: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        """Log a record; validate and save first, where that is due."""
-        if not self.is_validated():
+        """Log a record; at a validation step, validate first, and save afterwards."""
+        if not self.needs_validation():
             self.metrics.add(record)
             return record
         try:
@@ -200,7 +208,7 @@ class Trainer:
         return record
 
     def validate(self) -> dict[str, float]:
-        """The loss of both texts, dropout off; raises Interrupted between two batches."""
+        """The losses on both texts with dropout off; after a signal, raises Interrupted."""
         config, compiled, dataset = self.config, self.context.compiled, self.context.dataset
         sizes = {
             "batches": config.eval_batches,
@@ -216,33 +224,33 @@ class Trainer:
             "val_loss": estimate_loss(eval_step, params, dataset.validation, **sizes),
         }
 
-    def save(self, **more: Any) -> None:
-        """Start a save of the state; the metrics are on disk before it."""
+    def save(self, **extra_meta: Any) -> None:
+        """Flush the metrics to disk, then start to save the state in the background."""
         self.require_finite_steps()
         self.metrics.sync()
         meta = {
             "data_sha256": self.context.spec.data_sha256,
             "metrics_crc32": self.metrics.crc32,
             "elapsed_s": self.clock.elapsed(),
-            **more,
+            **extra_meta,
         }
-        state = self.context.compiled.gathered(self.state)  # by all processes together
+        state = self.context.compiled.gather_state(self.state)  # in all processes
         if self.writer:
             self.writer.save(self.step, checkpoint.host_arrays(state), meta)
 
     def wait_for_save(self) -> None:
-        """Return when the last save is on disk."""
+        """Wait until the last save is on disk."""
         if self.writer:
             self.writer.wait()
 
     def require_finite_steps(self) -> None:
-        """Check what was measured since the last check, together: the device is waited for once."""
-        measurements = jax.device_get(self.unchecked)
-        self.unchecked.clear()
-        self.require_finite(self.step - len(measurements) + 1, measurements)
+        """Check the metrics of all steps since the last check; waits for the device only once."""
+        metrics = jax.device_get(self.unchecked_metrics)
+        self.unchecked_metrics.clear()
+        self.require_finite(self.step - len(metrics) + 1, metrics)
 
-    def require_finite(self, first_step: int, measurements: list[dict[str, Any]]) -> None:
-        """Stop the run at the first step with a NaN or an infinity."""
-        if non_finite := nan_guard.first_non_finite(first_step, measurements):
-            self.wait_for_save()  # so that the error can name the last good checkpoint
-            raise ValueError(nan_guard.describe(self.context, *non_finite))
+    def require_finite(self, first_step: int, metrics: list[dict[str, Any]]) -> None:
+        """Raise ValueError for the first step with a NaN or an infinity."""
+        if non_finite := nan_guard.first_non_finite(first_step, metrics):
+            self.wait_for_save()  # so that the error names the last good checkpoint
+            raise ValueError(nan_guard.error_message(self.context, *non_finite))

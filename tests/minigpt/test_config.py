@@ -72,8 +72,8 @@ def outcome(config, folder):
     lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
     timed = ("tokens_per_s", "elapsed_s")
     records = [{k: v for k, v in json.loads(li).items() if k not in timed} for li in lines]
-    shown = console.export_text()
-    sample = shown[shown.index(" sample ") :].replace(str(folder), "")
+    printed = console.export_text()
+    sample = printed[printed.index(" sample ") :].replace(str(folder), "")
     saved = sorted((folder / "run" / "checkpoints").iterdir())
     arrays = (saved[-1] / "arrays.safetensors").read_bytes()
     return records, sample, arrays, [path.name for path in saved]

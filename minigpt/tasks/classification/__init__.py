@@ -1,4 +1,4 @@
-"""A pretrained GPT as a classifier of texts: its data, model, training, scores and report."""
+"""Fine-tune a pretrained GPT as a text classifier: data, model, training, scores and report."""
 
 from minigpt.tasks.classification.baselines import majority, tfidf
 from minigpt.tasks.classification.classifier import TextClassifier, load

@@ -1,4 +1,4 @@
-"""A trained classifier of texts: what it is used with, its predictions, its file."""
+"""A trained text classifier: its predictions, and saving and loading it."""
 
 from __future__ import annotations
 
@@ -22,56 +22,57 @@ from minigpt.tasks.classification.model import Classifier
 
 
 class TextClassifier(NamedTuple):
-    """A classifier, and what it is used with."""
+    """A classifier with its tokenizer, labels, settings and parameters."""
 
     config: ModelConfig
     vocab_size: int
     tokenizer: Tokenizer
     labels: tuple[str, ...]
-    """by class"""
+    """the label of each class index"""
     settings: ClassifyConfig
     params: Any
-    """those of the best macro-F1 of the validation part"""
+    """parameters with the best macro-F1 on the validation part"""
     step: int
-    """at which they were"""
+    """training step of these parameters"""
     evaluations: list[dict[str, float]]
-    """what was measured at every evaluation on the validation part"""
+    """metrics of every evaluation on the validation part"""
 
     @property
     def model(self) -> Classifier:
-        """The module with its rates: `model(rows.tokens, rows.lengths, key=key)`."""
+        """The module with its dropout rates: `model(rows.tokens, rows.lengths, key=key)`."""
         model = nnx.merge(self.program().graph, self.params)
         model.rate = self.settings.head_dropout
         set_rates(model.body, self.config.dropout)
         return model
 
     def rows(self, texts: list[str]) -> PaddedRows:
-        """Texts as the model takes them."""
-        drop = self.settings.unknown == "drop"
-        return pad_texts(self.tokenizer, texts, self.config.block_size, drop_unknown=drop)
+        """Tokenize and pad texts for the model."""
+        drop_unknown = self.settings.unknown == "drop"
+        block_size = self.config.block_size
+        return pad_texts(self.tokenizer, texts, block_size, drop_unknown=drop_unknown)
 
     def logits(self, rows: PaddedRows) -> np.ndarray:
-        """Logits of every row, dropout off."""
+        """Logits of every row with dropout off: (rows, classes)."""
         return predict_logits(self.program(), self.params, rows, self.settings.batch_size)
 
     def visible(self, texts: list[str]) -> list[str]:
-        """What the model sees of each text: the beginning, as far as it fits."""
+        """The beginning of each text, as far as it fits into the model's context."""
         rows = self.rows(texts)
         pairs = zip(rows.tokens, rows.lengths, strict=True)
         return [self.tokenizer.decode(tokens[:length]) for tokens, length in pairs]
 
     def predict(self, texts: list[str]) -> list[str]:
-        """The likeliest label of each text."""
+        """The most likely label of each text."""
         return [self.labels[i] for i in self.logits(self.rows(texts)).argmax(-1)]
 
     def program(self) -> Program:
-        """Its structure and compiled functions, which classifiers of all rates share."""
-        without = dataclasses.replace(self.config, dropout=DropoutConfig())
-        return build_program(without, self.vocab_size, len(self.labels), self.settings.pool)
+        """The structure and compiled functions; classifiers that differ in rates share them."""
+        config = dataclasses.replace(self.config, dropout=DropoutConfig())
+        return build_program(config, self.vocab_size, len(self.labels), self.settings.pool)
 
     def save(self, folder: Path) -> None:
-        """Write it as a checkpoint that says all of itself; `load` reads it."""
-        about = {
+        """Write a checkpoint that contains everything that `load` needs."""
+        description = {
             "model": dataclasses.asdict(self.config),
             "vocab_size": self.vocab_size,
             "alphabet": self.tokenizer.alphabet,
@@ -79,68 +80,78 @@ class TextClassifier(NamedTuple):
             "settings": dataclasses.asdict(self.settings),
             "looks": self.evaluations,
         }
-        loss = next(each["val_loss"] for each in self.evaluations if each["step"] == self.step)
+        loss = next(e["val_loss"] for e in self.evaluations if e["step"] == self.step)
         with CheckpointWriter(folder) as writer:
-            meta = {"val_loss": loss, "classifier": about}
+            meta = {"val_loss": loss, "classifier": description}
             writer.save(self.step, host_arrays(self.params), meta)
 
 
 def load(folder: Path) -> TextClassifier:
-    """A classifier that `TextClassifier.save` or `minigpt classify` wrote, verified."""
-    saved = list_steps(folder)
-    if not saved:
-        raise ValueError(f"{str(folder)!r} holds no classifier: minigpt classify writes one.")
-    _, meta = read(folder, saved[-1])
+    """Load and verify a classifier that `TextClassifier.save` or `minigpt classify` wrote."""
+    steps = list_steps(folder)
+    if not steps:
+        raise ValueError(
+            f"{str(folder)!r} has no classifier. Train one: minigpt classify RUN_DIR --out FOLDER."
+        )
+    _, meta = read(folder, steps[-1])
     try:
-        about = meta["classifier"]
-        model, settings = about["model"], about["settings"]
-        config = ModelConfig(**(model | {"dropout": DropoutConfig(**model["dropout"])}))
-        settings = ClassifyConfig(**(settings | {"optim": OptimConfig(**settings["optim"])}))
-        labels, tokenizer = tuple(about["labels"]), Tokenizer(about["alphabet"])
-        vocab_size, evaluations = about["vocab_size"], about["looks"]
+        classifier = _parse_description(meta["classifier"], steps[-1])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{str(folder)!r} holds no classifier of this version of minigpt ({error!r}). A run "
-            "becomes one by minigpt classify."
+            f"{str(folder)!r} has no classifier of this version of minigpt ({error!r}). Train one: "
+            "minigpt classify RUN_DIR --out FOLDER."
         ) from None
-    classifier = TextClassifier(
-        config, vocab_size, tokenizer, labels, settings, None, saved[-1], evaluations
-    )
-    params, _ = restore(folder, classifier.program().shapes, saved[-1])
+    params, _ = restore(folder, classifier.program().shapes, steps[-1])
     return classifier._replace(params=jax.tree.map(jnp.asarray, params))
 
 
-class Program(NamedTuple):
-    """A classifier's structure, and what needs no rate."""
+def _parse_description(description: dict[str, Any], step: int) -> TextClassifier:
+    """A classifier without parameters, from the description that `save` writes."""
+    model, settings = description["model"], description["settings"]
+    return TextClassifier(
+        config=ModelConfig(**(model | {"dropout": DropoutConfig(**model["dropout"])})),
+        vocab_size=description["vocab_size"],
+        tokenizer=Tokenizer(description["alphabet"]),
+        labels=tuple(description["labels"]),
+        settings=ClassifyConfig(**(settings | {"optim": OptimConfig(**settings["optim"])})),
+        params=None,
+        step=step,
+        evaluations=description["looks"],
+    )
 
-    graph: Any
+
+class Program(NamedTuple):
+    """The structure of a classifier, and its functions that do not depend on dropout rates."""
+
+    graph: nnx.GraphDef[Classifier]
     shapes: Any
-    create: Callable
+    """the parameters as jax.ShapeDtypeStruct"""
+    create: Callable[[jax.Array], Any]
     """a key to initial parameters"""
-    logits: Callable
+    logits: Callable[[Any, PaddedRows], jax.Array]
     """(params, rows) to logits, dropout off"""
 
 
 @functools.lru_cache(maxsize=16)
 def build_program(config: ModelConfig, vocab_size: int, classes: int, pool: str) -> Program:
-    """The structure of a classifier and its functions, compiled once for all rates."""
+    """Build the structure and the functions of a classifier; the result is cached."""
 
-    def create(key):
+    def create(key: jax.Array) -> Any:
         return nnx.state(Classifier(config, vocab_size, classes, pool, key=key))
 
-    def structure():
+    def build() -> Classifier:
         return Classifier(config, vocab_size, classes, pool, key=jax.random.key(0))
 
-    graph, shapes = nnx.split(nnx.eval_shape(structure))
+    graph, shapes = nnx.split(nnx.eval_shape(build))
 
-    def logits(params, rows: PaddedRows):
+    def logits(params: Any, rows: PaddedRows) -> jax.Array:
         return nnx.merge(graph, params)(rows.tokens, rows.lengths, key=None)
 
     return Program(graph, shapes, jax.jit(create), jax.jit(logits))
 
 
 def predict_logits(program: Program, params: Any, rows: PaddedRows, batch_size: int) -> np.ndarray:
-    """Logits of all rows, dropout off, in batches of one shape."""
+    """Logits of all rows with dropout off, computed in batches of equal shape."""
     logits = [
         np.asarray(program.logits(params, part))[:count]
         for part, count in _batches(rows, batch_size)
@@ -149,7 +160,8 @@ def predict_logits(program: Program, params: Any, rows: PaddedRows, batch_size: 
 
 
 def _batches(rows: PaddedRows, batch_size: int) -> Iterator[tuple[PaddedRows, int]]:
-    """Batches, the last filled up with its first row again; and how many rows of each count."""
-    for begin in range(0, len(rows.lengths), batch_size):
-        at = np.arange(begin, min(begin + batch_size, len(rows.lengths)))
-        yield PaddedRows(*(each[np.resize(at, batch_size)] for each in rows)), len(at)
+    """Yield batches and their number of rows; the last batch is padded with copies of its rows."""
+    for first in range(0, len(rows.lengths), batch_size):
+        indices = np.arange(first, min(first + batch_size, len(rows.lengths)))
+        padded = np.resize(indices, batch_size)
+        yield PaddedRows(*(array[padded] for array in rows)), len(indices)

@@ -1,4 +1,4 @@
-"""What predicted labels are worth, by scikit-learn's measures."""
+"""Scores of predicted labels, computed with scikit-learn."""
 
 from __future__ import annotations
 
@@ -8,39 +8,45 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 
-_ZERO: Any = {"zero_division": 0}  # what is undefined, such as the precision of a label never given
+# Undefined scores are 0, such as the precision of a label that is never predicted.
+_ZERO_DIVISION: Any = {"zero_division": 0}
 
 
 class ClassificationScores(NamedTuple):
-    """What predictions are worth."""
+    """Scores of predicted labels."""
 
     accuracy: float
     macro_f1: float
     classes: dict[str, dict[str, float]]
     """precision, recall, F1 and support of each label"""
     confusion: list[list[int]]
-    """counts: rows are true labels, columns predicted ones, both in the labels' order"""
+    """counts; rows are true labels, columns predicted labels, both in the order of `classes`"""
 
 
 def classification_scores(
-    truth: list[str], predicted: list[str], labels: Sequence[str]
+    true_labels: list[str], predicted: list[str], labels: Sequence[str]
 ) -> ClassificationScores:
-    """Compare with the truth."""
-    matrix = confusion_matrix(truth, predicted, labels=labels)
-    columns = precision_recall_fscore_support(truth, predicted, labels=labels, **_ZERO)
-    columns = *columns[:3], matrix.sum(axis=1)  # its own supports are floats if a label has none
-    names, lists = (
-        ("precision", "recall", "f1", "support"),
-        [np.asarray(c).tolist() for c in columns],
+    """Compare predicted labels with the true ones; `labels` are all classes."""
+    matrix = confusion_matrix(true_labels, predicted, labels=labels)
+    columns = precision_recall_fscore_support(
+        true_labels, predicted, labels=labels, **_ZERO_DIVISION
     )
-    classes = {
+    # The support from the matrix: scikit-learn's is a float if a label has no texts.
+    columns = *columns[:3], matrix.sum(axis=1)
+    names: tuple[str, ...] = ("precision", "recall", "f1", "support")
+    lists = [np.asarray(column).tolist() for column in columns]
+    classes: dict[str, dict[str, float]] = {
         label: dict(zip(names, row, strict=True))
         for label, *row in zip(labels, *lists, strict=True)
     }
-    accuracy = float(np.trace(matrix) / matrix.sum())
-    return ClassificationScores(accuracy, macro_f1(truth, predicted), classes, matrix.tolist())
+    return ClassificationScores(
+        accuracy=float(np.trace(matrix) / matrix.sum()),
+        macro_f1=macro_f1(true_labels, predicted),
+        classes=classes,
+        confusion=matrix.tolist(),
+    )
 
 
-def macro_f1(truth: Any, predicted: Any) -> float:
-    """The mean of the F1 of the classes that there are, in the truth or among the answers."""
-    return float(f1_score(truth, predicted, average="macro", **_ZERO))
+def macro_f1(true_labels: Sequence[Any] | np.ndarray, predicted: Any) -> float:
+    """The mean F1 of all classes among the true or the predicted labels."""
+    return float(f1_score(true_labels, predicted, average="macro", **_ZERO_DIVISION))

@@ -1,7 +1,7 @@
-"""The classifier: a GPT's body, and a head of dropout, dense, GELU, dropout, dense on one vector.
+"""The classifier: the body of a GPT, and a head (dropout, dense, GELU, dropout, dense).
 
-Rows are padded on the right, so attention, which is causal, never sees padding from a real token;
-the head is given real tokens' vectors only.
+Rows are padded on the right. Attention is causal, so no real token attends to padding, and the head
+reads the features of real tokens only.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Classifier(nnx.Module):
         key: jax.Array | None,
         rate: float | jax.Array | None = None,
     ) -> Float[Array, "batch classes"]:
-        """Logits; `key=None` evaluates. A `rate`, traced or not, is in the place of the head's."""
+        """Logits; `key=None` is evaluation. A `rate`, traced or not, replaces the head's rate."""
         features = self.body.features(tokens, key=fold(key, "body")).astype(jnp.float32)
         rate = self.rate if rate is None else rate
         return self.head(pool_features(features, lengths, self.pool), rate, key=fold(key, "head"))
@@ -48,7 +48,7 @@ class Head(nnx.Module):
     """Dropout, dense, GELU, dropout, dense."""
 
     def __init__(self, dim: int, classes: int, *, rngs: nnx.Rngs):
-        small = nnx.initializers.normal(0.02)  # so that training begins with even probabilities
+        small = nnx.initializers.normal(0.02)  # the initial probabilities are nearly uniform
         self.hidden = nnx.Linear(dim, dim, rngs=rngs)
         self.out = nnx.Linear(dim, classes, kernel_init=small, rngs=rngs)
 
@@ -63,11 +63,11 @@ class Head(nnx.Module):
 def pool_features(
     features: Float[Array, "batch time dim"], lengths: Int[Array, " batch"], pool: str
 ) -> Float[Array, "batch dim"]:
-    """The last or the first real token's vector, or the mean over the real tokens."""
+    """The features of the last or the first real token, or their mean over the real tokens."""
     if pool == "first":
         return features[:, 0]
     if pool == "last":
         return jnp.take_along_axis(features, lengths[:, None, None] - 1, axis=1)[:, 0]
-    real = jnp.arange(features.shape[1]) < lengths[:, None]
-    total = jnp.where(real[..., None], features, 0).sum(axis=1)  # padding may hold anything
+    is_real = jnp.arange(features.shape[1]) < lengths[:, None]
+    total = jnp.where(is_real[..., None], features, 0).sum(axis=1)
     return total / lengths[:, None].astype(total.dtype)

@@ -1,4 +1,4 @@
-"""What a classifier's test came to: tables, JSON and a picture of the confusion matrix."""
+"""The report of a classifier's test: tables, JSON and a plot of the confusion matrix."""
 
 from __future__ import annotations
 
@@ -18,62 +18,64 @@ from rich.text import Text
 from minigpt.atomic_write import write_atomic
 from minigpt.tasks.classification.metrics import ClassificationScores
 
-MOST_WRITTEN = 20  # classes whose cells still have room for a number
+MAX_CLASSES_IN_PLOT = 20  # with more classes, the cells of the plot have no room for numbers
+MAX_CLASSES_IN_TABLE = 10  # with more classes, the table has no room for the confusion matrix
 
 
-def print_report(found: dict[str, ClassificationScores], console: Console) -> None:
-    """Print the models beside each other, then the last one's classes."""
+def print_report(scores: dict[str, ClassificationScores], console: Console) -> None:
+    """Print the scores of all models, then those of the last model by class."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("test part", no_wrap=True)
     for name in ("accuracy", "macro-F1"):
         table.add_column(name, justify="right")
-    for name, each in found.items():
-        table.add_row(name, f"{each.accuracy:.3f}", f"{each.macro_f1:.3f}")
+    for name, model_scores in scores.items():
+        table.add_row(name, f"{model_scores.accuracy:.3f}", f"{model_scores.macro_f1:.3f}")
     console.print(table)
-    name, last = list(found.items())[-1]
-    console.print(_classes(name, last))
+    name, last = list(scores.items())[-1]
+    console.print(_class_table(name, last))
 
 
-def _classes(name: str, found: ClassificationScores) -> Table:
-    """Per class, with the row of the confusion matrix."""
+def _class_table(name: str, scores: ClassificationScores) -> Table:
+    """The scores of each class, with its row of the confusion matrix."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column(name, no_wrap=True)
     for column in ("precision", "recall", "F1", "texts"):
         table.add_column(column, justify="right")
-    written = len(found.classes) <= MOST_WRITTEN // 2
-    if written:
-        for label in found.classes:
+    has_confusion = len(scores.classes) <= MAX_CLASSES_IN_TABLE
+    if has_confusion:
+        for label in scores.classes:
             table.add_column(Text(f"as {label}"), justify="right")
-    for (label, each), row in zip(found.classes.items(), found.confusion, strict=True):
-        numbers = [f"{each[column]:.3f}" for column in ("precision", "recall", "f1")]
-        counts = [str(count) for count in row] if written else []
-        table.add_row(Text(label), *numbers, str(each["support"]), *counts)
+    for (label, class_scores), row in zip(scores.classes.items(), scores.confusion, strict=True):
+        numbers = [f"{class_scores[column]:.3f}" for column in ("precision", "recall", "f1")]
+        counts = [str(count) for count in row] if has_confusion else []
+        table.add_row(Text(label), *numbers, str(class_scores["support"]), *counts)
     return table
 
 
-def format_evaluation(look: dict[str, float]) -> str:
-    """A look at the validation part, as a line."""
+def format_evaluation(evaluation: dict[str, float]) -> str:
+    """An evaluation on the validation part, as one line."""
     return (
-        f"step {look['step']:>6}  loss of the batches {look['train_loss']:.4f}  validation: loss "
-        f"{look['val_loss']:.4f}, accuracy {look['val_accuracy']:.3f}, macro-F1 "
-        f"{look['val_macro_f1']:.3f}"
+        f"step {evaluation['step']:>6}  training loss {evaluation['train_loss']:.4f}  validation: "
+        f"loss {evaluation['val_loss']:.4f}, accuracy {evaluation['val_accuracy']:.3f}, macro-F1 "
+        f"{evaluation['val_macro_f1']:.3f}"
     )
 
 
 def save_report(
-    found: dict[str, ClassificationScores], about: dict[str, Any], folder: Path
+    scores: dict[str, ClassificationScores], description: dict[str, Any], folder: Path
 ) -> None:
     """Write report.json, and the last model's confusion matrix as confusion.png."""
-    everything = about | {"test": {name: each._asdict() for name, each in found.items()}}
-    write_atomic(folder / "report.json", (json.dumps(everything, indent=1) + "\n").encode())
-    name, last = list(found.items())[-1]
+    test = {name: model_scores._asdict() for name, model_scores in scores.items()}
+    report = json.dumps(description | {"test": test}, indent=1) + "\n"
+    write_atomic(folder / "report.json", report.encode())
+    name, last = list(scores.items())[-1]
     plot_confusion(last, folder / "confusion.png", f"{name}: confusion matrix of the test part")
 
 
-def plot_confusion(found: ClassificationScores, path: Path, title: str) -> None:
-    """Draw the confusion matrix: shares of each true label as shades, counts as numbers."""
-    labels = [label if len(label) <= 24 else label[:23] + "…" for label in found.classes]
-    counts = np.asarray(found.confusion)
+def plot_confusion(scores: ClassificationScores, path: Path, title: str) -> None:
+    """Plot the confusion matrix: the color shows the share of each true label's texts."""
+    labels = [label if len(label) <= 24 else label[:23] + "…" for label in scores.classes]
+    counts = np.asarray(scores.confusion)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(3.5 + 0.6 * len(labels), 20)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
@@ -84,14 +86,15 @@ def plot_confusion(found: ClassificationScores, path: Path, title: str) -> None:
     for text in (*axes.get_xticklabels(), *axes.get_yticklabels()):
         text.set_parse_math(False)  # a label is not TeX
     axes.set(xlabel="predicted", ylabel="true", title=title)
-    for row, column in np.ndindex(counts.shape) if len(labels) <= MOST_WRITTEN else ():
+    for row, column in np.ndindex(counts.shape) if len(labels) <= MAX_CLASSES_IN_PLOT else ():
         share = shares[row, column]
         text = f"{counts[row, column]:,}\n{share:.0%}" if len(labels) <= 8 else f"{share:.0%}"
-        colour = "white" if share > 0.6 else "black"
-        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=9)
+        color = "white" if share > 0.6 else "black"
+        axes.text(column, row, text, ha="center", va="center", color=color, fontsize=9)
     figure.colorbar(image, ax=axes, label="share of the true label's texts", shrink=0.8)
     png = io.BytesIO()
-    with warnings.catch_warnings():  # a box stands for it here; the tables and report.json have it
+    # A character that the font lacks appears as a box; the tables and report.json have it.
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
         figure.savefig(png, dpi=120, format="png")
     write_atomic(path, png.getvalue())

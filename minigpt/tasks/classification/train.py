@@ -1,6 +1,7 @@
-"""Train a classifier of texts from a pretrained GPT.
+"""Train a text classifier from a pretrained GPT.
 
-A run is a pure function of its settings, texts and pretrained parameters: keys are by (seed, step).
+The result is a pure function of settings, texts and pretrained parameters: every key is derived
+from the seed and the step.
 """
 
 from __future__ import annotations
@@ -25,19 +26,21 @@ from minigpt.model import set_rates
 from minigpt.tasks.classification.classifier import TextClassifier, predict_logits
 from minigpt.tasks.classification.data import LabelledSplit, PaddedRows
 from minigpt.tasks.classification.metrics import macro_f1
+from minigpt.tasks.classification.model import Classifier
 from minigpt.training import build_optimizer
 
 
 class PretrainedModel(NamedTuple):
-    """A pretrained GPT: a run's settings, tokenizer and parameters; params=None is from scratch."""
+    """The settings, tokenizer and parameters of a pretrained GPT."""
 
     config: ModelConfig
     vocab_size: int
     tokenizer: Tokenizer
     params: Any
+    """None: the classifier is trained from scratch"""
 
     def load_into(self, classifier: Any) -> Any:
-        """Replace the body's parameters in those of a whole classifier by these."""
+        """Replace the body's parameters in the state of a classifier by the pretrained ones."""
         if self.params is None:
             return classifier
         body = nnx.to_pure_dict(self.params)
@@ -50,36 +53,58 @@ class PretrainedModel(NamedTuple):
 
 
 class Labels(NamedTuple):
-    """Classes by number, and the weight of each class's losses."""
+    """The class index of every text, and the loss weight of each class."""
 
     train: np.ndarray
     validation: np.ndarray
     weights: np.ndarray
 
 
+class _StepInputs(NamedTuple):
+    """The inputs of a training step besides the parameters and the optimizer's state."""
+
+    frozen: Any
+    """the parameters that are not trained"""
+    rows: PaddedRows
+    labels: np.ndarray
+    class_weights: np.ndarray
+    head_rate: Any
+    body_rate: Any
+    root_key: jax.Array
+    step: Any
+    """index of the step, from 0"""
+
+
 def fit(
     body: PretrainedModel,
     data: LabelledSplit,
     settings: ClassifyConfig,
-    on_evaluation: Callable[[dict[str, float]], Any] = lambda evaluation: None,
+    on_evaluation: Callable[[dict[str, float]], object] = lambda evaluation: None,
 ) -> TextClassifier:
     """Train a classifier; keep the parameters with the best macro-F1 on the validation part.
 
-    The lowest loss would not do: on texts of other sources than those of the training it comes
-    early, when most predictions are still the commonest class.
+    The lowest loss is no good criterion: if the validation texts have other sources than the
+    training texts, it occurs early, when most predictions are still the most frequent class.
 
-    `on_evaluation` is called with each evaluation on the validation part. Runs that differ only in
-    seed, texts or rates share their compiled step.
+    `on_evaluation` is called with each evaluation on the validation part. Trainings that differ
+    only in seed, texts or rates share the compiled step.
     """
     names, freeze = data.classes(), settings.freeze or 0
     if freeze > body.config.n_layer:
         raise ValueError(
-            f"freeze={freeze} is not allowed: the model has {body.config.n_layer} blocks."
+            f"freeze={freeze} is not allowed: the model has {body.config.n_layer} blocks. Freeze "
+            "at most all of them."
         )
     rates = DropoutConfig.uniform(settings.dropout)
-    config = dataclasses.replace(body.config, dropout=rates, scan_layers=False)
     untrained = TextClassifier(
-        config, body.vocab_size, body.tokenizer, tuple(names), settings, None, 0, []
+        config=dataclasses.replace(body.config, dropout=rates, scan_layers=False),
+        vocab_size=body.vocab_size,
+        tokenizer=body.tokenizer,
+        labels=tuple(names),
+        settings=settings,
+        params=None,
+        step=0,
+        evaluations=[],
     )
     params = untrained.program().create(jax.random.key(settings.seed))
     untrained = untrained._replace(params=body.load_into(params))
@@ -89,7 +114,7 @@ def fit(
 
 
 def _pad_parts(classifier: TextClassifier, data: LabelledSplit) -> dict[str, PaddedRows]:
-    """The rows of every part; the test's too, so that an unreadable text is an error up front."""
+    """Pad the rows of every part; of the test part too, so that a bad text is an early error."""
     rows = {}
     for name, part in data._asdict().items():
         try:
@@ -104,33 +129,38 @@ def _train(
     train: PaddedRows,
     validation: PaddedRows,
     labels: Labels,
-    on_evaluation: Callable[[dict[str, float]], Any],
+    on_evaluation: Callable[[dict[str, float]], object],
 ) -> TextClassifier:
-    """Make steps and evaluate on the validation part; keep the best parameters."""
+    """Train, and evaluate on the validation part; keep the best parameters."""
     settings, best, root = untrained.settings, untrained, jax.random.key(untrained.settings.seed)
     init, train_step = _compile_step(untrained.program().graph, settings.optim, settings.steps)
     is_frozen = functools.partial(_is_frozen, settings.freeze)
     frozen, params = nnx.split_state(untrained.params, is_frozen, ...)
     opt_state, evaluations, losses = init(params), [], []
-    rates = jnp.float32(settings.head_dropout), jnp.float32(settings.dropout)
     for step in range(1, settings.steps + 1):
-        rows = example_indices(settings.seed, step - 1, len(labels.train), settings.batch_size)
-        batch = PaddedRows(*(each[rows] for each in train)), labels.train[rows]
-        params, opt_state, loss = train_step(
-            *(params, opt_state, frozen, batch, labels.weights),
-            *(rates, root, jnp.uint32(step - 1)),
+        indices = example_indices(settings.seed, step - 1, len(labels.train), settings.batch_size)
+        inputs = _StepInputs(
+            frozen=frozen,
+            rows=PaddedRows(*(array[indices] for array in train)),
+            labels=labels.train[indices],
+            class_weights=labels.weights,
+            head_rate=jnp.float32(settings.head_dropout),
+            body_rate=jnp.float32(settings.dropout),
+            root_key=root,
+            step=jnp.uint32(step - 1),
         )
+        params, opt_state, loss = train_step(params, opt_state, inputs)
         losses.append(loss)
         if step % settings.eval_every and step < settings.steps:
             continue
-        whole = nnx.merge_state(frozen, params)
-        logits = predict_logits(untrained.program(), whole, validation, settings.batch_size)
+        all_params = nnx.merge_state(frozen, params)
+        logits = predict_logits(untrained.program(), all_params, validation, settings.batch_size)
         evaluation = {"step": step, "train_loss": float(np.mean(losses))}
         evaluation |= _validation_metrics(logits, labels.validation, labels.weights)
         losses = []
         _require_finite(evaluation)
         if evaluation["val_macro_f1"] > max((e["val_macro_f1"] for e in evaluations), default=-1):
-            best = untrained._replace(params=whole, step=step)
+            best = untrained._replace(params=all_params, step=step)
         evaluations.append(evaluation)
         on_evaluation(evaluation)
         if settings.patience and step - best.step >= settings.patience * settings.eval_every:
@@ -139,30 +169,30 @@ def _train(
 
 
 def example_indices(seed: int, step: int, examples: int, batch_size: int) -> np.ndarray:
-    """Which examples a step sees, by (seed, step) alone: each once an epoch, in the epoch's order.
+    """The examples of a step, a function of seed and step: each example once per epoch.
 
-    Orders are of raw words of Philox, whose stream NumPy promises never to change.
+    The order of an epoch is that of raw words of Philox, whose stream NumPy promises not to change.
     """
-    wanted = np.arange(step * batch_size, (step + 1) * batch_size)
-    epochs, within = np.divmod(wanted, examples)
-    orders = {epoch: _order(seed, int(epoch), examples) for epoch in np.unique(epochs)}
-    return np.array([orders[e][i] for e, i in zip(epochs, within, strict=True)])
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs, positions_in_epoch = np.divmod(positions, examples)
+    orders = {epoch: _epoch_order(seed, int(epoch), examples) for epoch in np.unique(epochs)}
+    return np.array([orders[e][i] for e, i in zip(epochs, positions_in_epoch, strict=True)])
 
 
 @functools.lru_cache(maxsize=4)
-def _order(seed: int, epoch: int, examples: int) -> np.ndarray:
+def _epoch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
     words = np.random.Philox(key=seed, counter=[0, epoch, 1, 0]).random_raw(examples)
     return np.argsort(words, kind="stable")
 
 
 def _encode_labels(data: LabelledSplit, names: list[str], settings: ClassifyConfig) -> Labels:
-    number = {name: i for i, name in enumerate(names)}
+    index = {name: i for i, name in enumerate(names)}
     train, validation = (
-        np.array([number[label] for label in part.labels], np.int32)
+        np.array([index[label] for label in part.labels], np.int32)
         for part in (data.train, data.validation)
     )
     weights = np.ones(len(names), np.float32)
-    if settings.class_weights == "balanced":  # of mean 1 over the training part
+    if settings.class_weights == "balanced":  # their mean over the training part is 1
         weights = (len(train) / (len(names) * np.bincount(train))).astype(np.float32)
     return Labels(train, validation, weights)
 
@@ -172,7 +202,7 @@ def _validation_metrics(
 ) -> dict[str, float]:
     predicted = logits.argmax(-1)
     return {
-        "val_loss": float(_losses(logits, labels, weights).mean()),
+        "val_loss": float(_weighted_losses(logits, labels, weights).mean()),
         "val_accuracy": float((predicted == labels).mean()),
         "val_macro_f1": macro_f1(labels, predicted),
     }
@@ -182,31 +212,35 @@ def _require_finite(evaluation: dict[str, float]) -> None:
     for name in ("train_loss", "val_loss"):
         if not math.isfinite(evaluation[name]):
             raise ValueError(
-                f"{name} is {evaluation[name]} at step {evaluation['step']:.0f}, so training has "
-                "stopped. Take a lower --optim.learning-rate."
+                f"{name} is {evaluation[name]} at step {evaluation['step']:.0f}; training has "
+                "stopped. Use a lower --optim.learning-rate."
             )
 
 
-def _losses(logits, labels, weights):
-    """Cross-entropy in nats, each times its class's weight."""
+def _weighted_losses(
+    logits: jax.typing.ArrayLike, labels: jax.typing.ArrayLike, weights: jax.typing.ArrayLike
+) -> jax.Array:
+    """The cross-entropy of each text in nats, times the weight of its class."""
     losses = optax.softmax_cross_entropy_with_integer_labels(jnp.asarray(logits), labels)
     return losses * jnp.asarray(weights)[labels]
 
 
 @functools.lru_cache(maxsize=16)
-def _compile_step(graph: Any, optim: OptimConfig, steps: int) -> tuple[Callable, Callable]:
-    """The optimizer's state at the start, and one step; (head's, body's) rates are traced."""
+def _compile_step(
+    graph: nnx.GraphDef[Classifier], optim: OptimConfig, steps: int
+) -> tuple[Callable[[Any], Any], Callable[[Any, Any, _StepInputs], tuple[Any, Any, jax.Array]]]:
+    """The functions for the optimizer's initial state and for one step; rates are traced."""
     tx = build_optimizer(optim, steps)
 
-    def step(params, opt_state, frozen, batch, weights, rates, root, step):
-        rows, labels = batch
+    def step(params: Any, opt_state: Any, inputs: _StepInputs) -> tuple[Any, Any, jax.Array]:
+        rows = inputs.rows
 
-        def mean_loss(params):
-            model = nnx.merge(graph, nnx.merge_state(frozen, params))
-            set_rates(model.body, DropoutConfig.uniform(rates[1]))
-            key = fold(root, "dropout", step)
-            logits = model(rows.tokens, rows.lengths, key=key, rate=rates[0])
-            return _losses(logits, labels, weights).mean()
+        def mean_loss(params: Any) -> jax.Array:
+            model = nnx.merge(graph, nnx.merge_state(inputs.frozen, params))
+            set_rates(model.body, DropoutConfig.uniform(inputs.body_rate))
+            key = fold(inputs.root_key, "dropout", inputs.step)
+            logits = model(rows.tokens, rows.lengths, key=key, rate=inputs.head_rate)
+            return _weighted_losses(logits, inputs.labels, inputs.class_weights).mean()
 
         loss, gradient = jax.value_and_grad(mean_loss)(params)
         updates, opt_state = tx.update(gradient, opt_state, params)
@@ -215,8 +249,8 @@ def _compile_step(graph: Any, optim: OptimConfig, steps: int) -> tuple[Callable,
     return jax.jit(tx.init), jax.jit(step)
 
 
-def _is_frozen(freeze: int | None, path: tuple, value: Any) -> bool:
-    """Whether training leaves a parameter as it was, by its path in the classifier."""
+def _is_frozen(freeze: int | None, path: tuple[Any, ...], value: Any) -> bool:
+    """Whether a parameter is not trained, by its path in the classifier."""
     if freeze is None or path[0] != "body":
         return False
     return path[1] in ("tokens", "positions") or (path[1] == "blocks" and path[2] < freeze)

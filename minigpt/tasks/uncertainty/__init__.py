@@ -1,4 +1,4 @@
-"""How uncertain a model is of every character of a text: estimated, and shown."""
+"""The uncertainty of a model about every character of a text: estimate it and display it."""
 
 from minigpt.tasks.uncertainty.estimate import (
     stochastic_logits,

@@ -46,7 +46,7 @@ def refused(run_dir, match, **kwargs):
     for call in (
         lambda: checkpoint.read(run_dir, 1, **kwargs),
         lambda: checkpoint.restore(run_dir, LIKE),
-        lambda: checkpoint.restore_latest_valid(run_dir, LIKE, lambda told: None),
+        lambda: checkpoint.restore_latest_valid(run_dir, LIKE, lambda messages: None),
     ):
         with pytest.raises(CheckpointError) as error:
             call()
@@ -245,9 +245,9 @@ def test_another_model_is_an_error_that_asks_about_the_config(tmp_path):
     save(tmp_path)
     for like, match in (
         (LIKE | {"c": np.ones(1)}, r"lacks the array 'c'. Was config.toml changed\?"),
-        ({"a": LIKE["a"]}, r"has the array 'b', and the model has none. Was config.toml changed"),
-        (LIKE | {"a": np.ones((3, 2), np.float32)}, r"'a' is float32\(2, 3\), and .* needs .*3, 2"),
-        (LIKE | {"a": np.ones((2, 3))}, r"'a' is float32\(2, 3\), and the model needs float64"),
+        ({"a": LIKE["a"]}, r"has the array 'b', which the model lacks. Was config.toml changed"),
+        (LIKE | {"a": np.ones((3, 2), np.float32)}, r"'a' is float32\(2, 3\), but .* needs .*3, 2"),
+        (LIKE | {"a": np.ones((2, 3))}, r"'a' is float32\(2, 3\), but the model needs float64"),
     ):
         with pytest.raises(CheckpointError, match=match):
             checkpoint.restore(tmp_path, like)
@@ -259,7 +259,7 @@ def test_another_model_is_an_error_that_asks_about_the_config(tmp_path):
 @pytest.mark.parametrize("version", [2, 0, "1", None])
 def test_an_unknown_format_is_refused(tmp_path, version):
     reseal(save(tmp_path), lambda manifest: manifest.update(format=version))
-    refused(tmp_path, f"manifest.json' is of format {version!r}, and this version reads 1")
+    refused(tmp_path, f"manifest.json' has format {version!r}, but this version reads format 1")
 
 
 @pytest.mark.parametrize(
@@ -273,9 +273,9 @@ def test_a_manifest_names_no_other_file(tmp_path, name):
         manifest["files"] = {name: manifest["files"][ARRAYS]}
 
     reseal(folder, rename)
-    refused(tmp_path, re.escape(f"names the file {name!r}, and may name"))
+    refused(tmp_path, re.escape(f"names the file {name!r}; only {ARRAYS} is allowed"))
     reseal(folder, lambda manifest: manifest["files"].update({ARRAYS: {"bytes": 1, "sha256": ""}}))
-    refused(tmp_path, re.escape(f"names the file {name!r}, and may name"))
+    refused(tmp_path, re.escape(f"names the file {name!r}; only {ARRAYS} is allowed"))
 
 
 @pytest.mark.parametrize("part", ["checkpoints", "00000001", ARRAYS, MANIFEST])
@@ -297,10 +297,10 @@ def test_only_plain_files_are_opened(tmp_path):
     folder = save(tmp_path)
     (folder / ARRAYS).unlink()
     os.mkfifo(folder / ARRAYS)  # opening it would wait for ever
-    refused(tmp_path, f"{ARRAYS}' is not a file")
+    refused(tmp_path, f"{ARRAYS}' is not a regular file")
     (folder / ARRAYS).unlink()
     (folder / ARRAYS).mkdir()
-    refused(tmp_path, f"{ARRAYS}' is not a file")
+    refused(tmp_path, f"{ARRAYS}' is not a regular file")
     shutil.rmtree(folder)
     folder.write_bytes(b"")
     refused(tmp_path, "00000001' cannot be read")
@@ -352,7 +352,7 @@ def test_sizes_that_disagree_with_shapes_are_refused(tmp_path):
     header = int.from_bytes(original[:8], "little")
     for length in (0, header - 8, header + 8, 2**40, 2**64 - 1):
         replace_arrays(folder, length.to_bytes(8, "little") + original[8:])
-        refused(tmp_path, r"arrays.safetensors' is of \d+ bytes by its manifest")
+        refused(tmp_path, r"arrays.safetensors' has \d+ bytes by its manifest")
     for data in (original + b"\0", original[:-4]):
         replace_arrays(folder, data)
         refused(tmp_path, r"arrays.safetensors'")
@@ -385,16 +385,16 @@ def test_a_header_that_is_no_json_is_refused(tmp_path):
 def test_nothing_over_a_cap_is_read(tmp_path, monkeypatch):
     folder = save(tmp_path)
     opened = []
-    content = manifest._content
+    content = manifest._read_file
 
     def spy(path, limit):
         opened.append(path.name)
         return content(path, limit)
 
-    monkeypatch.setattr(manifest, "_content", spy)
+    monkeypatch.setattr(manifest, "_read_file", spy)
     checkpoint.read(tmp_path, 1, max_bytes=28)
     assert opened == [MANIFEST, ARRAYS]
-    with pytest.raises(CheckpointError, match="28 bytes of arrays, and max_bytes=27"):
+    with pytest.raises(CheckpointError, match="28 bytes of arrays, more than max_bytes=27"):
         checkpoint.read(tmp_path, 1, max_bytes=27)
     assert opened == [MANIFEST, ARRAYS, MANIFEST]
     # A header is not what a large file can hide in: nor a file that is larger than it says.
@@ -497,31 +497,35 @@ def test_nothing_is_ever_unpickled(tmp_path):
 
 
 def test_resuming_falls_back_to_the_newest_good_one_and_says_so(tmp_path):
-    told = []
-    assert checkpoint.restore_latest_valid(tmp_path, LIKE, told.append) is None
+    messages = []
+    assert checkpoint.restore_latest_valid(tmp_path, LIKE, messages.append) is None
     for step in (1, 2, 3):
         save(tmp_path, step, SMALL | {"b": np.int32(step)}, of=step)
-    assert checkpoint.restore_latest_valid(tmp_path, LIKE, told.append)[1] == {"of": 3}
-    assert told == []
+    restored = checkpoint.restore_latest_valid(tmp_path, LIKE, messages.append)
+    assert restored is not None
+    assert restored[1] == {"of": 3}
+    assert messages == []
     (tmp_path / "checkpoints" / "00000003" / ARRAYS).write_bytes(b"nonsense")
     (tmp_path / "checkpoints" / "00000002" / MANIFEST).unlink()
-    tree, meta = checkpoint.restore_latest_valid(tmp_path, LIKE, told.append)
+    restored = checkpoint.restore_latest_valid(tmp_path, LIKE, messages.append)
+    assert restored is not None
+    tree, meta = restored
     assert (int(tree["b"]), meta) == (1, {"of": 1})
-    assert [re.sub("'.*/", "'", line) for line in told] == [
-        "the checkpoint of step 3 is passed over: 'arrays.safetensors' is cut short to 8 bytes.",
-        "the checkpoint of step 2 is passed over: 'manifest.json' is missing.",
-        "step 1 is the newest good checkpoint",
+    assert [re.sub("'.*/", "'", line) for line in messages] == [
+        "skipping the checkpoint of step 3: 'arrays.safetensors' is cut off after 8 bytes.",
+        "skipping the checkpoint of step 2: 'manifest.json' is missing.",
+        "step 1 is the newest valid checkpoint",
     ]
     shutil.rmtree(tmp_path / "checkpoints" / "00000001")
     with pytest.raises(CheckpointError, match=r"can be restored \(steps 2, 3\)"):
-        checkpoint.restore_latest_valid(tmp_path, LIKE, told.append)
+        checkpoint.restore_latest_valid(tmp_path, LIKE, messages.append)
 
 
 def test_no_checkpoint_is_an_error_that_names_the_folder(tmp_path):
-    with pytest.raises(CheckpointError, match=r"holds no checkpoint. Is it a run directory\?"):
+    with pytest.raises(CheckpointError, match=r"has no checkpoint. Is it a run directory\?"):
         checkpoint.restore(tmp_path, {})
     save(tmp_path, 5)
-    with pytest.raises(CheckpointError, match=r"step=4 is not allowed: .* of the steps 5"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint for step 4 in .* \(available: 5"):
         checkpoint.read(tmp_path, 4)
 
 
@@ -735,17 +739,17 @@ def test_no_folder_at_all(tmp_path):
 
 
 def test_save_returns_before_the_file_is_on_disk_and_the_next_one_waits(tmp_path, monkeypatch):
-    go, real, begun = threading.Event(), os.fsync, threading.Event()
+    go, real, started = threading.Event(), os.fsync, threading.Event()
 
     def fsync(descriptor):
-        begun.set()
+        started.set()
         assert go.wait(60)
         real(descriptor)
 
     writer = CheckpointWriter(tmp_path)
     monkeypatch.setattr(os, "fsync", fsync)
     writer.save(1, SMALL, {})
-    assert begun.wait(60)
+    assert started.wait(60)
     assert checkpoint.list_steps(tmp_path) == []
     second = threading.Thread(target=lambda: writer.save(2, SMALL, {}))
     second.start()
@@ -765,11 +769,11 @@ def test_what_is_saved_is_what_was_there_at_the_call(tmp_path):
     step = jax.jit(lambda x: x + 1, donate_argnums=0)
     state, array, meta = jnp.zeros(100_000), np.zeros(3), {"list": [1]}
     writer.save(1, checkpoint.host_arrays({"state": state}) | {"array": array}, meta)
-    place = state.unsafe_buffer_pointer()
+    pointer = state.unsafe_buffer_pointer()
     state = step(state)
     array[:] = 5
     meta["list"].append(2)
-    assert state.unsafe_buffer_pointer() == place, "the buffer was not donated"
+    assert state.unsafe_buffer_pointer() == pointer, "the buffer was not donated"
     go.set()
     writer.wait()
     arrays, meta = checkpoint.read(tmp_path, 1)

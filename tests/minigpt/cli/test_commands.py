@@ -66,9 +66,9 @@ def trained(tmp_path_factory):
 
 
 def test_train_shows_what_it_does_and_leaves_a_run(trained):
-    folder, shown = trained
+    folder, printed = trained
     for part in ("parameters", "gap", "sample", "tokens/s", "4/4", "run directory: out"):
-        assert part in shown
+        assert part in printed
     names = {path.name for path in (folder / "out").iterdir()}
     assert names == {
         ".lock",
@@ -105,10 +105,10 @@ def test_config_toml_holds_everything_and_starts_the_same_run(trained):
     assert set(tables) == names - {"mesh", "parent", "patience"}  # unset
     result = minigpt("train", "--config", "out/config.toml", cwd=folder)
     assert result.returncode == 0, result.stderr
-    places = ("out", "runs/shakespeare-char-cpu")
+    folders = ("out", "runs/shakespeare-char-cpu")
     one, other = (
         (folder / name / "checkpoints" / "00000004" / "arrays.safetensors").read_bytes()
-        for name in places
+        for name in folders
     )
     assert one == other
 
@@ -146,8 +146,8 @@ def test_eval_prints_a_line_or_json(trained):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("train", "--run-dir", ".", "--data", "text.txt", *TINY), "an empty folder or a run"),
-        (("train", "--run-dir", "out", "--resume", "never", *SAME), "it holds a run"),
+        (("train", "--run-dir", ".", "--data", "text.txt", *TINY), "an empty one or a run"),
+        (("train", "--run-dir", "out", "--resume", "never", *SAME), "it contains a run"),
         (("train", "--run-dir", "out", *SAME, "--seed", "7"), "started with 1337"),
         (
             ("train", "--run-dir", "out", *SAME, "--data", "other.txt"),
@@ -158,13 +158,13 @@ def test_eval_prints_a_line_or_json(trained):
         (("train", "--config", "missing.toml"), "cannot be read"),
         (("train", "--data", "text.txt", "--model.vocab-size", "3"), "vocab_size=3"),
         (("train", "--data", "text.txt", "--model.block-size", "9999"), "block_size=9999"),
-        (("sample", "out", "--prompt", "Zürich"), "trained on"),
+        (("sample", "out", "--prompt", "Zürich"), "does not know"),
         (("sample", "out", "--top-p", "2"), "top_p=2.0"),
         (("sample", "out", "--tokens", "-5"), "tokens=-5"),
         (("train", "--data", "short.txt"), "validation text of 60 tokens"),
         (("train", "--data", "text.txt", "--run-dir", "text.txt"), "File exists"),
-        (("sample", "nowhere"), "no run directory"),
-        (("eval", "nowhere"), "no run directory"),
+        (("sample", "nowhere"), "not a run directory"),
+        (("eval", "nowhere"), "not a run directory"),
         (("eval", "changed"), "must be the text that the run was trained on"),
         (("eval", "lost"), "No such file"),
     ],
@@ -220,11 +220,11 @@ def test_presets_are_what_the_command_starts_from():
 
 
 def test_the_same_command_again_shows_the_finished_run(trained):
-    folder, shown = trained
+    folder, printed = trained
     before = (folder / "out" / "metrics.jsonl").read_bytes()
     again = minigpt("train", "--run-dir", "out", *SAME, cwd=folder)
     assert again.returncode == 0, again.stderr
-    assert shown[shown.index(" sample ") :] == again.stdout[again.stdout.index(" sample ") :]
+    assert printed[printed.index(" sample ") :] == again.stdout[again.stdout.index(" sample ") :]
     assert (folder / "out" / "metrics.jsonl").read_bytes() == before
 
 
@@ -269,13 +269,13 @@ def test_a_folder_in_use_is_refused(tmp_path):
     with filelock.FileLock(tmp_path / "out" / ".lock"):
         result = minigpt("train", "--run-dir", "out", *SAME, cwd=tmp_path)
     assert result.returncode == 2
-    assert "another run is writing into it" in result.stderr
+    assert "another process is training in it" in result.stderr
     assert {path.name for path in (tmp_path / "out").iterdir()} == {".lock"}
 
 
 def test_help_names_every_option(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
-    shown = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for option in ("--preset", "--config", "--dropout", "--model.dropout.drop-path", "--seed"):
-        assert option in shown
+        assert option in printed

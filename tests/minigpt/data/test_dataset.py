@@ -47,23 +47,23 @@ def by_definition(path, kind):
     text = path.read_text(encoding="utf-8")
     split = int(len(text) * 0.9)
     alphabet = sorted(set(text))
-    places = {character: place for place, character in enumerate(alphabet)}
+    positions = {character: position for position, character in enumerate(alphabet)}
 
     def ids(part):
-        return list(part.encode()) if kind == "byte" else [places[c] for c in part]
+        return list(part.encode()) if kind == "byte" else [positions[c] for c in part]
 
     alphabet = None if kind == "byte" else "".join(alphabet)
     return ids(text[:split]), ids(text[split:]), alphabet, len(text) - split
 
 
-def assert_right(found, path, kind):
+def assert_right(dataset, path, kind):
     train, validation, alphabet, characters = by_definition(path, kind)
-    np.testing.assert_array_equal(found.train, np.array(train, np.uint16))
-    np.testing.assert_array_equal(found.validation, np.array(validation, np.uint16))
-    assert found.train.dtype == found.validation.dtype == np.uint16
-    assert found.tokenizer.alphabet == alphabet
-    assert found.validation_characters == characters
-    assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    np.testing.assert_array_equal(dataset.train, np.array(train, np.uint16))
+    np.testing.assert_array_equal(dataset.validation, np.array(validation, np.uint16))
+    assert dataset.train.dtype == dataset.validation.dtype == np.uint16
+    assert dataset.tokenizer.alphabet == alphabet
+    assert dataset.validation_characters == characters
+    assert dataset.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @given(st.text(min_size=1), st.sampled_from(["char", "byte"]), st.integers(1, 9))
@@ -75,47 +75,47 @@ def test_streamed_ids_are_those_of_the_whole_text(tmp_path, monkeypatch, text, k
     monkeypatch.setattr(corpus, "BLOCK_BYTES", block)
     path = tmp_path / "text.txt"
     path.write_bytes(text.encode())
-    for in_memory in (-1, -1, 1 << 20):  # made, found in the cache, and never large
+    for in_memory in (-1, -1, 1 << 20):  # built, read from the cache, and never cached
         monkeypatch.setattr(tokens, "MAX_IN_MEMORY_BYTES", in_memory)
-        found = load_dataset(path, kind)
-        assert isinstance(found.validation, np.memmap) == (in_memory < 0)
-        assert_right(found, path, kind)
+        dataset = load_dataset(path, kind)
+        assert isinstance(dataset.validation, np.memmap) == (in_memory < 0)
+        assert_right(dataset, path, kind)
 
 
 @pytest.mark.parametrize("in_memory", [-1, 1 << 20])
-def test_a_tokenizer_that_is_given_is_taken(data, monkeypatch, in_memory):
+def test_the_tokenizer_argument_is_used(data, monkeypatch, in_memory):
     """Beside the text's own: the two are two entries of the cache."""
     monkeypatch.setattr(tokens, "MAX_IN_MEMORY_BYTES", in_memory)
-    given = Tokenizer("".join(sorted({*data.read_text(), *"xyzXYZ"})))
+    tokenizer = Tokenizer("".join(sorted({*data.read_text(), *"xyzXYZ"})))
     for _ in range(2):
-        found = load_dataset(data, "char", given)
-        assert found.tokenizer == given
-        whole = np.concatenate([found.train, found.validation])
-        assert given.decode(whole) == data.read_text()
+        dataset = load_dataset(data, "char", tokenizer)
+        assert dataset.tokenizer == tokenizer
+        whole = np.concatenate([dataset.train, dataset.validation])
+        assert tokenizer.decode(whole) == data.read_text()
         assert_right(load_dataset(data, "char"), data, "char")
     assert load_dataset(data, "byte", Tokenizer(None)).tokenizer == Tokenizer(None)
 
 
 @pytest.mark.parametrize("in_memory", [-1, 1 << 20])
-@pytest.mark.parametrize("place", [0, 7, 210])
-def test_what_a_given_tokenizer_lacks_is_placed_in_the_whole_text(
-    tmp_path, monkeypatch, in_memory, place
+@pytest.mark.parametrize("position", [0, 7, 210])
+def test_what_a_given_tokenizer_lacks_is_positiond_in_the_whole_text(
+    tmp_path, monkeypatch, in_memory, position
 ):
     monkeypatch.setattr(tokens, "MAX_IN_MEMORY_BYTES", in_memory)
     path = tmp_path / "other.txt"
-    path.write_text("a" * place + "b" + "a" * (220 - place))
-    with pytest.raises(ValueError, match=f"text has 'b' at position {place}, a character that"):
+    path.write_text("a" * position + "b" + "a" * (220 - position))
+    with pytest.raises(ValueError, match=f"text has 'b' at position {position}, a character that"):
         load_dataset(path, "char", Tokenizer("a"))
 
 
-def test_the_plays_are_tokenised_in_memory():
-    found, text = load_dataset(None, "char"), corpus.load_text()
-    np.testing.assert_array_equal(found.train, found.tokenizer.encode(text.train))
-    np.testing.assert_array_equal(found.validation, found.tokenizer.encode(text.validation))
-    assert found.tokenizer.alphabet == "".join(sorted(set(text.train + text.validation)))
-    assert found.validation_characters == len(text.validation)
+def test_the_plays_are_tokenized_in_memory():
+    dataset, text = load_dataset(None, "char"), corpus.load_text()
+    np.testing.assert_array_equal(dataset.train, dataset.tokenizer.encode(text.train))
+    np.testing.assert_array_equal(dataset.validation, dataset.tokenizer.encode(text.validation))
+    assert dataset.tokenizer.alphabet == "".join(sorted(set(text.train + text.validation)))
+    assert dataset.validation_characters == len(text.validation)
     both = (text.train + text.validation).encode()
-    assert found.sha256 == text.sha256 == hashlib.sha256(both).hexdigest()
+    assert dataset.sha256 == text.sha256 == hashlib.sha256(both).hexdigest()
 
 
 def cache(tmp_path):
@@ -123,14 +123,14 @@ def cache(tmp_path):
 
 
 def forbid(monkeypatch):
-    def tokenise(*_):
-        raise AssertionError("tokenised again")
+    def tokenize(*_):
+        raise AssertionError("tokenized again")
 
-    monkeypatch.setattr(tokens, "_tokenize", tokenise)
+    monkeypatch.setattr(tokens, "_tokenize", tokenize)
 
 
 @pytest.mark.parametrize("kind", ["char", "byte"])
-def test_a_text_is_tokenised_once(data, monkeypatch, tmp_path, kind):
+def test_a_text_is_tokenized_once(data, monkeypatch, tmp_path, kind):
     load_dataset(data, kind)
     forbid(monkeypatch)
     assert_right(load_dataset(data, kind), data, kind)
@@ -138,7 +138,7 @@ def test_a_text_is_tokenised_once(data, monkeypatch, tmp_path, kind):
     copy.write_bytes(data.read_bytes())
     assert_right(load_dataset(copy, kind), copy, kind)
     data.write_text("another text")
-    with pytest.raises(AssertionError, match="tokenised again"):
+    with pytest.raises(AssertionError, match="tokenized again"):
         load_dataset(data, kind)
 
 
@@ -151,15 +151,15 @@ def test_texts_and_tokenizers_have_entries_of_their_own(data, tmp_path):
     assert not list((tmp_path / "cache").glob("*.partial"))
 
 
-def flip(path, place):
+def flip(path, position):
     raw = bytearray(path.read_bytes())
-    raw[place] ^= 1
+    raw[position] ^= 1
     path.write_bytes(raw)
 
 
-def other_facts(path):
-    facts = json.loads(path.read_bytes())
-    path.write_text(json.dumps(facts | {"train": facts["train"] - 1}))
+def change_sizes(path):
+    entry = json.loads(path.read_bytes())
+    path.write_text(json.dumps(entry | {"train": entry["train"] - 1}))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def other_facts(path):
         ("json", lambda path: path.write_bytes(b"\xff")),
         ("json", lambda path: path.write_text("[]")),
         ("json", lambda path: path.write_text('{"train": 3}')),
-        ("json", other_facts),
+        ("json", change_sizes),
     ],
 )
 def test_a_damaged_entry_is_made_again(data, tmp_path, monkeypatch, suffix, damage):
@@ -191,7 +191,7 @@ def test_a_damaged_entry_is_made_again(data, tmp_path, monkeypatch, suffix, dama
 def test_a_stopped_run_leaves_nothing_and_a_killed_ones_remains_are_swept(
     data, tmp_path, monkeypatch, capsys
 ):
-    def stop(crc, facts):
+    def stop(crc, entry):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -203,7 +203,8 @@ def test_a_stopped_run_leaves_nothing_and_a_killed_ones_remains_are_swept(
     old.touch()
     new.touch()
     (tmp_path / "cache" / "gone.partial").symlink_to("by now it has its name")
-    os.utime(old, (time.time() - 2 * tokens.STALE_SECONDS,) * 2)
+    stale = time.time() - 2 * tokens.STALE_SECONDS
+    os.utime(old, (stale, stale))
     assert_right(load_dataset(data, "char"), data, "char")
     assert capsys.readouterr().err == ""
     assert new.exists()
@@ -279,26 +280,28 @@ def test_a_text_that_changes_while_it_is_read_is_refused(data, tmp_path, monkeyp
 @pytest.mark.parametrize("terminal", [True, False])
 @pytest.mark.parametrize("seconds_a_block", [0.0, 1.0])
 def test_who_waits_at_a_terminal_sees_a_bar(data, monkeypatch, terminal, seconds_a_block):
-    shown, clock = io.StringIO(), itertools.count(0.0, seconds_a_block)
-    console = Console(file=shown, force_terminal=terminal, force_interactive=terminal)
+    output, clock = io.StringIO(), itertools.count(0.0, seconds_a_block)
+    console = Console(file=output, force_terminal=terminal, force_interactive=terminal)
     monkeypatch.setattr(tokens, "Console", lambda stderr: console)
     monkeypatch.setattr(tokens, "time", SimpleNamespace(monotonic=clock.__next__, time=time.time))
     assert_right(load_dataset(data, "char"), data, "char")
-    assert ("tokenising" in shown.getvalue()) == (terminal and seconds_a_block > 0)
-    assert terminal or shown.getvalue() == ""
+    assert ("tokenizing" in output.getvalue()) == (terminal and seconds_a_block > 0)
+    assert terminal or output.getvalue() == ""
 
 
 def test_a_pipe_is_read_once(tmp_path):
     read, write = os.pipe()
     os.write(write, TEXT.encode())
     os.close(write)
-    assert len(load_dataset(f"/dev/fd/{read}", "char").train) == int(0.9 * len(TEXT))
+    assert len(load_dataset(Path(f"/dev/fd/{read}"), "char").train) == int(0.9 * len(TEXT))
     os.close(read)
 
 
 def mapped_memory():
     """Bytes of files in this process's memory."""
-    return int(re.search(r"RssFile:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+    match = re.search(r"RssFile:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    assert match
+    return int(match[1]) * 1024
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux")

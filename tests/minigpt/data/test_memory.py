@@ -1,4 +1,4 @@
-"""What a run takes: memory that does not grow with the text, one core, and no second tokenising."""
+"""Memory that does not grow with the text, one core, and no second tokenization."""
 
 import os
 import re
@@ -27,9 +27,9 @@ LOAD = (
     + """
 from minigpt.data import load_dataset, make_batch
 before = peak()
-tokens = load_dataset(Path(sys.argv[1]), "char")
+dataset = load_dataset(Path(sys.argv[1]), "char")
 for step in range(1000):
-    make_batch(tokens.train, 0, step, 12, 64)
+    make_batch(dataset.train, 0, step, 12, 64)
 print(peak() - before)
 """
 )
@@ -65,8 +65,14 @@ def python(code, *args, **settings):
 def test_a_text_takes_the_same_memory_whatever_its_size(tmp_path):
     """At once, 60 MB would take 480: four bytes a character and as many for codes; the ids, 120."""
     write_text(tmp_path / "text", 60 * MB)
-    for _ in ("tokenised", "from the cache"):
+    for _ in ("tokenized", "from the cache"):
         assert int(python(LOAD, tmp_path / "text")) < 100 * MB
+
+
+def peak_of(printed):
+    match = re.search(r"^peak (\d+)$", printed, re.MULTILINE)
+    assert match
+    return int(match[1])
 
 
 def train(folder, *args):
@@ -74,16 +80,16 @@ def train(folder, *args):
     name = str(len(list(folder.iterdir())))
     run_dir = folder / name
     args = ["train", "--run-dir", str(run_dir), "--steps", "30", "--log-every", "1", *args]
-    begin = time.monotonic()
-    with (folder / f"{name}.txt").open("w+") as shown:
-        process = subprocess.Popen([sys.executable, "-c", TRAIN, *args], stdout=shown)
+    start_time = time.monotonic()
+    with (folder / f"{name}.txt").open("w+") as output:
+        process = subprocess.Popen([sys.executable, "-c", TRAIN, *args], stdout=output)
         metrics = run_dir / "metrics.jsonl"
         while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
             time.sleep(0.1)
-        first_step = time.monotonic() - begin
+        first_step = time.monotonic() - start_time
         assert process.wait() == 0
-        shown.seek(0)
-        return first_step, int(re.search(r"^peak (\d+)$", shown.read(), re.MULTILINE)[1])
+        output.seek(0)
+        return first_step, peak_of(output.read())
 
 
 @pytest.mark.torture
@@ -97,10 +103,12 @@ def test_a_gigabyte_trains_in_the_memory_of_five_megabytes(tmp_path, monkeypatch
     write_text(large, 1000 * MB)
     small_start, small_peak = train(runs, "--tokenizer", tokenizer, "--data", str(small))
     _, first_peak = train(runs, "--tokenizer", tokenizer, "--data", str(large))
-    made = {path: path.stat() for path in (tmp_path / "cache").iterdir()}
-    assert sum(stat.st_size for stat in made.values()) > 2000 * MB - 100 * MB
+    cached = {path: path.stat() for path in (tmp_path / "cache").iterdir()}
+    assert sum(stat.st_size for stat in cached.values()) > 2000 * MB - 100 * MB
     second_start, second_peak = train(runs, "--tokenizer", tokenizer, "--data", str(large))
-    assert {p: p.stat().st_mtime_ns for p in made} == {p: s.st_mtime_ns for p, s in made.items()}
+    assert {p: p.stat().st_mtime_ns for p in cached} == {
+        p: s.st_mtime_ns for p, s in cached.items()
+    }
     print(f"{small_start=} {second_start=} {small_peak=} {first_peak=} {second_peak=}")
     assert max(first_peak, second_peak) - small_peak < 500 * MB
     assert second_start - small_start < 20
@@ -116,7 +124,7 @@ def test_the_default_run_ends_on_one_core_in_little_memory(tmp_path):
         resource.setrlimit(resource.RLIMIT_AS, (4000 * MB, 4000 * MB))
         resource.setrlimit(resource.RLIMIT_DATA, (1000 * MB, 1000 * MB))  # what it alone holds
 
-    shown = python(
+    output = python(
         TRAIN, "train", "--steps", "60", cwd=tmp_path, preexec_fn=limited, stdin=subprocess.DEVNULL
     )
-    assert "run directory: runs/shakespeare-char-cpu" in shown
+    assert "run directory: runs/shakespeare-char-cpu" in output

@@ -35,12 +35,12 @@ def config(mesh, rate=0.2, **changes):
 
 def losses(settings, steps=50):
     training = build_train_functions(settings, 11)
-    state, key, found = training.state, jax.random.key(1), []
+    state, key, step_losses = training.state, jax.random.key(1), []
     for step in range(steps):
         rows = training.put_batch(make_batch(TOKENS, 0, step, 8, 32))
         state, measured = training.train_step(state, rows, key)
-        found.append(float(measured["train_loss"]))
-    return np.array(found), state, training
+        step_losses.append(float(measured["train_loss"]))
+    return np.array(step_losses), state, training
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +50,9 @@ def alone():
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_losses_are_those_of_one_device(mesh, alone):
-    found, state, _ = losses(config(mesh))
-    np.testing.assert_allclose(found[0], alone[0][0], rtol=1e-5)
-    np.testing.assert_allclose(found, alone[0], rtol=1e-3)
+    step_losses, state, _ = losses(config(mesh))
+    np.testing.assert_allclose(step_losses[0], alone[0][0], rtol=1e-5)
+    np.testing.assert_allclose(step_losses, alone[0], rtol=1e-3)
     kernel = jax.tree.leaves(state.params)[0]
     assert len(kernel.sharding.device_set) == len(make_mesh(config(mesh)).devices.flat)
 
@@ -69,6 +69,7 @@ def collectives(settings):
     training = build_train_functions(settings, 11)
     rows = training.put_batch(make_batch(TOKENS, 0, 0, 8, 32))
     text = training.train_step.lower(training.state, rows, jax.random.key(0)).compile().as_text()
+    assert text is not None
     kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
     return collections.Counter(re.findall(rf" ({kinds})(?:-start)?\(", text))
 
@@ -93,6 +94,7 @@ def bytes_of_state(mesh):
     rows = training.put_batch(make_batch(TOKENS, 0, 0, 8, 32))
     lowered = training.train_step.lower(training.state, rows, jax.random.key(0))
     memory = lowered.compile().memory_analysis()
+    assert memory is not None
     return memory.argument_size_in_bytes, memory.temp_size_in_bytes
 
 
@@ -126,13 +128,13 @@ def test_tensor_parallel_matrices_are_cut_as_stated():
 def test_a_checkpoint_of_one_mesh_goes_on_on_another(mesh, alone, tmp_path):
     _, state, training = losses(config("data=2,tensor=4"), 3)
     with checkpoint.CheckpointWriter(tmp_path) as writer:
-        writer.save(3, checkpoint.host_arrays(training.gathered(state)), {})
+        writer.save(3, checkpoint.host_arrays(training.gather_state(state)), {})
     other = build_train_functions(config(mesh), 11)
     again, _ = checkpoint.restore(tmp_path, other.state)
     for one, two in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(one, two)
     rows = other.put_batch(make_batch(TOKENS, 0, 3, 8, 32))
-    _, measured = other.train_step(other.put(again), rows, jax.random.key(1))
+    _, measured = other.train_step(other.put_state(again), rows, jax.random.key(1))
     assert float(measured["train_loss"]) == pytest.approx(alone[0][3], rel=1e-4)
 
 
@@ -158,11 +160,11 @@ def test_a_scan_over_layers_is_sharded_alike():
 @pytest.mark.parametrize(
     ("mesh", "message"),
     [
-        ("data=0", "must name sizes of at least 1"),
-        ("data", "must name sizes"),
-        ("rows=2", "must name sizes"),
-        ("data=2,data=2", "must name sizes"),
-        ("data=16", r"of the 8 devices there are, not 16"),
+        ("data=0", "must give sizes of at least 1"),
+        ("data", "must give sizes"),
+        ("rows=2", "must give sizes"),
+        ("data=2,data=2", "must give sizes"),
+        ("data=16", r"of at most the 8 devices that are available, not 16"),
         ("data=3", r"batch_size=8 is not allowed: on this mesh it must be a multiple of 3"),
         ("fsdp=5", "batch_size=8"),
         ("tensor=3", r"model.n_head=8 is not allowed: on this mesh it must be a multiple of t"),

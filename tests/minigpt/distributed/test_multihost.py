@@ -35,12 +35,12 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("hosts")
-    (made / "text.txt").write_text(TEXT)
-    return made
+    folder = tmp_path_factory.mktemp("hosts")
+    (folder / "text.txt").write_text(TEXT)
+    return folder
 
 
-def begin(folder, run_dir, processes, devices, steps=20, more=lambda number: ()):
+def start_processes(folder, run_dir, processes, devices, steps=20, more=lambda number: ()):
     """Start the processes of one run."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     environment = os.environ | {
@@ -48,7 +48,7 @@ def begin(folder, run_dir, processes, devices, steps=20, more=lambda number: ())
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    address, begun = f"127.0.0.1:{free_port()}", []
+    address, started = f"127.0.0.1:{free_port()}", []
     for number in range(processes):
         rows = folder / f"{run_dir}-{number}.rows"
         words = [sys.executable, str(ONE_OF_MANY_PROCESSES), str(rows), *COMMAND]
@@ -58,8 +58,8 @@ def begin(folder, run_dir, processes, devices, steps=20, more=lambda number: ())
             words += ["--process-id", str(number)]
         with (folder / f"{run_dir}-{number}.log").open("a") as log:
             streams = {"stdout": log, "stderr": log}
-            begun.append(subprocess.Popen(words, cwd=folder, env=environment, **streams))
-    return begun
+            started.append(subprocess.Popen(words, cwd=folder, env=environment, **streams))
+    return started
 
 
 def outcome(folder, run_dir):
@@ -71,16 +71,16 @@ def outcome(folder, run_dir):
     return records, {name: array.tobytes() for name, array in arrays.items()}
 
 
-def finish(folder, begun, run_dir):
-    codes = [process.wait(timeout=300) for process in begun]
+def finish(folder, started, run_dir):
+    codes = [process.wait(timeout=300) for process in started]
     logs = [path.read_text()[-2000:] for path in sorted(folder.glob(f"{run_dir}-*.log"))]
-    assert codes == [0] * len(begun), "\n".join(logs)
+    assert codes == [0] * len(started), "\n".join(logs)
 
 
 @pytest.fixture(scope="module")
 def whole(folder):
     """The losses of one process of four devices."""
-    finish(folder, begin(folder, "one", 1, 4), "one")
+    finish(folder, start_processes(folder, "one", 1, 4), "one")
     return outcome(folder, "one")[0]
 
 
@@ -88,10 +88,10 @@ def whole(folder):
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.torture)])
 def test_losses_are_those_of_one_process_and_rows_are_read_once(folder, whole, processes):
     run_dir, share, read = f"of-{processes}", 4 // processes, []
-    finish(folder, begin(folder, run_dir, processes, share), run_dir)
-    found, _ = outcome(folder, run_dir)
-    assert [record["step"] for record in found] == list(range(2, 21, 2))
-    for one, other in zip(whole, found, strict=True):
+    finish(folder, start_processes(folder, run_dir, processes, share), run_dir)
+    records, _ = outcome(folder, run_dir)
+    assert [record["step"] for record in records] == list(range(2, 21, 2))
+    for one, other in zip(whole, records, strict=True):
         assert one.keys() == other.keys()
         np.testing.assert_allclose(list(other.values()), list(one.values()), rtol=1e-6)
 
@@ -106,29 +106,29 @@ def test_losses_are_those_of_one_process_and_rows_are_read_once(folder, whole, p
 
 @pytest.mark.torture  # a minute
 def test_when_one_process_dies_the_others_end_and_the_run_goes_on_exactly(folder):
-    finish(folder, begin(folder, "whole", 2, 1, steps=200), "whole")
-    begun = begin(folder, "killed", 2, 1, steps=200)
+    finish(folder, start_processes(folder, "whole", 2, 1, steps=200), "whole")
+    started = start_processes(folder, "killed", 2, 1, steps=200)
     while not (folder / "killed" / "metrics.jsonl").exists() or not checkpoint.list_steps(
         folder / "killed"
     ):
-        assert all(process.poll() is None for process in begun)
+        assert all(process.poll() is None for process in started)
         time.sleep(0.05)
-    begun[1].kill()
-    begun[1].wait()
+    started[1].kill()
+    started[1].wait()
     begin_waiting = time.monotonic()
-    assert begun[0].wait(timeout=BOUND_S) != 0
+    assert started[0].wait(timeout=BOUND_S) != 0
     print(f"the other process ended after {time.monotonic() - begin_waiting:.1f} s")
     assert checkpoint.list_steps(folder / "killed")[-1] < 200
-    finish(folder, begin(folder, "killed", 2, 1, steps=200), "killed")
+    finish(folder, start_processes(folder, "killed", 2, 1, steps=200), "killed")
     assert outcome(folder, "killed") == outcome(folder, "whole")
 
 
 def test_processes_of_different_settings_all_end(folder):
-    begun = begin(folder, "unlike", 2, 1, more=lambda number: ("--seed", str(number)))
-    assert [process.wait(timeout=BOUND_S) for process in begun] == [2, 2]
+    started = start_processes(folder, "unlike", 2, 1, more=lambda number: ("--seed", str(number)))
+    assert [process.wait(timeout=BOUND_S) for process in started] == [2, 2]
     for number in range(2):
-        said = (folder / f"unlike-{number}.log").read_text()
-        assert "settings or texts differ between the processes" in said
+        log = (folder / f"unlike-{number}.log").read_text()
+        assert "settings or texts differ between the processes" in log
     assert not (folder / "unlike").exists()
 
 
@@ -136,8 +136,8 @@ def test_processes_of_different_settings_all_end(folder):
 def test_an_error_of_the_first_process_ends_all(folder):
     (folder / "taken").mkdir()
     (folder / "taken" / "other.txt").write_text("mine")
-    begun = begin(folder, "taken", 2, 1)
-    codes = [process.wait(timeout=BOUND_S) for process in begun]
+    started = start_processes(folder, "taken", 2, 1)
+    codes = [process.wait(timeout=BOUND_S) for process in started]
     assert codes[0] == 2
     assert codes[1] != 0
     assert "must be new, an empty folder or a run" in (folder / "taken-0.log").read_text()
@@ -145,12 +145,12 @@ def test_an_error_of_the_first_process_ends_all(folder):
 
 @pytest.mark.slow
 def test_a_stop_of_one_process_stops_all_and_the_run_goes_on(folder):
-    begun = begin(folder, "stopped", 2, 1, steps=2000)
+    started = start_processes(folder, "stopped", 2, 1, steps=2000)
     while not checkpoint.list_steps(folder / "stopped"):
-        assert all(process.poll() is None for process in begun)
+        assert all(process.poll() is None for process in started)
         time.sleep(0.05)
-    begun[1].terminate()
-    finish(folder, begun, "stopped")
+    started[1].terminate()
+    finish(folder, started, "stopped")
     step = checkpoint.list_steps(folder / "stopped")[-1]
     assert 0 < step < 2000
     assert f"stopped at step {step}" in (folder / "stopped-0.log").read_text()

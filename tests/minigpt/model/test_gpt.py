@@ -25,9 +25,9 @@ def gpt(config=MODEL, vocab=11):
 
 def drawn(model, key):
     """Run the model once; return each site's mask by name, in order."""
-    tape = {}
-    model(TOKENS, key=key, tape=tape)
-    return {name: np.asarray(held["mask"]) for name, held in tape.items()}
+    captures = {}
+    model(TOKENS, key=key, captures=captures)
+    return {name: np.asarray(arrays["mask"]) for name, arrays in captures.items()}
 
 
 def test_gpt2_has_its_published_size():
@@ -60,7 +60,7 @@ def test_initial_weights_are_gpt2s():
 
 def test_key_is_required():
     with pytest.raises(TypeError, match="key"):
-        gpt()(TOKENS)
+        gpt()(TOKENS)  # pyright: ignore[reportCallIssue]  (the missing key is the point)
 
 
 def test_attention_is_causal():
@@ -148,21 +148,21 @@ def test_uniform_sets_the_four_sites_of_nanogpt():
 def test_every_site_has_its_shape_and_is_drawn_once(key):
     shapes = {name: mask.shape for name, mask in drawn(gpt(ALL), key).items()}
     listed = site_specs(ALL, *TOKENS.shape)
-    assert list(shapes.items()) == [(name, place.shape) for name, place in listed.items()]
+    assert list(shapes.items()) == [(name, spec.shape) for name, spec in listed.items()]
     block = [(3, 2, 32, 32), (3, 32, 8), (3, 32, 8), (3, 1, 1), (3, 32, 32), (3, 32, 8), (3, 1, 1)]
     assert list(shapes.values()) == [(3, 32, 8), *block, *block]
 
 
 def test_every_site_has_its_own_rate(key):
-    """What `places` says, and what the model drops there, within 4.9 sd."""
+    """What `site_specs` lists, and what the model drops there, within 4.9 sd."""
     rates = {site: 0.1 * (i + 1) for i, site in enumerate(SITES)}
     config = with_dropout(**rates)
     masks = drawn(gpt(config), key)
-    for name, place in site_specs(config, *TOKENS.shape).items():
+    for name, spec in site_specs(config, *TOKENS.shape).items():
         site = next(part for part in name.split("/") if part in rates)
-        assert place.rate == rates[site], name
+        assert spec.rate == rates[site], name
         share, size = 1 - masks[name].mean(), masks[name].size
-        assert abs(share - place.rate) < 4.9 * (place.rate * (1 - place.rate) / size) ** 0.5, name
+        assert abs(share - spec.rate) < 4.9 * (spec.rate * (1 - spec.rate) / size) ** 0.5, name
 
 
 def test_masks_differ_by_step_layer_site_head_and_row(key):
@@ -192,15 +192,15 @@ def test_each_sites_key_is_its_name_folded_in(key):
         np.testing.assert_array_equal(masks[name], mask)
 
 
-def test_what_the_tape_shows_is_what_the_model_does(key):
-    """With a tape the weights are written out; without, they are not: the same to rounding."""
-    model, tape = gpt(ALL), {}
-    taped = model(TOKENS, key=key, tape=tape)
-    np.testing.assert_allclose(taped, model(TOKENS, key=key), rtol=1e-5, atol=1e-6)
-    held = tape["block/0/attn_out"]
-    np.testing.assert_array_equal(held["output"] != 0, held["mask"] & (held["input"] != 0))
+def test_captures_are_the_arrays_of_the_model(key):
+    """Captures materialize the attention weights; the result is the same up to rounding."""
+    model, captures = gpt(ALL), {}
+    captured = model(TOKENS, key=key, captures=captures)
+    np.testing.assert_allclose(captured, model(TOKENS, key=key), rtol=1e-5, atol=1e-6)
+    site = captures["block/0/attn_out"]
+    np.testing.assert_array_equal(site["output"] != 0, site["mask"] & (site["input"] != 0))
     evaluated = {}
-    model(TOKENS, key=None, tape=evaluated)
+    model(TOKENS, key=None, captures=evaluated)
     assert evaluated == {}
 
 

@@ -15,9 +15,10 @@ from minigpt.config import ClassifyConfig, DropoutConfig, OptimConfig
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.model.gpt import GPT, set_rates
 from minigpt.tasks.classification import baselines
+from minigpt.tasks.classification.classifier import load
 from minigpt.tasks.classification.data import LabelledSplit, LabelledTexts, pad_texts
 from minigpt.tasks.classification.model import Classifier, pool_features
-from minigpt.tasks.classification.train import PretrainedModel, example_indices, fit, load
+from minigpt.tasks.classification.train import PretrainedModel, example_indices, fit
 
 TOKENIZER = Tokenizer("abc ")
 BODY = PretrainedModel(MODEL, 4, TOKENIZER, None)
@@ -56,22 +57,22 @@ def test_what_padding_holds_changes_nothing_bit_for_bit(pool, training, key):
         logits = model(rows.tokens, rows.lengths, key=key if training else None, rate=0.3)
         return jax.nn.log_softmax(logits)[:, 0].sum(), logits
 
-    found = [jax.value_and_grad(loss, has_aux=True)(params, rows) for rows in (zeros, filled)]
-    assert same(*found)
-    assert np.abs(found[0][1]["body"]["blocks"][0]["attn"]["qkv"]["kernel"]).max() > 0 or (
+    results = [jax.value_and_grad(loss, has_aux=True)(params, rows) for rows in (zeros, filled)]
+    assert same(*results)
+    assert np.abs(results[0][1]["body"]["blocks"][0]["attn"]["qkv"]["kernel"]).max() > 0 or (
         pool == "first"  # it sees nothing but itself, and its weights of attention are all 1
     )
 
 
-def test_pooling_is_what_loops_say(key):
+def test_pooling_equals_a_loop(key):
     features = np.asarray(jax.random.normal(key, (3, 5, 2)))
     lengths = np.array([1, 3, 5])
     poisoned = np.where((np.arange(5) < lengths[:, None])[..., None], features, np.nan)
-    for pool, of in (("last", lambda x: x[-1]), ("first", lambda x: x[0]), ("mean", np.mean)):
-        by_loop = [of(x[:n], **({"axis": 0} if pool == "mean" else {})) for x, n in
-                   zip(features, lengths, strict=True)]  # fmt: skip
+    poolings = {"last": lambda x: x[-1], "first": lambda x: x[0], "mean": lambda x: x.mean(axis=0)}
+    for pool, reduce in poolings.items():
+        by_loop = [reduce(x[:n]) for x, n in zip(features, lengths, strict=True)]
         np.testing.assert_allclose(
-            pool_features(jnp.asarray(poisoned), lengths, pool), by_loop, rtol=1e-6
+            pool_features(jnp.asarray(poisoned), jnp.asarray(lengths), pool), by_loop, rtol=1e-6
         )
 
 
@@ -125,12 +126,12 @@ def test_the_same_settings_give_the_same_bits_and_every_setting_others(trained):
 def test_frozen_parameters_stay_and_the_others_move(key):
     body = BODY._replace(params=nnx.state(GPT(MODEL, 4, rngs=nnx.Rngs(5))))
     settings = dataclasses.replace(SETTINGS, freeze=1, steps=10)
-    found = nnx.to_pure_dict(fit(body, DATA, settings).params)["body"]
+    body_params = nnx.to_pure_dict(fit(body, DATA, settings).params)["body"]
     before = nnx.to_pure_dict(body.params)
-    for place in ("tokens", "positions"):
-        assert same(found[place], before[place])
-    assert same(found["blocks"][0], before["blocks"][0])
-    assert not same(found["blocks"][1], before["blocks"][1])
+    for name in ("tokens", "positions"):
+        assert same(body_params[name], before[name])
+    assert same(body_params["blocks"][0], before["blocks"][0])
+    assert not same(body_params["blocks"][1], before["blocks"][1])
     with pytest.raises(ValueError, match="freeze=3 is not allowed: the model has 2 blocks"):
         fit(body, DATA, dataclasses.replace(SETTINGS, freeze=3))
 
@@ -158,15 +159,15 @@ def test_a_text_that_cannot_be_read_is_told_before_the_training(part):
 @pytest.mark.slow
 def test_training_stops_when_the_validation_loss_no_longer_falls():
     settings = dataclasses.replace(SETTINGS, steps=200, eval_every=1, patience=3)
-    found = fit(BODY, DATA, dataclasses.replace(settings, optim=OptimConfig(0.5, 0.5)))
-    assert len(found.evaluations) == found.step + 3 < 200
+    classifier = fit(BODY, DATA, dataclasses.replace(settings, optim=OptimConfig(0.5, 0.5)))
+    assert len(classifier.evaluations) == classifier.step + 3 < 200
 
 
 def test_every_example_comes_once_an_epoch():
-    seen = np.concatenate([example_indices(3, step, 10, 4) for step in range(5)])
-    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
-    assert list(seen[:10]) != list(seen[10:])
-    assert not np.array_equal(example_indices(4, 0, 10, 4), seen[:4])
+    indices = np.concatenate([example_indices(3, step, 10, 4) for step in range(5)])
+    assert sorted(indices[:10]) == sorted(indices[10:]) == list(range(10))
+    assert list(indices[:10]) != list(indices[10:])
+    assert not np.array_equal(example_indices(4, 0, 10, 4), indices[:4])
 
 
 @pytest.mark.slow
@@ -181,8 +182,8 @@ def test_balanced_weights_weigh_every_class_the_same():
         ]
         for each in ("none", "balanced")
     )
-    begun = dataclasses.replace(settings, optim=OptimConfig(1e-12, 1e-12, warmup_steps=0))
-    model = fit(BODY, uneven, begun)
+    unchanged = dataclasses.replace(settings, optim=OptimConfig(1e-12, 1e-12, warmup_steps=0))
+    model = fit(BODY, uneven, unchanged)
     chances = jax.nn.log_softmax(jnp.asarray(model.logits(model.rows(uneven.train.texts))))
     losses = -np.concatenate([chances[:3, 0], chances[3:, 1]])
     assert plain == pytest.approx(losses.mean(), rel=1e-5)
@@ -194,17 +195,17 @@ def test_balanced_weights_weigh_every_class_the_same():
 
 def test_a_saved_classifier_is_the_same_classifier(trained, tmp_path):
     trained.save(tmp_path)
-    found = load(tmp_path)
-    assert same(found.params, trained.params)
-    assert found._replace(params=None) == trained._replace(params=None)
-    assert found.predict(DATA.test.texts) == trained.predict(DATA.test.texts)
-    rows = found.rows(DATA.test.texts)
-    assert same(found.model(*rows, key=None), trained.model(*rows, key=None))
+    loaded = load(tmp_path)
+    assert same(loaded.params, trained.params)
+    assert loaded._replace(params=None) == trained._replace(params=None)
+    assert loaded.predict(DATA.test.texts) == trained.predict(DATA.test.texts)
+    rows = loaded.rows(DATA.test.texts)
+    assert same(loaded.model(*rows, key=None), trained.model(*rows, key=None))
     [arrays] = tmp_path.rglob("*.safetensors")
     arrays.write_bytes(arrays.read_bytes()[:-1] + b"?")
     with pytest.raises(ValueError, match="damaged"):
         load(tmp_path)
-    with pytest.raises(ValueError, match="holds no classifier"):
+    with pytest.raises(ValueError, match="has no classifier"):
         load(tmp_path / "empty")
 
 
@@ -236,18 +237,18 @@ def test_the_command_writes_a_classifier_that_loads(tmp_path, capsys, monkeypatc
         file.write("\n" + "\n".join(["be,be"] * 30))
     with pytest.raises(SystemExit):
         main(command)
-    assert "3 of the test part's texts are in another part too" in capsys.readouterr().out
+    assert "3 texts of the test part are also in another part" in capsys.readouterr().out
     data.write_text("text,label\n" + "\n".join(lines))
     command += ["--unknown", "drop", "--batch-size", "4"]
     for _ in range(2):
         main(command)
     brackets = tmp_path / "[bold] and [" / "x]"  # rich's markup, if it were taken for that
     main([*command, "--out", str(brackets)])
-    shown = capsys.readouterr().out
-    assert f"confusion.png: {brackets}\n" in shown
-    assert "in another part too" not in shown
+    printed = capsys.readouterr().out
+    assert f"confusion.png: {brackets}\n" in printed
+    assert "also in another part" not in printed
     for part in ("majority class", "tf-idf", "GPT", "macro-F1", "precision", "as not"):
-        assert part in shown
+        assert part in printed
     reports = [run / folder / "report.json" for folder in ("classify", "classify-2")]
     assert reports[0].read_text() == reports[1].read_text()
     report = json.loads(reports[0].read_text())
@@ -258,7 +259,7 @@ def test_the_command_writes_a_classifier_that_loads(tmp_path, capsys, monkeypatc
     assert one.labels == ("be", "not")
     with pytest.raises(SystemExit):
         main([*command, "--out", str(run / "classify")])
-    assert "it must be new or an empty folder" in capsys.readouterr().err
+    assert "it must be a new or an empty folder" in capsys.readouterr().err
 
     def fails(*_):
         raise ValueError("no words")

@@ -14,21 +14,21 @@ from minigpt.tasks.classification.data import LabelledSplit, LabelledTexts
 
 
 def test_scores_by_hand():
-    found = scores.classification_scores(list("aaabbc"), list("aabbba"), ("a", "b", "c"))
-    assert found.confusion == [[2, 1, 0], [0, 2, 0], [1, 0, 0]]
-    assert found.accuracy == pytest.approx(4 / 6)
-    assert found.classes["a"] == pytest.approx(
+    result = scores.classification_scores(list("aaabbc"), list("aabbba"), ("a", "b", "c"))
+    assert result.confusion == [[2, 1, 0], [0, 2, 0], [1, 0, 0]]
+    assert result.accuracy == pytest.approx(4 / 6)
+    assert result.classes["a"] == pytest.approx(
         {"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "support": 3}
     )
-    assert found.classes["c"] == {"precision": 0, "recall": 0, "f1": 0, "support": 1}
-    assert found.macro_f1 == pytest.approx((2 / 3 + 4 / 5) / 3)
+    assert result.classes["c"] == {"precision": 0, "recall": 0, "f1": 0, "support": 1}
+    assert result.macro_f1 == pytest.approx((2 / 3 + 4 / 5) / 3)
 
 
 def test_a_label_that_a_part_lacks_costs_nothing():
     """All answers are right, so the F1 of those labels that there are is 1."""
-    found = scores.classification_scores(list("aab"), list("aab"), ("a", "b", "c"))
-    assert (found.accuracy, found.macro_f1) == (1, 1)
-    supports = [each["support"] for each in found.classes.values()]
+    result = scores.classification_scores(list("aab"), list("aab"), ("a", "b", "c"))
+    assert (result.accuracy, result.macro_f1) == (1, 1)
+    supports = [each["support"] for each in result.classes.values()]
     assert json.dumps(supports) == "[2, 1, 0]"
     assert scores.classification_scores(
         list("aab"), list("aac"), ("a", "b", "c")
@@ -38,18 +38,18 @@ def test_a_label_that_a_part_lacks_costs_nothing():
 def test_labels_are_shown_as_they_are():
     """Not as rich's markup or emoji."""
     labels = ("[red]", ":heart:")
-    found = scores.classification_scores(list(labels), list(labels), labels)
+    result = scores.classification_scores(list(labels), list(labels), labels)
     console = Console(file=io.StringIO(), width=200, record=True)
-    report.print_report({"GPT": found}, console)
-    shown = console.export_text()
-    assert all(shown.count(label) == 2 for label in labels)
+    report.print_report({"GPT": result}, console)
+    printed = console.export_text()
+    assert all(printed.count(label) == 2 for label in labels)
 
 
 def test_a_label_that_the_font_lacks_is_drawn_without_a_word(tmp_path):
-    found = scores.classification_scores(["\U00020000", "b"], ["b", "b"], ("\U00020000", "b"))
+    result = scores.classification_scores(["\U00020000", "b"], ["b", "b"], ("\U00020000", "b"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        report.plot_confusion(found, tmp_path / "x.png", "title")
+        report.plot_confusion(result, tmp_path / "x.png", "title")
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 

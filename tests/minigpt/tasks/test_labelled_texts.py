@@ -31,13 +31,13 @@ def test_a_file_is_split_by_label_and_every_row_is_in_one_part(tmp_path):
     path = tmp_path / "x.csv"
     rows = [f'"text, {i}",{"rare" if i % 10 == 0 else "common"}' for i in range(100)]
     path.write_text("\ufefftext,label\r\n" + "\r\n".join(rows), newline="")
-    found = read_csv(path, seed=1)
-    assert [part.labels.count("common") for part in found] == [72, 9, 9]
-    assert [part.labels.count("rare") for part in found] == [8, 1, 1]
-    everything = [text for part in found for text in part.texts]
+    split = read_csv(path, seed=1)
+    assert [part.labels.count("common") for part in split] == [72, 9, 9]
+    assert [part.labels.count("rare") for part in split] == [8, 1, 1]
+    everything = [text for part in split for text in part.texts]
     assert sorted(everything) == sorted(f"text, {i}" for i in range(100))
-    assert read_csv(path, seed=1) == found
-    assert read_csv(path, seed=2) != found
+    assert read_csv(path, seed=1) == split
+    assert read_csv(path, seed=2) != split
 
 
 def test_a_text_may_be_long(tmp_path):
@@ -51,46 +51,51 @@ def test_a_text_may_be_long(tmp_path):
 def test_a_column_split_decides(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("split,label,text\ntrain,a,one\ntest,a,two\nvalidation,b,three\ntrain,b,four\n")
-    found = read_csv(path, seed=1)
-    assert found == LabelledSplit(*map(LabelledTexts, (["one", "four"], ["three"], ["two"]),
+    split = read_csv(path, seed=1)
+    assert split == LabelledSplit(*map(LabelledTexts, (["one", "four"], ["three"], ["two"]),
                                (["a", "b"], ["b"], ["a"])))  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("text,kind\na,b\n", "lacks the column 'label'.*names \\['text', 'kind'\\]"),
         ("", "lacks the column 'text'"),
         ("text,label,text\na,b,c\n", "has the column 'text' more than once"),
-        ("text,label\na,b\na\n", "line 3: there must be a cell for each column"),
-        ("text,label\na,b,c\n", "line 2: there must be a cell"),
+        ("text,label\na,b\na\n", "line 3: there must be one cell per column"),
+        ("text,label\na,b,c\n", "line 2: there must be one cell"),
         ("text,label\n ,b\n", "line 2: text is empty"),
         ("text,label\na, \n", "line 2: label is empty"),
-        ("text,label,split\na,b,dev\n", "line 2: split='dev' is not allowed: it is one of train"),
-        ("text,label\na,b\na,b\n", "label 'b' has 2 rows: it must have at least 3"),
-        ('text,label\n"a"b,c\n', "after line 1: this is not CSV"),
+        (
+            "text,label,split\na,b,dev\n",
+            "line 2: split='dev' is not allowed: it must be one",
+        ),
+        ("text,label\na,b\na,b\n", "label 'b' has 2 rows, but needs at least 3"),
+        ('text,label\n"a"b,c\n', "after line 1: this is not valid CSV"),
     ],
 )
-def test_a_bad_file_is_an_error_that_says_where(content, told, tmp_path):
+def test_a_bad_file_is_an_error_that_says_where(content, message, tmp_path):
     path = tmp_path / "x.csv"
     path.write_text(content)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         read_csv(path, seed=1)
 
 
 def test_no_play_is_in_two_parts_and_the_test_was_not_pretrained_on():
-    plays, found = shakespeare.load_plays(), speeches.load_genres()
-    texts = dict(zip(LabelledSplit._fields, found, strict=True))
+    plays, split = shakespeare.load_plays(), speeches.load_genres()
+    texts = dict(zip(LabelledSplit._fields, split, strict=True))
     for part, names in (("test", speeches.TEST_PLAYS), ("validation", speeches.VALIDATION_PLAYS)):
         inside = "".join(plays[name] for name in names)
         assert all(text in inside for text in texts[part].texts[::10])
         assert set(texts[part].labels) == set(speeches.GENRES.values())
-    held = "".join(plays[name] for name in (*speeches.TEST_PLAYS, *speeches.VALIDATION_PLAYS))
+    held_out = "".join(plays[name] for name in (*speeches.TEST_PLAYS, *speeches.VALIDATION_PLAYS))
     long = [text for text in texts["train"].texts if len(text) > 100]
     assert len(long) > 4000
-    assert not any(text in held for text in long[::50])
-    seen = corpus.load_text().train
-    assert not any(text in seen for text in texts["test"].texts[::20] if len(text) > 100)
+    assert not any(text in held_out for text in long[::50])
+    pretraining_text = corpus.load_text().train
+    assert not any(
+        text in pretraining_text for text in texts["test"].texts[::20] if len(text) > 100
+    )
     with pytest.raises(ValueError, match="'twelfth-night' is not allowed: it is in test and"):
         speeches.load_genres(validation=("twelfth-night",))
     with pytest.raises(ValueError, match="'cymbeline' is not allowed: the plays are"):

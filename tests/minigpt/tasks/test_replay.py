@@ -56,10 +56,10 @@ def run(config, folder):
 def replayed(run_dir, step):
     """What a replay gives; every one compiles its own programs."""
 
-    def quiet(told):
-        raise AssertionError(told)
+    def fail(message):
+        raise AssertionError(message)
 
-    return replay(run_dir, step, quiet)
+    return replay(run_dir, step, fail)
 
 
 def command(*args):
@@ -92,6 +92,7 @@ def test_the_batch_and_the_masks_are_those_of_the_step(trained):
     text = load_dataset(trained.parent / "text.txt", "char").train
     assert result.window_offsets == window_offsets(text, DROPPING.seed, 4, *shape).tolist()
     key = fold(jax.random.key(DROPPING.seed), "dropout", 4)
+    assert key is not None
     masks = draw_masks(DROPPING.model, key, *shape)
     assert list(result.sites) == list(masks)
     for name, numbers in result.sites.items():
@@ -117,20 +118,20 @@ def test_sites_that_do_not_drop_are_shown(tmp_path):
 def test_a_damaged_checkpoint_is_passed_over_aloud(trained, tmp_path):
     copy = shutil.copytree(trained, tmp_path / "run")
     (copy / "checkpoints" / "00000006" / ARRAYS).write_bytes(b"")
-    told = []
-    result = replay(copy, 8, told.append)
+    messages = []
+    result = replay(copy, 8, messages.append)
     assert result == replayed(trained, 8)._replace(restored_step=3)
-    assert "step 6 is passed over" in told[0]
+    assert "skipping the checkpoint of step 6" in messages[0]
 
 
 def test_what_is_printed_and_nothing_is_written(trained, capsys):
     before = read_files(trained)
     assert command("replay", trained, "--step", 8) == 0
-    shown = capsys.readouterr().out
+    printed = capsys.readouterr().out
     loss = metrics.read_metrics(trained)[-1]["train_loss"]
     for part in ("checkpoint of step 6", f"{loss!r} (metrics.jsonl has the same)", "drop_path/mlp"):
-        assert part in shown
-    assert "<- first" not in shown
+        assert part in printed
+    assert "<- first" not in printed
     assert read_files(trained) == before
 
 
@@ -146,7 +147,9 @@ def test_json(trained, capsys):
 def test_a_step_outside_is_refused_in_one_line(trained, capsys, step):
     assert command("replay", trained, "--step", step) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"minigpt: step={step} is not allowed: the steps of '{trained}' are 1 to 8."
+    assert (
+        line == f"minigpt: step={step} is not allowed: the run in '{trained}' has the steps 1 to 8."
+    )
 
 
 def test_another_text_is_refused(trained, tmp_path, capsys):
@@ -188,15 +191,17 @@ def finite(result):
 def test_nan_stops_a_run_with_its_step_checkpoint_and_batch(exploded):
     """The step is the first that is not finite, though losses are looked at every eight steps."""
     run_dir, line = exploded
-    at = int(re.fullmatch(r"the loss of step (\d+) is nan, .* --step \1\.", line)[1])
+    match = re.fullmatch(r"the loss of step (\d+) is nan; .* --step \1\.", line)
+    assert match
+    at = int(match[1])
     assert at % 4 != 0
     before, result = replayed(run_dir, at - 1), replayed(run_dir, at)
     assert finite(before)
     assert math.isnan(result.measured["train_loss"])
-    assert f"its last good checkpoint is step {at - at % 4}." in line
+    assert f"Last good checkpoint: step {at - at % 4}." in line
     assert result.restored_step == at - at % 4
-    assert f"The rows of the batch begin at the tokens {result.window_offsets}." in line
-    assert line.endswith(f"Look at it: minigpt replay {run_dir} --step {at}.")
+    assert f"as positions in the training text: {result.window_offsets}." in line
+    assert line.endswith(f"Examine the step: minigpt replay {run_dir} --step {at}.")
     assert "\n" not in line
 
 
@@ -220,11 +225,11 @@ def test_a_replay_marks_the_first_site_with_nan(exploded, capsys):
     run_dir, line = exploded
     at = int(line.split("--step ")[1].rstrip("."))
     assert command("replay", run_dir, "--step", at) == 0
-    shown = capsys.readouterr().out
+    printed = capsys.readouterr().out
     bad = [name for name, numbers in replayed(run_dir, at).sites.items() if numbers.not_finite]
     assert 0 < len(bad) < len(replayed(run_dir, at).sites)
-    assert shown.count("<- first") == 1
-    assert f"{bad[0]} <- first" in shown
+    assert printed.count("<- first") == 1
+    assert f"{bad[0]} <- first" in printed
     assert command("replay", run_dir, "--step", at, "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert result["measured"]["train_loss"] is None
@@ -238,7 +243,7 @@ def test_weights_that_are_no_numbers_are_not_saved_though_the_loss_is_one(tmp_pa
         config, optim=OptimConfig(learning_rate=3e38, weight_decay=1e3, warmup_steps=0)
     )
     with pytest.raises(
-        ValueError, match=r"norm of the new parameters of step 1 is (nan|inf), .*none"
+        ValueError, match=r"norm of the new parameters of step 1 is (nan|inf); .*none"
     ):
         run(config, tmp_path)
     assert checkpoint.list_steps(tmp_path / "run") == []
@@ -251,7 +256,7 @@ def test_weights_that_are_no_numbers_are_not_saved_though_the_loss_is_one(tmp_pa
 def test_a_validation_that_is_no_number_stops_the_run(tmp_path, monkeypatch, text):
     estimates = iter([1.0, 1.0] + [math.nan if name == text else 1.0 for name in TEXTS])
     monkeypatch.setattr(trainer, "estimate_loss", lambda *_, **__: next(estimates))
-    line = f"loss of the {text} text at the validation of step 4 is nan, .* is step 2\\."
+    line = f"loss on the {text} text in the validation of step 4 is nan; .*: step 2\\."
     with pytest.raises(ValueError, match=line):
         run(CONFIG, tmp_path)
     assert checkpoint.list_steps(tmp_path / "run") == [2]

@@ -18,7 +18,7 @@ from minigpt.cli.main import main
 from minigpt.config import DropoutConfig, OptimConfig
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.model.gpt import GPT
-from minigpt.tasks.uncertainty import render as coloured
+from minigpt.tasks.uncertainty import render
 from minigpt.tasks.uncertainty.estimate import (
     Uncertainty,
     by_character,
@@ -55,7 +55,7 @@ def numbers():
 def test_the_numbers_are_those_of_mc_dropout_by_hand(numbers):
     """Windows begin at 0, 16, 32 and 48; the last 16 targets of each but the first are new."""
     tokens, measure = numbers
-    found = measure()
+    uncertainty = measure()
     gpt = nnx.merge(
         nnx.split(GPT(with_dropout(**dataclasses.asdict(RATES)), 20, rngs=nnx.Rngs(0)))[0],
         model_and_params()[1],
@@ -73,10 +73,15 @@ def test_the_numbers_are_those_of_mc_dropout_by_hand(numbers):
         )
         information, entropy = mutual_information(drawn)[0], predictive_entropy(drawn)[0]
         for target in targets:
-            place, right = target - 1 - start, drawn.mean(0)[0, target - 1 - start, tokens[target]]
-            assert found.information[target] == pytest.approx(float(information[place]), abs=2e-6)
-            assert found.entropy[target] == pytest.approx(float(entropy[place]), rel=1e-5)
-            assert found.surprise[target] == pytest.approx(-float(jnp.log(right)), rel=1e-5)
+            position, right = (
+                target - 1 - start,
+                drawn.mean(0)[0, target - 1 - start, tokens[target]],
+            )
+            assert uncertainty.information[target] == pytest.approx(
+                float(information[position]), abs=2e-6
+            )
+            assert uncertainty.entropy[target] == pytest.approx(float(entropy[position]), rel=1e-5)
+            assert uncertainty.surprise[target] == pytest.approx(-float(jnp.log(right)), rel=1e-5)
 
 
 def test_only_the_first_token_has_no_number(numbers):
@@ -110,23 +115,25 @@ def test_a_token_does_not_see_what_follows(numbers):
 @pytest.mark.parametrize("length", [0, 1, 2, 32, 33, 34, 49])
 def test_texts_of_any_length(numbers, length):
     tokens, measure = numbers
-    found, whole = measure(tokens[:length]), measure()
-    assert len(found.entropy) == length
-    np.testing.assert_array_equal(found.entropy, whole.entropy[:length])
+    uncertainty, whole = measure(tokens[:length]), measure()
+    assert len(uncertainty.entropy) == length
+    np.testing.assert_array_equal(uncertainty.entropy, whole.entropy[:length])
 
 
 def test_every_character_has_context():
     """A model that answers by how much it sees: at least half a window, where there is as much."""
 
     def logits(params, tokens, key):
-        seen = jnp.arange(1, tokens.shape[1] + 1, dtype=jnp.float32)
-        return jnp.stack([seen, jnp.zeros_like(seen)], -1)[None]
+        context_lengths = jnp.arange(1, tokens.shape[1] + 1, dtype=jnp.float32)
+        return jnp.stack([context_lengths, jnp.zeros_like(context_lengths)], -1)[None]
 
     settings = {"block_size": 8, "passes": 2}
-    found = token_uncertainty(logits, None, np.zeros(30, int), **settings)
-    seen = np.log(1 / np.expm1(found.surprise[1:]))  # of -log(1 / (1 + exp(-seen)))
-    assert seen[:8] == pytest.approx(np.arange(1, 9), rel=1e-2)
-    assert (seen[8:] > 4.9).all()
+    uncertainty = token_uncertainty(logits, None, np.zeros(30, int), **settings)
+    context_lengths = np.log(
+        1 / np.expm1(uncertainty.surprise[1:])
+    )  # of -log(1 / (1 + exp(-seen)))
+    assert context_lengths[:8] == pytest.approx(np.arange(1, 9), rel=1e-2)
+    assert (context_lengths[8:] > 4.9).all()
 
 
 def test_what_has_no_chance_at_all_is_a_finite_surprise():
@@ -135,8 +142,8 @@ def test_what_has_no_chance_at_all_is_a_finite_surprise():
     def logits(params, tokens, key):
         return jnp.broadcast_to(jnp.array([500.0, 0.0]), (*tokens.shape, 2))
 
-    found = token_uncertainty(logits, None, np.array([0, 1, 0]), block_size=8, passes=2)
-    assert found.surprise[1:] == pytest.approx([126 * np.log(2), 0])
+    uncertainty = token_uncertainty(logits, None, np.array([0, 1, 0]), block_size=8, passes=2)
+    assert uncertainty.surprise[1:] == pytest.approx([126 * np.log(2), 0])
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
@@ -144,10 +151,10 @@ def test_unused_rows_of_the_table_have_no_part(scan_layers):
     config = dataclasses.replace(MODEL, scan_layers=scan_layers)
     params = model_and_params(config, rows=40)[1]
     tokens = np.arange(20)
-    found = token_uncertainty(
+    uncertainty = token_uncertainty(
         stochastic_logits(config, RATES, 40, 20), params, tokens, block_size=32, passes=3
     )
-    assert np.nanmax(found.entropy) <= np.log(20) + 1e-5
+    assert np.nanmax(uncertainty.entropy) <= np.log(20) + 1e-5
 
 
 @pytest.mark.parametrize(
@@ -177,20 +184,20 @@ def test_a_single_pass_is_refused(numbers):
 def test_a_character_of_several_bytes_has_their_sum():
     """ü is two bytes and € three; the first byte has no number."""
     each = np.array([np.nan, 1.0, 2.0, 3.0, 4.0, 5.0])
-    found = by_character("aü€", Tokenizer(None), Uncertainty(each, each, each))
-    np.testing.assert_array_equal(found.entropy, [np.nan, 3, 12])
+    uncertainty = by_character("aü€", Tokenizer(None), Uncertainty(each, each, each))
+    np.testing.assert_array_equal(uncertainty.entropy, [np.nan, 3, 12])
     same = by_character("abcdef", Tokenizer("abcdef"), Uncertainty(each, each, each))
     assert same.entropy is each
 
 
 def test_levels_are_tenths_of_the_top():
     values = np.array([np.nan, 0, 0.19, 0.21, 1.99, 2, 5])
-    assert coloured.color_levels(values, 2.0).tolist() == [-1, 0, 0, 1, 9, 9, 9]
-    assert coloured.color_scale_max(values, None) == 5
-    assert coloured.color_scale_max(values, 3.0) == 3
-    assert coloured.color_scale_max(np.array([np.nan]), None) == 1
+    assert render.color_levels(values, 2.0).tolist() == [-1, 0, 0, 1, 9, 9, 9]
+    assert render.color_scale_max(values, None) == 5
+    assert render.color_scale_max(values, 3.0) == 3
+    assert render.color_scale_max(np.array([np.nan]), None) == 1
     with pytest.raises(ValueError, match="top=0"):
-        coloured.color_scale_max(values, 0.0)
+        render.color_scale_max(values, 0.0)
 
 
 class Page(HTMLParser):
@@ -198,7 +205,7 @@ class Page(HTMLParser):
 
     def __init__(self, page):
         super().__init__()
-        self.open, self.shown, self.titles, self.classes, self.links = [], "", [], [], []
+        self.open, self.content, self.titles, self.classes, self.links = [], "", [], [], []
         self.feed(page)
         self.close()
 
@@ -216,18 +223,18 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         if ("pre", "text") in self.open:
-            self.shown += data
+            self.content += data
 
 
 def test_the_pages_text_is_the_text_and_its_titles_have_the_numbers():
     values = np.linspace(0, 2, len(STRANGE))
     values[0] = np.nan
     about = {"information": values, "entropy": values * 2, "surprise": values * 3}
-    written = coloured.to_html(STRANGE, about, "entropy", 4.0)
+    written = render.to_html(STRANGE, about, "entropy", 4.0)
     for escaped in ("&lt;", "&gt;", "&amp;", "&quot;", "&#13;"):
         assert f">{escaped}</span>" in written
     page = Page(written)
-    assert page.shown == STRANGE
+    assert page.content == STRANGE
     assert page.open == []
     assert page.links == []  # nothing else is needed
     assert len(page.titles) == len(STRANGE)
@@ -238,36 +245,36 @@ def test_the_pages_text_is_the_text_and_its_titles_have_the_numbers():
     assert page.classes[-1] == "l9"
 
 
-def shown(text, values, **options):
+def printed(text, values, **options):
     out = io.StringIO()
     console = Console(file=out, width=20, highlight=False, **options)
-    coloured.print_colored(console, text, values, "entropy", 1.0)
+    render.print_colored(console, text, values, "entropy", 1.0)
     return out.getvalue()
 
 
 def test_without_colours_every_line_has_its_levels_below_it():
     values = np.array([np.nan, 0.15, 0.95, 0.35, 0.45])
-    lines = shown("ab\ncd", values).splitlines()
+    lines = printed("ab\ncd", values).splitlines()
     assert lines[-4:] == ["ab↵", ".19", "cd", "34"]
 
 
 def test_without_colours_long_lines_are_cut_to_the_width():
     values = np.tile(np.arange(10) / 10 + 0.05, 5)
-    lines = shown("x" * 50, values).splitlines()[2:]
+    lines = printed("x" * 50, values).splitlines()[2:]
     assert lines == ["x" * 20, "01234567890123456789"] * 2 + ["x" * 10, "0123456789"]
 
 
 def test_with_colours_the_text_is_there_and_levels_are_its_ground():
     values = np.array([np.nan, 0.05, 0.95, 0.95, 0.05])
-    found = shown("ab\nc[", values, force_terminal=True, color_system="truecolor")
+    output = printed("ab\nc[", values, force_terminal=True, color_system="truecolor")
     red = "\x1b[38;2;0;0;0;48;2;242;80;58m"
-    assert found.endswith(f"ab{red}↵\x1b[0m\n{red}c\x1b[0m[\n")
+    assert output.endswith(f"ab{red}↵\x1b[0m\n{red}c\x1b[0m[\n")
 
 
 def test_commands_to_the_terminal_are_not_passed_on():
-    found = shown("a\x1b[31mb", np.full(7, 0.5), force_terminal=True, color_system="truecolor")
-    assert "\x1b[31m" not in found
-    assert "\N{REPLACEMENT CHARACTER}" in found
+    output = printed("a\x1b[31mb", np.full(7, 0.5), force_terminal=True, color_system="truecolor")
+    assert "\x1b[31m" not in output
+    assert "\N{REPLACEMENT CHARACTER}" in output
 
 
 @pytest.fixture(scope="module")
@@ -315,7 +322,7 @@ def test_the_command_shows_the_text_and_writes_the_page(trained, capsys, tmp_pat
     assert "surprise" in one.splitlines()[0]
     assert "To be↵" in one.splitlines()
     assert "the mind" in one.splitlines()
-    assert Page(page.read_text(encoding="utf-8")).shown == "To be\nthe mind"
+    assert Page(page.read_text(encoding="utf-8")).content == "To be\nthe mind"
     assert command(capsys, trained / "out", *words) == one
     assert command(capsys, trained / "out", *words, "--seed", "1") != one
 
@@ -327,7 +334,7 @@ def test_the_command_shows_the_text_and_writes_the_page(trained, capsys, tmp_pat
         (("out", "--text", "To be", "--dropout", "0"), "--dropout 0.1"),
         (("out", "--text", "To be", "--dropout", "1.5"), "dropout=1.5"),
         (("out", "--text", ""), "text=''"),
-        (("out", "--text", "Zürich"), "was not trained on"),
+        (("out", "--text", "Zürich"), "does not know"),
         (("out", "--text", "To be", "--top", "-1"), "top=-1"),
         (("out",), "--text or --file"),
         (("out", "--text", "To be", "--file", "text.txt"), "--text or --file"),
@@ -338,14 +345,14 @@ def test_mistakes_are_one_line(trained, capsys, words, message):
     with pytest.raises(SystemExit) as stopped:
         command(capsys, trained / words[0], *words[1:])
     assert stopped.value.code == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert len(told.splitlines()) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
 
 
 def test_a_run_without_dropout_can_be_given_a_rate(trained, capsys):
-    found = json.loads(
+    numbers = json.loads(
         command(capsys, trained / "zero", "--text", "To be", "--dropout", "0.5", "--json")
     )
-    assert found["information"][0] is None
-    assert max(found["information"][1:]) > 0
+    assert numbers["information"][0] is None
+    assert max(numbers["information"][1:]) > 0

@@ -30,14 +30,14 @@ def test_perplexity_and_bits():
 
 
 def test_estimate_spreads_windows_over_the_whole_text():
-    seen = []
+    inputs = []
 
     def spy(params, batch):
-        seen.append(batch.inputs)
+        inputs.append(batch.inputs)
         return target_as_loss(params, batch)
 
     tokens = np.arange(1000, dtype=np.uint16)
     loss = estimate_loss(spy, None, tokens, batches=4, batch_size=5, block_size=8)
-    starts = np.concatenate(seen)[:, 0]
+    starts = np.concatenate(inputs)[:, 0]
     assert (starts[0], starts[-1], len(starts)) == (0, 991, 20)
-    assert loss == pytest.approx(np.concatenate(seen).mean() + 1)
+    assert loss == pytest.approx(np.concatenate(inputs).mean() + 1)

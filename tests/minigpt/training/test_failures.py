@@ -53,8 +53,8 @@ def train(capsys, *more):
         main([*COMMAND, *map(str, more)])
     except SystemExit as ended:
         code = ended.code
-    shown = capsys.readouterr()
-    return code, shown.out, shown.err
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
 
 
 def is_intact(folder, *steps):
@@ -63,7 +63,7 @@ def is_intact(folder, *steps):
     if steps:
         assert checkpoint.list_steps(folder / "out") == list(steps)
     for step in checkpoint.list_steps(folder / "out"):
-        assert checkpoint.read(folder / "out", step)
+        checkpoint.read(folder / "out", step)
 
 
 @pytest.fixture(autouse=True)
@@ -74,30 +74,30 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def runs(tmp_path_factory):
     """A run, and one that was stopped after step 6, with checkpoints of the steps 4 and 6."""
     with jax.numpy_dtype_promotion("standard"), pytest.MonkeyPatch.context() as patch:
         for name in ("whole", "stopped"):
-            place = tmp_path_factory.mktemp(name)
-            (place / "text.txt").write_text(TEXT)
-            patch.chdir(place)
+            folder = tmp_path_factory.mktemp(name)
+            (folder / "text.txt").write_text(TEXT)
+            patch.chdir(folder)
             if name == "stopped":
                 patch.setattr(metrics.MetricsLog, "add", stop_after_step(6, metrics.MetricsLog.add))
             main(COMMAND)
         whole = tmp_path_factory.getbasetemp() / "whole0"
-        return outcome(whole), whole / "out", place / "out"
+        return outcome(whole), whole / "out", folder / "out"
 
 
 @pytest.fixture
-def whole(made):
-    return made[0]
+def whole(runs):
+    return runs[0]
 
 
 @pytest.fixture
-def stopped(made, folder):
+def stopped(runs, folder):
     """A copy of the stopped run, in this test's folder."""
-    copy, config = shutil.copytree(made[2], folder / "out"), folder / "out" / "config.toml"
-    config.write_text(config.read_text().replace(str(made[2].parent), str(folder)))
+    copy, config = shutil.copytree(runs[2], folder / "out"), folder / "out" / "config.toml"
+    config.write_text(config.read_text().replace(str(runs[2].parent), str(folder)))
     return copy
 
 
@@ -130,9 +130,9 @@ FILES = {
     "name",
     [name if "arrays" in name else slow(name) for name in FILES],
 )
-def test_no_room_for_a_file(made, folder, capsys, name):
+def test_no_room_for_a_file(runs, folder, capsys, name):
     """Each file is larger than those written before it, so it is the first without room."""
-    sizes = [(made[1] / each.format(f"{LAST:08d}")).stat().st_size for each in FILES]
+    sizes = [(runs[1] / each.format(f"{LAST:08d}")).stat().st_size for each in FILES]
     assert sizes == sorted(sizes)
     at = list(FILES).index(name)
     with limit_file_size((sizes[at] + (sizes[at - 1] if at else 0)) / 2):
@@ -140,7 +140,7 @@ def test_no_room_for_a_file(made, folder, capsys, name):
     assert_one_line_error(ended, "File too large", name.rpartition("/")[2])
     is_intact(folder, *FILES[name])
     assert (folder / "out").exists() == (at > 1)
-    ends_the_same(capsys, folder, made[0])
+    ends_the_same(capsys, folder, runs[0])
 
 
 @pytest.mark.parametrize("name", ["config.toml", "arrays.safetensors"])
@@ -170,15 +170,15 @@ def test_no_room_for_a_record(stopped, folder, capsys, whole, monkeypatch):
     ends_the_same(capsys, folder, whole)
 
 
-def test_a_stop_whose_checkpoint_has_no_room_is_no_success(made, folder, capsys, monkeypatch):
-    with limit_file_size(largest_file(made[1], ARRAYS) - 1), monkeypatch.context() as patch:
+def test_a_stop_whose_checkpoint_has_no_room_is_no_success(runs, folder, capsys, monkeypatch):
+    with limit_file_size(largest_file(runs[1], ARRAYS) - 1), monkeypatch.context() as patch:
         patch.setattr(metrics.MetricsLog, "add", stop_after_step(2, metrics.MetricsLog.add))
         assert_one_line_error(train(capsys), "File too large", ARRAYS)
     is_intact(folder)
-    ends_the_same(capsys, folder, made[0])
+    ends_the_same(capsys, folder, runs[0])
 
 
-def test_a_stop_while_validating_and_then_no_room(made, folder, capsys, monkeypatch):
+def test_a_stop_while_validating_and_then_no_room(runs, folder, capsys, monkeypatch):
     """The record of step 4 is on disk, and in the checkpoint too, as one that is to come."""
     validate = trainer.Trainer.validate
 
@@ -190,11 +190,11 @@ def test_a_stop_while_validating_and_then_no_room(made, folder, capsys, monkeypa
         patch.setattr(trainer.Trainer, "validate", stopping)
         assert train(capsys)[0] == 0
     assert checkpoint.read(folder / "out", 4)[1]["pending"]
-    with limit_file_size(largest_file(made[1], ARRAYS) - 1):
+    with limit_file_size(largest_file(runs[1], ARRAYS) - 1):
         assert_one_line_error(train(capsys), "File too large", ARRAYS)
     assert [record["step"] for record in metrics.read_metrics(folder / "out")][:2] == [2, 4]
     is_intact(folder, 4)
-    ends_the_same(capsys, folder, made[0])
+    ends_the_same(capsys, folder, runs[0])
 
 
 def test_an_error_with_no_name_gets_one(folder, capsys, monkeypatch):
@@ -245,15 +245,15 @@ cp -r out kept
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_really_full(made, folder):
+def test_a_disk_that_is_really_full(runs, folder):
     """A file system of its own, with room for one checkpoint; then it is made larger."""
     if not can_mount():
         pytest.skip("a file system may not be mounted here")
     (folder / "out").mkdir()
-    size = int(1.5 * largest_file(made[1], ARRAYS)) + largest_file(made[1], MANIFEST)
+    size = int(1.5 * largest_file(runs[1], ARRAYS)) + largest_file(runs[1], MANIFEST)
     script = [*ALONE, "sh", "-c", FULL, "sh", str(size)]
-    code, _, shown = minigpt(folder, before=script)
-    assert (code, shown) == (0, "")
+    code, _, printed = minigpt(folder, before=script)
+    assert (code, printed) == (0, "")
     error = (folder / "full.err").read_text()
     assert_one_line_error(
         (int((folder / "full.code").read_text()), "", error), "No space left", "out/"
@@ -261,7 +261,7 @@ def test_a_disk_that_is_really_full(made, folder):
     assert (folder / "full.partial").read_text() == ""
     (folder / "out").rmdir()
     (folder / "kept").rename(folder / "out")
-    assert outcome(folder) == made[0]
+    assert outcome(folder) == runs[0]
 
 
 # A folder may not be written, or is taken.
@@ -300,7 +300,7 @@ def test_a_read_only_place_for_a_new_run(folder, capsys, whole):
 def test_a_folder_in_use(stopped, folder, capsys, whole):
     before = read_files(stopped)
     with opening.lock_run_dir(stopped):
-        assert_one_line_error(train(capsys), "'out'", "another run is writing into it")
+        assert_one_line_error(train(capsys), "'out'", "another process is training in it")
     assert read_files(stopped) == before
     ends_the_same(capsys, folder, whole)
 
@@ -343,7 +343,7 @@ def test_a_changed_text(stopped, folder, capsys, whole, how):
 
 def test_what_may_change_and_what_may_not(stopped):
     """Every field is one or the other."""
-    begun, before = RunSpec.load(stopped), read_files(stopped)
+    spec, before = RunSpec.load(stopped), read_files(stopped)
     names, changes = (
         {name for name, _ in flatten_config(Config())},
         OTHER_VALUES | {"model.remat": True},
@@ -351,9 +351,9 @@ def test_what_may_change_and_what_may_not(stopped):
     changes |= {"parent": stopped, "parent_checkpoint": "best"}
     assert names >= opening.MAY_CHANGE
     for name in sorted(names - opening.MAY_CHANGE):
-        run = begun._replace(config=replace_field(begun.config, name, changes[name]))
-        if run.config == begun.config:
-            run = begun._replace(config=replace_field(begun.config, name, 2 * changes[name]))
+        run = spec._replace(config=replace_field(spec.config, name, changes[name]))
+        if run.config == spec.config:
+            run = spec._replace(config=replace_field(spec.config, name, 2 * changes[name]))
         with pytest.raises(ValueError, match=f"^{name}=.* is not allowed: .* was started with"):
             opening.create_or_resume(run, stopped)
     assert read_files(stopped) == before
@@ -378,7 +378,7 @@ def test_what_may_change_changes_no_parameter(stopped, folder, capsys, whole):
     options = [word for name, value in changes.items() for word in (f"--{name}", value)]
     code, out, err = train(capsys, *options)
     assert (code, err) == (0, "")
-    assert "going on from step 6" in out
+    assert "resuming from step 6" in out
     (folder / "moved").rename(stopped)
     assert outcome(folder)[0] == whole[0]
     assert [record["step"] for record in metrics.read_metrics(stopped)] == [2, 4, 6, 8, 9, 12]
@@ -419,15 +419,15 @@ def test_a_damaged_description(stopped, folder, capsys, name, damage, command):
 @pytest.mark.parametrize("name", [ARRAYS, MANIFEST])
 def test_a_damaged_newest_checkpoint(stopped, folder, capsys, whole, name):
     flip_bit(stopped / "checkpoints" / "00000006" / name)
-    code, shown, err = train(capsys)
+    code, printed, err = train(capsys)
     assert (code, err) == (0, "")
     if name == MANIFEST:  # nobody can say what it is, so it stays for a look
         shutil.rmtree(stopped / "checkpoints" / "00000006")
     assert outcome(folder) == whole
-    shown = " ".join(shown.split())
-    assert "the checkpoint of step 6 is passed over: " in shown
-    assert "step 4 is the newest good checkpoint" in shown
-    assert "going on from step 4" in shown
+    printed = " ".join(printed.split())
+    assert "skipping the checkpoint of step 6: " in printed
+    assert "step 4 is the newest valid checkpoint" in printed
+    assert "resuming from step 4" in printed
 
 
 def test_every_checkpoint_damaged(stopped, folder, capsys, whole):
@@ -479,7 +479,9 @@ def test_damaged_records(stopped, folder, capsys, damage):
     path = stopped / "metrics.jsonl"
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     before = read_files(stopped)
-    assert_one_line_error(train(capsys), "'out/metrics.jsonl' is damaged: ", "Put a copy back")
+    assert_one_line_error(
+        train(capsys), "'out/metrics.jsonl' is damaged: ", "Restore it from a copy"
+    )
     assert read_files(stopped) == before
 
 
@@ -504,6 +506,6 @@ def test_records_put_back_or_given_up(stopped, folder, capsys, whole):
     assert [record["step"] for record in metrics.read_metrics(stopped)] == [8]
     code, out, err = train(capsys)
     assert (code, err) == (0, "")
-    assert "'out/metrics.jsonl' is missing: the records begin anew after step 6" in out
+    assert "'out/metrics.jsonl' is missing: there are no records up to step 6" in out
     assert outcome(folder)[0] == whole[0]
     assert outcome(folder)[1] == [record for record in whole[1] if record["step"] > 6]

@@ -65,8 +65,8 @@ def run(capsys, *words):
         main([str(word) for word in words])
     except SystemExit as ended:
         code = ended.code
-    shown = capsys.readouterr()
-    return code, shown.out, shown.err
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
 
 
 def outcome(run_dir):
@@ -83,7 +83,7 @@ def outcome(run_dir):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def family(tmp_path_factory):
     """A folder with a parent and its child."""
     folder = tmp_path_factory.mktemp("made")
     write_texts(folder)
@@ -95,18 +95,18 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def folder(made, tmp_path, monkeypatch):
+def folder(family, tmp_path, monkeypatch):
     """A folder with a copy of the parent."""
     write_texts(tmp_path)
-    shutil.copytree(made / "parent", tmp_path / "parent")
+    shutil.copytree(family / "parent", tmp_path / "parent")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
-def whole(made):
+def whole(family):
     """What the undisturbed child left; its parent is a folder of the same name elsewhere."""
-    return outcome(made / "out")
+    return outcome(family / "out")
 
 
 def by_definition(parent, steps, step=None):
@@ -116,25 +116,25 @@ def by_definition(parent, steps, step=None):
     tokens = load_dataset(config.data, "char", RunSpec.load(parent).tokenizer)
     training = build_train_functions(config, RunSpec.load(parent).vocab_size)
     weights = checkpoint.restore(parent, training.state, step)[0].params
-    state = training.put(jax.device_get(training.state)._replace(params=weights))
+    state = training.put_state(jax.device_get(training.state)._replace(params=weights))
     for n in range(steps):
         rows = make_batch(tokens.train, config.seed, n, *size)
         state, _ = training.train_step(state, training.put_batch(rows), jax.random.key(config.seed))
     return checkpoint.host_arrays(state)
 
 
-def assert_equal(found, expected):
-    assert found.keys() == expected.keys()
-    for name, array in found.items():
+def assert_equal(arrays, expected):
+    assert arrays.keys() == expected.keys()
+    for name, array in arrays.items():
         np.testing.assert_array_equal(array, expected[name], name)
 
 
-def test_the_steps_are_those_from_the_parents_weights_and_a_fresh_optimizer(made):
-    found, _ = checkpoint.read(made / "out", LAST)
-    assert_equal(found, by_definition(made / "parent", LAST))
+def test_the_steps_are_those_from_the_parents_weights_and_a_fresh_optimizer(family):
+    arrays, _ = checkpoint.read(family / "out", LAST)
+    assert_equal(arrays, by_definition(family / "parent", LAST))
 
 
-def test_the_best_of_the_parent(made, folder, capsys):
+def test_the_best_of_the_parent(family, folder, capsys):
     """Its last has other weights here, and a higher loss."""
     parent = folder / "parent"
     arrays, meta = checkpoint.read(parent, 12)
@@ -142,6 +142,7 @@ def test_the_best_of_the_parent(made, folder, capsys):
         changed = {name: array * 2 for name, array in arrays.items() if name != "step"}
         writer.save(13, changed | {"step": arrays["step"] + 1}, meta | {"val_loss": 99.0})
     best = checkpoint.best_step(parent)
+    assert best is not None
     assert best < 13
     for which, step in (("best", best), ("last", 13)):
         shutil.rmtree(folder / "out", ignore_errors=True)
@@ -151,33 +152,33 @@ def test_the_best_of_the_parent(made, folder, capsys):
         assert_equal(checkpoint.read(folder / "out", LAST)[0], by_definition(parent, LAST, step))
 
 
-def test_a_child_is_a_run_like_any_other(made, folder, capsys):
+def test_a_child_is_a_run_like_any_other(family, folder, capsys):
     """It needs nothing of the parent's folder, and reads its text with the parent's tokenizer."""
     (folder / "parent").rename(folder / "elsewhere")
-    shutil.copytree(made / "out", folder / "out")
-    code, shown, err = run(capsys, "sample", "out", "--prompt", "Whether", "--tokens", 5)
+    shutil.copytree(family / "out", folder / "out")
+    code, printed, err = run(capsys, "sample", "out", "--prompt", "Whether", "--tokens", 5)
     assert (code, err) == (0, "")
-    assert shown.startswith("Whether")
+    assert printed.startswith("Whether")
     tokens = len(OTHER) - int(0.9 * len(OTHER)) - 1
-    found = json.loads(run(capsys, "eval", "out", "--json", "--checkpoint", "best")[1])
-    assert found["tokens"] == tokens
+    result = json.loads(run(capsys, "eval", "out", "--json", "--checkpoint", "best")[1])
+    assert result["tokens"] == tokens
     for step, restored_step in ((2, 0), (LAST, 8)):
-        found = json.loads(run(capsys, "replay", "out", "--step", step, "--json")[1])
-        assert found["restored_step"] == restored_step
+        result = json.loads(run(capsys, "replay", "out", "--step", step, "--json")[1])
+        assert result["restored_step"] == restored_step
         (record,) = [each for each in metrics.read_metrics(folder / "out") if each["step"] == step]
-        assert found["measured"]["train_loss"] == found["recorded"] == record["train_loss"]
+        assert result["measured"]["train_loss"] == result["recorded"] == record["train_loss"]
 
 
-def test_the_copy_is_a_run_too(made, capsys):
-    parent, copy = made / "parent", made / "out" / "parent"
+def test_the_copy_is_a_run_too(family, capsys):
+    parent, copy = family / "parent", family / "out" / "parent"
     assert RunSpec.load(copy) == RunSpec.load(parent)
     assert checkpoint.read(copy, 12)[1] == checkpoint.read(parent, 12)[1]
     assert_equal(checkpoint.read(copy, 12)[0], checkpoint.read(parent, 12)[0])
     assert run(capsys, "eval", copy)[1] == run(capsys, "eval", parent)[1]
 
 
-def test_a_child_has_children(made, folder, capsys):
-    shutil.copytree(made / "out", folder / "out")
+def test_a_child_has_children(family, folder, capsys):
+    shutil.copytree(family / "out", folder / "out")
     code, _, err = run(capsys, "finetune", "out", "--data", "text.txt", "--run-dir", "grandchild")
     assert (code, err) == (0, "")
     run_of = RunSpec.load(folder / "grandchild")
@@ -191,11 +192,11 @@ def test_a_child_has_children(made, folder, capsys):
 
 def test_the_defaults_follow_from_the_parent_and_the_steps():
     parent = PRESETS["shakespeare-char"]
-    found = finetune.finetune_defaults(parent, pathlib.Path("P"))
-    assert (found.model, found.seed, found.batch_size) == (parent.model, 1337, 64)
-    assert (found.steps, found.eval_every, found.patience) == (1250, 125, 3)
-    assert (found.optim.learning_rate, found.optim.min_learning_rate) == (1e-4, 1e-5)
-    assert found.optim.warmup_steps == 100
+    defaults = finetune.finetune_defaults(parent, pathlib.Path("P"))
+    assert (defaults.model, defaults.seed, defaults.batch_size) == (parent.model, 1337, 64)
+    assert (defaults.steps, defaults.eval_every, defaults.patience) == (1250, 125, 3)
+    assert (defaults.optim.learning_rate, defaults.optim.min_learning_rate) == (1e-4, 1e-5)
+    assert defaults.optim.warmup_steps == 100
     few = finetune.finetune_defaults(
         dataclasses.replace(parent, mesh="data=2"), pathlib.Path("P"), 30
     )
@@ -206,15 +207,15 @@ def test_later_settings_win(folder):
     (folder / "some.toml").write_text("steps = 7\nparent = 'no'\n[optim]\nwarmup_steps = 2\n")
     words = ["parent", "--data", "other.txt", "--config", "some.toml", "--dropout", "0.4"]
     words += ["--model.dropout.embed", "0.1", "--patience", "None"]
-    found = finetune_settings(parse(["finetune", *words]))
-    assert found.parent == folder / "parent"
-    assert (found.steps, found.patience, found.optim.warmup_steps) == (7, None, 2)
-    assert found.optim.learning_rate == pytest.approx(0.005)
-    assert (found.model.dropout.embed, found.model.dropout.attn_out) == (0.1, 0.4)
+    settings = finetune_settings(parse(["finetune", *words]))
+    assert settings.parent == folder / "parent"
+    assert (settings.steps, settings.patience, settings.optim.warmup_steps) == (7, None, 2)
+    assert settings.optim.learning_rate == pytest.approx(0.005)
+    assert (settings.model.dropout.embed, settings.model.dropout.attn_out) == (0.1, 0.4)
 
 
-def test_config_toml_starts_the_same_run(made, folder, capsys):
-    shutil.copytree(made / "out", folder / "out")
+def test_config_toml_starts_the_same_run(family, folder, capsys):
+    shutil.copytree(family / "out", folder / "out")
     code, _, err = run(capsys, "train", "--config", "out/config.toml", "--run-dir", "again")
     assert (code, err) == (0, "")
     assert outcome(folder / "again")[:2] == outcome(folder / "out")[:2]
@@ -223,9 +224,9 @@ def test_config_toml_starts_the_same_run(made, folder, capsys):
 def test_without_a_run_dir_it_is_named_after_the_parent(folder, capsys):
     words = ["finetune", "parent", "--data", "other.txt", "--steps", 2]
     for more, name in ((), "parent-finetuned"), (("--seed", 4), "parent-finetuned-2"):
-        code, shown, err = run(capsys, *words, *more)
+        code, printed, err = run(capsys, *words, *more)
         assert (code, err) == (0, "")
-        assert f"run directory: runs/{name}\n" in shown
+        assert f"run directory: runs/{name}\n" in printed
     assert RunSpec.load(folder / "runs" / "parent-finetuned").config.parent == folder / "parent"
 
 
@@ -235,7 +236,7 @@ def test_without_a_run_dir_it_is_named_after_the_parent(folder, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--model.n-layer", "2"], "model.n_layer=2 is not allowed: the weights of '"),
+        (["--model.n-layer", "2"], "model.n_layer=2 is not allowed: the parent, '"),
         (["--model.n-head", "2"], "Leave --model.n-head out"),
         (["--model.block-size", "8"], "minigpt train --model.block-size 8"),
         (["--model.norm", "post"], "model.norm='post'"),
@@ -244,9 +245,12 @@ def test_without_a_run_dir_it_is_named_after_the_parent(folder, capsys):
         (["--model.vocab-size", "99"], "model.vocab_size=99"),
         (["--model.n-embd", "16"], "model.n_embd=16"),
         (["--tokenizer", "byte"], "tokenizer='byte'"),
-        (["--data", "strange.txt"], "text has 'Z' at position 1498, a character that the run was"),
+        (
+            ["--data", "strange.txt"],
+            "text has 'Z' at position 1498, a character that the",
+        ),
         (["--data", "missing.txt"], "No such file"),
-        (["--data", "play:the-tempest"], "at position 0, a character that the run was"),
+        (["--data", "play:the-tempest"], "at position 0, a character that the tokenizer"),
         (["--data", "play:hamlett"], "data='play:hamlett' is not allowed"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -270,9 +274,9 @@ def test_every_field_of_the_model_is_of_the_shape_or_may_change():
         (["finetune"], "minigpt finetune RUN_DIR"),
         (["finetune", "--data", "other.txt"], "minigpt finetune RUN_DIR"),
         (["finetune", "parent"], "data=None is not allowed"),
-        (["finetune", "nowhere", "--data", "other.txt"], "no run directory"),
+        (["finetune", "nowhere", "--data", "other.txt"], "not a run directory"),
         (["finetune", "parent", "--data", "other.txt", "--parent", "b"], "parent='b' is not"),
-        (["train", "--parent", "nowhere"], "no run directory"),
+        (["train", "--parent", "nowhere"], "not a run directory"),
         (["train", "--parent", "parent"], "model.n_layer=4 is not allowed"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -289,11 +293,11 @@ def test_a_parent_without_a_checkpoint(folder, capsys):
 
 
 def test_a_damaged_parent(folder, capsys):
-    """The newest good checkpoint is taken, and it is said; there must be one."""
+    """The newest valid checkpoint is taken, and it is said; there must be one."""
     flip_bit(folder / "parent" / "checkpoints" / "00000012" / ARRAYS)
-    code, shown, _ = run(capsys, *COMMAND)
+    code, printed, _ = run(capsys, *COMMAND)
     assert code == 0
-    assert "step 8 is the newest good checkpoint" in " ".join(shown.split())
+    assert "step 8 is the newest valid checkpoint" in " ".join(printed.split())
     assert checkpoint.list_steps(folder / "out" / "parent") == [8]
     for step in checkpoint.list_steps(folder / "parent")[:-1]:
         flip_bit(folder / "parent" / "checkpoints" / f"{step:08d}" / ARRAYS)
@@ -302,13 +306,13 @@ def test_a_damaged_parent(folder, capsys):
     assert not (folder / "none").exists()
 
 
-def test_a_run_goes_on_with_its_own_parent_only(made, folder, capsys):
-    run_dir = shutil.copytree(made / "out", folder / "out")
+def test_a_run_goes_on_with_its_own_parent_only(family, folder, capsys):
+    run_dir = shutil.copytree(family / "out", folder / "out")
     before = read_files(run_dir)
     assert_one_line_error(
-        run(capsys, *COMMAND), "parent=", "was started with", str(made / "parent")
+        run(capsys, *COMMAND), "parent=", "was started with", str(family / "parent")
     )
-    words = ["finetune", made / "parent", *COMMAND[2:]]
+    words = ["finetune", family / "parent", *COMMAND[2:]]
     assert_one_line_error(
         run(capsys, *words, "--parent-checkpoint", "best"), "parent_checkpoint='best'"
     )
@@ -339,11 +343,11 @@ def test_a_begun_run_needs_no_parent(folder, capsys, whole, monkeypatch, what):
     assert outcome(folder / "out")[:3] == whole[:3]
 
 
-def test_no_room_for_the_copy(made, folder, capsys, whole):
-    with limit_file_size(largest_file(made / "parent", ARRAYS) - 1):
+def test_no_room_for_the_copy(family, folder, capsys, whole):
+    with limit_file_size(largest_file(family / "parent", ARRAYS) - 1):
         assert_one_line_error(run(capsys, *COMMAND), "File too large", "out/parent/checkpoints")
     assert not list(folder.rglob("*.partial"))
-    assert_one_line_error(run(capsys, "sample", "out"), "holds no checkpoint")
+    assert_one_line_error(run(capsys, "sample", "out"), "has no checkpoint")
     assert run(capsys, *COMMAND)[0] == 0
     assert outcome(folder / "out") == whole
 
@@ -384,7 +388,7 @@ def test_kills_change_nothing(folder, tmp_path_factory, plans):
 def test_sigterm_is_the_run_that_goes_on(folder, capsys, whole, monkeypatch):
     stopped_at(6, monkeypatch, capsys)
     assert checkpoint.list_steps(folder / "out") == [4, 6]
-    code, shown, _ = run(capsys, *COMMAND)
+    code, printed, _ = run(capsys, *COMMAND)
     assert code == 0
-    assert "going on from step 6 in out, with the weights of" in " ".join(shown.split())
+    assert "resuming from step 6 in out, initial weights from" in " ".join(printed.split())
     assert outcome(folder / "out")[:4] == whole[:4]

@@ -20,18 +20,18 @@ def config(tmp_path):
 
 def scalars(folder):
     """Every (step, name) of the event files, by TensorBoard's own format."""
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]  (generated; no stub)
 
-    found = {}
+    values = {}
     for path in sorted(folder.iterdir()):
-        data, place = path.read_bytes(), 0
-        while place < len(data):
-            length = int.from_bytes(data[place : place + 8], "little")
-            event = Event.FromString(data[place + 12 : place + 12 + length])
-            place += 12 + length + 4
+        data, position = path.read_bytes(), 0
+        while position < len(data):
+            length = int.from_bytes(data[position : position + 8], "little")
+            event = Event.FromString(data[position + 12 : position + 12 + length])
+            position += 12 + length + 4
             for value in event.summary.value:
-                found[event.step, value.tag] = value.simple_value
-    return found
+                values[event.step, value.tag] = value.simple_value
+    return values
 
 
 @pytest.mark.slow
@@ -52,7 +52,7 @@ def test_neither_is_written_unasked(config, tmp_path):
 
 def test_a_profile_cut_short_is_closed(tmp_path):
     with Observers(tmp_path, 0, tensorboard=False, profile_steps=9) as observers:
-        observers.before(2)
+        observers.before_step(2)
     with Observers(tmp_path, 0, tensorboard=False, profile_steps=1) as observers:
-        observers.before(2)  # would fail if the one before were still open
-        observers.before(3)
+        observers.before_step(2)  # would fail if the one before were still open
+        observers.before_step(3)

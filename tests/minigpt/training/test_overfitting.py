@@ -26,19 +26,19 @@ PLAYS = [
 ]
 
 
-def told(losses, config=DEFAULT, every=50):
-    """What is said after each of a run's validations; between them there are other records."""
-    records, said = [], []
+def messages_after(losses, config=DEFAULT, every=50):
+    """The message after each validation of a run; there are other records between them."""
+    records, messages = [], []
     for at, (train, validation) in enumerate(losses, 1):
         records.append({"step": at * every - 1, "train_loss": train})
         records.append({"step": at * every, "train_eval_loss": train, "val_loss": validation})
-        said.append(diagnose(records, config))
-    return said
+        messages.append(diagnose(records, config))
+    return messages
 
 
-def when(said):
-    """The validations, from 1, after which something was said."""
-    return [at for at, text in enumerate(said, 1) if text]
+def reported_at(messages):
+    """The validations, from 1, that have a message."""
+    return [at for at, text in enumerate(messages, 1) if text]
 
 
 def test_noise_is_three_standard_errors_of_a_difference():
@@ -48,31 +48,39 @@ def test_noise_is_three_standard_errors_of_a_difference():
 
 def test_turning_is_named_at_the_third_validation_above_the_best():
     losses = [(2.0, 2.1), (1.8, 2.0), (1.6, 2.2), (1.5, 2.2), (1.4, 2.2), (1.3, 2.2), (1.2, 2.2)]
-    said = told(losses)
-    assert when(said) == [5]
-    text = said[4]
-    for part in ("overfitting", "0.200 or more above its best (2.0000 at step 100)", "by 0.400"):
+    messages = messages_after(losses)
+    assert reported_at(messages) == [5]
+    text = messages[4]
+    for part in (
+        "overfitting",
+        "at least 0.200 above its minimum (2.0000 at step 100)",
+        "by 0.400",
+    ):
         assert part in text
     assert "docs/claims.md" in text
-    places = [text.index(remedy) for remedy in REMEDIES]
-    assert places == sorted(places)
+    positions = [text.index(remedy) for remedy in REMEDIES]
+    assert positions == sorted(positions)
 
 
 def test_it_is_named_again_when_it_is_twice_as_bad():
     rises = [0, 0.1, 0.1, 0.1, 0.15, 0.19, 0.21, 0.21, 0.21, 0.3, 0.43, 0.43, 0.43, 0.44]
     losses = [(2.0 - at / 10, 2.0 + rise) for at, rise in enumerate(rises)]
-    said = told(losses)
-    assert when(said) == [4, 9, 13]
-    assert [text.startswith("overfitting more: ") for text in said if text] == [False, True, True]
-    assert [REMEDIES[0] in text for text in said if text] == [True, False, False]
+    messages = messages_after(losses)
+    assert reported_at(messages) == [4, 9, 13]
+    assert [text.startswith("overfitting more: ") for text in messages if text] == [
+        False,
+        True,
+        True,
+    ]
+    assert [REMEDIES[0] in text for text in messages if text] == [True, False, False]
 
 
 def test_a_new_best_begins_anew():
     rises = [0, 0.1, 0.1, 0.1, -0.1, 0.0, 0.0, 0.0, 0.3, 0.3, 0.3]
     losses = [(2.0 - at / 10, 2.0 + rise) for at, rise in enumerate(rises)]
-    said = told(losses)
-    assert when(said) == [4, 11]  # at 8 it is no worse than it was
-    assert "(1.9000 at step 250)" in said[10]
+    messages = messages_after(losses)
+    assert reported_at(messages) == [4, 11]  # at 8 it is no worse than it was
+    assert "(1.9000 at step 250)" in messages[10]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +95,7 @@ def test_a_new_best_begins_anew():
     ],
 )
 def test_what_is_not_overfitting(losses):
-    assert when(told(losses)) == []
+    assert reported_at(messages_after(losses)) == []
 
 
 def test_noise_alone_is_not_named():
@@ -98,20 +106,20 @@ def test_noise_alone_is_not_named():
         for _ in range(100):
             count = chance.randint(4, 80)
             draws = [[level + chance.gauss(0, deviation) for _ in "ab"] for _ in range(count)]
-            assert when(told(draws, every=20)) == []
+            assert reported_at(messages_after(draws, every=20)) == []
 
 
 def test_jitter_on_the_real_curve_is_not_named():
     chance = random.Random(4)
     for _ in range(100):
         jittered = [[loss + chance.gauss(0, 0.015) for loss in pair] for pair in PLAYS]
-        assert when(told(jittered)) == []
+        assert reported_at(messages_after(jittered)) == []
 
 
 def test_a_coarser_estimate_needs_a_larger_rise():
     losses = [(2.0 - at / 10, 2.0 + 0.2 * (at > 0)) for at in range(9)]
-    assert when(told(losses)) == [4]
-    assert when(told(losses, dataclasses.replace(DEFAULT, eval_batches=1))) == []
+    assert reported_at(messages_after(losses)) == [4]
+    assert reported_at(messages_after(losses, dataclasses.replace(DEFAULT, eval_batches=1))) == []
 
 
 # No gap.
@@ -119,38 +127,38 @@ def test_a_coarser_estimate_needs_a_larger_rise():
 
 def ending(train, validation, config=DROPPING):
     config = dataclasses.replace(config, steps=100)  # two validations
-    return told([(2.5, 2.5), (train, validation)], config)
+    return messages_after([(2.5, 2.5), (train, validation)], config)
 
 
 def test_no_gap_at_the_end_is_named_if_dropout_is_on():
-    said = ending(1.95, 2.0)
-    assert when(said) == [2]
+    messages = ending(1.95, 2.0)
+    assert reported_at(messages) == [2]
     for part in ("no gap", "+0.0500", "--dropout 0"):
-        assert part in said[1]
-    assert when(ending(2.0, 1.95)) == [2]
-    assert when(ending(1.9, 2.0)) == []  # a gap: three standard errors are 0.068
-    assert when(ending(1.95, 2.0, DEFAULT)) == []  # no dropout
+        assert part in messages[1]
+    assert reported_at(ending(2.0, 1.95)) == [2]
+    assert reported_at(ending(1.9, 2.0)) == []  # a gap: three standard errors are 0.068
+    assert reported_at(ending(1.95, 2.0, DEFAULT)) == []  # no dropout
     drop_path = ModelConfig(dropout=DropoutConfig(drop_path=0.1))
-    assert when(ending(1.95, 2.0, dataclasses.replace(DEFAULT, model=drop_path))) == [2]
+    assert reported_at(ending(1.95, 2.0, dataclasses.replace(DEFAULT, model=drop_path))) == [2]
 
 
 def test_a_validation_text_that_is_easier_is_not_called_noise():
     """Three standard errors are 0.068."""
-    for validation, words in ((1.95, "-0.0500"), (1.95, "which is within noise"), (1.5, "-0.5000")):
+    for validation, words in ((1.95, "-0.0500"), (1.95, "within the noise"), (1.5, "-0.5000")):
         assert words in ending(2.0, validation)[1]
-    assert "within noise" not in ending(2.0, 1.5)[1]
+    assert "within the noise" not in ending(2.0, 1.5)[1]
 
 
 def test_a_coarse_estimate_shows_no_gap_and_no_absence_of_one():
-    assert when(ending(1.95, 2.0, dataclasses.replace(DROPPING, eval_batches=9))) == []
-    assert when(ending(1.95, 2.0, dataclasses.replace(DROPPING, eval_batches=10))) == [2]
+    assert reported_at(ending(1.95, 2.0, dataclasses.replace(DROPPING, eval_batches=9))) == []
+    assert reported_at(ending(1.95, 2.0, dataclasses.replace(DROPPING, eval_batches=10))) == [2]
 
 
 def test_the_end_may_be_by_patience():
     losses = [(2.0, 2.0), (2.0, 2.01), (2.0, 2.01)]
     patient = dataclasses.replace(DROPPING, patience=2)
-    assert when(told(losses, patient)) == [3]
-    assert when(told(losses, DROPPING)) == []
+    assert reported_at(messages_after(losses, patient)) == [3]
+    assert reported_at(messages_after(losses, DROPPING)) == []
 
 
 # A real run.
@@ -177,7 +185,7 @@ def text(tmp_path_factory):
     return path
 
 
-def shown(config, run_dir, text):
+def printed_messages(config, run_dir, text):
     console = Console(record=True, width=400, file=io.StringIO())
     trainer.train(dataclasses.replace(config, data=text), run_dir, console)
     lines = console.export_text().splitlines()
@@ -186,13 +194,13 @@ def shown(config, run_dir, text):
 
 @pytest.mark.slow
 def test_a_gpt_that_overfits_is_told_so_and_again_only_if_it_is_worse(text, tmp_path, monkeypatch):
-    whole = shown(REAL, tmp_path / "whole", text)
-    said = [at for at, line in enumerate(whole) if line.startswith("overfitting")]
+    whole = printed_messages(REAL, tmp_path / "whole", text)
+    messages = [at for at, line in enumerate(whole) if line.startswith("overfitting")]
     losses = [each for each in metrics.read_metrics(tmp_path / "whole") if "val_loss" in each]
     best = np.argmin([each["val_loss"] for each in losses])
-    assert f"at step {losses[best]['step']})" in whole[said[0]]
-    assert whole[said[0] - 1].startswith("step")  # beside the validation that it is about
-    assert 1 <= len(said) <= 6 < len(losses) - best
+    assert f"at step {losses[best]['step']})" in whole[messages[0]]
+    assert whole[messages[0] - 1].startswith("step")  # beside the validation that it is about
+    assert 1 <= len(messages) <= 6 < len(losses) - best
 
     parts, add = [], metrics.MetricsLog.add
     for stop in range(100, 301, 100):  # the same run, stopped twice on its way
@@ -203,7 +211,7 @@ def test_a_gpt_that_overfits_is_told_so_and_again_only_if_it_is_worse(text, tmp_
                 os.kill(os.getpid(), signal.SIGTERM)
 
         monkeypatch.setattr(metrics.MetricsLog, "add", added)
-        parts += shown(REAL, tmp_path / "parts", text)
+        parts += printed_messages(REAL, tmp_path / "parts", text)
     assert parts == whole
     monkeypatch.setattr(metrics.MetricsLog, "add", add)
-    assert shown(REAL, tmp_path / "parts", text) == []  # nothing more of a finished run
+    assert printed_messages(REAL, tmp_path / "parts", text) == []  # nothing more of a finished run

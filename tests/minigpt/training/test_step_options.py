@@ -34,7 +34,9 @@ def run(settings, steps=3):
     training = build_train_functions(settings, 11)
     rows = training.put_batch(BATCH)
     lowered = training.train_step.lower(training.state, rows, KEY)
-    temporaries = lowered.compile().memory_analysis().temp_size_in_bytes
+    memory = lowered.compile().memory_analysis()
+    assert memory is not None
+    temporaries = memory.temp_size_in_bytes
     state, losses = training.state, []
     for _ in range(steps):
         state, measured = training.train_step(state, rows, KEY)
@@ -65,7 +67,7 @@ def test_a_part_with_masks_of_its_own_would_be_noticed():
     wrong = np.mean([token_losses(graph, params, half, key).mean() for half in halves])
     right = np.mean(
         [
-            token_losses(graph, params, half, key, start=jnp.uint32(i)).mean()
+            token_losses(graph, params, half, key, row_offset=jnp.uint32(i)).mean()
             for i, half in zip((0, 4), halves, strict=True)
         ]
     )
