@@ -107,8 +107,8 @@ def expected_calibration_error(
       0.25
     """
     probabilities, labels = _labelled(probabilities, labels, "probabilities")
-    bins = _validation.integer(bins, "bins", 1)
-    binning = _validation.choice(binning, "binning", ("width", "mass"))
+    bins = _validation.check_integer(bins, "bins", 1)
+    binning = _validation.check_choice(binning, "binning", ("width", "mass"))
     confidence = probabilities.max(-1).ravel()
     correct = (probabilities.argmax(-1) == labels).ravel()
     if binning == "width":
@@ -145,8 +145,8 @@ def auroc(scores, positive) -> Float[Array, ""]:
       >>> float(auroc(jnp.array([0.1, 0.4, 0.35, 0.8]), jnp.array([False, False, True, True])))
       0.75
     """
-    scores = _validation.real_array(scores, "scores")
-    positive = _validation.mask(positive, scores.shape, "positive")
+    scores = _validation.check_real_array(scores, "scores")
+    positive = _validation.check_mask(positive, scores.shape, "positive")
     if positive.shape != scores.shape or scores.ndim != 1:
         _validation.fail(
             ValueError,
@@ -220,9 +220,9 @@ def _fit_temperature(logits, labels):
 
 
 def _labelled(scores, labels, name: str) -> tuple[Float[Array, "..."], Int[Array, "..."]]:
-    scores = _validation.real_array(scores, name)
-    _validation.at_least_axes(scores, 1, name)
-    return ops.widened(scores), _validation.labels(labels, scores.shape[:-1], scores.shape[-1])
+    scores = _validation.check_real_array(scores, name)
+    _validation.check_min_ndim(scores, 1, name)
+    return ops.widen(scores), _validation.check_labels(labels, scores.shape[:-1], scores.shape[-1])
 
 
 def _at_labels(scores, labels):

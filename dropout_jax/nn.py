@@ -80,7 +80,7 @@ class Layer(Stochastic):
 
     def __init__(self, rate: float, **stochastic):
         super().__init__(**stochastic)
-        _validation.rate(rate)
+        _validation.check_rate(rate)
         self.rate = rate
 
     def __call__(
@@ -134,7 +134,7 @@ class Dropout(Layer):
         super().__init__(
             rate, deterministic=deterministic, rng_collection=rng_collection, rngs=rngs
         )
-        self.broadcast_dims = _validation.sequence(broadcast_dims, "broadcast_dims")
+        self.broadcast_dims = _validation.check_sequence(broadcast_dims, "broadcast_dims")
 
     def _apply(self, inputs, key):
         return ops.dropout(inputs, self.rate, key=key, broadcast_dims=self.broadcast_dims)
@@ -285,7 +285,7 @@ class ConcreteDropout(Stochastic):
 
     def __init__(self, rate: float = 0.1, *, temperature: float = 0.1, **stochastic):
         super().__init__(**stochastic)
-        if not 0 < _validation.rate(rate) < 1:
+        if not 0 < _validation.check_rate(rate) < 1:
             _validation.fail(
                 ValueError, "rate", rate, "in (0, 1)", "It is learned from where it starts."
             )

@@ -40,13 +40,13 @@ def linear_over_depth(rate, n_layer) -> tuple[float, ...]:
       >>> linear_over_depth(0.5, 3)
       (0.0, 0.25, 0.5)
     """
-    rate = _validation.rate(rate)
+    rate = _validation.check_rate(rate)
     if isinstance(rate, Tracer):
         _validation.fail(
             TypeError, "rate", rate, "a known number", "Rates over depth are constants."
         )
     rate = float(rate)
-    n_layer = _validation.integer(n_layer, "n_layer", 1)
+    n_layer = _validation.check_integer(n_layer, "n_layer", 1)
     if n_layer == 1:
         return (rate,)
     return tuple(rate * i / (n_layer - 1) for i in range(n_layer))
@@ -130,14 +130,14 @@ def curriculum_dropout(rate, gamma) -> Callable[..., Float[Array, ""]]:
       >>> float(schedule(0)), round(float(schedule(100)), 3)
       (0.0, 0.316)
     """
-    if not _validation.rate(rate) < 1:
+    if not _validation.check_rate(rate) < 1:
         _validation.fail(
             ValueError, "rate", rate, "in [0, 1)", "Near 1 the mask's resolution ends."
         )
     rate = jnp.float32(rate)
-    gamma = _validation.positive(gamma, "gamma")
+    gamma = _validation.check_positive(gamma, "gamma")
     return lambda step: rate * -jnp.expm1(-jnp.float32(gamma) * jnp.float32(step))
 
 
 def _rate_and_step(rate, step, name: str):
-    return jnp.float32(_validation.rate(rate)), _validation.integer(step, name, 0)
+    return jnp.float32(_validation.check_rate(rate)), _validation.check_integer(step, name, 0)

@@ -51,14 +51,14 @@ def mc_dropout(predict: Callable, key, samples, *, batch_size=None) -> Any:
         _validation.fail(
             TypeError, "predict", predict, "a function of a key", "Pass lambda key: ..."
         )
-    key = _validation.key(key)
+    key = _validation.check_key(key)
     if key is None:
         _validation.fail(
             TypeError, "key", key, "one PRNG key", "Without one every prediction is the same."
         )
-    samples = _validation.integer(samples, "samples", 1)
+    samples = _validation.check_integer(samples, "samples", 1)
     if batch_size is not None:
-        batch_size = _validation.integer(batch_size, "batch_size", 1)
+        batch_size = _validation.check_integer(batch_size, "batch_size", 1)
     places = jnp.arange(samples, dtype=jnp.uint32)
 
     def predict_at(place):
@@ -207,6 +207,6 @@ def _entropy(probabilities):
 
 
 def _samples_first(predictions, axes: int = 1) -> Float[Array, "samples ..."]:
-    predictions = _validation.real_array(predictions, "predictions")
-    _validation.at_least_axes(predictions, axes, "predictions")
-    return ops.widened(predictions)
+    predictions = _validation.check_real_array(predictions, "predictions")
+    _validation.check_min_ndim(predictions, axes, "predictions")
+    return ops.widen(predictions)

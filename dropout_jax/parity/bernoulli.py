@@ -57,9 +57,9 @@ def keep_mask(key, rate, shape, *, dtype="float32") -> Bool[Array, "..."]:
       >>> bool((ours == jax.random.bernoulli(key, 1 - 0.1, (3, 40))).all())
       True
     """
-    key = _validation.key(key)
-    rate = _validation.rate(rate)
-    shape = _validation.shape(shape)
+    key = _validation.check_key(key)
+    rate = _validation.check_rate(rate)
+    shape = _validation.check_shape(shape)
     if key is None:
         raise TypeError("key=None is not allowed: key must be one PRNG key.")
     if math.prod(shape) >= 2**32:
@@ -67,7 +67,7 @@ def keep_mask(key, rate, shape, *, dtype="float32") -> Bool[Array, "..."]:
     impl = str(jax.random.key_impl(key))
     if impl not in _BLOCKS:
         raise NotImplementedError(f"a key of {impl}: only {' and '.join(_BLOCKS)} are supported.")
-    wide = _validation.choice(dtype, "dtype", ("float32", "float64")) == "float64"
+    wide = _validation.check_choice(dtype, "dtype", ("float32", "float64")) == "float64"
     if wide and isinstance(rate, jax.Array):
         _validation.fail(TypeError, "rate", rate, "a Python number for float64", "Pass a number.")
     if wide:

@@ -1,19 +1,18 @@
 """PyTorch's dropout masks without PyTorch: its CPU and its CUDA generator, in NumPy and in JAX.
 
-CPU (tests/dropout_jax/parity/test_torch.py compares it with PyTorch 2.13). The generator is MT19937 of
-32-bit words, seeded with the low 32 bits of the seed. `bernoulli_` draws two words for every
-element, of any dtype, one after the other whatever the number of threads, and keeps it when
-r / 2^53 < 1 - p in float64, where r is the low 53 bits of (first << 32 | second). It goes over the
-elements in memory order where the tensor is dense (contiguous, transposed, channels_last), else
+CPU (tests/dropout_jax/parity/test_torch.py compares it with PyTorch 2.13). The generator is MT19937
+of 32-bit words, seeded with the low 32 bits of the seed. For every element, of any dtype and on any
+number of threads, `bernoulli_` draws the next two words and keeps the element if
+r / 2^53 < 1 - p in float64, where r is the low 53 bits of (first << 32 | second). The elements of a
+dense tensor (contiguous, transposed, channels_last) are in memory order, those of another tensor
 (sliced, expanded) in C order. Rates 0 and 1, evaluation and empty tensors draw nothing. The masks
 are PyTorch's for dropout, alpha_dropout and native_dropout with the shape of the input, for
 dropout1d, 2d, 3d and feature_alpha_dropout with the shape (batch, channel, 1, ...), and for the
 weights of scaled_dot_product_attention without flash attention. `torch.compile` draws other masks,
 unless torch._inductor.config.fallback_random is True.
 
-CUDA (derived from PyTorch's source, and experimental until examples/check_torch_cuda.py has
-passed on a GPU). The generator is
-Philox4x32-10, whose key is the seed.
+CUDA (derived from PyTorch's source; experimental until examples/check_torch_cuda.py passes on a
+GPU). The generator is Philox4x32-10, whose key is the seed.
 """
 
 from __future__ import annotations

@@ -49,13 +49,13 @@ class DropoutSite(NamedTuple):
     def dropout(self, x: Float[Array, "..."], rate: float) -> Float[Array, "..."]:
         """Drop elements."""
         if self.plain:
-            return dropout(x, rate, key=self.key, start=self.start)
+            return dropout(x, rate, key=self.key, row_offset=self.start)
         return self._drop(x, rate, x.shape)
 
     def drop_path(self, x: Float[Array, "batch ..."], rate: float) -> Float[Array, "batch ..."]:
         """Drop rows of the batch."""
         if self.plain:
-            return drop_path(x, rate, key=self.key, start=self.start)
+            return drop_path(x, rate, key=self.key, row_offset=self.start)
         return self._drop(x, rate, (x.shape[0],) + (1,) * (x.ndim - 1))
 
     def _drop(self, x, rate: float, mask_shape: tuple[int, ...]):
@@ -68,7 +68,7 @@ class DropoutSite(NamedTuple):
             return x
         scale = None
         if self.masks is None:
-            keep = keep_mask(self.key, rate, mask_shape, start=self.start)
+            keep = keep_mask(self.key, rate, mask_shape, row_offset=self.start)
         elif self.name in self.masks:
             given = self.masks[self.name]
             keep, scale = given if isinstance(given, tuple) else (given, None)

@@ -207,7 +207,7 @@ def _stack_blocks(blocks: list[Block]) -> Block:
 def _attend(query, keys, values, rate: float, site: DropoutSite):
     """Causal attention; the weights are written out only where the site must hold them."""
     if site.plain:
-        dropout = {"dropout_rate": rate, "dropout_key": site.key, "dropout_start": site.start}
+        dropout = {"dropout_rate": rate, "dropout_key": site.key, "dropout_row_offset": site.start}
         return dot_product_attention(query, keys, values, is_causal=True, **dropout)
     time, dim = query.shape[1], query.shape[-1]
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, keys) / math.sqrt(dim)

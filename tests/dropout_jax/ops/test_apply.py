@@ -108,5 +108,5 @@ def test_fold_key_is_not_a_mask_word(key):
     children = np.asarray(jax.random.key_data(jax.random.split(key, 64))).ravel()
     from dropout_jax.random import _masks as masks
 
-    words = np.asarray(masks.packed_mask(key, jnp.float32(0.5), (64, 64))).ravel()
+    words = np.asarray(masks.draw_packed_mask(key, jnp.float32(0.5), (64, 64))).ravel()
     assert not set(children.tolist()) & set(words.tolist())
