@@ -108,10 +108,10 @@ def _backward(
         group = _groups.slice_group(plan, inputs, index)
         drop = _build_drop(plan, index, group, dropout)
         d_rows, rows = (_groups.slice_positions(plan, x, index) for x in (d_out, out))
-        *gradients, part = _group_backward(plan, group, drop, d_rows, rows, log_sum[index])
-        return d_bias if d_bias is None else _groups.add_to_split(
-            plan, d_bias, part, index
-        ), gradients
+        gradients, part = _group_backward(plan, group, drop, d_rows, rows, log_sum[index])
+        if d_bias is None or part is None:
+            return None, gradients
+        return _groups.add_to_split(plan, d_bias, part, index), gradients
 
     bias = inputs.bias
     d_bias = None if bias is None else _zeros_like(_groups.split_axes(plan, bias), log_sum.dtype)
@@ -166,8 +166,8 @@ def _group_backward(
     d_out: Float[Array, "batch key_heads heads queries dim"],
     out: Float[Array, "batch key_heads heads queries dim"],
     log_sum: Float[Array, "batch key_heads heads queries"],
-) -> tuple[Float[Array, "..."] | None, ...]:
-    """Compute the gradients of the query, key, value and bias of a group."""
+) -> tuple[list[Float[Array, "_ _ _ _ _"]], Float[Array, "..."] | None]:
+    """Compute the gradients of the query, key and value of a group, and that of the bias."""
     wide = log_sum.dtype
     centre = (d_out.astype(wide) * out.astype(wide)).sum(axis=-1)
     rows = (d_out, centre, log_sum)
@@ -184,7 +184,7 @@ def _group_backward(
     d_key, d_value, d_bias = [*totals, None][:3]
     d_query = jnp.concatenate(d_query, axis=3)
     gradients = (d_query, d_key[:, :, None], d_value[:, :, None])
-    return *(x.astype(group.query.dtype) for x in gradients), d_bias
+    return [x.astype(group.query.dtype) for x in gradients], d_bias
 
 
 def _block_backward(

@@ -165,7 +165,7 @@ def _product(
     return x.astype(scale.dtype) * scale
 
 
-def compute_dtype(x: Inexact[Array, "..."]) -> type[jnp.float32] | type[jnp.float64]:
+def compute_dtype(x: Inexact[Array, "..."]) -> DTypeLike:
     """Return the dtype of the arithmetic: float64 for float64 and complex128, else float32."""
     return jnp.float64 if x.dtype in (jnp.float64, jnp.complex128) else jnp.float32
 

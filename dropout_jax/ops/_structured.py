@@ -148,7 +148,8 @@ def token_dropout(
       >>> token_dropout(jnp.arange(1, 9), 0.5, fill=0, key=jax.random.key(0))
       Array([1, 2, 0, 0, 5, 6, 7, 0], dtype=int32)
     """
-    if hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.integer):
+    dtype = getattr(x, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jnp.integer):
         return _drop_ids(jnp.asarray(x), rate, key, fill)
     x = _validation.check_array(x)
     if fill is not None:

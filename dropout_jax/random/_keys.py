@@ -59,7 +59,7 @@ def fold(key: jax.Array | None, *path: PathPart) -> jax.Array | None:
 
 
 def _path_word(part: PathPart) -> int | jax.Array:
-    part = _validation.check_path_part(part)
-    if isinstance(part, str):
-        return int.from_bytes(hashlib.sha256(part.encode()).digest()[:4], "big")
-    return part
+    word = _validation.check_path_part(part)
+    if isinstance(word, str):
+        return int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big")
+    return word

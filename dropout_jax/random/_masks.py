@@ -96,8 +96,8 @@ def keep_mask(
       Array([[1, 1, 0, 0],
              [1, 1, 1, 0]], dtype=int32)
     """
-    key = _validation.check_key(key)
-    if key is None:
+    typed_key = _validation.check_key(key)
+    if typed_key is None:
         raise TypeError(
             "key=None is not allowed: key must be one PRNG key. There is no mask at evaluation; "
             "make a key with jax.random.key(seed)."
@@ -107,7 +107,7 @@ def keep_mask(
     shared_axes = _validation.check_axes(broadcast_dims, len(shape))
     offset = _validation.check_row_offset(row_offset, len(shape))
     offset = resolve_row_offset(offset, shared_axes)
-    return _draw_mask(key, rate, mask_shape(shape, shared_axes), offset)
+    return _draw_mask(typed_key, rate, mask_shape(shape, shared_axes), offset)
 
 
 def resolve_row_offset(

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import temporary_bytes
 from op_registry import sample
 
 from dropout_jax import apply_mask, dropout, keep_mask, reference
@@ -58,7 +59,7 @@ def test_a_stack_of_layers_keeps_one_bit_an_element_in_the_compiled_program(key)
 
     def temporaries(drop):
         grad = jax.jit(jax.grad(lambda x: stack(x, drop)))
-        return grad.lower(x).compile().memory_analysis().temp_size_in_bytes
+        return temporary_bytes(grad.lower(x).compile())
 
     without = temporaries(lambda x, _: x)
     ours = temporaries(lambda x, k: dropout(x, 0.1, key=k)) - without

@@ -33,7 +33,7 @@ def expected(key, rate, shape, broadcast_dims=()):
             jax.random.key_data(key), rate, shape, broadcast_dims=broadcast_dims
         )
     seed = jax.random.bits(folded, (2,), jnp.uint32)
-    return reference.mask_of_seed(seed, rate, shape, broadcast_dims=broadcast_dims)
+    return reference.compute_mask(seed, rate, shape, broadcast_dims=broadcast_dims)
 
 
 @given(
@@ -191,6 +191,7 @@ def test_parts_of_dropout_and_drop_path_make_the_whole(key):
     ("row_offset", "error"),
     [(-1, ValueError), (2**32, ValueError), (1.0, TypeError), (True, TypeError), ("2", TypeError)],
 )
+@pytest.mark.usefixtures("without_type_checker")
 def test_bad_row_offsets_are_named(row_offset, error, key):
     with pytest.raises(
         error, match=r"^row_offset=.* is not allowed: row_offset must be an integer"
