@@ -1,4 +1,4 @@
-"""Every argument error: the argument, its value, what is allowed, and the remedy."""
+"""Check arguments. Every error names the argument, its value, what is allowed, and a remedy."""
 
 from __future__ import annotations
 
@@ -11,44 +11,33 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-# The smallest keep probability is one step of 2^-16; half a step rounds to nothing.
+# The smallest keep probability is one step of 2^-16; half a step rounds to 0.
 _LARGEST_RATE_BELOW_ONE = 1 - 2.0**-17
 
-
-def fail(kind: type[Exception], name: str, value: Any, allowed: str, remedy: str) -> NoReturn:
-    shown = repr(value)
-    if len(shown) > 200:
-        shown = shown[:200] + "..."
-    raise kind(f"{name}={shown} is not allowed: {name} must be {allowed}. {remedy}")
+_NUMBER = int | float | np.integer | np.floating
 
 
-def _is_traced(value: Any) -> bool:
-    return isinstance(value, Tracer)
+def fail(error: type[Exception], name: str, value: object, allowed: str, remedy: str) -> NoReturn:
+    """Raise an error about an argument."""
+    text = repr(value)
+    if len(text) > 200:
+        text = text[:200] + "..."
+    raise error(f"{name}={text} is not allowed: {name} must be {allowed}. {remedy}")
 
 
-def rate(value: Any, name: str = "rate") -> float | jax.Array:
+def check_rate(value: Any, name: str = "rate") -> float | jax.Array:
     """Return a Python float for a Python or NumPy number, and the array for a JAX array.
 
-    A concrete value is checked here; a traced one cannot be, and gives NaN in the op.
+    A known value outside [0, 1] is an error. A traced one cannot be checked; the op gives NaN.
     """
     allowed = "a probability of dropping, a real number in [0, 1]"
     if isinstance(value, bool | np.bool_) or getattr(value, "dtype", None) == np.bool_:
-        fail(TypeError, name, value, allowed, "Write 0.0 or 1.0 if that is what is meant.")
-    is_array = isinstance(value, np.ndarray | jax.Array)
-    if is_array and value.ndim:
-        fail(
-            ValueError,
-            name,
-            value,
-            "a scalar, one rate for the whole call",
-            "For a tensor of rates map over it: jax.vmap(lambda x, rate, key: ...).",
-        )
-    kinds = (jnp.floating, jnp.integer)
-    if is_array and not any(jnp.issubdtype(value.dtype, kind) for kind in kinds):
-        fail(TypeError, name, value, allowed, "Pass a float.")
-    if not is_array and not isinstance(value, int | float | np.integer | np.floating):
+        fail(TypeError, name, value, allowed, "Pass 0.0 or 1.0 instead of a bool.")
+    if isinstance(value, np.ndarray | jax.Array):
+        _check_rate_array(value, name, allowed)
+    elif not isinstance(value, _NUMBER):
         fail(TypeError, name, value, allowed, "Pass a float such as 0.1.")
-    if _is_traced(value):
+    if isinstance(value, Tracer):
         return jnp.asarray(value, jnp.float32)
     number = float(value)
     if not 0 <= number <= 1:  # also refuses NaN
@@ -68,7 +57,20 @@ def rate(value: Any, name: str = "rate") -> float | jax.Array:
     return jnp.asarray(value, jnp.float32) if isinstance(value, jax.Array) else number
 
 
-def array(value: Any, name: str = "x") -> jax.Array:
+def _check_rate_array(value: np.ndarray | jax.Array, name: str, allowed: str) -> None:
+    if value.ndim:
+        fail(
+            ValueError,
+            name,
+            value,
+            "a scalar, one rate for the whole call",
+            "For an array of rates map over it: jax.vmap(lambda x, rate, key: ...).",
+        )
+    if not any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.floating, jnp.integer)):
+        fail(TypeError, name, value, allowed, "Pass a float such as 0.1.")
+
+
+def check_array(value: Any, name: str = "x") -> jax.Array:
     """Return a floating or complex JAX array of any shape."""
     allowed = "a floating-point or complex JAX or NumPy array"
     if value is None:
@@ -86,27 +88,27 @@ def array(value: Any, name: str = "x") -> jax.Array:
     return jnp.asarray(value)
 
 
-def real_array(value: Any, name: str = "x") -> jax.Array:
+def check_real_array(value: Any, name: str = "x") -> jax.Array:
     """Return a floating JAX array of any shape."""
-    array_ = array(value, name)
-    if jnp.iscomplexobj(array_):
+    array = check_array(value, name)
+    if jnp.iscomplexobj(array):
         fail(
             TypeError,
             name,
             value,
-            f"a floating-point array, not {array_.dtype}",
-            "Drop the real and the imaginary part by themselves.",
+            f"a floating-point array, not {array.dtype}",
+            "Drop from the real and the imaginary part separately.",
         )
-    return array_
+    return array
 
 
-def mask(
+def check_mask(
     value: Any, shape: tuple[int, ...], name: str = "keep", of: str = "the shape of x"
 ) -> jax.Array:
-    """Return a bool array that broadcasts to `shape`, that of `of`, without changing it."""
+    """Return a bool array that broadcasts to `shape`, the shape of `of`, without changing it."""
     allowed = f"a bool array that broadcasts to {of}"
     if not isinstance(value, np.ndarray | np.generic | jax.Array) or value.dtype != bool:
-        fail(TypeError, name, value, allowed, f"Make it one: {name} != 0.")
+        fail(TypeError, name, value, allowed, f"Convert it: {name} != 0.")
     if not _broadcasts(value.shape, shape):
         fail(
             ValueError,
@@ -118,17 +120,18 @@ def mask(
     return jnp.asarray(value)
 
 
-def key(value: Any, name: str = "key") -> jax.Array | None:
+def check_key(value: Any, name: str = "key") -> jax.Array | None:
     """Return one typed PRNG key, or None, which means evaluation."""
     allowed = "one PRNG key (training) or None (evaluation)"
     if value is None:
         return None
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
-        fail(TypeError, name, value, allowed, f"Make a key of the seed: jax.random.key({value}).")
+        remedy = f"Derive a key from the seed: jax.random.key({value})."
+        fail(TypeError, name, value, allowed, remedy)
     if not isinstance(value, np.ndarray | jax.Array):
-        fail(TypeError, name, value, allowed, "Make one with jax.random.key(seed).")
+        fail(TypeError, name, value, allowed, "Pass jax.random.key(seed).")
     if not isinstance(value, jax.Array) or not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-        value = _wrap(value, name, allowed)
+        value = _wrap_raw_key(value, name, allowed)
     if value.ndim:
         fail(
             ValueError,
@@ -140,10 +143,10 @@ def key(value: Any, name: str = "key") -> jax.Array | None:
     return value
 
 
-def _wrap(value: Any, name: str, allowed: str) -> jax.Array:
-    """Turn the raw words of jax.random.PRNGKey into a typed key of the default implementation."""
+def _wrap_raw_key(value: np.ndarray | jax.Array, name: str, allowed: str) -> jax.Array:
+    """Convert the raw words of jax.random.PRNGKey to a typed key of the default implementation."""
     if value.dtype != jnp.uint32:
-        fail(TypeError, name, value, allowed, "Make one with jax.random.key(seed).")
+        fail(TypeError, name, value, allowed, "Pass jax.random.key(seed).")
     width = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape[0]
     if value.ndim == 0 or value.shape[-1] != width:
         fail(
@@ -151,41 +154,48 @@ def _wrap(value: Any, name: str, allowed: str) -> jax.Array:
             f"{name}.shape",
             tuple(value.shape),
             f"({width},) for a raw key of the default implementation",
-            "Use a typed key, jax.random.key(seed), which says its implementation.",
+            "Use a typed key, jax.random.key(seed), which names its implementation.",
         )
-    return jax.random.wrap_key_data(value)
+    return jax.random.wrap_key_data(jnp.asarray(value))
 
 
-def axis(value: Any, ndim: int, name: str) -> int:
+def check_axis(value: Any, ndim: int, name: str) -> int:
     """Return the axis as a number from 0 to ndim - 1."""
     allowed = f"an integer from {-ndim} to {ndim - 1} for an array of {ndim} axes"
-    try:
-        if isinstance(value, bool | np.bool_):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
+    number = _as_index(value)
+    if number is None:
         fail(TypeError, name, value, allowed, "Negative numbers count from the last axis.")
     if not -ndim <= number < ndim:
         fail(ValueError, name, value, allowed, "Negative numbers count from the last axis.")
     return number % ndim
 
 
-def axes(values: Any, ndim: int, name: str = "broadcast_dims") -> tuple[int, ...]:
+def _as_index(value: Any) -> int | None:
+    """Return a Python integer, or None for a bool and for anything that is no integer."""
+    if isinstance(value, bool | np.bool_):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def check_axes(values: Any, ndim: int, name: str = "broadcast_dims") -> tuple[int, ...]:
     """Return the axes as sorted numbers from 0 to ndim - 1."""
-    numbers = sorted(axis(value, ndim, name) for value in sequence(values, name))
+    numbers = sorted(check_axis(value, ndim, name) for value in check_sequence(values, name))
     if len(set(numbers)) != len(numbers):
         fail(ValueError, name, values, "without repeats", "Name each axis once.")
     return tuple(numbers)
 
 
-def sequence(values: Any, name: str) -> tuple:
-    """Return a tuple of what a tuple, list or range holds."""
+def check_sequence(values: Any, name: str) -> tuple:
+    """Return the elements of a tuple, list or range as a tuple."""
     if not isinstance(values, tuple | list | range):
         fail(TypeError, name, values, "a tuple or list of axes", f"For one axis write ({values},).")
     return tuple(values)
 
 
-def shape(value: Any, name: str = "shape") -> tuple[int, ...]:
+def check_shape(value: Any, name: str = "shape") -> tuple[int, ...]:
     """Return a tuple of sizes."""
     allowed = "a tuple of sizes, integers of at least 0"
     try:
@@ -207,37 +217,42 @@ def shape(value: Any, name: str = "shape") -> tuple[int, ...]:
     return sizes
 
 
-def integer(value: Any, name: str, low: int, high: int | None = None) -> int:
+def check_integer(value: Any, name: str, low: int, high: int | None = None) -> int:
     """Return a Python integer from low to high."""
     allowed = (
         f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
     )
-    try:
-        if isinstance(value, bool | np.bool_):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
+    number = _as_index(value)
+    if number is None:
         fail(TypeError, name, value, allowed, f"Pass a plain integer such as {max(low, 1)}.")
     if number < low or (high is not None and number > high):
-        fail(ValueError, name, value, allowed, f"The smallest that works is {low}.")
+        fail(ValueError, name, value, allowed, f"The smallest allowed value is {low}.")
     return number
 
 
-def start(value: Any, name: str = "start") -> jax.Array | None:
+def check_row_offset(value: Any, ndim: int, name: str = "row_offset") -> jax.Array | None:
     """Return a row number of at least 0 as uint32, traced or not, or None."""
     if value is None:
         return None
     allowed = "an integer of at least 0, or a scalar integer array"
-    if isinstance(value, jax.Array) and value.ndim == 0 and value.dtype != bool:
-        if jnp.issubdtype(value.dtype, jnp.integer):
-            return value.astype(jnp.uint32)
-        fail(TypeError, name, value, allowed, "It counts rows.")
+    remedy = "It counts rows: pass the index of the first row."
     if isinstance(value, jax.Array):
-        fail(TypeError, name, value, allowed, "It counts rows.")
-    return jnp.uint32(integer(value, name, 0, 2**32 - 1))
+        if value.ndim or not jnp.issubdtype(value.dtype, jnp.integer):
+            fail(TypeError, name, value, allowed, remedy)
+        offset = value.astype(jnp.uint32)
+    else:
+        number = _as_index(value)
+        if number is None:
+            fail(TypeError, name, value, allowed, remedy)
+        if not 0 <= number < 2**32:
+            fail(ValueError, name, value, "an integer from 0 to 2^32 - 1", remedy)
+        offset = jnp.uint32(number)
+    if ndim == 0:
+        fail(ValueError, name, value, "None for an array without axes", f"Omit {name}.")
+    return offset
 
 
-def at_least_axes(value: jax.Array, count: int, name: str) -> None:
+def check_min_ndim(value: jax.Array, count: int, name: str) -> None:
     """Refuse an array with fewer axes."""
     if value.ndim < count:
         fail(
@@ -249,7 +264,7 @@ def at_least_axes(value: jax.Array, count: int, name: str) -> None:
         )
 
 
-def between_axes(value: jax.Array, low: int, high: int, name: str, layout: str) -> None:
+def check_ndim(value: jax.Array, low: int, high: int, name: str, layout: str) -> None:
     """Refuse an array with too few or too many axes."""
     if not low <= value.ndim <= high:
         fail(
@@ -257,56 +272,55 @@ def between_axes(value: jax.Array, low: int, high: int, name: str, layout: str) 
             f"{name}.shape",
             tuple(value.shape),
             f"of {low} to {high} axes, {layout}",
-            "Reshape or map over it with jax.vmap.",
+            "Reshape it, or map over it with jax.vmap.",
         )
 
 
-def choice(value: Any, name: str, allowed: tuple[str, ...]) -> str:
+def check_choice(value: Any, name: str, allowed: tuple[str, ...]) -> str:
     """Return one of a few words."""
     if not isinstance(value, str) or value not in allowed:
-        kind = ValueError if isinstance(value, str) else TypeError
+        error = ValueError if isinstance(value, str) else TypeError
         words = " or ".join(map(repr, allowed))
-        fail(kind, name, value, words, f"The default is {allowed[0]!r}.")
+        fail(error, name, value, words, f"The default is {allowed[0]!r}.")
     return value
 
 
-def positive(value: Any, name: str) -> float:
+def check_positive(value: Any, name: str) -> float:
     """Return a positive, finite number."""
     allowed = "a positive, finite number"
-    if isinstance(value, bool | np.bool_) or not isinstance(
-        value, int | float | np.integer | np.floating
-    ):
+    if isinstance(value, bool | np.bool_) or not isinstance(value, _NUMBER):
         fail(TypeError, name, value, allowed, "Pass a plain number.")
     if not 0 < value < math.inf:
         fail(ValueError, name, value, allowed, "Pass a plain number above 0.")
     return float(value)
 
 
-def flag(value: Any, name: str) -> bool:
+def check_flag(value: Any, name: str) -> bool:
     """Return a Python bool."""
     if not isinstance(value, bool | np.bool_):
         fail(TypeError, name, value, "True or False, known when tracing", "Pass a plain bool.")
     return bool(value)
 
 
-def number(value: Any, name: str) -> float:
+def check_number(value: Any, name: str) -> float:
     """Return a finite Python number."""
     allowed = "a finite Python number"
-    plain = int | float | np.integer | np.floating
-    if isinstance(value, bool | np.bool_) or not isinstance(value, plain):
+    if isinstance(value, bool | np.bool_) or not isinstance(value, _NUMBER):
         fail(TypeError, name, value, allowed, "To learn it, multiply the query by it instead.")
     if not math.isfinite(value):
-        fail(ValueError, name, value, allowed, "Leave it out for the default.")
+        fail(ValueError, name, value, allowed, "Omit it for the default.")
     return float(value)
 
 
-def attention_shapes(query: jax.Array, key: jax.Array) -> None:
+def check_attention_shapes(query: jax.Array, key: jax.Array) -> None:
     """Refuse a key that does not fit the query, both (batch, positions, heads, dim)."""
     if key.dtype != query.dtype:
-        fail(TypeError, "key.dtype", key.dtype, f"that of the query, {query.dtype}", "Convert it.")
+        remedy = f"Convert it: key.astype({query.dtype})."
+        fail(TypeError, "key.dtype", key.dtype, f"that of the query, {query.dtype}", remedy)
     if query.ndim != key.ndim:
         allowed = f"of as many axes as the query's {tuple(query.shape)}"
-        fail(ValueError, "key.shape", tuple(key.shape), allowed, "4 axes go with 4, 3 with 3.")
+        remedy = "Pass 4 axes for both, or 3 for both."
+        fail(ValueError, "key.shape", tuple(key.shape), allowed, remedy)
     batch, _, heads, dim = query.shape
     fits = (key.shape[0], key.shape[3]) == (batch, dim)
     if not fits or heads % max(key.shape[2], 1) or key.shape[2] == 0 < heads:
@@ -315,59 +329,54 @@ def attention_shapes(query: jax.Array, key: jax.Array) -> None:
             "key.shape",
             tuple(key.shape),
             f"({batch}, keys, key heads, {dim}), its heads a divisor of the query's {heads}",
-            "Batch and dim are the query's, and 4 axes go with 4, 3 with 3.",
+            "Give the key the query's batch and dim.",
         )
 
 
-def lengths(value: Any, batch: int, name: str) -> jax.Array:
+def check_lengths(value: Any, batch: int, name: str) -> jax.Array:
     """Return int32 lengths, one for each row of the batch."""
     allowed = f"{batch} integers, one for each row of the batch"
     is_array = isinstance(value, np.ndarray | jax.Array)
     if not is_array or not jnp.issubdtype(value.dtype, jnp.integer):
         fail(TypeError, name, value, allowed, "Pass jnp.array([...]).")
     if value.shape != (batch,):
-        fail(ValueError, f"{name}.shape", tuple(value.shape), f"({batch},)", "One for each row.")
+        fail(ValueError, f"{name}.shape", tuple(value.shape), f"({batch},)", "Pass one per row.")
     return jnp.asarray(value, jnp.int32)
 
 
-def scalar(value: Any, name: str) -> jax.Array:
+def check_scalar(value: Any, name: str) -> jax.Array:
     """Return a real scalar array, traced or not, in its own floating dtype."""
-    return _floats(value, name, "a real number or a scalar floating array", shape_=())
+    return _check_floats(value, name, "a real number or a scalar floating array", shape=())
 
 
-def broadcastable(value: Any, shape_: tuple[int, ...] | None, name: str) -> jax.Array:
+def check_broadcastable(value: Any, shape: tuple[int, ...] | None, name: str) -> jax.Array:
     """Return a floating array that broadcasts to a shape without changing it (None: any shape)."""
     allowed = "a real number or a floating array"
-    if shape_ is not None:
-        allowed += f" that broadcasts to {tuple(shape_)}"
-    return _floats(value, name, allowed, shape_)
+    if shape is not None:
+        allowed += f" that broadcasts to {tuple(shape)}"
+    return _check_floats(value, name, allowed, shape)
 
 
-def _floats(value: Any, name: str, allowed: str, shape_: tuple[int, ...] | None) -> jax.Array:
+def _check_floats(value: Any, name: str, allowed: str, shape: tuple[int, ...] | None) -> jax.Array:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     is_array = isinstance(value, np.ndarray | np.generic | jax.Array)
     if not is_number and not (is_array and jnp.issubdtype(value.dtype, jnp.floating)):
         fail(TypeError, name, value, allowed, f"Convert it: jnp.asarray({name}, jnp.float32).")
-    made = jnp.asarray(value, None if is_array else jnp.float32)
-    if shape_ is not None and not _broadcasts(made.shape, shape_):
-        fail(
-            ValueError,
-            f"{name}.shape",
-            tuple(made.shape),
-            allowed,
-            "Use size 1 where it is shared.",
-        )
-    return made
+    array = jnp.asarray(value, None if is_array else jnp.float32)
+    if shape is not None and not _broadcasts(array.shape, shape):
+        remedy = "Use size 1 for an axis along which it is shared."
+        fail(ValueError, f"{name}.shape", tuple(array.shape), allowed, remedy)
+    return array
 
 
-def _broadcasts(small: tuple[int, ...], shape_: tuple[int, ...]) -> bool:
+def _broadcasts(small: tuple[int, ...], shape: tuple[int, ...]) -> bool:
     try:
-        return np.broadcast_shapes(small, shape_) == tuple(shape_)
+        return np.broadcast_shapes(small, shape) == tuple(shape)
     except ValueError:
         return False
 
 
-def floating(value: Any, name: str) -> np.dtype:
+def check_floating_dtype(value: Any, name: str) -> np.dtype:
     """Return a floating dtype."""
     allowed = "a floating dtype such as jnp.float32"
     try:
@@ -379,44 +388,48 @@ def floating(value: Any, name: str) -> np.dtype:
     return dtype
 
 
-def same_form(value: Any, like: Any, name: str, like_name: str) -> None:
+def check_same_shape_and_dtype(value: Any, like: Any, name: str, like_name: str) -> None:
     """Refuse an array of another shape or dtype."""
     for part in ("shape", "dtype"):
-        found, wanted = getattr(value, part, None), getattr(like, part)
-        if found != wanted:
+        actual, expected = getattr(value, part, None), getattr(like, part)
+        if actual != expected:
             fail(
                 ValueError,
                 f"{name}.{part}",
-                found,
-                f"that of {like_name}, {wanted}",
-                "Reshape it." if part == "shape" else f"Convert it: {name}.astype({wanted}).",
+                actual,
+                f"that of {like_name}, {expected}",
+                "Reshape it." if part == "shape" else f"Convert it: {name}.astype({expected}).",
             )
 
 
-def labels(value: Any, shape_: tuple[int, ...], classes: int) -> jax.Array:
+def check_labels(value: Any, shape: tuple[int, ...], classes: int) -> jax.Array:
     """Return an integer array of a shape, whose values (if known) are classes."""
-    allowed = f"integers from 0 to {classes - 1}, of shape {tuple(shape_)}"
+    allowed = f"integers from 0 to {classes - 1}, of shape {tuple(shape)}"
     is_array = isinstance(value, np.ndarray | np.generic | jax.Array)
     if not is_array or not jnp.issubdtype(value.dtype, jnp.integer):
         fail(TypeError, "labels", value, allowed, "Convert them: labels.astype(int).")
-    if value.shape != tuple(shape_):
-        fail(ValueError, "labels.shape", tuple(value.shape), allowed, "One label an example.")
-    if not _is_traced(value) and value.size and (value.min() < 0 or value.max() >= classes):
-        fail(ValueError, "labels", value, allowed, "Is a class missing from the last axis?")
+    if value.shape != tuple(shape):
+        remedy = "Pass one label per example."
+        fail(ValueError, "labels.shape", tuple(value.shape), allowed, remedy)
+    is_known = not isinstance(value, Tracer) and value.size > 0
+    if is_known and (value.min() < 0 or value.max() >= classes):
+        remedy = "Add the missing class to the last axis of the scores."
+        fail(ValueError, "labels", value, allowed, remedy)
     return jnp.asarray(value)
 
 
-def path_part(value: Any, name: str = "path") -> Any:
-    """Return a string as it is, and an integer as one word that fits 32 bits."""
-    allowed = "made of strings and integers from 0 to 2^32 - 1"
+def check_path_part(value: Any, name: str = "path") -> Any:
+    """Return a string unchanged, and an integer as one word of 32 bits."""
+    allowed = "strings and integers from 0 to 2^32 - 1"
     if isinstance(value, str):
         return value
     if isinstance(value, jax.Array) and value.ndim == 0 and value.dtype.kind in "iu":
-        if _is_traced(value):
+        if isinstance(value, Tracer):
             return value
         value = int(value)
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
-        fail(TypeError, name, value, allowed, "Name the site, fold(key, 'block', 3, 'attn').")
+        fail(TypeError, name, value, allowed, "Name the site: fold(key, 'block', 3, 'attn').")
     if not 0 <= value < 2**32:
-        fail(ValueError, name, value, allowed, "Fold a large number in as two: n >> 32, n & mask.")
+        remedy = "Fold a large number in as two parts: n >> 32, n & 0xFFFFFFFF."
+        fail(ValueError, name, value, allowed, remedy)
     return int(value)

@@ -1,4 +1,4 @@
-"""Scores of predicted probabilities: calibration, proper scores, ranking, and a temperature.
+"""Score predicted probabilities: proper scores, calibration, ranking; and fit a temperature.
 
 Probabilities are arrays (..., classes) that sum to 1 on the last axis.
 """
@@ -11,15 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from dropout_jax import _validation, ops
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
+    from jaxtyping import Array, Float, Integer
 
 
-def brier_score(probabilities, labels) -> Float[Array, ""]:
-    """The mean squared error of the probabilities.
+def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> Float[Array, ""]:
+    """Compute the mean squared error of the probabilities.
 
     Formula: mean over examples of sum_c (p_c - [c = label])^2, from 0 to 2.
 
@@ -41,14 +42,14 @@ def brier_score(probabilities, labels) -> Float[Array, ""]:
       >>> float(brier_score(jnp.array([[1.0, 0.0], [0.5, 0.5]]), jnp.array([0, 0])))
       0.25
     """
-    probabilities, labels = _labelled(probabilities, labels, "probabilities")
+    probabilities, labels = _check_scores_and_labels(probabilities, labels, "probabilities")
     target = jax.nn.one_hot(labels, probabilities.shape[-1], dtype=probabilities.dtype)
     error = jnp.square(probabilities - target).sum(-1)
-    return jnp.where(jnp.isnan(_at_labels(probabilities, labels)), jnp.nan, error).mean()
+    return jnp.where(jnp.isnan(_scores_of_labels(probabilities, labels)), jnp.nan, error).mean()
 
 
-def negative_log_likelihood(probabilities, labels) -> Float[Array, ""]:
-    """The mean surprise at the labels.
+def negative_log_likelihood(probabilities: ArrayLike, labels: ArrayLike) -> Float[Array, ""]:
+    """Compute the mean negative logarithm of the probability of the label.
 
     Formula: mean over examples of -log p_label, in nats.
 
@@ -57,7 +58,7 @@ def negative_log_likelihood(probabilities, labels) -> Float[Array, ""]:
       labels: integers (...), from 0 to classes - 1.
 
     Returns:
-      A scalar; inf if a label had probability 0.
+      A scalar; inf if a label has probability 0.
 
     Raises:
       TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
@@ -71,14 +72,14 @@ def negative_log_likelihood(probabilities, labels) -> Float[Array, ""]:
       >>> round(float(negative_log_likelihood(p, jnp.array([0, 1]))), 4)
       0.4904
     """
-    probabilities, labels = _labelled(probabilities, labels, "probabilities")
-    return -jnp.log(_at_labels(probabilities, labels)).mean()
+    probabilities, labels = _check_scores_and_labels(probabilities, labels, "probabilities")
+    return -jnp.log(_scores_of_labels(probabilities, labels)).mean()
 
 
 def expected_calibration_error(
-    probabilities, labels, *, bins=15, binning="width"
+    probabilities: ArrayLike, labels: ArrayLike, *, bins: int = 15, binning: str = "width"
 ) -> Float[Array, ""]:
-    """How far confidence is from accuracy, over bins of confidence.
+    """Compute the mean distance of confidence from accuracy, over bins of confidence.
 
     Formula: sum over bins b of (n_b / n) |accuracy_b - confidence_b|, the confidence being the
     largest probability.
@@ -86,9 +87,9 @@ def expected_calibration_error(
     Args:
       probabilities: (..., classes).
       labels: integers (...), from 0 to classes - 1.
-      bins: how many, an integer of at least 1.
-      binning: "width", bins ((b - 1) / bins, b / bins]; or "mass", bins of equally many examples in
-        order of confidence (sizes differ by one at most).
+      bins: the number of bins, an integer of at least 1.
+      binning: "width" for bins ((b - 1) / bins, b / bins]; "mass" for bins of equally many examples
+        in order of confidence (sizes differ by at most one).
 
     Returns:
       A scalar in [0, 1].
@@ -106,30 +107,30 @@ def expected_calibration_error(
       >>> float(expected_calibration_error(p, jnp.array([0, 1])))
       0.25
     """
-    probabilities, labels = _labelled(probabilities, labels, "probabilities")
-    bins = _validation.integer(bins, "bins", 1)
-    binning = _validation.choice(binning, "binning", ("width", "mass"))
+    probabilities, labels = _check_scores_and_labels(probabilities, labels, "probabilities")
+    bins = _validation.check_integer(bins, "bins", 1)
+    binning = _validation.check_choice(binning, "binning", ("width", "mass"))
     confidence = probabilities.max(-1).ravel()
     correct = (probabilities.argmax(-1) == labels).ravel()
     if binning == "width":
-        place = jnp.clip(jnp.ceil(confidence * bins).astype(jnp.int32) - 1, 0, bins - 1)
+        index = jnp.clip(jnp.ceil(confidence * bins).astype(jnp.int32) - 1, 0, bins - 1)
     else:
-        place_of_rank = np.arange(confidence.size) * bins // max(confidence.size, 1)
-        place = jnp.zeros(confidence.size, jnp.int32)
-        place = place.at[jnp.argsort(confidence)].set(jnp.asarray(place_of_rank, jnp.int32))
+        index_of_rank = np.arange(confidence.size) * bins // max(confidence.size, 1)
+        index = jnp.zeros(confidence.size, jnp.int32)
+        index = index.at[jnp.argsort(confidence)].set(jnp.asarray(index_of_rank, jnp.int32))
     gap = correct.astype(confidence.dtype) - confidence
-    return jnp.abs(jax.ops.segment_sum(gap, place, bins)).sum() / confidence.size
+    return jnp.abs(jax.ops.segment_sum(gap, index, bins)).sum() / confidence.size
 
 
-def auroc(scores, positive) -> Float[Array, ""]:
-    """How well a score tells two groups apart, as for out-of-distribution detection.
+def auroc(scores: ArrayLike, positive: ArrayLike) -> Float[Array, ""]:
+    """Compute how well a score separates two groups, as for out-of-distribution detection.
 
     Formula: P(score of a positive > that of a negative) + P(equal) / 2: the area under the receiver
     operating characteristic.
 
     Args:
       scores: a floating array (examples,).
-      positive: a bool array (examples,), True for the group that should score higher.
+      positive: a bool array (examples,), True for the group expected to score higher.
 
     Returns:
       A scalar in [0, 1]; NaN if a group is empty.
@@ -145,8 +146,8 @@ def auroc(scores, positive) -> Float[Array, ""]:
       >>> float(auroc(jnp.array([0.1, 0.4, 0.35, 0.8]), jnp.array([False, False, True, True])))
       0.75
     """
-    scores = _validation.real_array(scores, "scores")
-    positive = _validation.mask(positive, scores.shape, "positive")
+    scores = _validation.check_real_array(scores, "scores")
+    positive = _validation.check_mask(positive, scores.shape, "positive")
     if positive.shape != scores.shape or scores.ndim != 1:
         _validation.fail(
             ValueError,
@@ -166,19 +167,19 @@ def auroc(scores, positive) -> Float[Array, ""]:
     return jnp.where(jnp.isnan(scores).any(), jnp.nan, area)
 
 
-def fit_temperature(logits, labels) -> Float[Array, ""]:
-    """The temperature that calibrates logits: softmax(logits / temperature).
+def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> Float[Array, ""]:
+    """Fit the temperature that calibrates logits: softmax(logits / temperature).
 
     Formula: argmin over t in [1e-3, 1e3] of the mean of -log softmax(logits / t)_label. The loss is
-    convex in 1 / t, so its derivative's sign is bisected.
+    convex in 1 / t, so bisection on the sign of its derivative finds the minimum.
 
     Args:
       logits: of validation data, (..., classes).
       labels: integers (...), from 0 to classes - 1.
 
     Returns:
-      A scalar, above 1 for an overconfident model. Data that the logits separate have no minimum:
-      then one at which the loss is 0 to rounding.
+      A scalar, above 1 for an overconfident model. If the logits separate the data, there is no
+      minimum; the result is then a temperature at which the loss rounds to 0.
 
     Raises:
       TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
@@ -192,7 +193,7 @@ def fit_temperature(logits, labels) -> Float[Array, ""]:
       >>> round(float(fit_temperature(logits, jnp.array([0, 0, 0, 1]))), 3)  # 2 / log 3
       1.82
     """
-    logits, labels = _labelled(logits, labels, "logits")
+    logits, labels = _check_scores_and_labels(logits, labels, "logits")
     if logits.size == 0:
         _validation.fail(
             ValueError, "logits.shape", logits.shape, "not empty", "Pass validation data."
@@ -201,31 +202,37 @@ def fit_temperature(logits, labels) -> Float[Array, ""]:
 
 
 @jax.jit
-def _fit_temperature(logits, labels):
+def _fit_temperature(
+    logits: Float[Array, "*batch classes"], labels: Integer[Array, "*batch"]
+) -> Float[Array, ""]:
     logits = logits - logits.max(-1, keepdims=True)
-    target = _at_labels(logits, labels)
+    target = _scores_of_labels(logits, labels)
     finite = jnp.where(logits == -jnp.inf, 0, logits)  # an excluded class has weight 0, not NaN
 
-    def halve(_, ends):
-        low, high = ends
+    def halve(_, interval):
+        low, high = interval
         middle = (low + high) / 2
         expected = (jax.nn.softmax(logits * jnp.exp(middle)) * finite).sum(-1)
-        falling = (expected - target).mean() < 0  # the loss still falls as 1 / t grows
-        return jnp.where(falling, middle, low), jnp.where(falling, high, middle)
+        is_falling = (expected - target).mean() < 0  # the loss falls as 1 / t grows
+        return jnp.where(is_falling, middle, low), jnp.where(is_falling, high, middle)
 
-    end = jnp.log(jnp.asarray(1e3, logits.dtype))
-    low, high = lax.fori_loop(0, 60, halve, (-end, end))
-    wrong = jnp.isnan(logits).any() | jnp.isnan(target).any()
-    return jnp.where(wrong, jnp.nan, jnp.exp(-(low + high) / 2))
-
-
-def _labelled(scores, labels, name: str) -> tuple[Float[Array, "..."], Int[Array, "..."]]:
-    scores = _validation.real_array(scores, name)
-    _validation.at_least_axes(scores, 1, name)
-    return ops.widened(scores), _validation.labels(labels, scores.shape[:-1], scores.shape[-1])
+    limit = jnp.log(jnp.asarray(1e3, logits.dtype))
+    low, high = lax.fori_loop(0, 60, halve, (-limit, limit))
+    is_invalid = jnp.isnan(logits).any() | jnp.isnan(target).any()
+    return jnp.where(is_invalid, jnp.nan, jnp.exp(-(low + high) / 2))
 
 
-def _at_labels(scores, labels):
-    """The score of each label; NaN where a traced label is no class."""
-    found = jnp.take_along_axis(scores, labels[..., None], -1)[..., 0]
-    return jnp.where((labels >= 0) & (labels < scores.shape[-1]), found, jnp.nan)
+def _check_scores_and_labels(
+    scores: ArrayLike, labels: ArrayLike, name: str
+) -> tuple[Float[Array, "*batch classes"], Integer[Array, "*batch"]]:
+    scores = _validation.check_real_array(scores, name)
+    _validation.check_min_ndim(scores, 1, name)
+    return ops.widen(scores), _validation.check_labels(labels, scores.shape[:-1], scores.shape[-1])
+
+
+def _scores_of_labels(
+    scores: Float[Array, "*batch classes"], labels: Integer[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+    """Return the score of each label; NaN where a traced label is not a class."""
+    label_scores = jnp.take_along_axis(scores, labels[..., None], -1)[..., 0]
+    return jnp.where((labels >= 0) & (labels < scores.shape[-1]), label_scores, jnp.nan)

@@ -1,8 +1,8 @@
-"""flax.nnx modules over the functional ops: they hold a rate and fetch a key; no arithmetic.
+"""flax.nnx modules over the functional ops: each has a rate, gets a key and calls its op.
 
-All follow Flax's conventions: `deterministic` and `rngs` in the constructor or at the call;
-`train()`, `eval()` and `nnx.view` switch them; a stored stream is forked. A layer's own options
-come after its rate, by name, then those of `Stochastic`.
+All follow the conventions of Flax: `deterministic` and `rngs` in the constructor or in the call;
+`train()`, `eval()` and `nnx.view` switch them; a stored stream is a fork. The options of a layer
+follow its rate, by name, and those of `Stochastic` follow them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 try:
     from flax import nnx
@@ -27,16 +28,16 @@ Rngs = nnx.Rngs | nnx.RngStream
 
 
 class Stochastic(nnx.Module):
-    """What the layers share: when to draw, and where the key comes from.
+    """The base of all layers: whether to draw, and where the key comes from.
 
     Args:
       deterministic: True evaluates; `model.train()`, `model.eval()` and `nnx.view` set it.
-      rng_collection: which stream of an `nnx.Rngs` to take keys from.
+      rng_collection: the stream of an `nnx.Rngs` that gives the keys.
       rngs: an `nnx.Rngs`, an `nnx.RngStream` (a fork of it is stored), or None.
 
     Raises:
       TypeError: `rngs` is of another type.
-      ValueError: at a call, there is no `deterministic`, or no `rngs` and one is needed.
+      ValueError: in a call, `deterministic` is missing, or `rngs` is missing and needed.
     """
 
     def __init__(
@@ -45,71 +46,78 @@ class Stochastic(nnx.Module):
         deterministic: bool | None = False,
         rng_collection: str = "dropout",
         rngs: Rngs | None = None,
-    ):
+    ) -> None:
         self.deterministic = deterministic
         self.rng_collection = rng_collection
-        self.rngs = nnx.data(_stored(rngs, rng_collection))
+        self.rngs = nnx.data(_fork_stream(rngs, rng_collection))
 
     def set_view(self, deterministic: bool | None = None) -> None:
         """Let `nnx.view(model, deterministic=...)` switch this layer.
 
         Args:
-          deterministic: True evaluates, False trains, None leaves it.
+          deterministic: True evaluates, False trains, None changes nothing.
         """
         if deterministic is not None:
             self.deterministic = deterministic
 
-    def _key(self, deterministic: bool | None, rngs, rate: Any = None) -> jax.Array | None:
-        """A key for training, None for evaluation and where a known rate is 0."""
-        deterministic = _first(deterministic, self.deterministic, "deterministic", "True or False")
+    def _next_key(
+        self, deterministic: bool | None, rngs: Rngs | jax.Array | None, rate: object = None
+    ) -> jax.Array | None:
+        """Return a key for training, and None for evaluation or for a known rate of 0."""
+        deterministic = _first_given(
+            deterministic, self.deterministic, "deterministic", "True or False"
+        )
         if deterministic or (isinstance(rate, int | float | np.number) and rate == 0):
             return None
-        rngs = _first(rngs, self.rngs, "rngs", "nnx.Rngs(0)")
+        rngs = _first_given(rngs, self.rngs, "rngs", "nnx.Rngs(0)")
         if isinstance(rngs, nnx.Rngs):
             return rngs[self.rng_collection]()
         return rngs() if isinstance(rngs, nnx.RngStream) else rngs
 
 
-class Layer(Stochastic):
-    """A layer of one input and one rate.
+class RateLayer(Stochastic):
+    """The base of the layers of one fixed rate.
 
     Args:
       rate: the probability of dropping.
       **stochastic: `deterministic`, `rng_collection` and `rngs`, as in `Stochastic`.
     """
 
-    def __init__(self, rate: float, **stochastic):
+    def __init__(self, rate: ArrayLike, **stochastic: Any) -> None:
         super().__init__(**stochastic)
-        _validation.rate(rate)
+        _validation.check_rate(rate)
         self.rate = rate
+
+
+class Layer(RateLayer):
+    """The base of the layers of one input; arguments as in `RateLayer`."""
 
     def __call__(
         self,
-        inputs: jax.Array,
+        inputs: ArrayLike,
         *,
         deterministic: bool | None = None,
         rngs: Rngs | jax.Array | None = None,
     ) -> jax.Array:
-        """Apply the layer; arguments given here take precedence over the constructor's."""
-        return self._apply(inputs, self._key(deterministic, rngs, self.rate))
+        """Apply the layer; arguments of the call take precedence over those of the constructor."""
+        return self._apply(inputs, self._next_key(deterministic, rngs, self.rate))
 
-    def _apply(self, inputs, key):
+    def _apply(self, inputs: ArrayLike, key: jax.Array | None) -> jax.Array:
         raise NotImplementedError
 
 
 class Dropout(Layer):
-    """`dropout` as a layer; a drop-in for `flax.nnx.Dropout`, argument for argument.
+    """`dropout` as a layer; a drop-in for `flax.nnx.Dropout` with the same arguments.
 
     Args:
       rate: the probability of dropping.
       broadcast_dims: axes along which one decision is shared.
-      deterministic: True returns the input; `train()`, `eval()` and `nnx.view` set it.
-      rng_collection: which stream of an `nnx.Rngs` to take keys from.
+      deterministic: True returns the input unchanged; `train()`, `eval()` and `nnx.view` set it.
+      rng_collection: the stream of an `nnx.Rngs` that gives the keys.
       rngs: an `nnx.Rngs`, an `nnx.RngStream` (a fork of it is stored), or None.
 
-    Differs from Flax: the mask is `dropout_jax.keep_mask`'s (another one, at a fraction of the
-    cost), a rate outside [0, 1] and an integer input are errors, and rate 1 takes a key like any
-    other rate.
+    Differs from Flax: the mask is that of `dropout_jax.keep_mask`, which costs less; a rate outside
+    [0, 1] and an integer input are errors; and rate 1 uses a key like any other rate.
 
     Example:
       >>> import jax.numpy as jnp
@@ -124,54 +132,54 @@ class Dropout(Layer):
 
     def __init__(
         self,
-        rate: float,
+        rate: ArrayLike,
         *,
         broadcast_dims: Sequence[int] = (),
         deterministic: bool | None = False,
         rng_collection: str = "dropout",
         rngs: Rngs | None = None,
-    ):
+    ) -> None:
         super().__init__(
             rate, deterministic=deterministic, rng_collection=rng_collection, rngs=rngs
         )
-        self.broadcast_dims = _validation.sequence(broadcast_dims, "broadcast_dims")
+        self.broadcast_dims = _validation.check_sequence(broadcast_dims, "broadcast_dims")
 
-    def _apply(self, inputs, key):
+    def _apply(self, inputs: ArrayLike, key: jax.Array | None) -> jax.Array:
         return ops.dropout(inputs, self.rate, key=key, broadcast_dims=self.broadcast_dims)
 
 
 class AlphaDropout(Dropout):
     """`alpha_dropout`; with the spatial axes in `broadcast_dims`, PyTorch's FeatureAlphaDropout."""
 
-    def _apply(self, inputs, key):
+    def _apply(self, inputs: ArrayLike, key: jax.Array | None) -> jax.Array:
         return ops.alpha_dropout(inputs, self.rate, key=key, broadcast_dims=self.broadcast_dims)
 
 
 class DropoutUnscaled(Layer):
     """`dropout_unscaled`: the input times 1 - rate at evaluation."""
 
-    def _apply(self, inputs, key):
+    def _apply(self, inputs: ArrayLike, key: jax.Array | None) -> jax.Array:
         return ops.dropout_unscaled(inputs, self.rate, key=key)
 
 
 class GaussianDropout(Layer):
     """`gaussian_dropout`."""
 
-    def _apply(self, inputs, key):
+    def _apply(self, inputs: ArrayLike, key: jax.Array | None) -> jax.Array:
         return ops.gaussian_dropout(inputs, self.rate, key=key)
 
 
 class DropConnect(Layer):
     """`drop_connect`: call it on the weights."""
 
-    def _apply(self, inputs, key):
+    def _apply(self, inputs: ArrayLike, key: jax.Array | None) -> jax.Array:
         return ops.drop_connect(inputs, self.rate, key=key)
 
 
 class EmbeddingDropout(Layer):
-    """`embedding_dropout`: call it on the table, and look words up in what it returns."""
+    """`embedding_dropout`: call it on the table, and look words up in the result."""
 
-    def _apply(self, inputs, key):
+    def _apply(self, inputs: ArrayLike, key: jax.Array | None) -> jax.Array:
         return ops.embedding_dropout(inputs, self.rate, key=key)
 
 
@@ -179,12 +187,17 @@ class SpatialDropout(Layer):
     """`spatial_dropout`, with its `channel_axis` and `batch_axis`."""
 
     def __init__(
-        self, rate: float, *, channel_axis: int = -1, batch_axis: int | None = 0, **stochastic
-    ):
+        self,
+        rate: ArrayLike,
+        *,
+        channel_axis: int = -1,
+        batch_axis: int | None = 0,
+        **stochastic: Any,
+    ) -> None:
         super().__init__(rate, **stochastic)
         self.channel_axis, self.batch_axis = channel_axis, batch_axis
 
-    def _apply(self, inputs, key):
+    def _apply(self, inputs: ArrayLike, key: jax.Array | None) -> jax.Array:
         return ops.spatial_dropout(
             inputs, self.rate, key=key, channel_axis=self.channel_axis, batch_axis=self.batch_axis
         )
@@ -193,22 +206,24 @@ class SpatialDropout(Layer):
 class LockedDropout(Layer):
     """`locked_dropout`, with its `time_axis`."""
 
-    def __init__(self, rate: float, *, time_axis: int = -2, **stochastic):
+    def __init__(self, rate: ArrayLike, *, time_axis: int = -2, **stochastic: Any) -> None:
         super().__init__(rate, **stochastic)
         self.time_axis = time_axis
 
-    def _apply(self, inputs, key):
+    def _apply(self, inputs: ArrayLike, key: jax.Array | None) -> jax.Array:
         return ops.locked_dropout(inputs, self.rate, key=key, time_axis=self.time_axis)
 
 
 class TokenDropout(Layer):
     """`token_dropout`, with its `time_axis` and `fill`."""
 
-    def __init__(self, rate: float, *, time_axis: int = -2, fill: int | None = None, **stochastic):
+    def __init__(
+        self, rate: ArrayLike, *, time_axis: int = -2, fill: int | None = None, **stochastic: Any
+    ) -> None:
         super().__init__(rate, **stochastic)
         self.time_axis, self.fill = time_axis, fill
 
-    def _apply(self, inputs, key):
+    def _apply(self, inputs: ArrayLike, key: jax.Array | None) -> jax.Array:
         return ops.token_dropout(
             inputs, self.rate, key=key, time_axis=self.time_axis, fill=self.fill
         )
@@ -217,11 +232,11 @@ class TokenDropout(Layer):
 class HeadDropout(Layer):
     """`head_dropout`, with its `head_axis`."""
 
-    def __init__(self, rate: float, *, head_axis: int, **stochastic):
+    def __init__(self, rate: ArrayLike, *, head_axis: int, **stochastic: Any) -> None:
         super().__init__(rate, **stochastic)
         self.head_axis = head_axis
 
-    def _apply(self, inputs, key):
+    def _apply(self, inputs: ArrayLike, key: jax.Array | None) -> jax.Array:
         return ops.head_dropout(inputs, self.rate, key=key, head_axis=self.head_axis)
 
 
@@ -230,16 +245,16 @@ class DropBlock(Layer):
 
     def __init__(
         self,
-        rate: float,
+        rate: ArrayLike,
         *,
-        block_size: int | tuple[int, ...],
+        block_size: int | Sequence[int],
         scale_by_keep: bool = True,
-        **stochastic,
-    ):
+        **stochastic: Any,
+    ) -> None:
         super().__init__(rate, **stochastic)
         self.block_size, self.scale_by_keep = block_size, scale_by_keep
 
-    def _apply(self, inputs, key):
+    def _apply(self, inputs: ArrayLike, key: jax.Array | None) -> jax.Array:
         return ops.drop_block(
             inputs, self.rate, self.block_size, key=key, scale_by_keep=self.scale_by_keep
         )
@@ -248,29 +263,45 @@ class DropBlock(Layer):
 class DropPath(Layer):
     """`drop_path`, with its `mode` and `scale`: call it on a residual branch's output."""
 
-    def __init__(self, rate: float, *, mode: str = "row", scale: bool = True, **stochastic):
+    def __init__(
+        self, rate: ArrayLike, *, mode: str = "row", scale: bool = True, **stochastic: Any
+    ) -> None:
         super().__init__(rate, **stochastic)
         self.mode, self.scale = mode, scale
 
-    def _apply(self, inputs, key):
+    def _apply(self, inputs: ArrayLike, key: jax.Array | None) -> jax.Array:
         return ops.drop_path(inputs, self.rate, key=key, mode=self.mode, scale=self.scale)
 
 
-class MaskedDropout(Layer):
+class MaskedDropout(RateLayer):
     """`masked_dropout`: call it on (inputs, where)."""
 
-    def __call__(self, inputs, where, *, deterministic=None, rngs=None) -> jax.Array:
+    def __call__(
+        self,
+        inputs: ArrayLike,
+        where: ArrayLike,
+        *,
+        deterministic: bool | None = None,
+        rngs: Rngs | jax.Array | None = None,
+    ) -> jax.Array:
         """Apply dropout where `where`; other arguments as in `Layer`."""
-        key = self._key(deterministic, rngs, self.rate)
+        key = self._next_key(deterministic, rngs, self.rate)
         return ops.masked_dropout(inputs, self.rate, where, key=key)
 
 
-class Zoneout(Layer):
+class Zoneout(RateLayer):
     """`zoneout`: call it on (new, old) states."""
 
-    def __call__(self, new, old, *, deterministic=None, rngs=None) -> jax.Array:
-        """Keep the old state unit by unit; other arguments as in `Layer`."""
-        key = self._key(deterministic, rngs, self.rate)
+    def __call__(
+        self,
+        new: ArrayLike,
+        old: ArrayLike,
+        *,
+        deterministic: bool | None = None,
+        rngs: Rngs | jax.Array | None = None,
+    ) -> jax.Array:
+        """Keep the old state, unit by unit; other arguments as in `Layer`."""
+        key = self._next_key(deterministic, rngs, self.rate)
         return ops.zoneout(new, old, self.rate, key=key)
 
 
@@ -278,28 +309,41 @@ class ConcreteDropout(Stochastic):
     """`concrete_dropout` with its rate as a parameter, `rate_logit`.
 
     Args:
-      rate: the rate to start from, in (0, 1).
+      rate: the initial rate, in (0, 1).
       temperature: of the relaxation.
       **stochastic: `deterministic`, `rng_collection` and `rngs`, as in `Stochastic`.
     """
 
-    def __init__(self, rate: float = 0.1, *, temperature: float = 0.1, **stochastic):
+    def __init__(self, rate: float = 0.1, *, temperature: float = 0.1, **stochastic: Any) -> None:
         super().__init__(**stochastic)
-        if not 0 < _validation.rate(rate) < 1:
+        if not 0 < _validation.check_rate(rate) < 1:
             _validation.fail(
-                ValueError, "rate", rate, "in (0, 1)", "It is learned from where it starts."
+                ValueError, "rate", rate, "in (0, 1)", "Pass the initial rate, such as 0.1."
             )
         self.temperature = temperature
         self.rate_logit = nnx.Param(jax.scipy.special.logit(jnp.float32(rate)))
 
-    def __call__(self, inputs, *, deterministic=None, rngs=None) -> jax.Array:
+    def __call__(
+        self,
+        inputs: ArrayLike,
+        *,
+        deterministic: bool | None = None,
+        rngs: Rngs | jax.Array | None = None,
+    ) -> jax.Array:
         """Apply the layer; arguments as in `Layer`."""
-        key = self._key(deterministic, rngs)
+        key = self._next_key(deterministic, rngs)
         logit = self.rate_logit[...]
         return ops.concrete_dropout(inputs, logit, key=key, temperature=self.temperature)
 
-    def penalty(self, weights, *, weight_scale, dropout_scale, features=None) -> jax.Array:
-        """`concrete_dropout_penalty` at this layer's rate."""
+    def penalty(
+        self,
+        weights: ArrayLike,
+        *,
+        weight_scale: ArrayLike,
+        dropout_scale: ArrayLike,
+        features: int | None = None,
+    ) -> jax.Array:
+        """Compute `concrete_dropout_penalty` at the rate of this layer."""
         return ops.concrete_dropout_penalty(
             weights,
             self.rate_logit[...],
@@ -314,26 +358,34 @@ class VariationalDropout(Stochastic):
 
     Args:
       shape: of log_alpha, which broadcasts to the inputs: () for one, (features,) for each.
-      log_alpha: the value to start from; -3 is a dropout rate of about 0.05.
+      log_alpha: the initial value; -3 is a dropout rate of about 0.05.
       **stochastic: `deterministic`, `rng_collection` and `rngs`, as in `Stochastic`.
     """
 
-    def __init__(self, shape: tuple[int, ...] = (), *, log_alpha: float = -3.0, **stochastic):
+    def __init__(
+        self, shape: tuple[int, ...] = (), *, log_alpha: float = -3.0, **stochastic: Any
+    ) -> None:
         super().__init__(**stochastic)
         self.log_alpha = nnx.Param(jnp.full(shape, log_alpha, jnp.float32))
 
-    def __call__(self, inputs, *, deterministic=None, rngs=None) -> jax.Array:
+    def __call__(
+        self,
+        inputs: ArrayLike,
+        *,
+        deterministic: bool | None = None,
+        rngs: Rngs | jax.Array | None = None,
+    ) -> jax.Array:
         """Apply the layer; arguments as in `Layer`."""
-        key = self._key(deterministic, rngs)
+        key = self._next_key(deterministic, rngs)
         return ops.variational_dropout(inputs, self.log_alpha[...], key=key)
 
     def kl(self) -> jax.Array:
-        """`variational_dropout_kl`, summed."""
+        """Compute the sum of `variational_dropout_kl`."""
         return ops.variational_dropout_kl(self.log_alpha[...]).sum()
 
 
-def _stored(rngs, collection: str) -> nnx.RngStream | None:
-    """A fork of the stream, as Flax stores it, so that layers do not share a counter."""
+def _fork_stream(rngs: object, collection: str) -> nnx.RngStream | None:
+    """Fork the stream, as Flax does, so that layers do not share a counter."""
     if isinstance(rngs, nnx.Rngs):
         return rngs[collection].fork()
     if isinstance(rngs, nnx.RngStream):
@@ -346,11 +398,11 @@ def _stored(rngs, collection: str) -> nnx.RngStream | None:
     )
 
 
-def _first(given, stored, name: str, example: str):
-    chosen = stored if given is None else given
-    if chosen is None:
+def _first_given(argument: Any, attribute: Any, name: str, example: str) -> Any:
+    value = attribute if argument is None else argument
+    if value is None:
         raise ValueError(
-            f"{name}=None is not allowed: the layer needs {name} from its constructor or its call. "
+            f"{name}=None is not allowed: {name} must be given to the constructor or to the call. "
             f"Pass {name}={example} to one of them (nnx.view and model.eval() set deterministic)."
         )
-    return chosen
+    return value

@@ -1,27 +1,37 @@
-"""The NumPy oracle: the mask and the ops computed again, from the text of the specification.
+"""The NumPy oracle: a second implementation of the mask and the ops, from their specification.
 
-It imports NumPy only and shares no code with the rest of the package. It is slow on purpose: every
-element's 16-bit number is put together bit by bit and compared with the threshold, where
-`dropout_jax.random` combines whole words. A key is a pair of uint32 words, what
-`jax.random.key_data(key)` gives for threefry2x32.
+It imports NumPy only and shares no code with the rest of the package. It is slow on purpose: it
+assembles the 16-bit number of every element bit by bit and compares it with the threshold, where
+`dropout_jax.random` combines whole words. A key is a pair of uint32 words, as from
+`jax.random.key_data(key)` for threefry2x32.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+
+Key = Any  # a pair of uint32 words: an array, or two integers
+Number = float | np.floating
 
 _FOLD = 0x64726F70
 _MASK32 = 0xFFFFFFFF
 _ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 
 
-def threefry2x32(key, counter, rounds=20):
+def threefry2x32(
+    key: Key, counter: Sequence[npt.ArrayLike], rounds: int = 20
+) -> tuple[np.ndarray, np.ndarray]:
     """Threefry-2x32 (Salmon et al., SC 2011) on arrays of words, in 64-bit arithmetic.
 
     Args:
       key: two words or arrays of words.
       counter: two words or arrays of words.
-      rounds: 20 everywhere in this package; Random123 has known answers for others too.
+      rounds: 20 in this package; Random123 has known answers for other numbers too.
 
     Returns:
       Two uint32 arrays, broadcast over key and counter.
@@ -33,36 +43,36 @@ def threefry2x32(key, counter, rounds=20):
     key = [np.asarray(word, np.uint64) for word in key]
     key.append(key[0] ^ key[1] ^ np.uint64(0x1BD11BDA))
     x, y = ((np.asarray(c, np.uint64) + k) & _MASK32 for c, k in zip(counter, key, strict=False))
-    for done in range(rounds):
+    for index in range(rounds):
         x = (x + y) & _MASK32
-        left = _ROTATIONS[done % 8]
+        left = _ROTATIONS[index % 8]
         y = ((y << np.uint64(left)) | (y >> np.uint64(32 - left))) & _MASK32 ^ x
-        if done % 4 == 3:
-            inject = done // 4 + 1
+        if index % 4 == 3:
+            inject = index // 4 + 1
             x = (x + key[inject % 3]) & _MASK32
             y = (y + key[(inject + 1) % 3] + np.uint64(inject)) & _MASK32
-    return x.astype(np.uint32), y.astype(np.uint32)
+    return np.asarray(x, np.uint32), np.asarray(y, np.uint32)
 
 
-def fold_in(key, data):
-    """`jax.random.fold_in` for threefry2x32: the block of counter (0, data)."""
+def fold_in(key: Key, data: int) -> np.ndarray:
+    """Fold as `jax.random.fold_in` for threefry2x32: the block of counter (0, data)."""
     return np.array(threefry2x32(key, (0, data)))
 
 
-def prng_key(seed):
-    """`jax.random.key` for threefry2x32: the high word (0 for 32 bits) and the low one."""
+def prng_key(seed: int) -> np.ndarray:
+    """Derive the words of `jax.random.key`: the high word (0 for 32 bits) and the low word."""
     return np.array([seed >> 32 & _MASK32, seed & _MASK32], np.uint32)
 
 
-def split(key, count=2):
-    """`jax.random.split` for threefry2x32: key i is the block of counter (0, i)."""
+def split(key: Key, count: int = 2) -> np.ndarray:
+    """Split as `jax.random.split` for threefry2x32: key i is the block of counter (0, i)."""
     return np.stack(threefry2x32(key, (0, np.arange(count))), axis=-1)
 
 
-def random_bits(key, shape, width=32):
-    """`jax.random.bits` of 8, 16, 32 or 64 bits for threefry2x32 (partitionable, JAX's default)."""
-    place = np.arange(math.prod(shape), dtype=np.uint64)
-    first, second = threefry2x32(key, (place >> np.uint64(32), place & np.uint64(_MASK32)))
+def random_bits(key: Key, shape: Sequence[int], width: int = 32) -> np.ndarray:
+    """Draw `jax.random.bits` of 8 to 64 bits for threefry2x32 (partitionable, JAX's default)."""
+    index = np.arange(math.prod(shape), dtype=np.uint64)
+    first, second = threefry2x32(key, (index >> np.uint64(32), index & np.uint64(_MASK32)))
     if width == 64:
         words = first.astype(np.uint64) * np.uint64(1 << 32) + second
     else:
@@ -70,19 +80,23 @@ def random_bits(key, shape, width=32):
     return words.astype(f"uint{width}").reshape(shape)
 
 
-def random_uniform(key, shape, dtype=np.float32):
-    """`jax.random.uniform` in float32 or float64: the top 23 or 52 bits as a fraction."""
+def random_uniform(
+    key: Key, shape: Sequence[int], dtype: type[np.floating] = np.float32
+) -> np.ndarray:
+    """Draw `jax.random.uniform` in float32 or float64: the top 23 or 52 bits as a fraction."""
     width, digits = (32, 23) if dtype == np.float32 else (64, 52)
     return (random_bits(key, shape, width) >> (width - digits)).astype(dtype) / dtype(2**digits)
 
 
-def random_bernoulli(key, p, shape, dtype=np.float32):
-    """`jax.random.bernoulli`, with p in the dtype that JAX gives it."""
+def random_bernoulli(
+    key: Key, p: Number, shape: Sequence[int], dtype: type[np.floating] = np.float32
+) -> np.ndarray:
+    """Draw `jax.random.bernoulli`, with p in the dtype that JAX uses."""
     return random_uniform(key, shape, dtype) < dtype(p)
 
 
-def threshold(rate):
-    """T: the integer of 2^16 with which an element is kept, computed in float32."""
+def threshold(rate: Number) -> int:
+    """Compute T, of 2^16, in float32; an element is kept with probability T / 2^16."""
     keep = (np.float32(1) - np.float32(rate)) * np.float32(65536)
     whole = math.floor(keep)
     rest = float(keep) - whole
@@ -91,24 +105,28 @@ def threshold(rate):
     return whole
 
 
-def keep_mask(key, rate, shape, *, broadcast_dims=()):
-    """The mask of a threefry2x32 key: bool, True is kept, size 1 on `broadcast_dims`."""
-    return mask_of_seed(fold_in(key, _FOLD), rate, shape, broadcast_dims=broadcast_dims)
+def keep_mask(
+    key: Key, rate: Number, shape: Sequence[int], *, broadcast_dims: Sequence[int] = ()
+) -> np.ndarray:
+    """Compute the mask of a threefry2x32 key: bool, True is kept, size 1 on `broadcast_dims`."""
+    return compute_mask(fold_in(key, _FOLD), rate, shape, broadcast_dims=broadcast_dims)
 
 
-def mask_of_seed(seed, rate, shape, *, broadcast_dims=()):
-    """The mask of the two words that a folded key is, or is reduced to."""
+def compute_mask(
+    seed: Key, rate: Number, shape: Sequence[int], *, broadcast_dims: Sequence[int] = ()
+) -> np.ndarray:
+    """Compute the mask of the two words of a folded key."""
     shape = list(shape)
     for dim in broadcast_dims:
         shape[dim] = 1
-    flat = len(shape) == 0 or shape[-1] < 32
-    rows = 1 if flat else math.prod(shape[:-1])
-    width = math.prod(shape) if flat else shape[-1]
-    return np.reshape(_numbers(seed, rows, width) + threshold(rate) >= 65536, shape)
+    is_flat = len(shape) == 0 or shape[-1] < 32
+    rows = 1 if is_flat else math.prod(shape[:-1])
+    width = math.prod(shape) if is_flat else shape[-1]
+    return np.reshape(_draw_numbers(seed, rows, width) + threshold(rate) >= 65536, shape)
 
 
-def _numbers(seed, rows, width):
-    """The 16-bit number of every element: bit j is its bit of plane j."""
+def _draw_numbers(seed: Key, rows: int, width: int) -> np.ndarray:
+    """Draw the 16-bit number of every element: bit j is its bit of plane j."""
     row = np.arange(rows, dtype=np.uint64)[:, None]
     element = np.arange(width, dtype=np.uint64)
     word, bit = element // 32, element % 32
@@ -119,14 +137,14 @@ def _numbers(seed, rows, width):
     return numbers
 
 
-def apply_mask(x, keep, rate):
-    """x * 2^16 / T where kept, else 0; the product in float32 or float64, rounded once."""
+def apply_mask(x: npt.ArrayLike, keep: npt.ArrayLike, rate: Number) -> np.ndarray:
+    """Return x * 2^16 / T where kept, else 0; the product in float32 or float64, rounded once."""
     x = np.asarray(x)
-    wide = x.dtype.itemsize // (2 if np.iscomplexobj(x) else 1) == 8
-    kept_of_65536 = threshold(rate)
-    if kept_of_65536 == 0:
+    is_double = x.dtype.itemsize // (2 if np.iscomplexobj(x) else 1) == 8
+    keep_threshold = threshold(rate)
+    if keep_threshold == 0:
         return np.zeros_like(x)
-    scale = (np.float64 if wide else np.float32)(65536 / kept_of_65536)
+    scale = (np.float64 if is_double else np.float32)(65536 / keep_threshold)
     with np.errstate(over="ignore", invalid="ignore"):
         if np.iscomplexobj(x):
             scaled = np.zeros_like(x)
@@ -136,77 +154,96 @@ def apply_mask(x, keep, rate):
     return np.where(keep, scaled, np.zeros_like(x))
 
 
-def dropout(x, rate, *, key, broadcast_dims=()):
-    """Inverted dropout with the mask of `keep_mask`; `key=None` is evaluation."""
+def dropout(
+    x: npt.ArrayLike, rate: Number, *, key: Key | None, broadcast_dims: Sequence[int] = ()
+) -> np.ndarray:
+    """Apply inverted dropout with the mask of `keep_mask`; `key=None` is evaluation."""
     if key is None:
         return np.asarray(x)
     shape = np.shape(x)
     return apply_mask(x, keep_mask(key, rate, shape, broadcast_dims=broadcast_dims), rate)
 
 
-def dropout_unscaled(x, rate, *, key):
-    """Srivastava's form: kept or 0 in training, times T / 2^16 at evaluation."""
+def dropout_unscaled(x: npt.ArrayLike, rate: Number, *, key: Key | None) -> np.ndarray:
+    """Drop without scaling in training, and multiply by T / 2^16 at evaluation."""
     x = np.asarray(x)
     if key is None:
-        return (x.astype(_wide(x)) * _wide(x)(threshold(rate) / 65536)).astype(x.dtype)
+        return (x.astype(_compute_dtype(x)) * _compute_dtype(x)(threshold(rate) / 65536)).astype(
+            x.dtype
+        )
     return np.where(keep_mask(key, rate, x.shape), x, np.zeros_like(x))
 
 
-def spatial_dropout(x, rate, *, key, channel_axis=-1, batch_axis=0):
-    """One decision for each (batch, channel)."""
+def spatial_dropout(
+    x: npt.ArrayLike,
+    rate: Number,
+    *,
+    key: Key | None,
+    channel_axis: int = -1,
+    batch_axis: int | None = 0,
+) -> np.ndarray:
+    """Drop with one decision for each (batch, channel)."""
     own = [channel_axis] if batch_axis is None else [channel_axis, batch_axis]
-    return dropout(x, rate, key=key, broadcast_dims=_others(x, own))
+    return dropout(x, rate, key=key, broadcast_dims=_other_axes(x, own))
 
 
-def locked_dropout(x, rate, *, key, time_axis=-2):
-    """One mask for all steps."""
+def locked_dropout(
+    x: npt.ArrayLike, rate: Number, *, key: Key | None, time_axis: int = -2
+) -> np.ndarray:
+    """Drop with one mask for all steps."""
     return dropout(x, rate, key=key, broadcast_dims=(time_axis,))
 
 
-def token_dropout(x, rate, *, key, time_axis=-2, fill=None):
-    """One decision for each token; ids are replaced by `fill`."""
+def token_dropout(
+    x: npt.ArrayLike, rate: Number, *, key: Key | None, time_axis: int = -2, fill: int | None = None
+) -> np.ndarray:
+    """Drop with one decision for each token; `fill` replaces ids."""
     x = np.asarray(x)
     if np.issubdtype(x.dtype, np.integer):
         return x if key is None else np.where(keep_mask(key, rate, x.shape), x, x.dtype.type(fill))
     return dropout(x, rate, key=key, broadcast_dims=range(time_axis % x.ndim + 1, x.ndim))
 
 
-def embedding_dropout(table, rate, *, key):
-    """One decision for each row."""
-    return dropout(table, rate, key=key, broadcast_dims=_others(table, [0]))
+def embedding_dropout(table: npt.ArrayLike, rate: Number, *, key: Key | None) -> np.ndarray:
+    """Drop with one decision for each row."""
+    return dropout(table, rate, key=key, broadcast_dims=_other_axes(table, [0]))
 
 
-def head_dropout(x, rate, *, key, head_axis):
-    """One decision for each (row of axis 0, head)."""
-    return dropout(x, rate, key=key, broadcast_dims=_others(x, [0, head_axis]))
+def head_dropout(x: npt.ArrayLike, rate: Number, *, key: Key | None, head_axis: int) -> np.ndarray:
+    """Drop with one decision for each (row of axis 0, head)."""
+    return dropout(x, rate, key=key, broadcast_dims=_other_axes(x, [0, head_axis]))
 
 
-def drop_path(x, rate, *, key, mode="row", scale=True):
-    """One decision for each row, or one for all."""
-    shared = _others(x, [0] if mode == "row" else [])
+def drop_path(
+    x: npt.ArrayLike, rate: Number, *, key: Key | None, mode: str = "row", scale: bool = True
+) -> np.ndarray:
+    """Drop with one decision for each row, or one for all."""
+    shared = _other_axes(x, [0] if mode == "row" else [])
     if scale or key is None:
         return dropout(x, rate, key=key, broadcast_dims=shared)
     return np.where(keep_mask(key, rate, np.shape(x), broadcast_dims=shared), x, np.zeros_like(x))
 
 
-def drop_connect(weights, rate, *, key):
-    """Dropout of weights."""
+def drop_connect(weights: npt.ArrayLike, rate: Number, *, key: Key | None) -> np.ndarray:
+    """Apply dropout to weights."""
     return dropout(weights, rate, key=key)
 
 
-def _others(x, own):
-    """All axes but these."""
-    own = {axis % np.ndim(x) for axis in own}
-    return [axis for axis in range(np.ndim(x)) if axis not in own]
+def _other_axes(x: npt.ArrayLike, own: Sequence[int]) -> list[int]:
+    """Return all other axes."""
+    excluded = {axis % np.ndim(x) for axis in own}
+    return [axis for axis in range(np.ndim(x)) if axis not in excluded]
 
 
-def _wide(x):
-    """The type in which products are computed."""
+def _compute_dtype(x: np.ndarray) -> type[np.floating]:
+    """Return the dtype of products."""
     return np.float64 if x.dtype == np.float64 else np.float32
 
 
-def alpha_dropout(x, rate, *, key, broadcast_dims=()):
-    """SELU's dropout, in float64."""
+def alpha_dropout(
+    x: npt.ArrayLike, rate: Number, *, key: Key | None, broadcast_dims: Sequence[int] = ()
+) -> np.ndarray:
+    """Apply the dropout of SELU, in float64."""
     x = np.asarray(x)
     if key is None:
         return x
@@ -220,13 +257,15 @@ def alpha_dropout(x, rate, *, key, broadcast_dims=()):
     return y.astype(x.dtype)
 
 
-def masked_dropout(x, rate, where, *, key):
-    """Dropout where `where`, else x."""
+def masked_dropout(
+    x: npt.ArrayLike, rate: Number, where: npt.ArrayLike, *, key: Key | None
+) -> np.ndarray:
+    """Apply dropout where `where`, else return x."""
     return np.where(where, dropout(x, rate, key=key), x)
 
 
-def zoneout(new, old, rate, *, key):
-    """The new state where kept, else the old one; at evaluation their expectation."""
+def zoneout(new: npt.ArrayLike, old: npt.ArrayLike, rate: Number, *, key: Key | None) -> np.ndarray:
+    """Return the new state where kept, else the old one; at evaluation their expectation."""
     new, old = np.asarray(new), np.asarray(old)
     if key is not None:
         return np.where(keep_mask(key, rate, new.shape), new, old)
@@ -234,58 +273,62 @@ def zoneout(new, old, rate, *, key):
     return (q * new.astype(np.float64) + (1 - q) * old.astype(np.float64)).astype(new.dtype)
 
 
-def layer_drop(layer, x, rate, *, key):
-    """layer(x) if the mask of a scalar keeps it, else x."""
+def layer_drop(
+    layer: Callable[..., npt.ArrayLike], x: npt.ArrayLike, rate: Number, *, key: Key | None
+) -> npt.ArrayLike:
+    """Return layer(x) if the mask of a scalar keeps it, else x."""
     return layer(x) if key is None or keep_mask(key, rate, ()) else np.asarray(x)
 
 
 def dot_product_attention(
-    query,
-    key,
-    value,
-    bias=None,
-    mask=None,
+    query: np.ndarray,
+    key: np.ndarray,
+    value: np.ndarray,
+    bias: npt.ArrayLike | None = None,
+    mask: npt.ArrayLike | None = None,
     *,
-    scale=None,
-    is_causal=False,
-    query_seq_lengths=None,
-    key_value_seq_lengths=None,
-    local_window_size=None,
-    dropout_rate=0.0,
-    dropout_key=None,
-):
-    """Attention one query at a time, over the keys that it sees, in float64."""
+    scale: float | None = None,
+    is_causal: bool = False,
+    query_seq_lengths: np.ndarray | None = None,
+    key_value_seq_lengths: np.ndarray | None = None,
+    local_window_size: tuple[int, int] | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: Key | None = None,
+) -> np.ndarray:
+    """Compute attention one query at a time, over the keys that it sees, in float64."""
     batch, queries, heads, dim = query.shape
     keys, key_heads = key.shape[1:3]
     scale = 1 / math.sqrt(dim) if scale is None else scale
-    whole = (batch, heads, queries, keys)
-    bias = np.broadcast_to(0.0 if bias is None else bias, whole)
-    mask = np.broadcast_to(True if mask is None else mask, whole)
+    shape = (batch, heads, queries, keys)
+    bias = np.broadcast_to(0.0 if bias is None else bias, shape)
+    mask = np.broadcast_to(True if mask is None else mask, shape)
     left, right = local_window_size or (queries, keys)
-    factor = np.ones(whole)
+    factor = np.ones(shape)
     if dropout_key is not None:
-        factor = apply_mask(factor, keep_mask(dropout_key, dropout_rate, whole), dropout_rate)
+        factor = apply_mask(factor, keep_mask(dropout_key, dropout_rate, shape), dropout_rate)
     out = np.zeros(query.shape)
     for b, n, t in np.ndindex(batch, heads, queries):
         if query_seq_lengths is not None and t >= query_seq_lengths[b]:
             continue
-        seen = [
+        visible = [
             s
             for s in range(max(0, t - left), min(keys, t + right + 1))
             if mask[b, n, t, s]
             and not (is_causal and s > t)
             and not (key_value_seq_lengths is not None and s >= key_value_seq_lengths[b])
         ]
-        if seen:
+        if visible:
             head = n // (heads // key_heads)
-            logits = key[b, seen, head] @ query[b, t, n] * scale + bias[b, n, t, seen]
-            weights = _softmax(logits) * factor[b, n, t, seen]
-            out[b, t, n] = weights @ value[b, seen, head]
+            logits = key[b, visible, head] @ query[b, t, n] * scale + bias[b, n, t, visible]
+            weights = _softmax(logits) * factor[b, n, t, visible]
+            out[b, t, n] = weights @ value[b, visible, head]
     return out
 
 
-def dropkey_bias(shape, rate, *, key, dtype=np.float32):
-    """-inf where dropped, 0 elsewhere, row by row; a row never loses all its keys."""
+def dropkey_bias(
+    shape: Sequence[int], rate: Number, *, key: Key | None, dtype: npt.DTypeLike = np.float32
+) -> np.ndarray:
+    """Return -inf where dropped, else 0, row by row; a row never loses all its keys."""
     bias = np.zeros(shape, dtype)
     if key is None:
         return bias
@@ -296,20 +339,27 @@ def dropkey_bias(shape, rate, *, key, dtype=np.float32):
     return bias
 
 
-def drop_block(x, rate, block_size, *, key, scale_by_keep=True):
-    """Blocks from seeds, block by block; kept places over their exact probability, in float64."""
+def drop_block(
+    x: npt.ArrayLike,
+    rate: Number,
+    block_size: int | Sequence[int],
+    *,
+    key: Key | None,
+    scale_by_keep: bool = True,
+) -> np.ndarray:
+    """Drop block by block, and divide what is kept by its exact probability, in float64."""
     x = np.asarray(x)
     if key is None:
         return x
     spatial = x.shape[1:-1]
     blocks = np.broadcast_to(block_size, len(spatial))
-    starts = [n - b + 1 for n, b in zip(spatial, blocks, strict=True)]
+    positions = [n - b + 1 for n, b in zip(spatial, blocks, strict=True)]
     gamma = block_gamma(rate, spatial, blocks)
-    fired = ~keep_mask(key, gamma, (x.shape[0], *starts, x.shape[-1]))
+    is_seed = ~keep_mask(key, gamma, (x.shape[0], *positions, x.shape[-1]))
     keep, covers = np.ones(x.shape, bool), np.zeros((*spatial,))
-    for start in np.ndindex(*starts):
-        block = tuple(slice(s, s + b) for s, b in zip(start, blocks, strict=True))
-        keep[(slice(None), *block)] &= ~fired[(slice(None), *start)].reshape(
+    for first in np.ndindex(*positions):
+        block = tuple(slice(s, s + b) for s, b in zip(first, blocks, strict=True))
+        keep[(slice(None), *block)] &= ~is_seed[(slice(None), *first)].reshape(
             x.shape[0], *(1,) * len(spatial), x.shape[-1]
         )
         covers[block] += 1
@@ -318,39 +368,39 @@ def drop_block(x, rate, block_size, *, key, scale_by_keep=True):
     return np.where(keep, x.astype(np.float64) * scale, 0).astype(x.dtype)
 
 
-def block_gamma(rate, spatial, blocks):
-    """Ghiasi et al.'s gamma, in float32 as the threshold is; 1 at rate 1."""
-    starts = math.prod(n - b + 1 for n, b in zip(spatial, blocks, strict=True))
-    factor = math.prod(spatial) / math.prod(int(b) for b in blocks) / starts
+def block_gamma(rate: Number, spatial: Sequence[int], blocks: Sequence[int] | np.ndarray) -> Number:
+    """Compute the gamma of Ghiasi et al., in float32 as the threshold; 1 at rate 1."""
+    positions = math.prod(n - b + 1 for n, b in zip(spatial, blocks, strict=True))
+    factor = math.prod(spatial) / math.prod(int(b) for b in blocks) / positions
     return 1.0 if rate >= 1 else min(np.float32(rate) * np.float32(factor), np.float32(1))
 
 
-def uniform_noise(key, shape):
-    """The deviates in (0, 1) of `dropout_jax.random`, in float64."""
+def uniform_noise(key: Key, shape: Sequence[int]) -> np.ndarray:
+    """Draw the deviates in (0, 1) of `dropout_jax.random`, in float64."""
     shape = tuple(shape)
     rows, width = math.prod(shape[:-1]), shape[-1] if shape else 1
     row = np.arange(rows, dtype=np.uint64)[:, None]
     word, _ = threefry2x32(fold_in(key, 0x6E6F6973), (row, np.arange(width, dtype=np.uint64)))
-    return ((word >> 9).astype(np.float64) + 0.5).reshape(shape) / 2**23
+    return np.asarray(((word >> 9).astype(np.float64) + 0.5).reshape(shape) / 2**23)
 
 
-def normal_noise(key, shape):
-    """The normal deviates of `dropout_jax.random`: Newton's method on the distribution function."""
+def normal_noise(key: Key, shape: Sequence[int]) -> np.ndarray:
+    """Draw normal deviates of `dropout_jax.random`, by Newton's method on the distribution."""
     uniform = uniform_noise(key, shape)
     root_two_pi = math.sqrt(2 * math.pi)
     deviates = np.zeros(uniform.shape)
-    for place, u in np.ndenumerate(uniform):
+    for index, u in np.ndenumerate(uniform):
         lower = min(u, 1 - u)  # the tail, where the distribution function loses no digits
         z = -math.sqrt(-2 * math.log(2 * lower)) if lower < 0.5 else 0.0
         for _ in range(50):
             error = 0.5 * math.erfc(-z / math.sqrt(2)) - lower
             z -= error * root_two_pi * math.exp(z * z / 2)
-        deviates[place] = z if u < 0.5 else -z
+        deviates[index] = z if u < 0.5 else -z
     return deviates
 
 
-def gaussian_dropout(x, rate, *, key):
-    """x (1 + sqrt(rate / (1 - rate)) e), in float64."""
+def gaussian_dropout(x: npt.ArrayLike, rate: Number, *, key: Key | None) -> np.ndarray:
+    """Return x (1 + sqrt(rate / (1 - rate)) e), in float64."""
     x = np.asarray(x)
     if key is None:
         return x
@@ -360,8 +410,10 @@ def gaussian_dropout(x, rate, *, key):
     return (x * (1 + deviation * normal_noise(key, x.shape))).astype(x.dtype)
 
 
-def concrete_dropout(x, rate_logit, *, key, temperature=0.1):
-    """The relaxed mask, in float64."""
+def concrete_dropout(
+    x: npt.ArrayLike, rate_logit: Number, *, key: Key | None, temperature: float = 0.1
+) -> np.ndarray:
+    """Apply the relaxed mask, in float64."""
     x = np.asarray(x)
     if key is None:
         return x
@@ -371,8 +423,15 @@ def concrete_dropout(x, rate_logit, *, key, temperature=0.1):
     return (x * (1 - dropped) / (1 - rate)).astype(x.dtype)
 
 
-def concrete_dropout_penalty(weights, rate_logit, *, weight_scale, dropout_scale, features=None):
-    """The decay of the weights and the entropy of the rate."""
+def concrete_dropout_penalty(
+    weights: npt.ArrayLike,
+    rate_logit: Number,
+    *,
+    weight_scale: Number,
+    dropout_scale: Number,
+    features: int | None = None,
+) -> float:
+    """Compute the decay of the weights and the entropy of the rate."""
     weights = np.asarray(weights, np.float64)
     p = 1 / (1 + math.exp(-rate_logit))
     entropy = -(p * math.log(p) + (1 - p) * math.log(1 - p))
@@ -380,36 +439,47 @@ def concrete_dropout_penalty(weights, rate_logit, *, weight_scale, dropout_scale
     return weight_scale * (weights**2).sum() / (1 - p) - dropout_scale * count * entropy
 
 
-def variational_dropout(x, log_alpha, *, key):
-    """x (1 + sqrt(alpha) e), in float64."""
+def variational_dropout(
+    x: npt.ArrayLike, log_alpha: npt.ArrayLike, *, key: Key | None
+) -> np.ndarray:
+    """Return x (1 + sqrt(alpha) e), in float64."""
     x = np.asarray(x)
     if key is None:
         return x
     return (x * (1 + np.sqrt(np.exp(log_alpha)) * normal_noise(key, x.shape))).astype(x.dtype)
 
 
-def variational_dropout_kl(log_alpha):
-    """Molchanov et al.'s fit."""
+def variational_dropout_kl(log_alpha: npt.ArrayLike) -> np.ndarray:
+    """Compute the fit of Molchanov et al."""
     log_alpha = np.asarray(log_alpha, np.float64)
     fit = 0.63576 / (1 + np.exp(-(1.87320 + 1.48695 * log_alpha)))
     return -(fit - 0.5 * np.log1p(np.exp(-log_alpha)) - 0.63576)
 
 
-def multi_sample_dropout(head, x, rate, *, key, samples):
-    """The mean of a loop over masks, for a head that returns one array."""
+def multi_sample_dropout(
+    head: Callable[..., npt.ArrayLike],
+    x: npt.ArrayLike,
+    rate: Number,
+    *,
+    key: Key | None,
+    samples: int,
+) -> npt.ArrayLike:
+    """Average over a loop of masks, for a head that returns one array."""
     if key is None:
         return head(x)
-    return np.mean([head(dropout(x, rate, key=fold_in(key, i))) for i in range(samples)], axis=0)
+    return np.mean(
+        [np.asarray(head(dropout(x, rate, key=fold_in(key, i)))) for i in range(samples)], axis=0
+    )
 
 
-def r_drop_divergence(logits_a, logits_b):
-    """The mean of the two divergences, in float64."""
+def r_drop_divergence(logits_a: npt.ArrayLike, logits_b: npt.ArrayLike) -> np.ndarray:
+    """Compute the mean of the two divergences, in float64."""
     a, b = (_softmax(np.asarray(logits, np.float64)) for logits in (logits_a, logits_b))
     forward = (a * (np.log(a) - np.log(b))).sum(-1)
     backward = (b * (np.log(b) - np.log(a))).sum(-1)
     return (forward + backward) / 2
 
 
-def _softmax(logits):
+def _softmax(logits: np.ndarray) -> np.ndarray:
     exponents = np.exp(logits - logits.max(-1, keepdims=True))
     return exponents / exponents.sum(-1, keepdims=True)

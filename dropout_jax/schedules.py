@@ -1,7 +1,7 @@
-"""Rates over depth and over steps. Every schedule over steps has optax's signature, step -> rate.
+"""Rates over depth and over steps. A schedule over steps has the signature of optax, step -> rate.
 
-Linear and cosine ones are optax's own: `optax.linear_schedule(0.1, 0.0, 1000)` is a rate that falls
-to 0. A schedule's rate is traced inside a jitted step, so it changes without a recompilation.
+optax has linear and cosine schedules: `optax.linear_schedule(0.1, 0.0, 1000)` is a rate that falls
+to 0. A jitted step traces the rate of a schedule, so it changes without recompilation.
 """
 
 from __future__ import annotations
@@ -9,23 +9,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import jax
 import jax.numpy as jnp
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
 from dropout_jax import _validation
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+    from jaxtyping import Array, Float32
+
+Schedule = Callable[[ArrayLike], jax.Array]
 
 
-def linear_over_depth(rate, n_layer) -> tuple[float, ...]:
-    """Rates that grow from 0 at the first layer to `rate` at the last.
+def linear_over_depth(rate: ArrayLike, n_layer: int) -> tuple[float, ...]:
+    """Compute rates that grow from 0 at the first layer to `rate` at the last.
 
     Formula: rate * i / (n_layer - 1) for i from 0; (rate,) for one layer.
 
     Args:
       rate: the last layer's rate, a number in [0, 1].
-      n_layer: how many layers, an integer of at least 1.
+      n_layer: the number of layers, an integer of at least 1.
 
     Returns:
       A tuple of n_layer floats.
@@ -40,20 +44,20 @@ def linear_over_depth(rate, n_layer) -> tuple[float, ...]:
       >>> linear_over_depth(0.5, 3)
       (0.0, 0.25, 0.5)
     """
-    rate = _validation.rate(rate)
+    rate = _validation.check_rate(rate)
     if isinstance(rate, Tracer):
         _validation.fail(
-            TypeError, "rate", rate, "a known number", "Rates over depth are constants."
+            TypeError, "rate", rate, "a known number", "Pass a constant: depth is static."
         )
     rate = float(rate)
-    n_layer = _validation.integer(n_layer, "n_layer", 1)
+    n_layer = _validation.check_integer(n_layer, "n_layer", 1)
     if n_layer == 1:
         return (rate,)
     return tuple(rate * i / (n_layer - 1) for i in range(n_layer))
 
 
-def early_dropout(rate, until) -> Callable[..., Float[Array, ""]]:
-    """Dropout on until a step, then off: against underfitting.
+def early_dropout(rate: ArrayLike, until: int) -> Schedule:
+    """Build a schedule of dropout until a step, against underfitting.
 
     Formula: rate if step < until, else 0.
 
@@ -62,7 +66,7 @@ def early_dropout(rate, until) -> Callable[..., Float[Array, ""]]:
       until: the first step without dropout, an integer of at least 0.
 
     Returns:
-      A function of a step, traced or not, that gives a float32 scalar.
+      A function of a step, traced or not, that returns a float32 scalar.
 
     Raises:
       TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
@@ -75,12 +79,12 @@ def early_dropout(rate, until) -> Callable[..., Float[Array, ""]]:
       >>> round(float(schedule(99)), 6), float(schedule(100))
       (0.1, 0.0)
     """
-    rate, until = _rate_and_step(rate, until, "until")
-    return lambda step: jnp.where(step < until, rate, jnp.float32(0))
+    on, step_off = _check_rate_and_step(rate, until, "until")
+    return lambda step: jnp.where(jnp.asarray(step) < step_off, on, jnp.float32(0))
 
 
-def late_dropout(rate, start) -> Callable[..., Float[Array, ""]]:
-    """Dropout off until a step, then on: against overfitting.
+def late_dropout(rate: ArrayLike, start: int) -> Schedule:
+    """Build a schedule of dropout from a step on, against overfitting.
 
     Formula: 0 if step < start, else rate.
 
@@ -89,7 +93,7 @@ def late_dropout(rate, start) -> Callable[..., Float[Array, ""]]:
       start: the first step with dropout, an integer of at least 0.
 
     Returns:
-      A function of a step, traced or not, that gives a float32 scalar.
+      A function of a step, traced or not, that returns a float32 scalar.
 
     Raises:
       TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
@@ -102,22 +106,22 @@ def late_dropout(rate, start) -> Callable[..., Float[Array, ""]]:
       >>> float(schedule(99)), round(float(schedule(100)), 6)
       (0.0, 0.1)
     """
-    rate, start = _rate_and_step(rate, start, "start")
-    return lambda step: jnp.where(step < start, jnp.float32(0), rate)
+    on, step_on = _check_rate_and_step(rate, start, "start")
+    return lambda step: jnp.where(jnp.asarray(step) < step_on, jnp.float32(0), on)
 
 
-def curriculum_dropout(rate, gamma) -> Callable[..., Float[Array, ""]]:
-    """Dropout that grows from 0 to its rate exponentially, as a curriculum.
+def curriculum_dropout(rate: ArrayLike, gamma: float) -> Schedule:
+    """Build a schedule that grows exponentially from 0 to the rate, as a curriculum.
 
     Formula: rate * (1 - exp(-gamma * step)): with theta = 1 - rate, the kept share is
     (1 - theta) exp(-gamma step) + theta.
 
     Args:
       rate: the limit, a number in [0, 1).
-      gamma: positive; the paper takes 10 / (steps of training).
+      gamma: positive; the paper uses 10 / (steps of training).
 
     Returns:
-      A function of a step, traced or not, that gives a float32 scalar.
+      A function of a step, traced or not, that returns a float32 scalar.
 
     Raises:
       TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
@@ -130,14 +134,14 @@ def curriculum_dropout(rate, gamma) -> Callable[..., Float[Array, ""]]:
       >>> float(schedule(0)), round(float(schedule(100)), 3)
       (0.0, 0.316)
     """
-    if not _validation.rate(rate) < 1:
+    if not _validation.check_rate(rate) < 1:
         _validation.fail(
-            ValueError, "rate", rate, "in [0, 1)", "Near 1 the mask's resolution ends."
+            ValueError, "rate", rate, "in [0, 1)", "Pass the limit of the rate, such as 0.5."
         )
-    rate = jnp.float32(rate)
-    gamma = _validation.positive(gamma, "gamma")
-    return lambda step: rate * -jnp.expm1(-jnp.float32(gamma) * jnp.float32(step))
+    limit = jnp.float32(rate)
+    gamma = _validation.check_positive(gamma, "gamma")
+    return lambda step: limit * -jnp.expm1(-jnp.float32(gamma) * jnp.float32(step))
 
 
-def _rate_and_step(rate, step, name: str):
-    return jnp.float32(_validation.rate(rate)), _validation.integer(step, name, 0)
+def _check_rate_and_step(rate: ArrayLike, step: int, name: str) -> tuple[Float32[Array, ""], int]:
+    return jnp.float32(_validation.check_rate(rate)), _validation.check_integer(step, name, 0)

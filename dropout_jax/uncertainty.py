@@ -1,4 +1,4 @@
-"""Monte Carlo dropout, and what its predictions say of uncertainty.
+"""Monte Carlo dropout, and measures of the uncertainty of its predictions.
 
 Probabilities are arrays (..., classes) that sum to 1 on the last axis; stacked predictions have the
 samples first, (samples, ..., classes). Entropies are in nats.
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from dropout_jax import _validation, ops
 from dropout_jax.random import fold
@@ -20,17 +21,23 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 
-def mc_dropout(predict: Callable, key, samples, *, batch_size=None) -> Any:
-    """Predict several times with dropout on, each time with its own key.
+def mc_dropout(
+    predict: Callable[[jax.Array], Any],
+    key: jax.Array,
+    samples: int,
+    *,
+    batch_size: int | None = None,
+) -> Any:
+    """Predict several times with dropout, each time with its own key.
 
     Formula: the stack over i of predict(fold(key, i)), i from 0 to samples - 1.
 
     Args:
-      predict: a function of one key, such as lambda k: softmax(model(x, key=k)). A call of
-        mc_dropout compiles it once (for all keys); under your own jit, once for all calls.
+      predict: a function of one key, such as lambda k: softmax(model(x, key=k)). Each call of
+        mc_dropout compiles it once (for all keys); under your own jit, it compiles once.
       key: one PRNG key, typed or raw.
-      samples: how many predictions, an integer of at least 1.
-      batch_size: how many run at once (vmapped). None: all of them. Less bounds the memory.
+      samples: the number of predictions, an integer of at least 1.
+      batch_size: the number that run at once (vmapped); a small one saves memory. None: all.
 
     Returns:
       What `predict` returns, stacked along a new first axis, leaf by leaf.
@@ -51,26 +58,27 @@ def mc_dropout(predict: Callable, key, samples, *, batch_size=None) -> Any:
         _validation.fail(
             TypeError, "predict", predict, "a function of a key", "Pass lambda key: ..."
         )
-    key = _validation.key(key)
-    if key is None:
-        _validation.fail(
-            TypeError, "key", key, "one PRNG key", "Without one every prediction is the same."
-        )
-    samples = _validation.integer(samples, "samples", 1)
+    typed_key = _validation.check_key(key)
+    if typed_key is None:
+        remedy = "Pass jax.random.key(seed): without a key all predictions are the same."
+        _validation.fail(TypeError, "key", key, "one PRNG key", remedy)
+    samples = _validation.check_integer(samples, "samples", 1)
     if batch_size is not None:
-        batch_size = _validation.integer(batch_size, "batch_size", 1)
-    places = jnp.arange(samples, dtype=jnp.uint32)
+        batch_size = _validation.check_integer(batch_size, "batch_size", 1)
+    indices = jnp.arange(samples, dtype=jnp.uint32)
 
-    def predict_at(place):
-        return predict(fold(key, place))
+    def predict_sample(index):
+        return predict(fold(typed_key, index))
 
     if batch_size is None or batch_size >= samples:
-        return jax.jit(jax.vmap(predict_at))(places)
-    return jax.jit(lambda places: lax.map(predict_at, places, batch_size=batch_size))(places)
+        return jax.jit(jax.vmap(predict_sample))(indices)
+    return jax.jit(lambda indices: lax.map(predict_sample, indices, batch_size=batch_size))(indices)
 
 
-def predictive_mean_and_std(predictions) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """The mean and the standard deviation over samples.
+def predictive_mean_and_std(
+    predictions: ArrayLike,
+) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+    """Compute the mean and the standard deviation over samples.
 
     Formula: mean_i y_i and sqrt(mean_i (y_i - mean)^2).
 
@@ -92,14 +100,14 @@ def predictive_mean_and_std(predictions) -> tuple[Float[Array, "..."], Float[Arr
       >>> mean.tolist(), std.tolist()
       ([2.0, 2.0], [1.0, 0.0])
     """
-    predictions = _samples_first(predictions)
+    predictions = _check_predictions(predictions)
     variance = predictions.var(0)
-    spread = variance > 0  # the root's derivative at 0 is infinite; here it is 0
-    return predictions.mean(0), jnp.where(spread, jnp.sqrt(jnp.where(spread, variance, 1)), 0)
+    varies = variance > 0  # the derivative of the root at 0 is infinite; here it is 0
+    return predictions.mean(0), jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1)), 0)
 
 
-def predictive_entropy(predictions) -> Float[Array, "..."]:
-    """Total uncertainty: the entropy of the mean prediction.
+def predictive_entropy(predictions: ArrayLike) -> Float[Array, "..."]:
+    """Compute the total uncertainty: the entropy of the mean prediction.
 
     Formula: H[mean_i p_i], H[p] = -sum_c p_c log p_c.
 
@@ -120,11 +128,11 @@ def predictive_entropy(predictions) -> Float[Array, "..."]:
       >>> round(float(predictive_entropy(jnp.array([[1.0, 0.0], [0.0, 1.0]]))), 4)
       0.6931
     """
-    return _entropy(_samples_first(predictions, 2).mean(0))
+    return _compute_entropy(_check_predictions(predictions, 2).mean(0))
 
 
-def expected_entropy(predictions) -> Float[Array, "..."]:
-    """Uncertainty of the data: the mean of the predictions' entropies.
+def expected_entropy(predictions: ArrayLike) -> Float[Array, "..."]:
+    """Compute the uncertainty of the data: the mean entropy of the predictions.
 
     Formula: mean_i H[p_i].
 
@@ -145,11 +153,11 @@ def expected_entropy(predictions) -> Float[Array, "..."]:
       >>> float(expected_entropy(jnp.array([[1.0, 0.0], [0.0, 1.0]])))
       0.0
     """
-    return _entropy(_samples_first(predictions, 2)).mean(0)
+    return _compute_entropy(_check_predictions(predictions, 2)).mean(0)
 
 
-def mutual_information(predictions) -> Float[Array, "..."]:
-    """Uncertainty of the model (BALD): how much the predictions disagree.
+def mutual_information(predictions: ArrayLike) -> Float[Array, "..."]:
+    """Compute the uncertainty of the model (BALD): how much the predictions disagree.
 
     Formula: predictive_entropy - expected_entropy.
 
@@ -174,8 +182,8 @@ def mutual_information(predictions) -> Float[Array, "..."]:
     return jnp.maximum(predictive_entropy(predictions) - expected_entropy(predictions), 0)
 
 
-def variation_ratio(predictions) -> Float[Array, "..."]:
-    """The share of samples that do not predict the commonest class.
+def variation_ratio(predictions: ArrayLike) -> Float[Array, "..."]:
+    """Compute the share of samples that do not predict the most frequent class.
 
     Formula: 1 - max_c (share of samples whose largest probability is c's).
 
@@ -196,17 +204,17 @@ def variation_ratio(predictions) -> Float[Array, "..."]:
       >>> float(variation_ratio(jnp.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]])))
       0.25
     """
-    predictions = _samples_first(predictions, 2)
+    predictions = _check_predictions(predictions, 2)
     votes = jax.nn.one_hot(predictions.argmax(-1), predictions.shape[-1])
-    unknown = jnp.isnan(predictions).any((0, -1))
-    return jnp.where(unknown, jnp.nan, 1 - votes.mean(0).max(-1))
+    has_nan = jnp.isnan(predictions).any((0, -1))
+    return jnp.where(has_nan, jnp.nan, 1 - votes.mean(0).max(-1))
 
 
-def _entropy(probabilities):
+def _compute_entropy(probabilities: Float[Array, "*batch classes"]) -> Float[Array, "*batch"]:
     return jax.scipy.special.entr(probabilities).sum(-1)
 
 
-def _samples_first(predictions, axes: int = 1) -> Float[Array, "samples ..."]:
-    predictions = _validation.real_array(predictions, "predictions")
-    _validation.at_least_axes(predictions, axes, "predictions")
-    return ops.widened(predictions)
+def _check_predictions(predictions: ArrayLike, axes: int = 1) -> Float[Array, "samples ..."]:
+    predictions = _validation.check_real_array(predictions, "predictions")
+    _validation.check_min_ndim(predictions, axes, "predictions")
+    return ops.widen(predictions)

@@ -1,4 +1,4 @@
-"""Settings of every test: eight forced CPU devices, strict dtype promotion."""
+"""Settings of every test: forced CPU devices, strict dtype promotion, checked types and shapes."""
 
 import os
 import pathlib
@@ -10,9 +10,13 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax
+import jaxtyping
 import pytest
 from hypothesis import settings
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
+from type_checking import install_type_checker
+
+install_type_checker("dropout_jax")
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -32,6 +36,14 @@ def dtype_promotion(promotion):
     """Strict: no implicit dtype promotion, except where optax runs, which relies on it."""
     with jax.numpy_dtype_promotion(promotion):
         yield
+
+
+@pytest.fixture
+def without_type_checker():
+    """Let a test pass arguments that the annotations forbid, to see our own error messages."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,12 +1,12 @@
 """Attention in blocks of queries, in plain JAX: no array of queries x keys is ever whole.
 
-Each block of queries meets all the keys it may see in one product, with an ordinary softmax; the
-backward pass keeps the output and the log-sum-exp of each row, and makes weights and mask again.
-(An online softmax over blocks of keys, as flash attention has it, was slower on a CPU.) Blocks are
-unrolled, so that causal ones end where their keys end; past 16 of them, each becomes a loop over
-several, which meet the keys of all of them. A few (batch, key head) pairs go together, and a loop
-goes over the groups. On a mesh (jax.set_mesh) a group is strided over the batch and the heads, so
-that each device has its part of every group.
+Each block of queries meets all the keys that it may see in one product, with an ordinary softmax.
+The backward pass keeps the output and the log-sum-exp of each row, and computes the weights and the
+mask again. (An online softmax over blocks of keys, as in flash attention, was slower on a CPU.)
+
+Blocks are unrolled, so that a causal block ends where its keys end. Beyond 16 blocks, each becomes
+a loop over several blocks, which meet the keys of all of them. A loop goes over groups of
+(batch, key head) pairs, which `_groups.py` forms.
 """
 
 from __future__ import annotations
@@ -19,350 +19,324 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType
+from jax.typing import DTypeLike
 
 from dropout_jax import ops, random
-from dropout_jax.attention._inputs import Inputs, Reach, visible
+from dropout_jax.attention import _groups
+from dropout_jax.attention._inputs import Dropout, Inputs, StaticMask, compute_visibility
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+    from jaxtyping import Array, Float, Int32, Shaped, UInt32
 
-UNROLLED = 16  # blocks at most
-AT_ONCE = 2**21  # weights of a group, up to which their mask (256 kB) is made in one go
-
-
-class Plan(NamedTuple):
-    """What is known when the program is traced. The parts are (together, in turn)."""
-
-    scale: float
-    reach: Reach
-    batch_parts: tuple[int, int]
-    head_parts: tuple[int, int]  # of the key heads
+MAX_UNROLLED = 16  # blocks
+# Draw the mask of a group at once up to this many weights (256 kB of mask).
+MAX_WEIGHTS_AT_ONCE = 2**21
 
 
 class Block(NamedTuple):
-    """`turns` times `rows` queries from `start`, and the range of keys that they may see."""
+    """`turns` times `rows` queries from `first_row`, and the range of keys that they may see."""
 
-    start: int
+    first_row: int
     rows: int
     turns: int
-    low: int
-    high: int
+    key_low: int
+    key_high: int
 
 
-# The dice of the mask, the inverse of the share it keeps, and the first row of the batch; None at
-# evaluation.
-Dropout = tuple[random.Dice, jax.Array, jax.Array] | None
+class DropoutParams(NamedTuple):
+    """The parameters of the mask, the scale of kept weights, and the first row of the batch."""
+
+    mask: random.MaskParams
+    keep_scale: Float[Array, ""]
+    row_offset: UInt32[Array, ""]
 
 
-def attention(inputs: Inputs, scale: float, reach: Reach, dropout) -> Float[Array, "..."]:
-    """Attention with dropout (key, rate, start) or None; the result has the shape of the query."""
+def attend(
+    inputs: Inputs, scale: float, static_mask: StaticMask, dropout: Dropout | None
+) -> Float[Array, "batch queries heads dim"]:
+    """Compute attention; `dropout` of None is evaluation."""
+    params = None
     if dropout is not None:
-        key, rate, start = dropout
-        inverse = ops.inverse_share(rate, ops.compute_dtype(inputs.query))
-        dropout = random.dice(key, rate), inverse, jnp.uint32(0) if start is None else start
-    return _attend(plan(inputs, scale, reach), inputs, dropout)
+        key, rate, row_offset = dropout
+        keep_scale = ops.compute_keep_scale(rate, ops.compute_dtype(inputs.query))
+        row_offset = jnp.uint32(0) if row_offset is None else row_offset
+        params = DropoutParams(random.mask_params(key, rate), keep_scale, row_offset)
+    return _attend(_groups.choose_plan(inputs, scale, static_mask), inputs, params)
 
 
-def plan(inputs: Inputs, scale: float, reach: Reach) -> Plan:
-    """Choose the groups: pairs of about 2048 queries together, or a part for every device."""
-    batch, queries = inputs.query.shape[:2]
-    key_heads = inputs.key.shape[2]
-    mesh = jax.sharding.get_abstract_mesh()
-    shared = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
-    devices = math.prod(size for size, kind in shared if kind != AxisType.Manual)
-    group = min(8, max(1, 2048 // queries))
-    batch_together = math.gcd(batch, devices if devices > 1 else group)
-    heads_together = math.gcd(key_heads, devices if devices > 1 else group // batch_together)
-    batch_parts = batch_together, batch // batch_together
-    return Plan(scale, reach, batch_parts, (heads_together, key_heads // heads_together))
-
-
-def blocks(reach: Reach, queries: int, keys: int) -> list[Block]:
-    """Cut the queries into blocks; the first key of each is a multiple of 32."""
+def split_queries(static_mask: StaticMask, queries: int, keys: int) -> list[Block]:
+    """Split the queries into blocks; the first key of each is a multiple of 32."""
     rows = min(256, max(64, queries // 8))
-    turns = -(-queries // (rows * UNROLLED))
+    turns = -(-queries // (rows * MAX_UNROLLED))
     whole = queries // rows * rows
-    starts = range(0, whole, rows * turns)
-    cuts = [(start, rows, min(turns, (whole - start) // rows)) for start in starts]
-    cuts += [(whole, queries - whole, 1)] * (whole < queries)
-    found = []
-    for start, size, count in cuts:
-        low, high = reach.keys_of(start, start + size * count - 1, keys)
+    first_rows = range(0, whole, rows * turns)
+    parts = [(first, rows, min(turns, (whole - first) // rows)) for first in first_rows]
+    parts += [(whole, queries - whole, 1)] * (whole < queries)
+    blocks = []
+    for first, size, count in parts:
+        low, high = static_mask.key_range(first, first + size * count - 1, keys)
         low = low if low == high else low // random.WORD * random.WORD
-        found.append(Block(start, size, count, low, high))
-    return found
+        blocks.append(Block(first, size, count, low, high))
+    return blocks
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan_: Plan, inputs: Inputs, dropout: Dropout):
-    return _forward(plan_, inputs, dropout)[0]
+def _attend(
+    plan: _groups.Plan, inputs: Inputs, dropout: DropoutParams | None
+) -> Float[Array, "batch queries heads dim"]:
+    return _forward(plan, inputs, dropout)[0]
 
 
-def _forward(plan_: Plan, inputs: Inputs, dropout: Dropout):
-    def one_group(_, index):
-        group = _group(plan_, inputs, index)
-        return None, _group_forward(plan_, group, _drop(plan_, index, group, dropout))
+def _forward(
+    plan: _groups.Plan, inputs: Inputs, dropout: DropoutParams | None
+) -> tuple[Float[Array, "batch queries heads dim"], Any]:
+    def attend_group(_, index):
+        group = _groups.slice_group(plan, inputs, index)
+        return None, _group_forward(plan, group, _build_drop(plan, index, group, dropout))
 
-    _, (out, log_sum) = _each_group(plan_, one_group, None)
-    out = _ungroup(plan_, out)
+    _, (out, log_sum) = _groups.scan_groups(plan, attend_group, None)
+    out = _groups.merge_groups(plan, out)
     return out, (inputs, dropout, out, log_sum)
 
 
-def _backward(plan_: Plan, kept, d_out):
-    inputs, dropout, out, log_sum = kept
+def _backward(
+    plan: _groups.Plan, residuals: Any, d_out: Float[Array, "batch queries heads dim"]
+) -> tuple[Inputs, None]:
+    inputs, dropout, out, log_sum = residuals
 
-    def one_group(d_bias, index):
-        group = _group(plan_, inputs, index)
-        drop = _drop(plan_, index, group, dropout)
-        d_rows, rows = (_group_positions(plan_, x, index) for x in (d_out, out))
-        *gradients, part = _group_backward(plan_, group, drop, d_rows, rows, log_sum[index])
-        return d_bias if d_bias is None else _put(plan_, d_bias, part, index), gradients
+    def differentiate_group(d_bias, index):
+        group = _groups.slice_group(plan, inputs, index)
+        drop = _build_drop(plan, index, group, dropout)
+        d_rows, rows = (_groups.slice_positions(plan, x, index) for x in (d_out, out))
+        gradients, part = _group_backward(plan, group, drop, d_rows, rows, log_sum[index])
+        if d_bias is None or part is None:
+            return None, gradients
+        return _groups.add_to_split(plan, d_bias, part, index), gradients
 
     bias = inputs.bias
-    d_bias = None if bias is None else _zeros_of(_split(plan_, bias), log_sum.dtype)
-    d_bias, gradients = _each_group(plan_, one_group, d_bias)
+    d_bias = None if bias is None else _zeros_like(_groups.split_axes(plan, bias), log_sum.dtype)
+    d_bias, gradients = _groups.scan_groups(plan, differentiate_group, d_bias)
     if bias is not None:
         d_bias = d_bias.reshape(bias.shape).astype(bias.dtype)
-    return Inputs._make([*(_ungroup(plan_, x) for x in gradients), d_bias, None]), None
+    return Inputs._make([*(_groups.merge_groups(plan, x) for x in gradients), d_bias, None]), None
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _group_forward(plan_: Plan, group: Inputs, drop):
-    """The output and the log-sum-exp of every query of a group."""
-    found = []
-    for block in blocks(plan_.reach, group.query.shape[3], group.key.shape[2]):
+def _group_forward(
+    plan: _groups.Plan, group: Inputs, drop: Callable
+) -> list[Shaped[Array, "batch key_heads heads queries *dim"]]:
+    """Compute the output and the log-sum-exp of every query of a group."""
+    outputs = []
+    for block in split_queries(plan.static_mask, group.query.shape[3], group.key.shape[2]):
 
-        def one_turn(_, start, block=block):
-            return None, _block_forward(plan_, group, drop, block, start)
+        def attend_turn(_, row, block=block):
+            return None, _block_forward(plan, group, drop, block, row)
 
-        found.append(_turns(block, one_turn, None)[1])
-    return [jnp.concatenate(parts, axis=3) for parts in zip(*found, strict=True)]
+        outputs.append(_scan_turns(block, attend_turn, None)[1])
+    return [jnp.concatenate(parts, axis=3) for parts in zip(*outputs, strict=True)]
 
 
-def _block_forward(plan_: Plan, group: Inputs, drop, block: Block, start):
-    if block.low == block.high:  # it sees nothing
-        out = jnp.zeros_like(_rows_of(group.query, start, block.rows))
+def _block_forward(
+    plan: _groups.Plan, group: Inputs, drop: Callable, block: Block, row: int | Int32[Array, ""]
+) -> tuple[
+    Float[Array, "batch key_heads heads rows dim"], Float[Array, "batch key_heads heads rows"]
+]:
+    if block.key_low == block.key_high:  # the block sees no key
+        out = jnp.zeros_like(_slice_rows(group.query, row, block.rows))
         return out, jnp.full(out.shape[:-1], jnp.inf, ops.compute_dtype(out))
-    logits = _logits(plan_, group, block, start)
+    logits = _compute_logits(plan, group, block, row)
     top = logits.max(axis=-1, keepdims=True)
-    top = jnp.where(top == -jnp.inf, 0, top)  # a row that sees nothing
+    top = jnp.where(top == -jnp.inf, 0, top)  # a row that sees no key
     weights = jnp.exp(logits - top)
     total = weights.sum(axis=-1, keepdims=True)
-    dropped, inverse = drop(block, start)
-    value = _keys_of(group.value, block)
-    out = _product("bkgts,bksd->bkgtd", dropped(weights).astype(value.dtype), value)
-    out = out * (inverse / jnp.where(total == 0, 1, total))
+    drop_weights, keep_scale = drop(block, row)
+    value = _slice_keys(group.value, block)
+    out = _einsum_wide("bkgts,bksd->bkgtd", drop_weights(weights).astype(value.dtype), value)
+    out = out * (keep_scale / jnp.where(total == 0, 1, total))
     log_sum = jnp.where(total == 0, jnp.inf, top + jnp.log(jnp.where(total == 0, 1, total)))
     return out.astype(value.dtype), log_sum[..., 0]
 
 
-def _group_backward(plan_: Plan, group: Inputs, drop, d_out, out, log_sum):
-    """The gradients of a group's query, key, value and bias."""
+def _group_backward(
+    plan: _groups.Plan,
+    group: Inputs,
+    drop: Callable,
+    d_out: Float[Array, "batch key_heads heads queries dim"],
+    out: Float[Array, "batch key_heads heads queries dim"],
+    log_sum: Float[Array, "batch key_heads heads queries"],
+) -> tuple[list[Float[Array, "_ _ _ _ _"]], Float[Array, "..."] | None]:
+    """Compute the gradients of the query, key and value of a group, and that of the bias."""
     wide = log_sum.dtype
     centre = (d_out.astype(wide) * out.astype(wide)).sum(axis=-1)
     rows = (d_out, centre, log_sum)
     sources = [x for x in (group.key, group.value, group.bias) if x is not None]
-    totals = [_zeros_of(x, wide) for x in sources]
+    totals = [_zeros_like(x, wide) for x in sources]
     d_query = []
-    for block in blocks(plan_.reach, group.query.shape[3], group.key.shape[2]):
+    for block in split_queries(plan.static_mask, group.query.shape[3], group.key.shape[2]):
 
-        def one_turn(totals, start, block=block):
-            return _block_backward(plan_, group, drop, block, start, rows, totals)
+        def differentiate_turn(totals, row, block=block):
+            return _block_backward(plan, group, drop, block, row, rows, totals)
 
-        totals, d_rows = _turns(block, one_turn, totals)
+        totals, d_rows = _scan_turns(block, differentiate_turn, totals)
         d_query.append(d_rows)
     d_key, d_value, d_bias = [*totals, None][:3]
     d_query = jnp.concatenate(d_query, axis=3)
     gradients = (d_query, d_key[:, :, None], d_value[:, :, None])
-    return *(x.astype(group.query.dtype) for x in gradients), d_bias
+    return [x.astype(group.query.dtype) for x in gradients], d_bias
 
 
-def _block_backward(plan_: Plan, group: Inputs, drop, block: Block, start, rows, totals):
-    """Add a block's part to the totals of key, value and bias; and its own queries' gradient."""
-    query, d_out, centre, log_sum = (_rows_of(x, start, block.rows) for x in (group.query, *rows))
-    if block.low == block.high:
+def _block_backward(
+    plan: _groups.Plan,
+    group: Inputs,
+    drop: Callable,
+    block: Block,
+    row: int | Int32[Array, ""],
+    rows: tuple[Float[Array, "..."], ...],
+    totals: list[Float[Array, "..."]],
+) -> tuple[list[Float[Array, "..."]], Float[Array, "batch key_heads heads rows dim"]]:
+    """Add the gradients of key, value and bias to the totals; return those of the block's rows."""
+    query, d_out, centre, log_sum = (_slice_rows(x, row, block.rows) for x in (group.query, *rows))
+    if block.key_low == block.key_high:
         return totals, jnp.zeros(query.shape, log_sum.dtype)
-    key, value = _keys_of(group.key, block), _keys_of(group.value, block)
-    weights = jnp.exp(_logits(plan_, group, block, start) - log_sum[..., None])
-    dropped, inverse = drop(block, start)
-    d_weights = dropped(_product("bkgtd,bksd->bkgts", d_out, value)) * inverse
+    key, value = _slice_keys(group.key, block), _slice_keys(group.value, block)
+    weights = jnp.exp(_compute_logits(plan, group, block, row) - log_sum[..., None])
+    drop_weights, keep_scale = drop(block, row)
+    d_weights = drop_weights(_einsum_wide("bkgtd,bksd->bkgts", d_out, value)) * keep_scale
     d_logits = weights * (d_weights - centre[..., None])
-    narrow, kept = d_logits.astype(key.dtype), dropped(weights).astype(value.dtype)
-    place = (0, 0, block.low, 0)
+    narrow, kept = d_logits.astype(key.dtype), drop_weights(weights).astype(value.dtype)
+    offsets = (0, 0, block.key_low, 0)
     parts = [
-        (_product("bkgts,bkgtd->bksd", narrow, query) * plan_.scale, place),
-        (_product("bkgts,bkgtd->bksd", kept, d_out) * inverse, place),
+        (_einsum_wide("bkgts,bkgtd->bksd", narrow, query) * plan.scale, offsets),
+        (_einsum_wide("bkgts,bkgtd->bksd", kept, d_out) * keep_scale, offsets),
     ]
     if group.bias is not None:
-        parts.append(_bias_part(group.bias, d_logits, block, start))
-    totals = [_add_at(total, *part) for total, part in zip(totals, parts, strict=True)]
-    return totals, _product("bkgts,bksd->bkgtd", narrow, key) * plan_.scale
+        parts.append(_reduce_to_bias(group.bias, d_logits, block, row))
+    totals = [_groups.add_at(total, *part) for total, part in zip(totals, parts, strict=True)]
+    return totals, _einsum_wide("bkgts,bksd->bkgtd", narrow, key) * plan.scale
 
 
-def _logits(plan_: Plan, group: Inputs, block: Block, start):
-    """The scaled and biased products of a block, -inf where a key is not to be seen."""
-    query = _rows_of(group.query, start, block.rows)
-    logits = _product("bkgtd,bksd->bkgts", query, _keys_of(group.key, block)) * plan_.scale
+def _compute_logits(
+    plan: _groups.Plan, group: Inputs, block: Block, row: int | Int32[Array, ""]
+) -> Float[Array, "batch key_heads heads rows keys"]:
+    """Compute the scaled and biased products of a block, -inf where a key is invisible."""
+    query = _slice_rows(group.query, row, block.rows)
+    logits = _einsum_wide("bkgtd,bksd->bkgts", query, _slice_keys(group.key, block)) * plan.scale
     if group.bias is not None:
-        logits = logits + _tile_of(group.bias, block, start).astype(logits.dtype)
-    mask = group.hidden.mask
-    hidden = group.hidden._replace(mask=None if mask is None else _tile_of(mask, block, start))
-    rows = start + jnp.arange(block.rows, dtype=jnp.int32)
-    keys = jnp.arange(block.low, block.high, dtype=jnp.int32)
-    seen = visible(plan_.reach, hidden, rows, keys)
-    return logits if seen is None else jnp.where(seen, logits, -jnp.inf)
+        logits = logits + _slice_tile(group.bias, block, row).astype(logits.dtype)
+    mask_arrays = group.mask_arrays
+    if mask_arrays.mask is not None:
+        mask_arrays = mask_arrays._replace(mask=_slice_tile(mask_arrays.mask, block, row))
+    rows = row + jnp.arange(block.rows, dtype=jnp.int32)
+    keys = jnp.arange(block.key_low, block.key_high, dtype=jnp.int32)
+    visibility = compute_visibility(plan.static_mask, mask_arrays, rows, keys)
+    return logits if visibility is None else jnp.where(visibility, logits, -jnp.inf)
 
 
-def _drop(plan_: Plan, index, group: Inputs, dropout: Dropout) -> Callable:
-    """A function of a block that gives what drops its weights, and what is left to multiply by."""
+def _build_drop(
+    plan: _groups.Plan, index: Int32[Array, ""], group: Inputs, dropout: DropoutParams | None
+) -> Callable:
+    """Build a function of (block, row), which returns one that drops weights, and their scale."""
     if dropout is None:
-        return lambda block, start: (lambda weights: weights, 1)
-    dice, inverse, first_row = dropout
+        return lambda block, row: (lambda weights: weights, 1)
+    draw_words = _build_draw_words(plan, index, group, dropout)
     batch, key_heads, heads, queries, _ = group.query.shape
     keys = group.key.shape[2]
-    batch_turn, head_turn = (turn.astype(jnp.uint32) for turn in _turn(plan_, index))
-    all_heads = math.prod(plan_.head_parts) * heads
+    is_small = batch * key_heads * heads * queries * keys <= MAX_WEIGHTS_AT_ONCE
+    all_words = draw_words(0, queries, 0, keys) if is_small else None
 
-    def words_of(start, rows: int, low: int, high: int):
+    def build_block_drop(block: Block, row):
+        if all_words is None:
+            words = draw_words(row, block.rows, block.key_low, block.key_high)
+        else:
+            words = _slice_rows(all_words, row, block.rows)[..., block.key_low // random.WORD :]
+        keep = random.unpack_rows(words, block.key_high - block.key_low)
+        return lambda weights: jnp.where(keep, weights, 0), dropout.keep_scale
+
+    return build_block_drop
+
+
+def _build_draw_words(
+    plan: _groups.Plan, index: Int32[Array, ""], group: Inputs, dropout: DropoutParams
+) -> Callable:
+    """Build a function that draws the mask, in words, of some rows and columns of a group."""
+    batch, key_heads, heads, queries, _ = group.query.shape
+    keys = group.key.shape[2]
+    batch_turn, head_turn = (turn.astype(jnp.uint32) for turn in _groups.split_index(plan, index))
+    all_heads = math.prod(plan.head_parts) * heads
+
+    def draw_words(first_row, rows: int, low: int, high: int):
         shape = (batch, key_heads, heads, rows)
         b, k, h, t = (lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(4))
-        b = b * jnp.uint32(plan_.batch_parts[1]) + batch_turn + first_row
-        k = k * jnp.uint32(plan_.head_parts[1]) + head_turn
+        b = b * jnp.uint32(plan.batch_parts[1]) + batch_turn + dropout.row_offset
+        k = k * jnp.uint32(plan.head_parts[1]) + head_turn
         head = b * jnp.uint32(all_heads) + k * jnp.uint32(heads) + h
-        row = head * jnp.uint32(queries) + t + jnp.uint32(start)
-        return random.row_words(dice, row, keys, low, high - low)
+        row = head * jnp.uint32(queries) + t + jnp.uint32(first_row)
+        return random.draw_packed_rows(dropout.mask, row, keys, low, high - low)
 
-    few = batch * key_heads * heads * queries * keys <= AT_ONCE
-    all_words = words_of(0, queries, 0, keys) if few else None
-
-    def of_block(block: Block, start):
-        if all_words is None:
-            words = words_of(start, block.rows, block.low, block.high)
-        else:
-            words = _rows_of(all_words, start, block.rows)[..., block.low // random.WORD :]
-        keep = random.unpack_rows(words, block.high - block.low)
-        return lambda weights: jnp.where(keep, weights, 0), inverse
-
-    return of_block
+    return draw_words
 
 
-def _product(form: str, a, b):
-    """A product whose sums have the precision that a softmax needs."""
-    return jnp.einsum(form, a, b, preferred_element_type=ops.compute_dtype(a))
+def _einsum_wide(
+    subscripts: str, a: Float[Array, "..."], b: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """Compute a product with sums of the precision that a softmax needs."""
+    return jnp.einsum(subscripts, a, b, preferred_element_type=ops.compute_dtype(a))
 
 
-def _keys_of(x, block: Block):
-    return x[:, :, block.low : block.high]
+def _slice_keys(
+    x: Float[Array, "batch key_heads all_keys dim"], block: Block
+) -> Float[Array, "batch key_heads keys dim"]:
+    return x[:, :, block.key_low : block.key_high]
 
 
-def _rows_of(x, start, rows: int):
-    return lax.dynamic_slice_in_dim(x, start, rows, axis=3)
+def _slice_rows(
+    x: Shaped[Array, "batch key_heads heads queries *rest"], row: int | Int32[Array, ""], rows: int
+) -> Shaped[Array, "batch key_heads heads {rows} *rest"]:
+    return lax.dynamic_slice_in_dim(x, row, rows, axis=3)
 
 
-def _tile_of(x, block: Block, start):
-    """The part of a bias or a mask that a block meets; axes of length 1 stay."""
+def _slice_tile(
+    x: Shaped[Array, "batch key_heads heads queries keys"],
+    block: Block,
+    row: int | Int32[Array, ""],
+) -> Shaped[Array, "batch key_heads heads block_rows block_keys"]:
+    """Slice the tile of a bias or a mask that a block meets; axes of length 1 stay."""
     queries, keys = x.shape[3:]
-    x = x if queries == 1 else _rows_of(x, start, block.rows)
-    return x if keys == 1 else x[..., block.low : block.high]
+    x = x if queries == 1 else _slice_rows(x, row, block.rows)
+    return x if keys == 1 else x[..., block.key_low : block.key_high]
 
 
-def _bias_part(bias, d_logits, block: Block, start):
-    """The bias's gradient from a block, summed to the bias's axes, and its place."""
+def _reduce_to_bias(
+    bias: Float[Array, "#batch #key_heads #heads queries keys"],
+    d_logits: Float[Array, "batch key_heads heads block_rows block_keys"],
+    block: Block,
+    row: int | Int32[Array, ""],
+) -> tuple[Float[Array, "..."], tuple]:
+    """Sum a block's gradient of the logits to the axes of the bias; return it and its offsets."""
     shared = tuple(axis for axis in range(5) if bias.shape[axis] == 1)
     queries, keys = bias.shape[3:]
-    place = (0, 0, 0, 0 if queries == 1 else start, 0 if keys == 1 else block.low)
-    return d_logits.sum(axis=shared, keepdims=True), place
+    offsets = (0, 0, 0, 0 if queries == 1 else row, 0 if keys == 1 else block.key_low)
+    return d_logits.sum(axis=shared, keepdims=True), offsets
 
 
-def _zeros_of(x, dtype):
-    """Zeros of the shape of x that, under shard_map, vary over the devices as x does."""
+def _zeros_like(x: Shaped[Array, "*shape"], dtype: DTypeLike) -> Shaped[Array, "*shape"]:
+    """Return zeros of the shape of x that, under shard_map, vary over the devices as x does."""
     return jnp.where(False, x, jnp.zeros_like(x)).astype(dtype)
 
 
-def _add_at(total, part, place):
-    there = lax.dynamic_slice(total, place, part.shape)
-    return lax.dynamic_update_slice(total, there + part, place)
-
-
-def _turns(block: Block, fn: Callable, carry) -> Any:
-    """carry, rows = fn(carry, start) for each turn of a block; the rows one after the other."""
+def _scan_turns(block: Block, fn: Callable, carry: Any) -> Any:
+    """Scan carry, rows = fn(carry, row) over the turns of a block, and join the rows."""
     if block.turns == 1:
-        return fn(carry, block.start)
-    starts = block.start + block.rows * jnp.arange(block.turns, dtype=jnp.int32)
-    carry, rows = lax.scan(fn, carry, starts)
+        return fn(carry, block.first_row)
+    first_rows = block.first_row + block.rows * jnp.arange(block.turns, dtype=jnp.int32)
+    carry, rows = lax.scan(fn, carry, first_rows)
     return carry, jax.tree.map(_join_turns, rows)
 
 
-def _join_turns(x):
+def _join_turns(
+    x: Shaped[Array, "turns batch key_heads heads rows *rest"],
+) -> Shaped[Array, "batch key_heads heads queries *rest"]:
     x = jnp.moveaxis(x, 0, 3)  # batch, key head, head, turn, row, ...
     return x.reshape(*x.shape[:3], -1, *x.shape[5:])
-
-
-def _each_group(plan_: Plan, fn: Callable, carry) -> Any:
-    """carry, result = fn(carry, index) for each group; the results stacked."""
-    count = plan_.batch_parts[1] * plan_.head_parts[1]
-    return lax.scan(fn, carry, jnp.arange(count, dtype=jnp.int32))
-
-
-def _turn(plan_: Plan, index):
-    """Which turn of the batch, and of the heads."""
-    return index // plan_.head_parts[1], index % plan_.head_parts[1]
-
-
-def _group(plan_: Plan, inputs: Inputs, index) -> Inputs:
-    """The arrays of a group."""
-    query, key, value = (_group_positions(plan_, x, index) for x in inputs[:3])
-    tiles = jax.tree.map(lambda x: _pick(plan_, _split(plan_, x), index), inputs[3:])
-    return Inputs._make([query, key[:, :, 0], value[:, :, 0], *tiles])
-
-
-def _group_positions(plan_: Plan, x, index):
-    """(batch, position, head, dim) to a group's (batch, key head, head, position, dim)."""
-    x = x.reshape(*plan_.batch_parts, x.shape[1], *plan_.head_parts, -1, x.shape[-1])
-    batch_turn, head_turn = _turn(plan_, index)
-    x = lax.dynamic_index_in_dim(x, batch_turn, 1, keepdims=False)
-    x = lax.dynamic_index_in_dim(x, head_turn, 3, keepdims=False)
-    return x.transpose(0, 2, 3, 1, 4)
-
-
-def _ungroup(plan_: Plan, x):
-    """Stacked groups to (batch, position, head, dim)."""
-    turns = (plan_.batch_parts[1], plan_.head_parts[1])
-    x = x.reshape(*turns, *x.shape[1:])  # turn, turn, batch, key head, head, position, dim
-    x = x.transpose(2, 0, 5, 3, 1, 4, 6)
-    return x.reshape(math.prod(x.shape[:2]), x.shape[2], math.prod(x.shape[3:6]), x.shape[6])
-
-
-def _split(plan_: Plan, x):
-    """A bias's or a mask's batch and head axes in parts; those of length 1 stay."""
-    batch = (1, 1) if x.shape[0] == 1 else plan_.batch_parts
-    heads = (1, 1, 1) if x.shape[1] == 1 else (*plan_.head_parts, -1)
-    return x.reshape(*batch, *heads, *x.shape[2:])
-
-
-def _pick(plan_: Plan, x, index):
-    """A group's part of split x."""
-    part = lax.dynamic_slice(x, _place(plan_, x, index), _picked(x))
-    return part.reshape(x.shape[0], x.shape[2], *x.shape[4:])
-
-
-def _put(plan_: Plan, x, part, index):
-    """Add a group's part to split x."""
-    return _add_at(x, part.reshape(_picked(x)), _place(plan_, x, index))
-
-
-def _picked(x):
-    return (x.shape[0], 1, x.shape[2], 1, *x.shape[4:])
-
-
-def _place(plan_: Plan, x, index):
-    batch_turn, head_turn = _turn(plan_, index)
-    zero = jnp.zeros_like(index)
-    return (
-        *(zero, zero if x.shape[1] == 1 else batch_turn),
-        *(zero, zero if x.shape[3] == 1 else head_turn),
-        *(zero, zero, zero),
-    )

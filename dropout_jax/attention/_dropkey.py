@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 
 from dropout_jax import _validation, random
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+    from jaxtyping import Array, Float, Float32, Key
 
 
-def dropkey_bias(shape, rate, *, key, dtype=jnp.float32) -> Float[Array, "... query key"]:
-    """DropKey: a bias that drops attention logits before the softmax, which then renormalises.
+def dropkey_bias(
+    shape: Sequence[int],
+    rate: ArrayLike,
+    *,
+    key: jax.Array | None,
+    dtype: DTypeLike = jnp.float32,
+) -> Float[Array, "... keys"]:
+    """Draw a bias that drops attention logits before the softmax, which then renormalises.
 
     Formula: -inf with probability rate, else 0, except that a row (the last axis) that would lose
     all its keys keeps all of them. Add it to the logits.
@@ -29,8 +38,8 @@ def dropkey_bias(shape, rate, *, key, dtype=jnp.float32) -> Float[Array, "... qu
     Returns:
       An array of `shape` and `dtype`. Nothing is scaled: the softmax renormalises. At rate 1 every
       row would lose all its keys, so nothing is dropped. A traced rate outside [0, 1] gives NaN.
-      Only whole rows are guarded: with a causal or padding mask on top, a row may lose all the keys
-      that it may see, so combine the masks with care (row 0 of a causal mask sees one key).
+      Only whole rows are protected: under an additional causal or padding mask, a row may lose all
+      the keys that it sees, so combine masks with care (row 0 of a causal mask sees one key).
 
     Raises:
       TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
@@ -44,22 +53,24 @@ def dropkey_bias(shape, rate, *, key, dtype=jnp.float32) -> Float[Array, "... qu
       Array([[  0.,   0., -inf, -inf],
              [  0.,   0.,   0., -inf]], dtype=float32)
     """
-    shape = _validation.shape(shape)
+    shape = _validation.check_shape(shape)
     if not shape:
         _validation.fail(
             ValueError, "shape", shape, "of at least 1 axis", "Pass the shape of the logits."
         )
-    rate = _validation.rate(rate)
-    dtype = _validation.floating(dtype, "dtype")
-    key = _validation.key(key)
+    rate = _validation.check_rate(rate)
+    dtype = _validation.check_floating_dtype(dtype, "dtype")
+    key = _validation.check_key(key)
     if key is None:
         return jnp.zeros(shape, dtype)
-    return _dropkey(key, jnp.float32(rate), shape=shape, dtype=dtype)
+    return _draw_bias(key, jnp.float32(rate), shape=shape, dtype=dtype)
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "dtype"))
-def _dropkey(key, rate, *, shape, dtype):
-    keep = random.unpack(random.packed_mask(key, rate, shape), shape)
+def _draw_bias(
+    key: Key[Array, ""], rate: Float32[Array, ""], *, shape: tuple[int, ...], dtype: np.dtype
+) -> Float[Array, "*shape"]:
+    keep = random.unpack_mask(random.draw_packed_mask(key, rate, shape), shape)
     keep = keep | ~keep.any(axis=-1, keepdims=True)
     bias = jnp.where(keep, jnp.zeros((), dtype), jnp.full((), -jnp.inf, dtype))
-    return jnp.where(random.in_range(rate), bias, jnp.full((), jnp.nan, dtype))
+    return jnp.where(random.is_valid_rate(rate), bias, jnp.full((), jnp.nan, dtype))

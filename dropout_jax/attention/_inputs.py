@@ -1,21 +1,23 @@
-"""What every implementation of attention is given, and which keys a query may see."""
+"""The inputs that every implementation of attention gets, and which keys a query sees."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import jax
+
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Int
+    from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, UInt32
 
 
-class Reach(NamedTuple):
-    """What is known of visibility when a program is traced; None is unlimited."""
+class StaticMask(NamedTuple):
+    """The part of the mask that is known when tracing; a window of None is unlimited."""
 
     is_causal: bool
     window: tuple[int, int] | None  # keys to the left and to the right
 
-    def keys_of(self, first_row: int, last_row: int, keys: int) -> tuple[int, int]:
-        """The range of keys, within 0 to `keys`, that any of first_row to last_row may see."""
+    def key_range(self, first_row: int, last_row: int, keys: int) -> tuple[int, int]:
+        """Return the range of keys, within 0 to `keys`, that first_row to last_row may see."""
         left, right = self.window or (last_row, keys)
         if self.is_causal:
             right = min(right, 0)
@@ -23,44 +25,58 @@ class Reach(NamedTuple):
         return min(high, max(0, first_row - left)), high
 
 
-class Hidden(NamedTuple):
-    """Arrays that hide keys, each of which broadcasts to (batch, heads, queries, keys)."""
+class MaskArrays(NamedTuple):
+    """The arrays that hide keys; each broadcasts to (batch, heads, queries, keys)."""
 
-    mask: Bool[Array, "#batch #heads #queries #keys"] | None  # True is seen
+    mask: Bool[Array, "#batch #heads #queries #keys"] | None  # True is visible
     query_lengths: Int[Array, "batch 1 1 1"] | None
     key_lengths: Int[Array, "batch 1 1 1"] | None
 
 
 class Inputs(NamedTuple):
-    """The arrays of attention; there may be no bias."""
+    """The arrays of attention; the bias is optional."""
 
     query: Float[Array, "batch queries heads dim"]
     key: Float[Array, "batch keys key_heads dim"]
     value: Float[Array, "batch keys key_heads dim"]
     bias: Float[Array, "#batch #heads #queries #keys"] | None
-    hidden: Hidden
+    mask_arrays: MaskArrays
 
 
-def visible(reach: Reach, hidden: Hidden, rows, keys) -> Bool[Array, "..."] | None:
-    """Which of the keys each row sees; broadcasts to (batch, heads, rows, keys). None: all of them.
+class Dropout(NamedTuple):
+    """The dropout of the weights, with the index of the first row in a larger batch."""
 
-    `rows` and `keys` are positions, and the mask in `hidden` is cut to them. There may be more axes
-    before the last two than (batch, heads), as long as the arrays in `hidden` have them too.
+    key: Key[Array, ""]
+    rate: Float32[Array, ""]
+    row_offset: UInt32[Array, ""] | None
+
+
+def compute_visibility(
+    static_mask: StaticMask,
+    mask_arrays: MaskArrays,
+    rows: Int32[Array, " rows"],
+    keys: Int32[Array, " keys"],
+) -> Bool[Array, "..."] | None:
+    """Compute which keys each row sees, to broadcast to (batch, heads, rows, keys).
+
+    None means all of them. `rows` and `keys` are positions, and the mask in `mask_arrays` is
+    already sliced to them. The arrays in `mask_arrays` may have more axes before the last two than
+    (batch, heads); the result has them too.
     """
-    rows, keys = rows[:, None], keys[None, :]
-    seen = []
-    if reach.is_causal:
-        seen.append(keys <= rows)
-    if reach.window is not None:
-        left, right = reach.window
-        seen += [keys + left >= rows, keys <= rows + right]
-    if hidden.query_lengths is not None:
-        seen.append(rows < hidden.query_lengths)
-    if hidden.key_lengths is not None:
-        seen.append(keys < hidden.key_lengths)
-    if hidden.mask is not None:
-        seen.append(hidden.mask)
-    together = None
-    for each in seen:
-        together = each if together is None else together & each
-    return together
+    row, key = rows[:, None], keys[None, :]
+    parts: list[jax.Array] = []
+    if static_mask.is_causal:
+        parts.append(key <= row)
+    if static_mask.window is not None:
+        left, right = static_mask.window
+        parts += [key + left >= row, key <= row + right]
+    if mask_arrays.query_lengths is not None:
+        parts.append(row < mask_arrays.query_lengths)
+    if mask_arrays.key_lengths is not None:
+        parts.append(key < mask_arrays.key_lengths)
+    if mask_arrays.mask is not None:
+        parts.append(mask_arrays.mask)
+    visibility = None
+    for part in parts:
+        visibility = part if visibility is None else visibility & part
+    return visibility

@@ -1,4 +1,4 @@
-"""Attention as its formula says it, with all the weights in memory: the one to read."""
+"""Attention by its formula, with all weights in memory: the implementation to read first."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from dropout_jax import ops
-from dropout_jax.attention._inputs import Inputs, Reach, visible
+from dropout_jax.attention._inputs import Dropout, Inputs, StaticMask, compute_visibility
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 
-def attention(inputs: Inputs, scale: float, reach: Reach, dropout) -> Float[Array, "..."]:
-    """Attention with dropout (key, rate, start) or None; the result has the shape of the query."""
-    query, key, value, bias, hidden = inputs
+def attend(
+    inputs: Inputs, scale: float, static_mask: StaticMask, dropout: Dropout | None
+) -> Float[Array, "batch queries heads dim"]:
+    """Compute attention; `dropout` of None is evaluation."""
+    query, key, value, bias, mask_arrays = inputs
     batch, queries, heads, dim = query.shape
     _, keys, key_heads, _ = key.shape
     grouped = query.reshape(batch, queries, key_heads, heads // key_heads, dim)
@@ -26,23 +28,29 @@ def attention(inputs: Inputs, scale: float, reach: Reach, dropout) -> Float[Arra
     if bias is not None:
         logits = logits + bias.astype(wide)
     positions = (jnp.arange(count, dtype=jnp.int32) for count in (queries, keys))
-    seen = visible(reach, hidden, *positions)
-    if seen is not None:
-        logits = jnp.where(seen, logits, -jnp.inf)
+    visibility = compute_visibility(static_mask, mask_arrays, *positions)
+    if visibility is not None:
+        logits = jnp.where(visibility, logits, -jnp.inf)
     weights = softmax(logits)
-    inverse = 1
+    keep_scale = 1
     if dropout is not None:
-        dropout_key, rate, start = dropout
-        drop = ops.select_unscaled  # scaled after the product: float16 weights might overflow
-        weights = ops.with_mask(drop, (weights,), rate, dropout_key, weights.shape, start)
-        inverse = ops.inverse_share(rate, wide)
+        # The scale comes after the product with the value: float16 weights might overflow.
+        weights = ops.with_mask(
+            ops.select_unscaled,
+            (weights,),
+            dropout.rate,
+            dropout.key,
+            weights.shape,
+            dropout.row_offset,
+        )
+        keep_scale = ops.compute_keep_scale(dropout.rate, wide)
     weights = weights.astype(value.dtype).reshape(batch, key_heads, -1, queries, keys)
     out = jnp.einsum("bkgts,bskd->btkgd", weights, value, preferred_element_type=wide)
-    return (out * inverse).astype(value.dtype).reshape(query.shape)
+    return (out * keep_scale).astype(value.dtype).reshape(query.shape)
 
 
 def softmax(logits: Float[Array, "*rows keys"]) -> Float[Array, "*rows keys"]:
-    """The softmax over keys, and zeros in a row that sees none: its logits are all -inf."""
+    """Compute the softmax over keys, and zeros in a row that sees none (logits all -inf)."""
     top = jnp.max(logits, axis=-1, keepdims=True, initial=-jnp.inf)
     weights = jnp.exp(logits - jnp.where(top == -jnp.inf, 0, lax.stop_gradient(top)))
     total = weights.sum(axis=-1, keepdims=True)

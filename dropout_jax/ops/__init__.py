@@ -1,17 +1,18 @@
 """Every kind of dropout as a function of an array, a rate and a key.
 
-`dropout_jax` re-exports the ops; what stands below them here is for the other wings.
+`dropout_jax` re-exports the ops. The names from `_apply`, except `apply_mask`, are for the other
+wings.
 """
 
 from dropout_jax.ops._apply import (
     apply_mask,
     compute_dtype,
-    in_sharding_of,
-    inverse_share,
+    compute_keep_scale,
     keeps_everything,
     select_unscaled,
-    widened,
+    widen,
     with_mask,
+    with_sharding_of,
 )
 from dropout_jax.ops._elementwise import (
     alpha_dropout,

@@ -1,4 +1,4 @@
-"""Select and scale: what the ops do with a mask, its gradients and its place on a mesh."""
+"""Apply a mask: select, scale, keep few residuals, and follow the sharding of the input."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike, DTypeLike
 
 from dropout_jax import _validation, random
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Inexact
+    from jaxtyping import Array, Bool, Float, Float32, Inexact, Key, UInt32
 
 
-def apply_mask(x, keep, rate=None, *, scale=None) -> Inexact[Array, "..."]:
-    """Zero what a mask drops and scale what it keeps: a mask from anywhere can be used.
+def apply_mask(
+    x: ArrayLike, keep: ArrayLike, rate: ArrayLike | None = None, *, scale: ArrayLike | None = None
+) -> Inexact[Array, "..."]:
+    """Zero what a mask drops and scale what it keeps; the mask may have any source.
 
     Formula: y = x * 2^16 / T where keep, else 0, with T = rint((1 - rate) * 2^16) (and 0 everywhere
     at rate 1). `dropout(x, rate, key=key)` is `apply_mask(x, keep_mask(key, rate, x.shape), rate)`.
@@ -27,8 +30,8 @@ def apply_mask(x, keep, rate=None, *, scale=None) -> Inexact[Array, "..."]:
       x: a floating or complex array of any shape.
       keep: a bool array, True is kept, that broadcasts to the shape of `x`.
       rate: the rate the mask was drawn with, in [0, 1]; it only scales. Traced or not.
-      scale: instead of a rate, the factor of what is kept: a number or a scalar floating array.
-        Other frameworks have 1 / (1 - rate), which for their masks is right to the last bit.
+      scale: the factor of what is kept, instead of a rate: a number or a scalar floating array.
+        Other frameworks scale by 1 / (1 - rate); pass that with their masks to equal them exactly.
 
     Returns:
       An array of the shape and dtype of `x`. A dropped NaN or infinity is 0. The product is
@@ -47,123 +50,155 @@ def apply_mask(x, keep, rate=None, *, scale=None) -> Inexact[Array, "..."]:
       >>> apply_mask(jnp.array([1.0, 2.0, 3.0]), jnp.array([True, False, True]), 0.5)
       Array([2., 0., 6.], dtype=float32)
     """
-    x = _validation.array(x)
-    keep = _validation.mask(keep, x.shape)
+    x = _validation.check_array(x)
+    keep = _validation.check_mask(keep, x.shape)
     if scale is not None:
         if rate is not None:
-            remedy = "Leave the rate out: it would only scale."
-            _validation.fail(TypeError, "scale", scale, "given instead of a rate", remedy)
+            remedy = "Omit the rate: its only effect is the scale."
+            _validation.fail(TypeError, "scale", scale, "None if a rate is given", remedy)
         exact = np.float64(scale) if isinstance(scale, float) else scale
-        scale = _validation.scalar(exact, "scale").astype(compute_dtype(x))
-        return in_sharding_of(x, select_scaled)(keep, x, scale)
-    rate = jnp.float32(_validation.rate(rate))
-    return in_sharding_of(x, select_and_scale)(x, keep, rate)
+        scale = _validation.check_scalar(exact, "scale").astype(compute_dtype(x))
+        return with_sharding_of(x, select_scaled)(keep, x, scale)
+    rate = jnp.float32(_validation.check_rate(rate))
+    return with_sharding_of(x, select_and_scale)(x, keep, rate)
 
 
-def drop(x, rate, key, mask_shape: tuple[int, ...], start=None) -> Inexact[Array, "..."]:
-    """Inverted dropout with a mask of `mask_shape`, which broadcasts to x; x at evaluation."""
+def drop(
+    x: Inexact[Array, "*shape"],
+    rate: float | Float32[Array, ""],
+    key: Key[Array, ""] | None,
+    mask_shape: tuple[int, ...],
+    row_offset: UInt32[Array, ""] | None = None,
+) -> Inexact[Array, "*shape"]:
+    """Apply inverted dropout with a mask of `mask_shape`, which broadcasts to x."""
     if key is None or keeps_everything(rate):
         return x
-    return with_mask(select_and_scale, (x,), rate, key, mask_shape, start)
+    return with_mask(select_and_scale, (x,), rate, key, mask_shape, row_offset)
 
 
-def keeps_everything(rate) -> bool:
-    """Whether the rate is known and T = 2^16: nothing is dropped and nothing is scaled."""
+def keeps_everything(rate: float | Float32[Array, ""]) -> bool:
+    """Whether the rate is known and T = 2^16, so that nothing is dropped or scaled."""
     return not isinstance(rate, jax.Array) and rate <= 2.0**-17
 
 
 def with_mask(
-    fn: Callable, operands: tuple, rate, key, mask_shape: tuple[int, ...], start=None
+    fn: Callable,
+    operands: tuple,
+    rate: float | Float32[Array, ""],
+    key: Key[Array, ""],
+    mask_shape: tuple[int, ...],
+    row_offset: UInt32[Array, ""] | None = None,
 ) -> Any:
-    """fn(*operands, keep, rate) with a fresh mask of `mask_shape`; the first operand leads.
+    """Return fn(*operands, keep, rate) with a new mask of `mask_shape`.
 
-    `fn` is a module-level function (it is the key of a compilation cache) and may close over
-    nothing but static values given by functools.partial.
+    The result has the sharding of the first operand. `fn` is a key of the compilation cache: it is
+    a module-level function, with no closure but static values bound by functools.partial.
     """
     call = functools.partial(_with_mask, fn=fn, mask_shape=mask_shape)
-    return in_sharding_of(operands[0], call)(operands, jnp.float32(rate), key, start)
+    return with_sharding_of(operands[0], call)(operands, jnp.float32(rate), key, row_offset)
 
 
 @functools.partial(jax.jit, static_argnames=("fn", "mask_shape"))
-def _with_mask(operands, rate, key, start, *, fn, mask_shape):
-    words = random.packed_mask(key, rate, mask_shape, start)
+def _with_mask(
+    operands: tuple,
+    rate: Float32[Array, ""],
+    key: Key[Array, ""],
+    row_offset: UInt32[Array, ""] | None,
+    *,
+    fn: Callable,
+    mask_shape: tuple[int, ...],
+) -> Any:
+    words = random.draw_packed_mask(key, rate, mask_shape, row_offset)
 
-    # The checkpoint makes the words, one bit an element, the only residual of the backward pass
-    # that the mask needs: they are unpacked again there instead of keeping a byte an element.
+    # With the checkpoint, the backward pass keeps only the words of the mask, one bit an element,
+    # and unpacks them again. Without it, it would keep a byte an element.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def unpack_and_apply(operands, words, rate):
-        return fn(*operands, random.unpack(words, mask_shape), rate)
+        return fn(*operands, random.unpack_mask(words, mask_shape), rate)
 
     return unpack_and_apply(operands, words, lax.stop_gradient(rate))
 
 
 @jax.jit
-def select_and_scale(x, keep, rate):
-    """x * 2^16 / T where keep, else 0; computed in float32 or float64 and rounded once."""
-    some = random.threshold(rate) > 0
-    keep = (keep & some) | ~random.in_range(rate)  # all NaN, not some quiet zeros
-    return select_scaled(keep, x, inverse_share(lax.stop_gradient(rate), compute_dtype(x)))
+def select_and_scale(
+    x: Inexact[Array, "*shape"], keep: Bool[Array, "*#shape"], rate: Float32[Array, ""]
+) -> Inexact[Array, "*shape"]:
+    """Return x * 2^16 / T where keep, else 0; computed in float32 or float64, rounded once."""
+    keeps_some = random.threshold(rate) > 0
+    keep = (keep & keeps_some) | ~random.is_valid_rate(rate)  # NaN everywhere, and no zeros
+    return select_scaled(keep, x, compute_keep_scale(lax.stop_gradient(rate), compute_dtype(x)))
 
 
-def select_unscaled(x, keep, rate):
-    """x where keep, else 0."""
-    one = nan_outside(rate, jnp.ones((), compute_dtype(x)))
+def select_unscaled(
+    x: Inexact[Array, "*shape"], keep: Bool[Array, "*#shape"], rate: Float32[Array, ""]
+) -> Inexact[Array, "*shape"]:
+    """Return x where keep, else 0."""
+    one = nan_if_invalid_rate(rate, jnp.ones((), compute_dtype(x)))
     return select_scaled(keep, x, one)
 
 
-def select_scaled(keep, x, scale):
-    """x * scale where the mask, broadcast to the shape of x, keeps it, else 0.
+def select_scaled(
+    keep: Bool[Array, "*#shape"], x: Inexact[Array, "*shape"], scale: Float[Array, "*#shape"]
+) -> Inexact[Array, "*shape"]:
+    """Return x * scale where the mask, broadcast to the shape of x, keeps it, else 0.
 
-    (Selected before it is rounded: a select of 16-bit numbers takes half as long again on a CPU.)
+    (The select comes before the rounding: on a CPU, a select of 16-bit numbers takes 1.5 times as
+    long.)
     """
     keep = jnp.broadcast_to(keep, x.shape)
     product = _product(x, scale)
     return jnp.where(keep, product, jnp.zeros_like(product)).astype(x.dtype)
 
 
-def scaled(x, scale):
-    """x * scale in the scale's precision, rounded to the dtype of x."""
+def scale_array(
+    x: Inexact[Array, "*shape"], scale: Float[Array, "*#shape"]
+) -> Inexact[Array, "*shape"]:
+    """Multiply in the precision of the scale, and round to the dtype of x."""
     return _product(x, scale).astype(x.dtype)
 
 
-def _product(x, scale):
-    if jnp.iscomplexobj(x):  # by parts: a complex product would turn inf into NaN
+def _product(
+    x: Inexact[Array, "*shape"], scale: Float[Array, "*#shape"]
+) -> Inexact[Array, "*shape"]:
+    if jnp.iscomplexobj(x):  # real and imaginary: a complex product gives NaN for inf
         return lax.complex(x.real * scale, x.imag * scale)
     return x.astype(scale.dtype) * scale
 
 
-def compute_dtype(x):
-    """float64 for float64 and complex128, else float32."""
+def compute_dtype(x: Inexact[Array, "..."]) -> DTypeLike:
+    """Return the dtype of the arithmetic: float64 for float64 and complex128, else float32."""
     return jnp.float64 if x.dtype in (jnp.float64, jnp.complex128) else jnp.float32
 
 
-def widened(x):
-    """x in float64 for float64, else in float32: sums over many examples stagnate in half."""
+def widen(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Convert to float64 for float64, else to float32; long sums stagnate in half precision."""
     return x.astype(compute_dtype(x))
 
 
-def kept_share(rate, dtype):
-    """The probability really used, T / 2^16, in a floating dtype."""
+def compute_kept_share(rate: Float32[Array, ""], dtype: DTypeLike) -> Float[Array, ""]:
+    """Compute the exact probability of keeping, T / 2^16, in a floating dtype."""
     return random.threshold(rate).astype(dtype) / random.ONE
 
 
-def inverse_share(rate, dtype):
-    """2^16 / T, 0 where T is 0, and NaN where a traced rate is outside [0, 1]."""
+def compute_keep_scale(rate: Float32[Array, ""], dtype: DTypeLike) -> Float[Array, ""]:
+    """Compute 2^16 / T, 0 where T is 0, and NaN where a traced rate is outside [0, 1]."""
     threshold = random.threshold(rate).astype(dtype)
     inverse = random.ONE / jnp.maximum(threshold, 1)
-    return nan_outside(rate, jnp.where(threshold > 0, inverse, 0))
+    return nan_if_invalid_rate(rate, jnp.where(threshold > 0, inverse, 0))
 
 
-def nan_outside(rate, value):
-    """The value, or NaN where a traced rate is outside [0, 1]."""
-    return jnp.where(random.in_range(rate), value, jnp.nan)
+def nan_if_invalid_rate(
+    rate: Float32[Array, ""], value: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    """Return the value, or NaN where a traced rate is outside [0, 1]."""
+    return jnp.where(random.is_valid_rate(rate), value, jnp.nan)
 
 
-def in_sharding_of(x, fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Let the compiler lay out what `fn` makes on the way, and give its result the sharding of x.
+def with_sharding_of(x: jax.Array, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Give the result of `fn` the sharding of x, and let the compiler choose those inside `fn`.
 
-    Only explicit-sharding meshes need it: there every intermediate has a sharding in its type, and
-    the mask's would be "replicated". Elsewhere `fn` is returned as it is.
+    Only meshes with explicit sharding need it: there every intermediate has a sharding in its type,
+    and that of the mask would be "replicated". Elsewhere `fn` is returned unchanged.
     """
     sharding = jax.typeof(x).sharding
     if jax.sharding.AxisType.Explicit not in sharding.mesh.axis_types:

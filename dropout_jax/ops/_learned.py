@@ -1,4 +1,4 @@
-"""Dropout whose rate is learned: concrete dropout and variational (Gaussian) dropout."""
+"""Dropout with a learned rate: concrete dropout and variational (Gaussian) dropout."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from dropout_jax import _validation, random
 from dropout_jax.ops import _apply
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+    from jaxtyping import Array, Float, Float32, Key
 
 # Molchanov et al., 2017, equation 14: the fit of the negative KL divergence.
 _K1, _K2, _K3 = 0.63576, 1.87320, 1.48695
 
 
-def concrete_dropout(x, rate_logit, *, key, temperature=0.1) -> Float[Array, "..."]:
-    """Dropout relaxed to a continuous mask, so that its rate can be learned by gradient.
+def concrete_dropout(
+    x: ArrayLike, rate_logit: ArrayLike, *, key: jax.Array | None, temperature: float = 0.1
+) -> Float[Array, "..."]:
+    """Apply dropout with a continuous mask, so that its rate can be learned by gradient.
 
     Formula: with p = sigmoid(rate_logit) and u uniform (`dropout_jax.random`),
     z = sigmoid((rate_logit + log u - log(1 - u)) / temperature), y = x (1 - z) / (1 - p). As the
@@ -28,8 +31,8 @@ def concrete_dropout(x, rate_logit, *, key, temperature=0.1) -> Float[Array, "..
     Args:
       x: a floating array of any shape.
       rate_logit: log(p / (1 - p)) of the rate p, a scalar array or a number. It gets a gradient.
-      key: one PRNG key: training. None: evaluation, `x` comes back as it was.
-      temperature: positive, a number; the paper's is 0.1.
+      key: one PRNG key: training. None: evaluation, returns `x` unchanged.
+      temperature: of the relaxation, a positive number; the paper uses 0.1.
 
     Returns:
       An array of the shape and dtype of `x`, computed in float32 (float64 for float64).
@@ -47,30 +50,40 @@ def concrete_dropout(x, rate_logit, *, key, temperature=0.1) -> Float[Array, "..
       >>> bool(jnp.isfinite(jax.grad(loss)(-1.0)))
       True
     """
-    x = _validation.real_array(x)
-    rate_logit = _validation.scalar(rate_logit, "rate_logit")
-    temperature = _validation.positive(temperature, "temperature")
-    key = _validation.key(key)
+    x = _validation.check_real_array(x)
+    rate_logit = _validation.check_scalar(rate_logit, "rate_logit")
+    temperature = _validation.check_positive(temperature, "temperature")
+    key = _validation.check_key(key)
     if key is None:
         return x
-    return _apply.in_sharding_of(x, _concrete)(x, rate_logit, key, jnp.float32(temperature))
+    return _apply.with_sharding_of(x, _apply_concrete)(x, rate_logit, key, jnp.float32(temperature))
 
 
 @jax.jit
 @jax.checkpoint
-def _concrete(x, rate_logit, key, temperature):
+def _apply_concrete(
+    x: Float[Array, "*shape"],
+    rate_logit: Float[Array, ""],
+    key: Key[Array, ""],
+    temperature: Float32[Array, ""],
+) -> Float[Array, "*shape"]:
     dtype = _apply.compute_dtype(x)
     logit = rate_logit.astype(dtype)
-    u = random.uniform(key, x.shape).astype(dtype)
+    u = random.draw_uniform(key, x.shape).astype(dtype)
     log_kept = jax.nn.log_sigmoid(-(logit + jnp.log(u) - jnp.log1p(-u)) / temperature.astype(dtype))
-    # The ratio kept / (1 - p) as a difference of logarithms, since 1 - p may underflow.
-    return _apply.scaled(x, jnp.exp(log_kept - jax.nn.log_sigmoid(-logit)))
+    # A difference of logarithms instead of the ratio, since 1 - p may underflow.
+    return _apply.scale_array(x, jnp.exp(log_kept - jax.nn.log_sigmoid(-logit)))
 
 
 def concrete_dropout_penalty(
-    weights, rate_logit, *, weight_scale, dropout_scale, features=None
+    weights: ArrayLike,
+    rate_logit: ArrayLike,
+    *,
+    weight_scale: ArrayLike,
+    dropout_scale: ArrayLike,
+    features: int | None = None,
 ) -> Float[Array, ""]:
-    """What concrete dropout adds to the loss: a decay of the weights and the rate's entropy.
+    """Compute the loss term of concrete dropout: weight decay and the entropy of the rate.
 
     Formula: weight_scale * sum(W^2) / (1 - p) + dropout_scale * features *
     (p log p + (1 - p) log(1 - p)), p = sigmoid(rate_logit).
@@ -81,7 +94,7 @@ def concrete_dropout_penalty(
       weight_scale: length^2 / N for the prior's length scale and N training examples (over the
         model's precision where the loss is a squared error).
       dropout_scale: 2 / (precision N) for a squared error, 1 / N for a cross-entropy.
-      features: how many inputs are dropped; by default the first axis of the weights.
+      features: the number of inputs that dropout sees; by default the first axis of the weights.
 
     Returns:
       A scalar, float32 (float64 for float64 weights).
@@ -97,19 +110,23 @@ def concrete_dropout_penalty(
       >>> concrete_dropout_penalty(jnp.ones((4, 2)), 0.0, weight_scale=0.5, dropout_scale=1.0)
       Array(5.2274113, dtype=float32)
     """
-    weights = _validation.real_array(weights, "weights")
-    _validation.at_least_axes(weights, 1, "weights")
-    logit = _validation.scalar(rate_logit, "rate_logit").astype(_apply.compute_dtype(weights))
-    count = weights.shape[0] if features is None else _validation.integer(features, "features", 1)
+    weights = _validation.check_real_array(weights, "weights")
+    _validation.check_min_ndim(weights, 1, "weights")
+    logit = _validation.check_scalar(rate_logit, "rate_logit").astype(_apply.compute_dtype(weights))
+    count = (
+        weights.shape[0] if features is None else _validation.check_integer(features, "features", 1)
+    )
     rate, kept = jax.nn.sigmoid(logit), jax.nn.sigmoid(-logit)
     negative_entropy = rate * jax.nn.log_sigmoid(logit) + kept * jax.nn.log_sigmoid(-logit)
     square = jnp.sum(jnp.square(weights.astype(logit.dtype)))
-    weight_scale = _validation.scalar(weight_scale, "weight_scale").astype(logit.dtype)
-    dropout_scale = _validation.scalar(dropout_scale, "dropout_scale").astype(logit.dtype)
+    weight_scale = _validation.check_scalar(weight_scale, "weight_scale").astype(logit.dtype)
+    dropout_scale = _validation.check_scalar(dropout_scale, "dropout_scale").astype(logit.dtype)
     return weight_scale * square / kept + dropout_scale * count * negative_entropy
 
 
-def variational_dropout(x, log_alpha, *, key) -> Float[Array, "..."]:
+def variational_dropout(
+    x: ArrayLike, log_alpha: ArrayLike, *, key: jax.Array | None
+) -> Float[Array, "..."]:
     """Multiply by Gaussian noise of mean 1 whose variance, alpha, is learned.
 
     Formula: y = x (1 + sqrt(alpha) e), e standard normal (`dropout_jax.random`). Mean x, variance
@@ -120,7 +137,7 @@ def variational_dropout(x, log_alpha, *, key) -> Float[Array, "..."]:
       x: a floating array of any shape: activations, or weights for sparse variational dropout.
       log_alpha: log of the variance, an array that broadcasts to the shape of `x`, or a number. It
         gets a gradient.
-      key: one PRNG key: training. None: evaluation, `x` comes back as it was.
+      key: one PRNG key: training. None: evaluation, returns `x` unchanged.
 
     Returns:
       An array of the shape and dtype of `x`, computed in float32 (float64 for float64).
@@ -138,29 +155,31 @@ def variational_dropout(x, log_alpha, *, key) -> Float[Array, "..."]:
       >>> round(float(y.mean()), 1), round(float(y.var()), 2)
       (1.0, 0.25)
     """
-    x = _validation.real_array(x)
-    log_alpha = _validation.broadcastable(log_alpha, x.shape, "log_alpha")
-    key = _validation.key(key)
+    x = _validation.check_real_array(x)
+    log_alpha = _validation.check_broadcastable(log_alpha, x.shape, "log_alpha")
+    key = _validation.check_key(key)
     if key is None:
         return x
-    return _apply.in_sharding_of(x, _variational)(x, log_alpha, key)
+    return _apply.with_sharding_of(x, _apply_variational)(x, log_alpha, key)
 
 
 @jax.jit
 @jax.checkpoint
-def _variational(x, log_alpha, key):
+def _apply_variational(
+    x: Float[Array, "*shape"], log_alpha: Float[Array, "*#shape"], key: Key[Array, ""]
+) -> Float[Array, "*shape"]:
     dtype = _apply.compute_dtype(x)
     deviation = jnp.exp(log_alpha.astype(dtype) / 2)
-    return _apply.scaled(x, 1 + deviation * random.normal(key, x.shape).astype(dtype))
+    return _apply.scale_array(x, 1 + deviation * random.draw_normal(key, x.shape).astype(dtype))
 
 
-def variational_dropout_kl(log_alpha) -> Float[Array, "..."]:
-    """The divergence of variational dropout from its log-uniform prior, element by element.
+def variational_dropout_kl(log_alpha: ArrayLike) -> Float[Array, "..."]:
+    """Compute the divergence of variational dropout from its log-uniform prior, by element.
 
     Formula: KL ~ k1 - k1 sigmoid(k2 + k3 log_alpha) + log(1 + 1 / alpha) / 2, with k1 = 0.63576,
     k2 = 1.87320 and k3 = 1.48695; within 0.01 of the integral (for log_alpha from -8 to 8), and 0
-    where alpha is large. Sum it over the weights and add it to the loss, over N for a mean of N
-    examples.
+    where alpha is large. Sum it over the weights and add it to the loss; divide by N if
+    the loss is a mean over N examples.
 
     Args:
       log_alpha: log of the variance, a floating array of any shape or a number.
@@ -179,5 +198,5 @@ def variational_dropout_kl(log_alpha) -> Float[Array, "..."]:
       >>> round(float(variational_dropout_kl(0.0)), 4)
       0.4312
     """
-    log_alpha = _validation.broadcastable(log_alpha, None, "log_alpha")
+    log_alpha = _validation.check_broadcastable(log_alpha, None, "log_alpha")
     return _K1 * jax.nn.sigmoid(-(_K2 + _K3 * log_alpha)) + 0.5 * jax.nn.softplus(-log_alpha)

@@ -1,4 +1,4 @@
-"""Several passes with several masks: multi-sample dropout and R-Drop's divergence."""
+"""Several passes with different masks: multi-sample dropout and the divergence of R-Drop."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from dropout_jax import _validation
 from dropout_jax.ops import _apply
@@ -17,8 +18,15 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 
-def multi_sample_dropout(head: Callable, x, rate, *, key, samples) -> Any:
-    """Average one head over several masks of its input, which costs one pass of what is below.
+def multi_sample_dropout(
+    head: Callable[[jax.Array], Any],
+    x: ArrayLike,
+    rate: ArrayLike,
+    *,
+    key: jax.Array | None,
+    samples: int,
+) -> Any:
+    """Average a head over several masks of its input; the layers below it run once.
 
     Formula: y = mean over i of head(dropout(x, rate, key=fold(key, i))), i from 0 to samples - 1.
     At evaluation y = head(x).
@@ -47,19 +55,19 @@ def multi_sample_dropout(head: Callable, x, rate, *, key, samples) -> Any:
     """
     if not callable(head):
         _validation.fail(TypeError, "head", head, "a function of x", "Pass lambda x: ...")
-    x = _validation.array(x)
-    rate = _validation.rate(rate)
-    samples = _validation.integer(samples, "samples", 1)
-    key = _validation.key(key)
+    x = _validation.check_array(x)
+    rate = _validation.check_rate(rate)
+    samples = _validation.check_integer(samples, "samples", 1)
+    key = _validation.check_key(key)
     if key is None:
         return head(x)
-    places = jnp.arange(samples, dtype=jnp.uint32)
-    outputs = jax.vmap(lambda i: head(dropout(x, rate, key=fold(key, i))))(places)
+    indices = jnp.arange(samples, dtype=jnp.uint32)
+    outputs = jax.vmap(lambda i: head(dropout(x, rate, key=fold(key, i))))(indices)
     return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), outputs)
 
 
-def r_drop_divergence(logits_a, logits_b) -> Float[Array, "..."]:
-    """The symmetric divergence of two passes with two masks, which R-Drop adds to the loss.
+def r_drop_divergence(logits_a: ArrayLike, logits_b: ArrayLike) -> Float[Array, "..."]:
+    """Compute the symmetric divergence of two passes, which R-Drop adds to the loss.
 
     Formula: (KL(a || b) + KL(b || a)) / 2 over the last axis, a and b the softmaxes of the logits.
 
@@ -81,13 +89,13 @@ def r_drop_divergence(logits_a, logits_b) -> Float[Array, "..."]:
       >>> round(float(r_drop_divergence(jnp.array([0.0, 1.0]), jnp.array([1.0, 0.0]))), 5)
       0.46212
     """
-    logits_a = _validation.real_array(logits_a, "logits_a")
-    logits_b = _validation.real_array(logits_b, "logits_b")
-    _validation.at_least_axes(logits_a, 1, "logits_a")
-    _validation.same_form(logits_b, logits_a, "logits_b", "logits_a")
+    logits_a = _validation.check_real_array(logits_a, "logits_a")
+    logits_b = _validation.check_real_array(logits_b, "logits_b")
+    _validation.check_min_ndim(logits_a, 1, "logits_a")
+    _validation.check_same_shape_and_dtype(logits_b, logits_a, "logits_b", "logits_a")
     dtype = _apply.compute_dtype(logits_a)
     log_a, log_b = (jax.nn.log_softmax(x.astype(dtype)) for x in (logits_a, logits_b))
-    # The two divergences added: (a - b)(log a - log b). Classes that both exclude (-inf) add 0.
+    # The two divergences add up to (a - b)(log a - log b); a class that both exclude (-inf) adds 0.
     excluded = (log_a == -jnp.inf) & (log_b == -jnp.inf)
     finite_a, finite_b = (jnp.where(excluded, 0, x) for x in (log_a, log_b))
     difference = finite_a - finite_b

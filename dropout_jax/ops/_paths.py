@@ -1,4 +1,4 @@
-"""Dropout of paths: residual branches, connections, state updates and whole layers."""
+"""Drop paths: residual branches, connections, state updates and whole layers."""
 
 from __future__ import annotations
 
@@ -9,16 +9,25 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
 from dropout_jax import _validation, random
 from dropout_jax.ops import _apply
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Inexact
+    from jaxtyping import Array, Bool, Float32, Inexact, Key
 
 
-def drop_path(x, rate, *, key, mode="row", scale=True, start=None) -> Inexact[Array, "..."]:
-    """Stochastic depth: drop a residual branch for a whole row of the batch, or for all of it.
+def drop_path(
+    x: ArrayLike,
+    rate: ArrayLike,
+    *,
+    key: jax.Array | None,
+    mode: str = "row",
+    scale: bool = True,
+    row_offset: ArrayLike | None = None,
+) -> Inexact[Array, "..."]:
+    """Drop a residual branch (stochastic depth), for a row of the batch or for the whole batch.
 
     Formula: `dropout` with one decision for each row (axis 0), or one for all. Within a row the
     covariance of two elements is x_i x_j rate / (1 - rate).
@@ -26,12 +35,12 @@ def drop_path(x, rate, *, key, mode="row", scale=True, start=None) -> Inexact[Ar
     Args:
       x: the branch's output, a floating or complex array with the batch first.
       rate: the probability of dropping, in [0, 1]; a number or a scalar array, traced or not.
-      key: one PRNG key: training. None: evaluation, `x` comes back as it was.
+      key: one PRNG key: training. None: evaluation, returns `x` unchanged.
       mode: "row", a decision for each row; or "batch", one for the whole array.
       scale: whether kept rows are scaled, as in `dropout`. The original does not scale, and
-        multiplies by 1 - rate at evaluation: for that use `dropout_unscaled`'s convention yourself.
-      start: where along axis 0 of a larger array `x` begins, an integer, traced or not: the part of
-        a batch then has its part of the batch's mask.
+        multiplies by 1 - rate at evaluation: for that, multiply at evaluation yourself.
+      row_offset: the index, along axis 0 of a larger array, of the first row of `x`; an integer,
+        traced or not. A part of a batch then has its part of the mask of the batch.
 
     Returns:
       An array of the shape and dtype of `x`; gradients, edges and precision as in `dropout`.
@@ -50,21 +59,24 @@ def drop_path(x, rate, *, key, mode="row", scale=True, start=None) -> Inexact[Ar
              [2., 2.],
              [0., 0.]], dtype=float32)
     """
-    x = _validation.array(x)
-    rate = _validation.rate(rate)
-    mode = _validation.choice(mode, "mode", ("row", "batch"))
+    x = _validation.check_array(x)
+    rate = _validation.check_rate(rate)
+    mode = _validation.check_choice(mode, "mode", ("row", "batch"))
     if mode == "row":
-        _validation.at_least_axes(x, 1, "x")
-    key = _validation.key(key)
+        _validation.check_min_ndim(x, 1, "x")
+    key = _validation.check_key(key)
     shape = tuple(size if axis == 0 and mode == "row" else 1 for axis, size in enumerate(x.shape))
-    start = random.start_of(start, x.shape, () if mode == "row" else (0,))
+    offset = _validation.check_row_offset(row_offset, x.ndim)
+    offset = random.resolve_row_offset(offset, () if mode == "row" else (0,))
     if scale or key is None or _apply.keeps_everything(rate):
-        return _apply.drop(x, rate, key, shape, start)
-    return _apply.with_mask(_apply.select_unscaled, (x,), rate, key, shape, start)
+        return _apply.drop(x, rate, key, shape, offset)
+    return _apply.with_mask(_apply.select_unscaled, (x,), rate, key, shape, offset)
 
 
-def drop_connect(weights, rate, *, key) -> Inexact[Array, "..."]:
-    """Drop weights, not activations: each connection by itself.
+def drop_connect(
+    weights: ArrayLike, rate: ArrayLike, *, key: jax.Array | None
+) -> Inexact[Array, "..."]:
+    """Drop weights instead of activations; each connection drops independently.
 
     Formula: `dropout` of the weights. The variance of (W v)_i is
     rate / (1 - rate) sum_j W_ij^2 v_j^2.
@@ -72,7 +84,7 @@ def drop_connect(weights, rate, *, key) -> Inexact[Array, "..."]:
     Args:
       weights: a floating or complex array of any shape.
       rate: the probability of dropping, in [0, 1]; a number or a scalar array, traced or not.
-      key: one PRNG key: training. None: evaluation, `weights` come back as they were.
+      key: one PRNG key: training. None: evaluation, returns `weights` unchanged.
 
     Returns:
       An array of the shape and dtype of `weights`; gradients, edges and precision as in `dropout`.
@@ -81,7 +93,7 @@ def drop_connect(weights, rate, *, key) -> Inexact[Array, "..."]:
       TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
 
     Source: Wan et al., "Regularization of neural networks using DropConnect", ICML 2013. Differs
-      from it: one mask for the whole batch, inverted scaling, and evaluation by the mean weights.
+      from it: one mask for the whole batch, inverted scaling, and evaluation with the mean weights.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -89,11 +101,15 @@ def drop_connect(weights, rate, *, key) -> Inexact[Array, "..."]:
       >>> drop_connect(jnp.ones((2, 4)), 0.5, key=jax.random.key(0)) @ jnp.ones(4)
       Array([4., 6.], dtype=float32)
     """
-    weights = _validation.array(weights, "weights")
-    return _apply.drop(weights, _validation.rate(rate), _validation.key(key), weights.shape)
+    weights = _validation.check_array(weights, "weights")
+    return _apply.drop(
+        weights, _validation.check_rate(rate), _validation.check_key(key), weights.shape
+    )
 
 
-def zoneout(new, old, rate, *, key) -> Inexact[Array, "..."]:
+def zoneout(
+    new: ArrayLike, old: ArrayLike, rate: ArrayLike, *, key: jax.Array | None
+) -> Inexact[Array, "..."]:
     """Keep the previous state instead of the new one, unit by unit.
 
     Formula: y = old with probability rate, else new; at evaluation the expectation,
@@ -123,38 +139,52 @@ def zoneout(new, old, rate, *, key) -> Inexact[Array, "..."]:
       >>> zoneout(jnp.ones(2), jnp.zeros(2), 0.25, key=None)
       Array([0.75, 0.75], dtype=float32)
     """
-    new, old = _validation.array(new, "new"), _validation.array(old, "old")
-    _validation.same_form(old, new, "old", "new")
-    rate = _validation.rate(rate)
-    key = _validation.key(key)
+    new, old = _validation.check_array(new, "new"), _validation.check_array(old, "old")
+    _validation.check_same_shape_and_dtype(old, new, "old", "new")
+    rate = _validation.check_rate(rate)
+    key = _validation.check_key(key)
     if _apply.keeps_everything(rate):
         return new
     if key is None:
-        return _apply.in_sharding_of(new, _expected_state)(new, old, jnp.float32(rate))
+        return _apply.with_sharding_of(new, _compute_expected_state)(new, old, jnp.float32(rate))
     return _apply.with_mask(_select_state, (new, old), rate, key, new.shape)
 
 
-def _select_state(new, old, keep, rate):
-    return jnp.where(random.in_range(rate), jnp.where(keep, new, old), jnp.nan).astype(new.dtype)
+def _select_state(
+    new: Inexact[Array, "*shape"],
+    old: Inexact[Array, "*shape"],
+    keep: Bool[Array, "*#shape"],
+    rate: Float32[Array, ""],
+) -> Inexact[Array, "*shape"]:
+    return jnp.where(random.is_valid_rate(rate), jnp.where(keep, new, old), jnp.nan).astype(
+        new.dtype
+    )
 
 
 @jax.jit
-def _expected_state(new, old, rate):
+def _compute_expected_state(
+    new: Inexact[Array, "*shape"], old: Inexact[Array, "*shape"], rate: Float32[Array, ""]
+) -> Inexact[Array, "*shape"]:
     rate = lax.stop_gradient(rate)
-    share = _apply.nan_outside(rate, _apply.kept_share(rate, _apply.compute_dtype(new)))
-    wide_new, wide_old = new.astype(_wide(new)), old.astype(_wide(old))
-    # Terms of weight 0 are left out, so an infinite state that cannot be kept gives no NaN.
-    mean = _apply.scaled(wide_new, share) + _apply.scaled(wide_old, 1 - share)
+    share = _apply.nan_if_invalid_rate(
+        rate, _apply.compute_kept_share(rate, _apply.compute_dtype(new))
+    )
+    dtype = new.dtype if jnp.iscomplexobj(new) else _apply.compute_dtype(new)
+    wide_new, wide_old = new.astype(dtype), old.astype(dtype)
+    # A term of weight 0 is excluded, so that an infinite state of weight 0 gives no NaN.
+    mean = _apply.scale_array(wide_new, share) + _apply.scale_array(wide_old, 1 - share)
     mean = jnp.where(share == 0, wide_old, jnp.where(share == 1, wide_new, mean))
     return mean.astype(new.dtype)
 
 
-def _wide(x):
-    return x.dtype if jnp.iscomplexobj(x) else _apply.compute_dtype(x)
-
-
-def layer_drop(layer: Callable, x, rate, *, key) -> Inexact[Array, "..."]:
-    """Skip a layer whole, and do not compute it when it is skipped.
+def layer_drop(
+    layer: Callable[[jax.Array], jax.Array],
+    x: ArrayLike,
+    rate: ArrayLike,
+    *,
+    key: jax.Array | None,
+) -> Inexact[Array, "..."]:
+    """Skip a whole layer with probability `rate`, and do not compute a skipped layer.
 
     Formula: y = x with probability rate, else layer(x); one decision for the whole array. At
     evaluation y = layer(x). Nothing is scaled.
@@ -184,23 +214,27 @@ def layer_drop(layer: Callable, x, rate, *, key) -> Inexact[Array, "..."]:
     """
     if not callable(layer):
         _validation.fail(TypeError, "layer", layer, "a function of x", "Pass lambda x: ...")
-    x = _validation.array(x)
-    rate = _validation.rate(rate)
-    key = _validation.key(key)
+    x = _validation.check_array(x)
+    rate = _validation.check_rate(rate)
+    key = _validation.check_key(key)
     out = jax.eval_shape(layer, x)
-    _validation.same_form(out, x, "layer(x)", "x")
+    _validation.check_same_shape_and_dtype(out, x, "layer(x)", "x")
     if key is None or _apply.keeps_everything(rate):
         return layer(x)
-    keep, valid = _decide(key, jnp.float32(rate))
+    keep, is_valid = _draw_decision(key, jnp.float32(rate))
     y = lax.cond(keep, layer, _identity, x)
-    return jnp.where(valid, y, jnp.full_like(y, jnp.nan)) if isinstance(rate, Tracer) else y
+    return jnp.where(is_valid, y, jnp.full_like(y, jnp.nan)) if isinstance(rate, Tracer) else y
 
 
-def _identity(x):
+def _identity(x: Inexact[Array, "*shape"]) -> Inexact[Array, "*shape"]:
     return x
 
 
 @jax.jit
-def _decide(key, rate):
+def _draw_decision(
+    key: Key[Array, ""], rate: Float32[Array, ""]
+) -> tuple[Bool[Array, ""], Bool[Array, ""]]:
     rate = lax.stop_gradient(rate)
-    return random.unpack(random.packed_mask(key, rate, ()), ()), random.in_range(rate)
+    return random.unpack_mask(random.draw_packed_mask(key, rate, ()), ()), random.is_valid_rate(
+        rate
+    )

@@ -1,4 +1,5 @@
-"""Other frameworks' masks, bit for bit.
+"""The masks of other frameworks, bit for bit.
 
-torch.py has PyTorch's, bernoulli.py that of the JAX family, keys.py the keys that reach it.
+torch.py has the masks of PyTorch, bernoulli.py that of the JAX frameworks, keys.py the keys that
+these frameworks pass to it. hooks.py and divergence.py compare runs.
 """

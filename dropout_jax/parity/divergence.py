@@ -1,8 +1,8 @@
-"""Where two recorded runs part: the first step, site and element that differ.
+"""Compare two recorded runs: find the first step, site and element that differ.
 
-A run is a list of steps; a step is what happened at each dropout site, by the site's name, in the
-order of the forward pass: {"input": array, "mask": bool array, "output": array}, and, if known,
-"where", the line of code. minigpt's tape and `hooks.record` write such steps.
+A run is a list of steps. A step maps the name of each dropout site, in the order of the forward
+pass, to a record: {"input": array, "mask": bool array, "output": array}, and, if known, "where",
+the line of code. minigpt's tape and `hooks.record` write such steps.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-Step = Mapping[str, Mapping[str, Any]]
+Record = Mapping[str, Any]
+Step = Mapping[str, Record]
 PARTS = ("input", "mask", "output")
 
 
 class Difference(NamedTuple):
-    """The first place at which two runs differ, and what each has there."""
+    """The first difference between two runs, with both values."""
 
     step: int
     site: str
@@ -28,13 +29,13 @@ class Difference(NamedTuple):
     one: Any
     other: Any
     where: str
-    """the line of code of the site, in the second run or else in the first"""
+    """the line of code of the site, in the second run or, if unknown, in the first"""
 
-    def __str__(self):
-        place = f" at {self.element}" if self.element else ""
+    def __str__(self) -> str:
+        element = f" at {self.element}" if self.element else ""
         line = f" ({self.where})" if self.where else ""
         return (
-            f"step {self.step}, site {self.site}{line}: the {self.part} differs{place}: "
+            f"step {self.step}, site {self.site}{line}: the {self.part} differs{element}: "
             f"{self.one} and {self.other}"
         )
 
@@ -42,19 +43,19 @@ class Difference(NamedTuple):
 def first_difference(
     one: Sequence[Step], other: Sequence[Step], *, rtol: float = 1e-3, atol: float = 1e-5
 ) -> Difference | None:
-    """The first difference between two runs, site by site: input, then mask, then output.
+    """Find the first difference between two runs, site by site: input, then mask, then output.
 
-    Formula: numbers differ where |a - b| > atol + rtol |b|; masks where they are not equal and
-    the input is not 0 (there a mask decides nothing, and a recorder may not see it).
+    Formula: numbers differ if |a - b| > atol + rtol |b|. Masks differ if they are unequal and the
+    input is not 0 (where the input is 0, the mask has no effect, and a recorder may not see it).
 
     Args:
       one: a run.
-      other: a run, of which the order of the sites is taken.
-      rtol: relative tolerance of inputs and outputs; leave room for rounding.
+      other: a run, which decides the order of the sites.
+      rtol: relative tolerance of inputs and outputs, above their rounding.
       atol: absolute tolerance of inputs and outputs, in their units.
 
     Returns:
-      A Difference, or None where there is none in the steps that both runs have.
+      A Difference, or None if the steps that both runs have are equal.
 
     Raises:
       KeyError: a site lacks one of the three parts.
@@ -72,17 +73,17 @@ def first_difference(
     """
     for number, (mine, theirs) in enumerate(zip(one, other, strict=False)):
         for site in [*theirs, *(name for name in mine if name not in theirs)]:
-            found = _compare(mine.get(site), theirs.get(site), rtol, atol)
-            if found is not None:
-                where = _where(theirs.get(site)) or _where(mine.get(site))
-                return Difference(number, site, *found, where)
+            difference = _compare_site(mine.get(site), theirs.get(site), rtol, atol)
+            if difference is not None:
+                where = _code_line(theirs.get(site)) or _code_line(mine.get(site))
+                return Difference(number, site, *difference, where)
     return None
 
 
 def save(run: Sequence[Step], path: Path | str) -> None:
-    """Write a run as one .npz file, so that another process or machine can compare with it."""
+    """Write a run to one .npz file, for another process or machine to compare with."""
     arrays: dict[str, Any] = {
-        f"{number}|{site}|{part}": _storable(value)
+        f"{number}|{site}|{part}": _convert_for_npz(value)
         for number, step in enumerate(run)
         for site, parts in step.items()
         for part, value in parts.items()
@@ -91,7 +92,7 @@ def save(run: Sequence[Step], path: Path | str) -> None:
 
 
 def load(path: Path | str) -> list[dict[str, dict[str, Any]]]:
-    """Read what `save` wrote, in the same order."""
+    """Read a run that `save` wrote, in the same order."""
     run: list[dict[str, dict[str, Any]]] = []
     with np.load(path, allow_pickle=False) as arrays:
         for name in arrays.files:
@@ -102,14 +103,16 @@ def load(path: Path | str) -> list[dict[str, dict[str, Any]]]:
     return run
 
 
-def _storable(value) -> np.ndarray:
-    """NumPy's formats know no bfloat16; float32 holds it exactly."""
+def _convert_for_npz(value: Any) -> np.ndarray:
+    """Convert bfloat16, which .npz cannot store, to float32, which holds it exactly."""
     array = np.asarray(value)
     return array.astype(np.float32) if array.dtype.kind == "V" else array
 
 
-def _compare(mine, theirs, rtol: float, atol: float):
-    """Part, element and both values of the first difference at a site."""
+def _compare_site(
+    mine: Record | None, theirs: Record | None, rtol: float, atol: float
+) -> tuple[str, tuple[int, ...], Any, Any] | None:
+    """Return part, element and both values of the first difference at a site."""
     if mine is None or theirs is None:
         return "presence", (), mine is not None, theirs is not None
     for part in PARTS:
@@ -119,7 +122,8 @@ def _compare(mine, theirs, rtol: float, atol: float):
         if part == "mask":
             differs = (a != b) & (np.asarray(theirs["input"]) != 0)
         else:
-            differs = ~_close(a, b, rtol, atol)
+            with np.errstate(invalid="ignore"):
+                differs = ~np.isclose(a, b, rtol=rtol, atol=atol, equal_nan=True)
         if differs.any():
             element = tuple(int(i) for i in np.argwhere(differs)[0])
             a, b = (np.broadcast_to(array, differs.shape)[element].item() for array in (a, b))
@@ -127,10 +131,5 @@ def _compare(mine, theirs, rtol: float, atol: float):
     return None
 
 
-def _close(a, b, rtol: float, atol: float):
-    with np.errstate(invalid="ignore"):
-        return np.isclose(a, b, rtol=rtol, atol=atol, equal_nan=True)
-
-
-def _where(parts) -> str:
-    return str(parts["where"]) if parts and "where" in parts else ""
+def _code_line(record: Record | None) -> str:
+    return str(record["where"]) if record and "where" in record else ""

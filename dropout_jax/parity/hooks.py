@@ -1,15 +1,15 @@
-"""A PyTorch model's dropout sites: masks given to them, and a record of what they do.
+"""Set and record the masks of the dropout sites of a PyTorch model.
 
 A site is an nn.Dropout of the model; its name is its path among the modules with "/" for ".", such
-as "block/0/attn_out". The model's code is left as it is: both work by forward hooks, and `remove()`
-on what they return takes them off.
+as "block/0/attn_out". Both functions add forward hooks and leave the code of the model unchanged;
+`remove()` on their result removes the hooks.
 """
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -18,75 +18,85 @@ import numpy as np
 try:
     import torch
     from torch import nn
+    from torch.utils.hooks import RemovableHandle
 except ModuleNotFoundError as missing:
     raise ModuleNotFoundError(
         "dropout_jax.parity.hooks needs PyTorch: pip install torch", name=missing.name
     ) from None
 
 
-class Hooks(list):
-    """Hooks that can be taken off together."""
+class Hooks:
+    """The forward hooks of a model, to remove together.
+
+    Args:
+      handles: of the hooks, from PyTorch.
+    """
+
+    def __init__(self, handles: Iterable[RemovableHandle]) -> None:
+        self._handles = list(handles)
 
     def remove(self) -> None:
-        """Leave the model as it was."""
-        for hook in self:
-            hook.remove()
-        self.clear()
+        """Remove the hooks from the model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
 
 def give_masks(model: nn.Module, masks: Mapping[str, Any], *, scale: float | None = None) -> Hooks:
-    """Let masks from anywhere decide in a PyTorch model, site by site, in training mode.
+    """Set the masks of a PyTorch model in training mode, site by site, from any source.
 
     Formula: y = x * scale where the mask keeps it, else 0.
 
     Args:
       model: any module; its nn.Dropout modules are its sites.
-      masks: a bool array (True is kept) for every site, by name; it is read at each call, so
-        masks may be put into it step by step.
-      scale: the factor of what is kept; None is PyTorch's 1 / (1 - p). dropout_jax's is
+      masks: a bool array (True is kept) for every site, by name. The hooks read it at each call, so
+        it may change from step to step.
+      scale: the factor of what is kept; None is 1 / (1 - p), as in PyTorch. dropout_jax has
         65536 / round((1 - p) * 65536).
 
     Returns:
-      The hooks; `remove()` takes them off.
+      The hooks; `remove()` removes them.
 
     Raises:
-      ValueError: the model has no nn.Dropout; at a call, a mask that is missing or misshapen.
+      ValueError: the model has no nn.Dropout; at a call, a mask is missing or has a wrong shape.
 
-    Source: torch.nn.Module.register_forward_hook. Dropout called as a function (F.dropout, and
-      scaled_dot_product_attention with dropout_p) has no module and cannot be reached.
+    Source: torch.nn.Module.register_forward_hook. Dropout in a function (F.dropout, and
+      scaled_dot_product_attention with dropout_p) has no module, so no hook can change it.
 
     Example:
       >>> import numpy as np, torch
       >>> from dropout_jax.parity import hooks
       >>> model = torch.nn.Sequential(torch.nn.Dropout(0.5))
-      >>> given = hooks.give_masks(model, {"0": np.array([True, False])})
+      >>> handles = hooks.give_masks(model, {"0": np.array([True, False])})
       >>> model(torch.ones(2))
       tensor([2., 0.])
     """
 
-    def decide(name: str, module, args, _):
+    def apply_mask(name: str, module: nn.Dropout, args: tuple, _: Any) -> torch.Tensor:
         (x,) = args
         if not module.training or module.p == 0:
             return x
-        keep = _mask_for(name, masks, tuple(x.shape)).to(x.device)
+        keep = _check_mask(name, masks, tuple(x.shape)).to(x.device)
         factor = 1 / (1 - module.p) if scale is None else scale
         return torch.where(keep, x * factor, torch.zeros_like(x))
 
-    return _hook_every_site(model, decide)
+    return _hook_every_site(model, apply_mask)
 
 
 def record(model: nn.Module, tape: MutableMapping[str, dict[str, Any]]) -> Hooks:
-    """Write down the input, the mask, the output and the line of code of every site that drops.
+    """Record the input, the mask, the output and the line of code of every site that drops.
 
-    Formula: the mask is where the output is not 0 or the input is (what is 0 shows no decision).
+    Formula: the mask is True where the output is not 0, and where the input is 0, which does not
+    show the decision.
 
     Args:
-      model: any module; its nn.Dropout modules are its sites. Hooks of `give_masks` come first.
-      tape: gets {"input", "mask", "output"} as NumPy arrays and "where", the file and line that
-        called the site, by the site's name, in the order of the forward pass.
+      model: any module; its nn.Dropout modules are its sites. Call `give_masks`
+        before it.
+      tape: the result, by the name of the site, in the order of the forward pass: {"input", "mask",
+        "output"} as NumPy arrays, and "where", the file and line that called the site.
 
     Returns:
-      The hooks; `remove()` takes them off.
+      The hooks; `remove()` removes them.
 
     Raises:
       ValueError: the model has no nn.Dropout.
@@ -97,19 +107,19 @@ def record(model: nn.Module, tape: MutableMapping[str, dict[str, Any]]) -> Hooks
       >>> import torch
       >>> from dropout_jax.parity import hooks
       >>> model, tape = torch.nn.Sequential(torch.nn.Dropout(0.5)), {}
-      >>> recording = hooks.record(model, tape)
+      >>> handles = hooks.record(model, tape)
       >>> y = model(torch.ones(3))
       >>> bool((tape["0"]["mask"] == (y != 0).numpy()).all())
       True
     """
 
-    def write(name: str, module, args, y):
+    def write_record(name: str, module: nn.Dropout, args: tuple, y: torch.Tensor) -> None:
         if module.training and module.p > 0:
-            arrays = [_as_numpy(value) for value in (args[0], y)]
-            keep = (arrays[1] != 0) | (arrays[0] == 0)
-            tape[name] = {"input": arrays[0], "mask": keep, "output": arrays[1], "where": _caller()}
+            x, y_array = (_to_numpy(value) for value in (args[0], y))
+            keep = (y_array != 0) | (x == 0)
+            tape[name] = {"input": x, "mask": keep, "output": y_array, "where": _find_caller()}
 
-    return _hook_every_site(model, write)
+    return _hook_every_site(model, write_record)
 
 
 def _hook_every_site(model: nn.Module, hook: Callable) -> Hooks:
@@ -120,8 +130,8 @@ def _hook_every_site(model: nn.Module, hook: Callable) -> Hooks:
     }
     if not sites:
         raise ValueError(
-            f"model={type(model).__name__} is not allowed: it must have nn.Dropout modules. Make "
-            "its F.dropout calls modules: self.drop = nn.Dropout(p)."
+            f"model={type(model).__name__} is not allowed: it must have nn.Dropout modules. "
+            "Replace its F.dropout calls by modules: self.drop = nn.Dropout(p)."
         )
     return Hooks(
         module.register_forward_hook(functools.partial(hook, name))
@@ -129,34 +139,34 @@ def _hook_every_site(model: nn.Module, hook: Callable) -> Hooks:
     )
 
 
-def _mask_for(name: str, masks: Mapping[str, Any], shape: tuple[int, ...]) -> torch.Tensor:
+def _check_mask(name: str, masks: Mapping[str, Any], shape: tuple[int, ...]) -> torch.Tensor:
     if name not in masks:
         raise ValueError(
-            f"masks={sorted(masks)} are not allowed: there must be one for {name!r}, of shape "
-            f"{shape}."
+            f"masks={sorted(masks)} is not allowed: it must have one for {name!r}, of shape "
+            f"{shape}. Add masks[{name!r}]."
         )
     keep = torch.from_numpy(np.array(masks[name]))
     if keep.dtype != torch.bool or tuple(keep.shape) != shape:
         raise ValueError(
             f"masks[{name!r}] of {keep.dtype} and shape {tuple(keep.shape)} is not allowed: it "
-            f"must be bool and of shape {shape}."
+            f"must be bool and of shape {shape}. Convert it: mask.astype(bool).reshape(shape)."
         )
     return keep
 
 
-def _as_numpy(value: torch.Tensor) -> np.ndarray:
-    """A copy; NumPy has no bfloat16, and float32 holds it exactly."""
+def _to_numpy(value: torch.Tensor) -> np.ndarray:
+    """Copy to NumPy, which has no bfloat16; float32 holds it exactly."""
     value = value.detach().cpu()
     return (value.float() if value.dtype == torch.bfloat16 else value).numpy().copy()
 
 
-def _caller() -> str:
-    """The file and line, outside of PyTorch and of this file, that called the site."""
+def _find_caller() -> str:
+    """Find the file and line that called the site: the caller of PyTorch."""
     frame = sys._getframe(2)
     library = Path(torch.__file__).parent
-    while frame.f_back is not None:
-        path = Path(frame.f_code.co_filename)
-        if path != Path(__file__) and library not in path.parents:
-            break
-        frame = frame.f_back
+    for is_torch in (False, True):  # the hook, which PyTorch calls, which the caller calls
+        while (library in Path(frame.f_code.co_filename).parents) == is_torch:
+            if frame.f_back is None:
+                break
+            frame = frame.f_back
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"

@@ -1,35 +1,36 @@
-"""The key that reaches a framework's bernoulli, from what its user holds.
+"""Derive the key of the bernoulli call of a framework from the key of its user.
 
-Each function takes the key (or the seed) that the user passed, and which call it is; what it gives
-goes to `bernoulli.keep_mask`. Equinox needs none: its layers use the key they are called with.
+Each function takes the key (or the seed) that the user passes, and the number of the call; pass its
+result to `bernoulli.keep_mask`. Equinox needs none: its layers use the key of the call.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Key, UInt32
+    from jaxtyping import Array, Shaped, UInt32
 
 
-def linen(key, path: tuple[str, ...], call: int = 1) -> Key[Array, ""]:
-    """The key of the `call`-th dropout of a flax.linen module, from rngs={"dropout": key}.
+def linen(key: jax.Array, path: Sequence[str], call: int = 1) -> Shaped[Array, "*words"]:
+    """Derive the key of the `call`-th dropout of a flax.linen module, from rngs={"dropout": key}.
 
     Formula: fold_in(key, the first four bytes, big-endian, of the SHA-1 of the path's names and the
-    call's number, one after the other).
+    number of the call, concatenated).
 
     Args:
-      key: what the user passed for the stream "dropout".
-      path: the names of the modules from the outermost's child on: ("Block_0", "Dropout_0"); () for
-        a Dropout that is applied by itself.
-      call: 1 for the module's first call in this apply.
+      key: the key that the user passes for the stream "dropout".
+      path: the names of the modules below the outermost, ("Block_0", "Dropout_0"); () for a Dropout
+        that is itself the outermost.
+      call: 1 for the first call of the module in this apply.
 
     Returns:
-      A key of the same kind.
+      A key of the same implementation.
 
     Raises:
       OverflowError: for a negative call.
@@ -47,22 +48,22 @@ def linen(key, path: tuple[str, ...], call: int = 1) -> Key[Array, ""]:
     return jax.random.fold_in(key, int.from_bytes(digest[:4], "big"))
 
 
-def nnx(key, count: int = 0) -> Key[Array, ""]:
-    """The key of the draw number `count` (from 0) of a flax.nnx stream that began with `key`.
+def nnx(key: jax.Array, count: int = 0) -> Shaped[Array, "*words"]:
+    """Derive the key of draw number `count` (from 0) of a flax.nnx stream of `key`.
 
-    Formula: fold_in(key, count). nnx.Rngs(0) begins its streams with jax.random.key(0), and so does
-    nnx.Rngs(dropout=0) its own; a fork begins with the key that its parent would have drawn. Since
-    flax 0.11 nnx.Dropout(..., rngs=rngs) holds a fork of the stream "dropout".
+    Formula: fold_in(key, count). The key of the streams of nnx.Rngs(0) and nnx.Rngs(dropout=0) is
+    jax.random.key(0); that of a fork is the next key of its parent. Since flax 0.11,
+    nnx.Dropout(..., rngs=rngs) has a fork of the stream "dropout".
 
     Args:
-      key: the stream's key.
-      count: how many keys were drawn of the stream before.
+      key: the key of the stream.
+      count: the number of earlier draws.
 
     Returns:
-      A key of the same kind.
+      A key of the same implementation.
 
     Raises:
-      TypeError: from JAX, for what is not a key.
+      TypeError: from JAX, if `key` is not a key.
 
     Source: flax 0.12, flax/nnx/rnglib.py.
 
@@ -75,17 +76,17 @@ def nnx(key, count: int = 0) -> Key[Array, ""]:
     return jax.random.fold_in(key, count)
 
 
-def haiku(key, call: int = 1) -> Key[Array, ""]:
-    """The `call`-th key of hk.next_rng_key() in one apply(params, key, ...).
+def haiku(key: jax.Array, call: int = 1) -> Shaped[Array, "*words"]:
+    """Derive the `call`-th key of hk.next_rng_key() in one apply(params, key, ...).
 
     Formula: key, sub = split(key), `call` times; the last sub.
 
     Args:
-      key: what the user passed to apply.
-      call: 1 for the first key that anything asks for.
+      key: the key that the user passes to apply.
+      call: 1 for the first call of hk.next_rng_key() in the model.
 
     Returns:
-      A key of the same kind.
+      A key of the same implementation.
 
     Raises:
       ValueError: for a call below 1.
@@ -99,20 +100,23 @@ def haiku(key, call: int = 1) -> Key[Array, ""]:
       Array(True, dtype=bool)
     """
     if call < 1:
-        raise ValueError(f"call={call} is not allowed: it must be at least 1, the first key.")
-    for _ in range(call):
+        raise ValueError(
+            f"call={call} is not allowed: it must be at least 1. Pass 1 for the first key."
+        )
+    key, sub = jax.random.split(key)
+    for _ in range(call - 1):
         key, sub = jax.random.split(key)
     return sub
 
 
 def keras(seed: int, call: int = 0) -> UInt32[Array, "2"]:
-    """The raw key of the call number `call` (from 0) of a Keras layer with a seed, on JAX.
+    """Derive the raw key of call number `call` (from 0) of a Keras layer with a seed, on JAX.
 
-    Formula: the two words are the seed and the call's number: nothing is hashed.
+    Formula: the two words are the seed and the number of the call, without a hash.
 
     Args:
       seed: as in keras.layers.Dropout(rate, seed=seed).
-      call: how many times the layer was called in training before.
+      call: the number of earlier calls of the layer in training.
 
     Returns:
       Two uint32 words.

@@ -1,19 +1,18 @@
-"""PyTorch's dropout masks without PyTorch: its CPU and its CUDA generator, in NumPy and in JAX.
+"""Draw the dropout masks of PyTorch without PyTorch: its CPU and CUDA generators, in NumPy and JAX.
 
-CPU (tests/dropout_jax/parity/test_torch.py compares it with PyTorch 2.13). The generator is MT19937 of
-32-bit words, seeded with the low 32 bits of the seed. `bernoulli_` draws two words for every
-element, of any dtype, one after the other whatever the number of threads, and keeps it when
-r / 2^53 < 1 - p in float64, where r is the low 53 bits of (first << 32 | second). It goes over the
-elements in memory order where the tensor is dense (contiguous, transposed, channels_last), else
+CPU (tests/dropout_jax/parity/test_torch.py compares it with PyTorch 2.13). The generator is MT19937
+of 32-bit words, seeded with the low 32 bits of the seed. For every element, of any dtype and on any
+number of threads, `bernoulli_` draws the next two words and keeps the element if
+r / 2^53 < 1 - p in float64, where r is the low 53 bits of (first << 32 | second). The elements of a
+dense tensor (contiguous, transposed, channels_last) are in memory order, those of another tensor
 (sliced, expanded) in C order. Rates 0 and 1, evaluation and empty tensors draw nothing. The masks
 are PyTorch's for dropout, alpha_dropout and native_dropout with the shape of the input, for
 dropout1d, 2d, 3d and feature_alpha_dropout with the shape (batch, channel, 1, ...), and for the
 weights of scaled_dot_product_attention without flash attention. `torch.compile` draws other masks,
 unless torch._inductor.config.fallback_random is True.
 
-CUDA (derived from PyTorch's source, and experimental until examples/check_torch_cuda.py has
-passed on a GPU). The generator is
-Philox4x32-10, whose key is the seed.
+CUDA (derived from PyTorch's source; experimental until examples/check_torch_cuda.py passes on a
+GPU). The generator is Philox4x32-10, whose key is the seed.
 """
 
 from __future__ import annotations
@@ -21,25 +20,30 @@ from __future__ import annotations
 import functools
 import math
 import struct
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax import lax
+from jax.typing import ArrayLike
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool
+    from jaxtyping import Array, Bool, UInt32
 
 N, M = 624, 397  # MT19937: words of state, and the distance of its recurrence
 _STATE = struct.Struct("<QiiQ624Q")  # seed, left, seeded, next, words; normals follow
 _STATE_BYTES = 5056
 
 
-def cpu_mask(seed: int, shape, p: float, *, memory_order=None) -> np.ndarray:
-    """The mask of the first `torch.nn.functional.dropout` after `torch.manual_seed(seed)`.
+def cpu_mask(
+    seed: int, shape: Sequence[int], p: float, *, memory_order: Sequence[int] | None = None
+) -> np.ndarray:
+    """Draw the mask of the first `torch.nn.functional.dropout` after `torch.manual_seed(seed)`.
 
-    Formula: at the head of this module. True is kept.
+    Formula: see the docstring of this module. True is kept.
 
     Args:
       seed: an integer.
@@ -66,17 +70,17 @@ def cpu_mask(seed: int, shape, p: float, *, memory_order=None) -> np.ndarray:
 
 
 class CPUGenerator:
-    """PyTorch's default CPU generator: masks call after call, and its state in and out."""
+    """The default CPU generator of PyTorch: masks in the order of calls, and its state."""
 
-    def __init__(self, seed: int):
+    def __init__(self, seed: int) -> None:
         seeded: Any = np.random.RandomState(seed & 0xFFFFFFFF).get_state(legacy=False)
-        self._seed, self._fresh, self._tail = seed & (2**64 - 1), True, None
+        self._seed, self._is_fresh, self._tail = seed & (2**64 - 1), True, None
         self._bits = np.random.MT19937()
-        self._place(seeded["state"]["key"], N)
+        self._set_words(seeded["state"]["key"], N)
 
     @classmethod
-    def from_state(cls, state) -> CPUGenerator:
-        """The generator that `torch.get_rng_state()` (as bytes or a uint8 array) describes."""
+    def from_state(cls, state: bytes | npt.ArrayLike) -> CPUGenerator:
+        """Restore a generator from `torch.get_rng_state()`, as bytes or a uint8 array."""
         raw = bytes(np.asarray(state, np.uint8)) if not isinstance(state, bytes) else state
         if len(raw) != _STATE_BYTES:
             raise ValueError(
@@ -84,58 +88,62 @@ class CPUGenerator:
                 "torch.get_rng_state().numpy()."
             )
         seed, left, _, following, *words = _STATE.unpack_from(raw)
-        made = cls(seed)
-        made._fresh = left == 1 and following == 0
-        made._tail = raw[_STATE.size :]
-        made._place(np.array(words, np.uint32), N if left == 1 else following)
-        return made
+        generator = cls(seed)
+        generator._is_fresh = left == 1 and following == 0
+        generator._tail = raw[_STATE.size :]
+        generator._set_words(np.array(words, np.uint32), N if left == 1 else following)
+        return generator
 
     def state(self) -> np.ndarray:
-        """What `torch.get_rng_state()` would give here: 5,056 bytes, as uint8."""
+        """Return the state as `torch.get_rng_state()` does: 5,056 bytes, as uint8."""
         inner = self._bits.state["state"]
-        following = 0 if self._fresh else int(inner["pos"])
+        following = 0 if self._is_fresh else int(inner["pos"])
         left = N + 1 - int(inner["pos"])
         head = _STATE.pack(self._seed, left, 1, following, *map(int, inner["key"]))
         tail = self._tail or bytes(_STATE_BYTES - _STATE.size)
         return np.frombuffer(head + tail, np.uint8)
 
-    def mask(self, shape, p: float, *, memory_order=None) -> np.ndarray:
-        """The mask of the next dropout of a tensor; see `cpu_mask`."""
+    def mask(
+        self, shape: Sequence[int], p: float, *, memory_order: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """Draw the mask of the next dropout; arguments as in `cpu_mask`."""
         shape = tuple(shape)
-        order = _memory_order(memory_order, len(shape))
+        order = _check_memory_order(memory_order, len(shape))
         if not 0 <= p <= 1:
-            raise ValueError(f"p={p!r} is not allowed: it must be a probability, in [0, 1].")
+            raise ValueError(
+                f"p={p!r} is not allowed: it must be a probability, in [0, 1]. Pass 0.1."
+            )
         count = math.prod(shape)
         if p in (0, 1) or count == 0:
             return np.full(shape, p == 0)
-        self._fresh = False
+        self._is_fresh = False
         words = self._bits.random_raw(2 * count).astype(np.uint64).reshape(-1, 2)
         numbers = ((words[:, 0] << np.uint64(32)) | words[:, 1]) & np.uint64(2**53 - 1)
         kept = numbers * 2.0**-53 < 1 - p
         in_memory = kept.reshape([shape[axis] for axis in order])
         return in_memory.transpose(np.argsort(order))
 
-    def _place(self, words, position: int) -> None:
+    def _set_words(self, words: np.ndarray, position: int) -> None:
         state: Any = {"bit_generator": "MT19937", "state": {"key": words, "pos": position}}
         self._bits.state = state
 
 
-def _memory_order(order, ndim: int) -> tuple[int, ...]:
+def _check_memory_order(order: Sequence[int] | None, ndim: int) -> tuple[int, ...]:
     order = tuple(range(ndim)) if order is None else tuple(order)
     if sorted(order) != list(range(ndim)):
         raise ValueError(
-            f"memory_order={order} is not allowed: it must name each of the {ndim} axes once, from "
-            "the slowest to the fastest in memory."
+            f"memory_order={order} is not allowed: it must name each of the {ndim} axes once. List "
+            "them from the slowest to the fastest in memory."
         )
     return order
 
 
 def cpu_dropout(x: np.ndarray, mask: np.ndarray, p: float) -> np.ndarray:
-    """What `torch.nn.functional.dropout` makes of x with this mask on a CPU, bit for bit.
+    """Apply this mask to x as `torch.nn.functional.dropout` does on a CPU, bit for bit.
 
     Formula: x * noise, with noise = mask / (1 - p) rounded to the dtype of x (the division in
-    float32, in float64 for float64) and the product rounded to it. So a dropped -1 is -0.0, a
-    dropped infinity NaN, unlike here: `dropout_jax.apply_mask` selects.
+    float32, in float64 for float64) and the product rounded to it. So a dropped -1 is -0.0
+    and a dropped infinity NaN. `dropout_jax.apply_mask` differs: both are 0.
 
     Args:
       x: a floating array, bfloat16 (of ml_dtypes) included.
@@ -163,21 +171,21 @@ def cpu_dropout(x: np.ndarray, mask: np.ndarray, p: float) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "p"))
-def jax_cpu_mask(seed, shape: tuple[int, ...], p: float) -> Bool[Array, "..."]:
-    """`cpu_mask` in JAX, jitted; the seed may be traced.
+def jax_cpu_mask(seed: ArrayLike, shape: tuple[int, ...], p: float) -> Bool[Array, "..."]:
+    """Draw `cpu_mask` in JAX, jitted; the seed may be traced.
 
     Formula: as `cpu_mask`, with the comparison in integers: r < ceil((1 - p) 2^53).
 
     Args:
       seed: an integer below 2^32, or an unsigned scalar, traced or not.
       shape: the shape of the tensor, in C order.
-      p: the probability of dropping, in [0, 1]; a Python number, as it is compared in float64.
+      p: the probability of dropping, in [0, 1]; a Python number, for a comparison in float64.
 
     Returns:
       A bool array of `shape`.
 
     Raises:
-      TypeError, OverflowError: from JAX, for a seed that is not such an integer.
+      TypeError, OverflowError: from JAX, for any other seed.
 
     Source: as `cpu_mask`.
 
@@ -189,7 +197,7 @@ def jax_cpu_mask(seed, shape: tuple[int, ...], p: float) -> Bool[Array, "..."]:
     count = math.prod(shape)
     if p in (0, 1) or count == 0:
         return jnp.full(shape, p == 0)
-    _, words = lax.scan(_twist, _seeded(jnp.uint32(seed)), length=-(-2 * count // N))
+    _, words = lax.scan(_twist, _derive_state(jnp.uint32(seed)), length=-(-2 * count // N))
     words = words.reshape(-1)[: 2 * count].reshape(-1, 2)
     high, low = words[:, 0] & jnp.uint32(0x1FFFFF), words[:, 1]
     limit = math.ceil((1 - p) * 2**53)  # at most 2^53 - 1 unless p is below 2^-53
@@ -200,19 +208,24 @@ def jax_cpu_mask(seed, shape: tuple[int, ...], p: float) -> Bool[Array, "..."]:
     return kept.reshape(shape)
 
 
-def _seeded(seed):
-    """MT19937's state of a seed."""
+def _derive_state(seed: UInt32[Array, ""]) -> UInt32[Array, "624"]:
+    """Derive the state of MT19937 from a seed."""
 
-    def following(last, index):
+    def advance(last, index):
         last = jnp.uint32(1812433253) * (last ^ (last >> 30)) + index
         return last, last
 
-    _, rest = lax.scan(following, seed, jnp.arange(1, N, dtype=jnp.uint32))
+    _, rest = lax.scan(advance, seed, jnp.arange(1, N, dtype=jnp.uint32))
     return jnp.concatenate([seed[None], rest])
 
 
-def _twist(state, _):
-    """The next state, and its 624 words of output. A word needs one 397 places on: three parts."""
+def _twist(
+    state: UInt32[Array, "624"], _: None
+) -> tuple[UInt32[Array, "624"], UInt32[Array, "624"]]:
+    """Compute the next state, and its 624 words of output.
+
+    A word needs the word 397 positions after it, so there are three parts.
+    """
 
     def mix(high, low):
         both = (high & jnp.uint32(0x80000000)) | (low & jnp.uint32(0x7FFFFFFF))
@@ -230,8 +243,10 @@ def _twist(state, _):
     return state, word ^ (word >> 18)
 
 
-def philox4x32(counter, key):
-    """The four words of Philox4x32-10 (Salmon et al., 2011) for arrays of counters, in NumPy.
+def philox4x32(
+    counter: Sequence[npt.ArrayLike], key: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Compute the four words of Philox4x32-10 for arrays of counters, in NumPy.
 
     Formula: ten rounds over a counter of four 32-bit words and a key of two.
 
@@ -264,29 +279,38 @@ def philox4x32(counter, key):
             first & low,
         )
         k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
-    return c0, c1, c2, c3
+    return np.asarray(c0), np.asarray(c1), np.asarray(c2), np.asarray(c3)
 
 
 def cuda_mask(
-    seed: int, offset: int, shape, p: float, *, num_sms, threads_per_sm, itemsize, alignment=16
+    seed: int,
+    offset: int,
+    shape: Sequence[int],
+    p: float,
+    *,
+    num_sms: int,
+    threads_per_sm: int,
+    itemsize: int,
+    alignment: int = 16,
 ) -> np.ndarray:
-    """The mask of `torch.nn.functional.dropout` on a CUDA device (experimental: see the file).
+    """Draw the mask of `torch.nn.functional.dropout` on CUDA (experimental, see the module).
 
     Formula: T = 256 min(ceil(n / 256), num_sms (threads_per_sm // 256)) threads; V = 16 / itemsize
-    elements to a load, at most what the alignment allows, halved until it divides n. With V > 1
-    element e is place e % V of thread (e // V) % T at its turn (e // V) // T, and a turn takes
+    elements per load, limited by the alignment, and halved until it divides n. With V > 1 element e
+    is number e % V of the load of thread (e // V) % T in turn (e // V) // T, and a turn has
     ceil(V / 4) blocks; with V = 1 it is number (e // T) % 4 of block e // T // 4 of thread e % T.
-    The block's counter is (offset // 4 + block, thread), the key the seed. Word x is kept where
+    The counter of the block is (offset // 4 + block, thread), its key the seed. An element is kept
+    if
     float32(x) 2^-32 + 2^-33 < float32(1 - p).
 
     Args:
       seed: `torch.cuda.initial_seed()`.
-      offset: of the generator before the call; `cuda_offset_after` gives the next.
+      offset: of the generator before the call; `cuda_offset_after` computes the next.
       shape: the shape of the dense tensor, in memory order.
       p: the probability of dropping, in [0, 1).
       num_sms: multi_processor_count of the device.
       threads_per_sm: max_threads_per_multi_processor of the device.
-      itemsize: bytes an element. (Before PyTorch 2.7 at most 4 elements to a load: pass 4 for
+      itemsize: bytes per element. (Before PyTorch 2.7 a load has at most 4 elements: pass 4 for
         16-bit dtypes.)
       alignment: of the tensor's address, in bytes.
 
@@ -307,24 +331,24 @@ def cuda_mask(
     count = math.prod(shape)
     if p in (0, 1) or count == 0:
         return np.full(shape, p == 0)
-    threads = _cuda_threads(count, num_sms, threads_per_sm)
+    threads = _count_threads(count, num_sms, threads_per_sm)
     width = min(16, alignment) // itemsize
     while width > 1 and count % width:
         width //= 2
     element = np.arange(count, dtype=np.uint64)
     if width > 1:
-        load, place = element // width, element % width
+        load, rest = element // width, element % width
         thread, turn = load % threads, load // threads
-        block, number = turn * -(-width // 4) + place // 4, place % 4
+        block, number = turn * -(-width // 4) + rest // 4, rest % 4
     else:
         thread, turn = element % threads, element // threads
         block, number = turn // 4, turn % 4
-    uniform = _cuda_uniform(seed, offset // 4 + block, thread, number)
+    uniform = _draw_cuda_uniform(seed, offset // 4 + block, thread, number)
     return (uniform < np.float32(1 - p)).reshape(shape)
 
 
-def cuda_offset_after(offset: int, count: int, *, num_sms, threads_per_sm) -> int:
-    """The generator's offset after the dropout of `count` elements (experimental, as `cuda_mask`).
+def cuda_offset_after(offset: int, count: int, *, num_sms: int, threads_per_sm: int) -> int:
+    """Compute the offset of the generator after a dropout of `count` elements (experimental).
 
     Formula: offset + 4 ((count - 1) // (4 T) + 1), with T as in `cuda_mask`.
 
@@ -347,16 +371,16 @@ def cuda_offset_after(offset: int, count: int, *, num_sms, threads_per_sm) -> in
       >>> torch.cuda_offset_after(0, 1000, num_sms=132, threads_per_sm=2048)
       4
     """
-    threads = _cuda_threads(count, num_sms, threads_per_sm)
+    threads = _count_threads(count, num_sms, threads_per_sm)
     return offset + ((count - 1) // (4 * threads) + 1) * 4
 
 
-def cuda_sdpa_mask(seed: int, offset: int, shape, p: float) -> np.ndarray:
-    """The mask of memory-efficient attention on CUDA (experimental: see the head of the file).
+def cuda_sdpa_mask(seed: int, offset: int, shape: Sequence[int], p: float) -> np.ndarray:
+    """Draw the mask of memory-efficient attention on CUDA (experimental, see the module).
 
     Formula: the weight with linear index i over (batch, heads, queries, keys) has word number
-    offset + i of the stream with subsequence 0; it is kept where float32(x) 2^-32 + 2^-33 > p. The
-    device does not matter.
+    offset + i of the stream with subsequence 0. It is kept if float32(x) 2^-32 + 2^-33 > p, on any
+    device.
 
     Args:
       seed: `torch.cuda.initial_seed()`.
@@ -368,7 +392,7 @@ def cuda_sdpa_mask(seed: int, offset: int, shape, p: float) -> np.ndarray:
       A bool array of `shape`.
 
     Raises:
-      TypeError: from NumPy, for a shape that is none.
+      TypeError: from Python, if `shape` is not a sequence of sizes.
 
     Source: PyTorch, aten/src/ATen/native/transformers/cuda/mem_eff_attention/kernel_forward.h.
 
@@ -378,16 +402,18 @@ def cuda_sdpa_mask(seed: int, offset: int, shape, p: float) -> np.ndarray:
       (1, 1, 2, 4)
     """
     word = offset + np.arange(math.prod(shape), dtype=np.uint64)
-    uniform = _cuda_uniform(seed, word // 4, np.uint64(0), word % 4)
+    uniform = _draw_cuda_uniform(seed, word // 4, np.uint64(0), word % 4)
     return (uniform > np.float32(p)).reshape(shape)
 
 
-def _cuda_threads(count: int, num_sms: int, threads_per_sm: int) -> int:
+def _count_threads(count: int, num_sms: int, threads_per_sm: int) -> int:
     return 256 * min(-(-count // 256), num_sms * (threads_per_sm // 256))
 
 
-def _cuda_uniform(seed: int, block, thread, number):
-    """cuRAND's uniform of a word: counter (block, thread), 64 bits each, and the seed for a key."""
+def _draw_cuda_uniform(
+    seed: int, block: np.ndarray, thread: np.ndarray | np.uint64, number: np.ndarray
+) -> np.ndarray:
+    """Draw as cuRAND does: counter (block, thread) of 64 bits each, with the seed as the key."""
     low = np.uint64(0xFFFFFFFF)
     counter = (block & low, block >> np.uint64(32), thread & low, thread >> np.uint64(32))
     words = np.stack(np.broadcast_arrays(*philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))))

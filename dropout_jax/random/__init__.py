@@ -1,24 +1,24 @@
 """Random bits of an explicit key: masks, noise, and keys by name.
 
-The specification of the mask is the docstring of `_masks.py`, that of the noise of `_noise.py`.
-Users take `keep_mask` and `fold`; the rest is for the other wings of this package.
+The docstring of `_masks.py` is the specification of the mask, that of `_noise.py` of the noise.
+`keep_mask` and `fold` are public; the other names are for the other wings of this package.
 """
 
 from dropout_jax.random._keys import fold
 from dropout_jax.random._masks import (
     ONE,
     WORD,
-    Dice,
-    dice,
-    in_range,
+    MaskParams,
+    draw_packed_mask,
+    draw_packed_rows,
+    is_valid_rate,
     keep_mask,
+    mask_params,
     mask_shape,
-    packed_mask,
-    row_words,
-    start_of,
+    resolve_row_offset,
     threshold,
-    unpack,
+    unpack_mask,
     unpack_rows,
 )
-from dropout_jax.random._noise import normal, uniform
+from dropout_jax.random._noise import draw_normal, draw_uniform
 from dropout_jax.random._threefry import fold_in, threefry2x32

@@ -1,15 +1,27 @@
-"""Keys by name: each place and each step derives its own key from one root."""
+"""Keys by name: each dropout site and each step derives its own key from one root."""
 
 from __future__ import annotations
 
 import hashlib
+from typing import overload
 
 import jax
+import numpy as np
 
 from dropout_jax import _validation
 
+PathPart = str | int | np.integer | jax.Array
 
-def fold(key: jax.Array | None, *path: str | int | jax.Array) -> jax.Array | None:
+
+@overload
+def fold(key: None, *path: PathPart) -> None: ...
+
+
+@overload
+def fold(key: jax.Array, *path: PathPart) -> jax.Array: ...
+
+
+def fold(key: jax.Array | None, *path: PathPart) -> jax.Array | None:
     """Derive a key by a path of names, so that adding a name changes no other key.
 
     Formula: `key = jax.random.fold_in(key, word)` for each part in turn. The word of an integer is
@@ -21,7 +33,7 @@ def fold(key: jax.Array | None, *path: str | int | jax.Array) -> jax.Array | Non
       *path: strings, and integers in [0, 2^32), traced or not (a layer's index in a scan).
 
     Returns:
-      A typed key of the same implementation; None when `key` is None, so that evaluation
+      A typed key of the same implementation; None if `key` is None, so that evaluation
       (`key=None`) passes through a whole model.
 
     Raises:
@@ -37,8 +49,8 @@ def fold(key: jax.Array | None, *path: str | int | jax.Array) -> jax.Array | Non
       >>> fold(None, "block", 3) is None
       True
     """
-    words = [_word(part) for part in path]
-    key = _validation.key(key)
+    words = [_path_word(part) for part in path]
+    key = _validation.check_key(key)
     if key is None:
         return None
     for word in words:
@@ -46,8 +58,8 @@ def fold(key: jax.Array | None, *path: str | int | jax.Array) -> jax.Array | Non
     return key
 
 
-def _word(part: str | int | jax.Array) -> int | jax.Array:
-    part = _validation.path_part(part)
-    if isinstance(part, str):
-        return int.from_bytes(hashlib.sha256(part.encode()).digest()[:4], "big")
-    return part
+def _path_word(part: PathPart) -> int | jax.Array:
+    word = _validation.check_path_part(part)
+    if isinstance(word, str):
+        return int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big")
+    return word

@@ -1,16 +1,24 @@
-"""Threefry-2x32, unrolled: JAX's bits without the loop that JAX makes of it on a CPU."""
+"""Threefry-2x32, unrolled: JAX's bits without the loop that JAX compiles on a CPU."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Key, UInt32
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 
 
-def threefry2x32(key, counter):
-    """The block of a key and a counter, two words each, in 20 rounds; elementwise."""
+def threefry2x32(
+    key: tuple[UInt32[Array, "*#words"], UInt32[Array, "*#words"]],
+    counter: tuple[UInt32[Array, "*#words"], UInt32[Array, "*#words"]],
+) -> tuple[UInt32[Array, "*words"], UInt32[Array, "*words"]]:
+    """Compute the block of a key and a counter, two words each, in 20 rounds; elementwise."""
     (key0, key1), (x0, x1) = key, counter
     schedule = (key0, key1, key0 ^ key1 ^ jnp.uint32(_PARITY))
     x0, x1 = x0 + schedule[0], x1 + schedule[1]
@@ -24,11 +32,12 @@ def threefry2x32(key, counter):
     return x0, x1
 
 
-def fold_in(key: jax.Array, data) -> jax.Array:
-    """`jax.random.fold_in`, which for a threefry2x32 key is the block of the counter (0, data).
+def fold_in(key: Key[Array, ""], data: int) -> Key[Array, ""]:
+    """Fold as `jax.random.fold_in`; for threefry2x32 it is the block of the counter (0, data).
 
-    (JAX's own is a loop of some fifty small kernels on a CPU, 0.06 ms at each use of a mask. This
-    is one kernel; it takes longer to compile, so `keys.fold`, of which a model has many, is JAX's.)
+    (JAX compiles its own fold_in to a loop of some fifty small kernels on a CPU, 0.06 ms for each
+    mask. This is one kernel, but it takes longer to compile. A model calls `fold` many times, so
+    `fold` uses JAX's.)
     """
     if jax.random.key_impl(key) != "threefry2x32":
         return jax.random.fold_in(key, data)

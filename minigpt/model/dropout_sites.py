@@ -53,13 +53,13 @@ class DropoutSite(NamedTuple):
     def dropout(self, x: Float[Array, "..."], rate: float) -> Float[Array, "..."]:
         """Drop elements."""
         if self.uses_key_only:
-            return dropout(x, rate, key=self.key, start=self.row_offset)
+            return dropout(x, rate, key=self.key, row_offset=self.row_offset)
         return self._drop_with_mask(x, rate, x.shape)
 
     def drop_path(self, x: Float[Array, "batch ..."], rate: float) -> Float[Array, "batch ..."]:
         """Drop rows of the batch."""
         if self.uses_key_only:
-            return drop_path(x, rate, key=self.key, start=self.row_offset)
+            return drop_path(x, rate, key=self.key, row_offset=self.row_offset)
         return self._drop_with_mask(x, rate, (x.shape[0],) + (1,) * (x.ndim - 1))
 
     def _drop_with_mask(
@@ -82,7 +82,7 @@ class DropoutSite(NamedTuple):
         """The mask, and its scale where `masks` has one."""
         if self.masks is None:
             assert self.key is not None
-            return keep_mask(self.key, rate, shape, start=self.row_offset), None
+            return keep_mask(self.key, rate, shape, row_offset=self.row_offset), None
         if self.name not in self.masks:
             raise ValueError(
                 f"masks={sorted(self.masks)} are not allowed: there must be one for {self.name!r}, "

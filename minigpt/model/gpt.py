@@ -223,7 +223,7 @@ def _attend(
         dropout: Any = {
             "dropout_rate": rate,
             "dropout_key": site.key,
-            "dropout_start": site.row_offset,
+            "dropout_row_offset": site.row_offset,
         }
         return dot_product_attention(query, keys, values, is_causal=True, **dropout)
     time, dim = query.shape[1], query.shape[-1]

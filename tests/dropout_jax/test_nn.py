@@ -1,6 +1,7 @@
 """dropout_jax.nn.Dropout as a drop-in for flax.nnx.Dropout."""
 
 import inspect
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -84,15 +85,16 @@ def test_deterministic_needs_no_key_and_neither_does_rate_zero():
     np.testing.assert_array_equal(Dropout(0.0)(X), X)
 
 
+@pytest.mark.usefixtures("without_type_checker")
 def test_missing_arguments_are_errors():
     with pytest.raises(ValueError, match="rngs=None is not allowed"):
         Dropout(0.5)(X)
     with pytest.raises(ValueError, match="deterministic=None is not allowed"):
         Dropout(0.5, deterministic=None)(X)
     with pytest.raises(TypeError, match="rngs='x' is not allowed"):
-        Dropout(0.5, rngs="x")
+        Dropout(0.5, rngs="x")  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="key='x' is not allowed"):
-        Dropout(0.5)(X, rngs="x")
+        Dropout(0.5)(X, rngs="x")  # pyright: ignore[reportArgumentType]
 
 
 def test_split_merge_and_jit_advance_the_stream():
@@ -174,7 +176,7 @@ def test_learned_layers_have_one_parameter_with_a_gradient(make):
 
 def test_learned_layers_penalties():
     concrete = layers.ConcreteDropout(0.2, rngs=nnx.Rngs(0))
-    scales = {"weight_scale": 0.1, "dropout_scale": 0.3}
+    scales: dict[str, Any] = {"weight_scale": 0.1, "dropout_scale": 0.3}
     expected = dropout_jax.concrete_dropout_penalty(X, concrete.rate_logit[...], **scales)
     np.testing.assert_array_equal(concrete.penalty(X, **scales), expected)
     assert jax.nn.sigmoid(concrete.rate_logit[...]) == pytest.approx(0.2)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from collectives import COLLECTIVE
+from compiled import find_collectives
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from marks import slow
 from op_registry import OPS, sample
@@ -50,11 +50,11 @@ def test_same_values_on_any_mesh_and_axis_without_collectives(kind, devices, axi
     with jax.set_mesh(sharded.sharding.mesh):
         fn = jax.jit(lambda x, k: grad_too(x, k, dims))
         y, pulled = fn(sharded, key)
-        text = fn.lower(sharded, key).compile().as_text()
+        program = fn.lower(sharded, key).compile()
     np.testing.assert_array_equal(y, expected)
     np.testing.assert_array_equal(pulled, expected)
     assert y.sharding.is_equivalent_to(sharded.sharding, x.ndim)
-    assert not COLLECTIVE.findall(text)
+    assert not find_collectives(program)
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, slow(AxisType.Explicit)], ids=str)
@@ -66,9 +66,9 @@ def test_every_op_is_the_same_with_its_batch_sharded(kind, op, key):
     with jax.set_mesh(sharded.sharding.mesh):
         fn = jax.jit(lambda x, k: op.fn(x, 0.3, key=k))
         y = fn(sharded, key)
-        text = fn.lower(sharded, key).compile().as_text()
+        program = fn.lower(sharded, key).compile()
     np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-6 if op.ulps else 0)
-    assert not COLLECTIVE.findall(text)
+    assert not find_collectives(program)
 
 
 @KINDS
@@ -79,9 +79,9 @@ def test_short_last_axes_need_no_collective_either(kind, shape, axis, key):
     sharded = on_mesh(sample(shape), axis, 8, kind)
     with jax.set_mesh(sharded.sharding.mesh):
         fn = jax.jit(lambda x, k: dropout(x, 0.3, key=k))
-        y, text = fn(sharded, key), fn.lower(sharded, key).compile().as_text()
+        y, program = fn(sharded, key), fn.lower(sharded, key).compile()
     np.testing.assert_array_equal(y, dropout(sample(shape), 0.3, key=key))
-    assert not COLLECTIVE.findall(text)
+    assert not find_collectives(program)
 
 
 @KINDS

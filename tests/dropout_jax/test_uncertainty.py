@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from compiled import temporary_bytes
 from op_registry import sample
 from scipy import special, stats
 
@@ -35,7 +36,7 @@ def test_chunks_bound_the_memory(key):
 
     def temporaries(batch_size):
         fn = jax.jit(lambda k: dj.mc_dropout(predict, k, 256, batch_size=batch_size))
-        return fn.lower(key).compile().memory_analysis().temp_size_in_bytes
+        return temporary_bytes(fn.lower(key).compile())
 
     assert temporaries(4) * 8 < temporaries(None)
 

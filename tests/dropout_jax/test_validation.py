@@ -1,5 +1,8 @@
 """Bad input: each case with its exact error type and a message that helps; odd input that works."""
 
+# These calls are wrong on purpose.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +11,8 @@ from op_registry import OPS
 
 import dropout_jax as dj
 from dropout_jax import apply_mask, calibration, dropout, fold, keep_mask
+
+pytestmark = pytest.mark.usefixtures("without_type_checker")
 
 KEY = jax.random.key(0)
 X = np.ones((4, 6), np.float32)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import temporary_bytes
 from op_registry import sample
 
 from dropout_jax import apply_mask, dropout, keep_mask, reference
@@ -58,7 +59,7 @@ def test_a_stack_of_layers_keeps_one_bit_an_element_in_the_compiled_program(key)
 
     def temporaries(drop):
         grad = jax.jit(jax.grad(lambda x: stack(x, drop)))
-        return grad.lower(x).compile().memory_analysis().temp_size_in_bytes
+        return temporary_bytes(grad.lower(x).compile())
 
     without = temporaries(lambda x, _: x)
     ours = temporaries(lambda x, k: dropout(x, 0.1, key=k)) - without
@@ -108,5 +109,5 @@ def test_fold_key_is_not_a_mask_word(key):
     children = np.asarray(jax.random.key_data(jax.random.split(key, 64))).ravel()
     from dropout_jax.random import _masks as masks
 
-    words = np.asarray(masks.packed_mask(key, jnp.float32(0.5), (64, 64))).ravel()
+    words = np.asarray(masks.draw_packed_mask(key, jnp.float32(0.5), (64, 64))).ravel()
     assert not set(children.tolist()) & set(words.tolist())

@@ -61,10 +61,11 @@ def test_parity_fails_where_it_must(key):
     assert (bernoulli.keep_mask(jax.random.split(key)[0], 0.5, (100,)) != theirs).any()
 
 
+@pytest.mark.usefixtures("without_type_checker")
 def test_errors():
     with pytest.raises(NotImplementedError, match="rbg"):
         bernoulli.keep_mask(jax.random.key(0, impl="rbg"), 0.5, (3,))
     with pytest.raises(NotImplementedError, match="2\\^32"):
         bernoulli.keep_mask(jax.random.key(0), 0.5, (2**16, 2**16))
     with pytest.raises(TypeError, match="key=None"):
-        bernoulli.keep_mask(None, 0.5, (3,))
+        bernoulli.keep_mask(None, 0.5, (3,))  # pyright: ignore[reportArgumentType]

@@ -21,8 +21,14 @@ def run(steps=3):
     ]
 
 
+def find(*runs, **tolerances):
+    difference = divergence.first_difference(*runs, **tolerances)
+    assert difference is not None
+    return difference
+
+
 def changed(run, step, name, part, element, value):
-    copy = [{key: dict(held) for key, held in each.items()} for each in run]
+    copy = [{key: dict(record) for key, record in each.items()} for each in run]
     array = copy[step][name][part].copy()
     array[element] = value
     copy[step][name][part] = array
@@ -41,17 +47,17 @@ def test_the_first_difference_is_named(part):
     other = changed(one, 1, "block/0/mlp_out", part, (2, 1), value)
     other = changed(other, 1, "block/1/a", "input", (0, 0), 5.0)  # later
     other = changed(other, 2, "embed", "input", (0, 0), 5.0)
-    found = divergence.first_difference(one, other)
-    assert (found.step, found.site, found.part) == (1, "block/0/mlp_out", part)
-    assert (found.element, found.other) == ((2, 1), value)
-    assert found.one == one[1]["block/0/mlp_out"][part][2, 1]
+    difference = find(one, other)
+    assert (difference.step, difference.site, difference.part) == (1, "block/0/mlp_out", part)
+    assert (difference.element, difference.other) == ((2, 1), value)
+    assert difference.one == one[1]["block/0/mlp_out"][part][2, 1]
 
 
 def test_an_input_is_found_before_what_follows_from_it():
     one = run()
     other = changed(one, 0, "embed", "input", (0, 0), 9.0)
     other = changed(other, 0, "embed", "output", (0, 0), 9.0)
-    assert divergence.first_difference(one, other).part == "input"
+    assert find(one, other).part == "input"
 
 
 def test_rounding_is_let_pass_and_the_bound_can_be_set():
@@ -59,14 +65,14 @@ def test_rounding_is_let_pass_and_the_bound_can_be_set():
     value = one[0]["embed"]["input"][0, 0] + 1e-6
     other = changed(one, 0, "embed", "input", (0, 0), value)
     assert divergence.first_difference(one, other) is None
-    assert divergence.first_difference(one, other, rtol=0, atol=1e-7).site == "embed"
+    assert find(one, other, rtol=0, atol=1e-7).site == "embed"
 
 
 def test_nan_differs_from_a_number_and_not_from_nan():
     one = run()
     nan = changed(one, 0, "embed", "input", (0, 0), np.nan)
     assert divergence.first_difference(nan, nan) is None
-    assert divergence.first_difference(one, nan).part == "input"
+    assert find(one, nan).part == "input"
 
 
 def test_a_mask_where_the_input_is_zero_decides_nothing():
@@ -78,13 +84,17 @@ def test_a_mask_where_the_input_is_zero_decides_nothing():
 
 def test_a_missing_site_and_another_shape_are_differences():
     one = run()
-    short = [{name: held for name, held in step.items() if name != "embed"} for step in one]
+    short = [{name: record for name, record in step.items() if name != "embed"} for step in one]
     for pair in ((one, short), (short, one)):
-        found = divergence.first_difference(*pair)
-        assert (found.site, found.part) == ("embed", "presence")
+        difference = find(*pair)
+        assert (difference.site, difference.part) == ("embed", "presence")
     other = [{"embed": site(rows=5)}]
-    found = divergence.first_difference([{"embed": site()}], other)
-    assert (found.part, found.one, found.other) == ("shape of the input", (3, 4), (5, 4))
+    difference = find([{"embed": site()}], other)
+    assert (difference.part, difference.one, difference.other) == (
+        "shape of the input",
+        (3, 4),
+        (5, 4),
+    )
 
 
 def test_files_keep_everything_in_order(tmp_path):

@@ -34,7 +34,7 @@ def expected(key, rate, shape, broadcast_dims=()):
             jax.random.key_data(key), rate, shape, broadcast_dims=broadcast_dims
         )
     seed = jax.random.bits(folded, (2,), jnp.uint32)
-    return reference.mask_of_seed(seed, rate, shape, broadcast_dims=broadcast_dims)
+    return reference.compute_mask(seed, rate, shape, broadcast_dims=broadcast_dims)
 
 
 @given(
@@ -55,7 +55,7 @@ def test_mask_is_the_oracles_bit_for_bit(shape, rate, seed, impl, data):
 
 def test_known_answer(key):
     """The first words of version 1, which no later version of this code may change."""
-    packed = masks.packed_mask(jax.random.key(0), jnp.float32(0.1), (2, 64))
+    packed = masks.draw_packed_mask(jax.random.key(0), jnp.float32(0.1), (2, 64))
     assert [[f"{int(word):08x}" for word in row] for row in packed] == [
         ["f7ffff7b", "fffeffff"],
         ["fbbfffbf", "fffffffb"],
@@ -157,25 +157,29 @@ def test_random_bits_are_made_in_the_random_wing_only():
 @pytest.mark.parametrize(
     "shape", [(8, 40), (6, 2, 3, 33), (12, 5), (90,), slow((8, 3, 40)), slow((12, 1, 1))]
 )
-@pytest.mark.parametrize("start", [0, 5, slow(1), slow(3)])
-def test_a_part_of_a_batch_has_its_part_of_the_mask(shape, start, key):
+@pytest.mark.parametrize("row_offset", [0, 5, slow(1), slow(3)])
+def test_a_part_of_a_batch_has_its_part_of_the_mask(shape, row_offset, key):
     whole = reference.keep_mask(jax.random.key_data(key), 0.3, shape)
-    part = (shape[0] - start, *shape[1:])
-    np.testing.assert_array_equal(keep_mask(key, 0.3, part, start=start), whole[start:])
-    traced = jax.jit(lambda start: keep_mask(key, 0.3, (1, *shape[1:]), start=start))
-    np.testing.assert_array_equal(traced(start), whole[start : start + 1])
+    part = (shape[0] - row_offset, *shape[1:])
+    np.testing.assert_array_equal(
+        keep_mask(key, 0.3, part, row_offset=row_offset), whole[row_offset:]
+    )
+    traced = jax.jit(lambda row_offset: keep_mask(key, 0.3, (1, *shape[1:]), row_offset=row_offset))
+    np.testing.assert_array_equal(traced(row_offset), whole[row_offset : row_offset + 1])
 
 
 def test_a_shared_axis_has_no_part(key):
     whole = keep_mask(key, 0.3, (8, 40), broadcast_dims=(0,))
-    np.testing.assert_array_equal(keep_mask(key, 0.3, (3, 40), broadcast_dims=(0,), start=5), whole)
+    np.testing.assert_array_equal(
+        keep_mask(key, 0.3, (3, 40), broadcast_dims=(0,), row_offset=5), whole
+    )
 
 
 def test_parts_of_dropout_and_drop_path_make_the_whole(key):
     x = np.random.default_rng(0).standard_normal((12, 5, 40)).astype(np.float32)
 
     def halves(op):
-        return np.concatenate([op(x[i : i + 4], start=i) for i in (0, 4, 8)])
+        return np.concatenate([op(x[i : i + 4], row_offset=i) for i in (0, 4, 8)])
 
     for op in (
         functools.partial(dropout, rate=0.3, key=key),
@@ -187,11 +191,14 @@ def test_parts_of_dropout_and_drop_path_make_the_whole(key):
 
 
 @pytest.mark.parametrize(
-    ("start", "error"),
+    ("row_offset", "error"),
     [(-1, ValueError), (2**32, ValueError), (1.0, TypeError), (True, TypeError), ("2", TypeError)],
 )
-def test_bad_starts_are_named(start, error, key):
-    with pytest.raises(error, match=r"^start=.* is not allowed: start must be an integer"):
-        keep_mask(key, 0.3, (4, 40), start=start)
-    with pytest.raises(TypeError, match="start"):
-        keep_mask(key, 0.3, (4, 40), start=jnp.float32(1))
+@pytest.mark.usefixtures("without_type_checker")
+def test_bad_row_offsets_are_named(row_offset, error, key):
+    with pytest.raises(
+        error, match=r"^row_offset=.* is not allowed: row_offset must be an integer"
+    ):
+        keep_mask(key, 0.3, (4, 40), row_offset=row_offset)
+    with pytest.raises(TypeError, match="row_offset"):
+        keep_mask(key, 0.3, (4, 40), row_offset=jnp.float32(1))

@@ -19,7 +19,7 @@ P_LIMIT = 2 * stats.norm.sf(LIMIT)
 @jax.jit(static_argnums=2)
 def kept(key, rate, shape):
     """How many elements are kept, counted in the packed words (for a last axis of whole words)."""
-    words = masks.packed_mask(key, jnp.float32(rate), shape)
+    words = masks.draw_packed_mask(key, jnp.float32(rate), shape)
     return jax.lax.population_count(words).astype(jnp.int32).sum(-1)
 
 
