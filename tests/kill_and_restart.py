@@ -72,7 +72,7 @@ def child(command, ready, sent, plan):
         os.write(ready, b"x")
         return train_steps(trainer)
 
-    Trainer.train_steps = announced
+    setattr(Trainer, "train_steps", announced)  # noqa: B010 (pyright refuses to assign)
     if plan and plan[0] != "time":
         name, _, when = plan[0].partition(" ")
         holder, attribute = HOLDERS[name]
@@ -84,7 +84,7 @@ def child(command, ready, sent, plan):
 
 def run(command, plan):
     """One process: how it ended, and the seconds since the signal."""
-    (seen, ready), (told, sent) = os.pipe(), os.pipe()
+    (ready_read, ready), (sent_read, sent) = os.pipe(), os.pipe()
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -92,23 +92,23 @@ def run(command, plan):
             child(command, ready, sent, plan)
             code = 0
         except SystemExit as ended:
-            code = ended.code
+            code = int(ended.code or 0)
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(code)
     os.close(ready)
     os.close(sent)
-    os.read(seen, 1)
-    os.close(seen)
+    os.read(ready_read, 1)
+    os.close(ready_read)
     if plan and plan[0] == "time":
         time.sleep(plan[1])
         begin = struct.pack("d", time.monotonic())
         for name in plan[2]:
             os.kill(pid, getattr(signal, name))
     else:
-        begin = os.read(told, 8)
-    os.close(told)
+        begin = os.read(sent_read, 8)
+    os.close(sent_read)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return [code, time.monotonic() - struct.unpack("d", begin)[0]] if begin else [code, None]
 

@@ -128,15 +128,15 @@ MUTATIONS = [
     Mutation(
         "the manifest's checksum",
         "minigpt/checkpoint/manifest.py",
-        "CHECK1",
-        "CHECK2",
+        'is_intact = manifest.pop("sha256") and serialize_manifest(manifest) == content',
+        'is_intact = manifest.pop("sha256")',
         "tests/minigpt/checkpoint/test_checkpoint.py",
     ),
     Mutation(
         "the checksum of the arrays",
         "minigpt/checkpoint/manifest.py",
-        "CHECK3",
-        "CHECK4",
+        'hashlib.sha256(content).hexdigest() == file["sha256"],',
+        'bool(file["sha256"]),',
         "tests/minigpt/checkpoint/test_checkpoint.py",
     ),
     Mutation(
@@ -156,8 +156,8 @@ MUTATIONS = [
     Mutation(
         "the best checkpoint that is kept",
         "minigpt/checkpoint/manager.py",
-        "CHECK5",
-        "CHECK6",
+        "keep = {*list(losses)[-keep_last:], _best(losses)}",
+        "keep = {*list(losses)[-keep_last:]}",
         "tests/minigpt/checkpoint/test_checkpoint.py",
     ),
     Mutation(
@@ -177,7 +177,7 @@ MUTATIONS = [
     Mutation(
         "settings that must not change",
         "minigpt/run/open.py",
-        "if name not in MAY_CHANGE and before[name] != after[name]",
+        "if name not in MAY_CHANGE and saved_values[name] != values[name]",
         "if False",
         "tests/minigpt/training/test_failures.py",
     ),
@@ -191,21 +191,21 @@ MUTATIONS = [
     Mutation(
         "the tokenizer's part of the cache's name",
         "minigpt/data/dataset.py",
-        "CHECK7",
-        "CHECK8",
+        'return f"{self.kind}-{hashlib.sha256(self.tokenizer.alphabet.encode()).hexdigest()[:16]}"',
+        "return self.kind",
         "tests/minigpt/data/test_dataset.py",
     ),
     Mutation(
         "the mesh's row offset",
         "minigpt/training/train_step.py",
-        "CHECK9",
-        "CHECK10",
+        "row_offsets = jnp.arange(count, dtype=jnp.uint32) * rows",
+        "row_offsets = jnp.zeros(count, jnp.uint32)",
         "tests/minigpt/training/test_step_options.py",
     ),
     Mutation(
         "NaN that stops a run",
         "minigpt/training/nan_guard.py",
-        "if not math.isfinite(measured.get(name, 0.0)):",
+        "if not math.isfinite(step_metrics.get(name, 0.0)):",
         "if False:",
         "tests/minigpt/tasks/test_replay.py",
     ),
