@@ -88,7 +88,7 @@ def findings(accuracy, inconsistency) -> list[Finding]:
     results, condition = [], "the examples are"
     for ours in ("R-Drop, 1", "R-Drop, 5"):
         for other in ("two passes", "twice the batch"):
-            text = f"R-Drop (weight {ours[-1]}) generalises better than plain dropout with {other}."
+            text = f"R-Drop (weight {ours[-1]}) generalises better than plain dropout with {other}"
             what = "Points of test accuracy, by training examples"
             results.append(compare(text, LIANG, accuracy[ours], accuracy[other], what, condition))
     ours, plain = (inconsistency[method] for method in ("R-Drop, 5", "two passes"))
