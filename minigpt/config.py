@@ -190,13 +190,13 @@ class ClassifyConfig:
     """How a pretrained run becomes a classifier of texts."""
 
     pool: Literal["last", "first", "mean"] = "mean"
-    """input of the head: features of the last token, of the first (blind to the rest), or the mean"""
+    """input of the head: features of the last or the first token, or their mean over the text"""
     head_dropout: float = 0.1
     """rate of the two dropout layers of the head"""
     dropout: float = 0.1
     """one rate for nanoGPT's four dropout sites in the body"""
     freeze: int | None = None
-    """do not train the embeddings and the first N blocks; 0: the embeddings only; None: train all"""
+    """freeze the embeddings and the first N blocks; 0: the embeddings only; None: nothing"""
     class_weights: Literal["none", "balanced"] = "balanced"
     """balanced: weight the loss of each class by its inverse frequency"""
     unknown: Literal["error", "drop"] = "error"
