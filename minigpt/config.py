@@ -73,7 +73,7 @@ class ModelConfig:
     bias: bool = False
     """biases in dense layers and layer norms"""
     vocab_size: int | None = None
-    """rows of the token table; default: the tokenizer's vocabulary; extra rows stay unused"""
+    """rows of the token table; None: the tokenizer's vocabulary; extra rows stay unused"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """dtype of the computation; parameters, the loss and the optimizer stay float32"""
     remat: bool = False
@@ -128,10 +128,10 @@ class Config:
     """All settings of a run."""
 
     data: Path | None = None
-    """a UTF-8 text file or play:NAME; the last tenth is for validation; default: all of
+    """a UTF-8 text file or play:NAME; the last tenth is for validation; None: all of
     Shakespeare's plays"""
     run_dir: Path | None = None
-    """directory to write the run to; default: an unfinished run with the same settings, or the
+    """directory to write the run to; None: an unfinished run with the same settings, or the
     first unused name of runs/PRESET, runs/PRESET-2, ..."""
     parent: Path | None = None
     """run that provides the initial weights and the tokenizer; `minigpt finetune` sets it"""
@@ -149,7 +149,7 @@ class Config:
     label_smoothing: float = 0.0
     """share of each training target that is spread evenly over the vocabulary"""
     mesh: str | None = None
-    """devices per axis, such as data=4,fsdp=2,tensor=1; default: split the batch over all devices
+    """devices per axis, such as data=4,fsdp=2,tensor=1; None: split the batch over all devices
     that divide it"""
     tokenizer: Literal["char", "byte"] = "char"
     """char: one token per distinct character of the text; byte: one token per UTF-8 byte"""
@@ -160,7 +160,7 @@ class Config:
     eval_batches: int = 20
     """batches per validation, spread evenly over the text"""
     patience: int | None = None
-    """stop after this many validations without a lower loss; default: train to the last step"""
+    """stop after this many validations without a lower loss; None: train to the last step"""
     tensorboard: bool = False
     """also write the metrics for TensorBoard, to the run directory"""
     profile_steps: int = 0
@@ -190,15 +190,13 @@ class ClassifyConfig:
     """How a pretrained run becomes a classifier of texts."""
 
     pool: Literal["last", "first", "mean"] = "mean"
-    """input of the classification head: the features of the last token, of the first token (which
-    attends to itself only), or their mean over all tokens of the text"""
+    """input of the head: features of the last or the first token, or their mean over the text"""
     head_dropout: float = 0.1
     """rate of the two dropout layers of the head"""
     dropout: float = 0.1
     """one rate for nanoGPT's four dropout sites in the body"""
     freeze: int | None = None
-    """do not train the embeddings and the first N blocks; 0 freezes the embeddings only; default:
-    train all"""
+    """freeze the embeddings and the first N blocks; 0: the embeddings only; None: nothing"""
     class_weights: Literal["none", "balanced"] = "balanced"
     """balanced: weight the loss of each class by its inverse frequency"""
     unknown: Literal["error", "drop"] = "error"
@@ -212,7 +210,7 @@ class ClassifyConfig:
     eval_every: int = 50
     """steps between evaluations on the validation part; the best parameters are kept"""
     patience: int | None = 4
-    """stop after this many evaluations without a better macro-F1; None trains to the last step"""
+    """stop after this many evaluations without a better macro-F1; None: train to the last step"""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(1e-3, 1e-4, warmup_steps=30))
 
     def __post_init__(self) -> None:

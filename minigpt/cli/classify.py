@@ -31,8 +31,7 @@ class Classify:
     data: Path | None = None
     """CSV file with the columns text and label, and optionally split (train, validation or test)"""
     out: Path | None = None
-    """directory to write the classifier to; default: the first unused name of RUN_DIR/classify,
-    RUN_DIR/classify-2, ..."""
+    """directory for the classifier; None: the first unused of RUN_DIR/classify, classify-2, ..."""
     checkpoint: CheckpointName = "last"
     """best: the checkpoint with the lowest validation loss"""
     settings: Annotated[ClassifyConfig, tyro.conf.arg(name="")] = dataclasses.field(

@@ -17,7 +17,7 @@ class Sample:
     run_dir: tyro.conf.Positional[Path]
     """directory of a run of `minigpt train`"""
     prompt: str | None = None
-    """text to continue; default: a newline"""
+    """text to continue; None: a newline"""
     tokens: int = 500
     """number of tokens to generate"""
     temperature: float = 1.0

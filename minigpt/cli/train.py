@@ -32,8 +32,7 @@ class TrainOptions:
     resume: Literal["auto", "never"] = "auto"
     """auto: resume an unfinished run with the same settings; never: start a new run"""
     coordinator: str | None = None
-    """for several processes: HOST:PORT of process 0, or auto on Slurm, Open MPI, Cloud TPU and
-    Kubernetes"""
+    """HOST:PORT of process 0, or auto on Slurm, Open MPI, Cloud TPU or Kubernetes; None: alone"""
     num_processes: int | None = None
     """number of processes"""
     process_id: int | None = None

@@ -23,14 +23,13 @@ class Uncertainty:
     file: Path | None = None
     """UTF-8 text file; or set --text"""
     measure: Literal["information", "entropy", "surprise"] = "information"
-    """information: mutual information, what the model does not know; entropy: total uncertainty,
-    including the text's own randomness; surprise: -log of the actual character's probability"""
+    """mutual information, entropy of the mean prediction, or -log of the character's probability"""
     dropout: float | None = None
-    """one rate for nanoGPT's four dropout sites; default: the rates of training"""
+    """one rate for nanoGPT's four dropout sites; None: the rates of training"""
     passes: int = 30
     """number of forward passes with different masks"""
     top: float | None = None
-    """value of the strongest color in nats, to compare texts; default: the largest in the text"""
+    """value of the strongest color in nats, to compare texts; None: the largest in the text"""
     html: Path | None = None
     """also write one HTML file"""
     json: bool = False

@@ -372,7 +372,7 @@ def test_sizes_that_disagree_with_shapes_are_refused(tmp_path):
 def test_the_file_holds_the_arrays_that_the_manifest_says(tmp_path, other):
     folder = save(tmp_path)
     replace_arrays(folder, safetensors.numpy.save(other))
-    refused(tmp_path, "arrays.safetensors' holds other arrays than manifest.json says")
+    refused(tmp_path, "arrays.safetensors' does not have the arrays that manifest.json lists")
 
 
 def test_a_header_that_is_no_json_is_refused(tmp_path):
@@ -399,7 +399,7 @@ def test_nothing_over_a_cap_is_read(tmp_path, monkeypatch):
     assert opened == [MANIFEST, ARRAYS, MANIFEST]
     # A header is not what a large file can hide in: nor a file that is larger than it says.
     reseal(folder, lambda m: m["files"][ARRAYS].update(bytes=8 + 28 + manifest.MAX_HEADER + 1))
-    refused(tmp_path, "its arrays need 28")
+    refused(tmp_path, "its arrays have 28")
     assert ARRAYS not in opened[2:]
 
 
@@ -409,7 +409,7 @@ def test_sparse_giants_are_not_read(tmp_path):
     for name in (ARRAYS, MANIFEST):
         original = (folder / name).read_bytes()
         os.truncate(folder / name, 2**40)
-        refused(tmp_path, rf"{name}' is of 1,099,511,627,776 bytes, and may be of [\d,]+ at most")
+        refused(tmp_path, rf"{name}' has 1,099,511,627,776 bytes; at most [\d,]+ are allowed")
         (folder / name).write_bytes(original)
     reseal(folder, lambda manifest: spec(manifest, shape=[2**20, 2**18]))
     with pytest.raises(CheckpointError, match="max_bytes=17,179,869,184"):
@@ -442,7 +442,7 @@ PICKLE = """
 
     sys.addaudithook(hook)
 
-    def seen(call):
+    def watch(call):
         global armed
         events.clear()
         armed = True
@@ -465,7 +465,7 @@ PICKLE = """
 
     read = lambda: checkpoint.restore(run_dir, arrays)
     whole = lambda: checkpoint.read(run_dir, 1)
-    print(json.dumps(seen(read)))
+    print(json.dumps(watch(read)))
     payload = pickle.dumps(Evil())
     np.save(run_dir / "evil.npy", np.array([Evil()]), allow_pickle=True)
     header = len(good["arrays.safetensors"]) - 24  # the first 8 bytes, and 16 spare
@@ -473,21 +473,21 @@ PICKLE = """
     for data in (payload, (run_dir / "evil.npy").read_bytes(), length + payload):
         for name in good:
             evil(data, name)
-            print(json.dumps(seen(read)))
-            print(json.dumps(seen(whole)))
+            print(json.dumps(watch(read)))
+            print(json.dumps(watch(whole)))
             for other, content in good.items():
                 (folder / other).write_bytes(content)
     assert not os.path.exists(sys.argv[2])
-    print(json.dumps(seen(lambda: pickle.loads(pickle.dumps(Evil)) and None)))
+    print(json.dumps(watch(lambda: pickle.loads(pickle.dumps(Evil)) and None)))
 """
 
 
 def test_nothing_is_ever_unpickled(tmp_path):
     """An audit hook sees imports, shells and unpickled names; the last try proves that it does."""
     command = [sys.executable, "-c", textwrap.dedent(PICKLE), tmp_path, tmp_path / "pwned"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert shown.returncode == 0, shown.stderr
-    first, *tries, control = [json.loads(line) for line in shown.stdout.splitlines()]
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr
+    first, *tries, control = [json.loads(line) for line in completed.stdout.splitlines()]
     assert first == ["loaded", []]
     assert tries == [["refused", []]] * 12
     assert control == ["loaded", ["pickle.find_class"]]
@@ -710,9 +710,11 @@ LIMITED = """
 
 def test_a_real_limit_in_the_middle_of_a_file(tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(LIMITED), tmp_path]
-    shown = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert shown.returncode == 0, shown.stderr
-    assert re.fullmatch(r".*File too large \(saving step 2; .*arrays.safetensors'\n", shown.stdout)
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr
+    assert re.fullmatch(
+        r".*File too large \(saving step 2; .*arrays.safetensors'\n", completed.stdout
+    )
     assert names(tmp_path) == ["00000001", "00000003"]
     assert checkpoint.read(tmp_path, 1)[0]["a"].shape == (1000,)
 
@@ -828,12 +830,12 @@ KILLS = """
         assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
         os.close(begun), os.close(pipe)
         rng.random()  # so that the next child, a copy, draws others
-        found = checkpoint.list_steps(run_dir)
-        for step in found:
+        steps = checkpoint.list_steps(run_dir)
+        for step in steps:
             arrays, _ = checkpoint.read(run_dir, step)
             assert (arrays["step"] == step).all()
-        assert max(found, default=0) >= before, (before, found)
-        before = max(found, default=0)
+        assert max(steps, default=0) >= before, (before, steps)
+        before = max(steps, default=0)
         root = run_dir / "checkpoints"
         left = sum(path.name.startswith(".") for path in root.iterdir())
         checkpoint.CheckpointWriter(run_dir)
@@ -854,9 +856,9 @@ KILLS = """
 )
 def test_a_killed_run_leaves_good_checkpoints_only(tmp_path, how, count):
     command = [sys.executable, "-c", textwrap.dedent(KILLS), tmp_path, str(count), how]
-    shown = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert shown.returncode == 0, shown.stderr
-    lines = [line.split() for line in shown.stdout.splitlines()]
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr
+    lines = [line.split() for line in completed.stdout.splitlines()]
     assert len(lines) == count
     assert any(int(left) for _, left in lines), "no kill came in the middle of a save"
 

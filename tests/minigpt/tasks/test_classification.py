@@ -232,7 +232,7 @@ def test_the_command_writes_a_classifier_that_loads(tmp_path, capsys, monkeypatc
     command = ["classify", str(run), "--data", str(data), "--steps", "6", "--eval-every", "3"]
     with pytest.raises(SystemExit):
         main(command)
-    assert "a character that the run" in capsys.readouterr().err
+    assert "a character that the tokenizer" in capsys.readouterr().err
     with data.open("a") as file:
         file.write("\n" + "\n".join(["be,be"] * 30))
     with pytest.raises(SystemExit):
