@@ -254,7 +254,7 @@ def alpha_dropout(
     saturation = -1.0507009873554805 * 1.6732632423543772
     a = (q + saturation**2 * q * (1 - q)) ** -0.5
     y = a * np.where(keep, x.astype(np.float64), saturation) - a * saturation * (1 - q)
-    return y.astype(x.dtype)
+    return np.asarray(y.astype(x.dtype))
 
 
 def masked_dropout(
@@ -270,7 +270,9 @@ def zoneout(new: npt.ArrayLike, old: npt.ArrayLike, rate: Number, *, key: Key | 
     if key is not None:
         return np.where(keep_mask(key, rate, new.shape), new, old)
     q = threshold(rate) / 65536
-    return (q * new.astype(np.float64) + (1 - q) * old.astype(np.float64)).astype(new.dtype)
+    return np.asarray(
+        (q * new.astype(np.float64) + (1 - q) * old.astype(np.float64)).astype(new.dtype)
+    )
 
 
 def layer_drop(
@@ -352,7 +354,7 @@ def drop_block(
     if key is None:
         return x
     spatial = x.shape[1:-1]
-    blocks = np.broadcast_to(block_size, len(spatial))
+    blocks = np.broadcast_to(block_size, len(spatial)).tolist()
     positions = [n - b + 1 for n, b in zip(spatial, blocks, strict=True)]
     gamma = block_gamma(rate, spatial, blocks)
     is_seed = ~keep_mask(key, gamma, (x.shape[0], *positions, x.shape[-1]))
@@ -407,7 +409,7 @@ def gaussian_dropout(x: npt.ArrayLike, rate: Number, *, key: Key | None) -> np.n
     if rate >= 1:
         return np.zeros_like(x)
     deviation = math.sqrt(np.float32(rate) / (1 - np.float64(np.float32(rate))))
-    return (x * (1 + deviation * normal_noise(key, x.shape))).astype(x.dtype)
+    return np.asarray((x * (1 + deviation * normal_noise(key, x.shape))).astype(x.dtype))
 
 
 def concrete_dropout(
@@ -420,7 +422,7 @@ def concrete_dropout(
     u = uniform_noise(key, x.shape)
     rate = 1 / (1 + math.exp(-rate_logit))
     dropped = 1 / (1 + np.exp(-(rate_logit + np.log(u / (1 - u))) / np.float32(temperature)))
-    return (x * (1 - dropped) / (1 - rate)).astype(x.dtype)
+    return np.asarray((x * (1 - dropped) / (1 - rate)).astype(x.dtype))
 
 
 def concrete_dropout_penalty(
@@ -446,7 +448,9 @@ def variational_dropout(
     x = np.asarray(x)
     if key is None:
         return x
-    return (x * (1 + np.sqrt(np.exp(log_alpha)) * normal_noise(key, x.shape))).astype(x.dtype)
+    return np.asarray(
+        (x * (1 + np.sqrt(np.exp(log_alpha)) * normal_noise(key, x.shape))).astype(x.dtype)
+    )
 
 
 def variational_dropout_kl(log_alpha: npt.ArrayLike) -> np.ndarray:

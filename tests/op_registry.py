@@ -18,7 +18,7 @@ BLOCK = 2
 
 
 def kept_share(rate):
-    """The probability really used, to 2^-16."""
+    """The exact probability of keeping, a multiple of 2^-16."""
     return round((1 - rate) * 65536) / 65536
 
 
@@ -29,7 +29,7 @@ def groups(mask_shape, shape):
 
 
 def same_decision(own, shape):
-    """1 where two elements share a decision: there is one for each place along the axes `own`."""
+    """1 where two elements share a decision: there is one for each index along the axes `own`."""
     own = {axis % len(shape) for axis in own}
     group = groups([n if axis in own else 1 for axis, n in enumerate(shape)], shape)
     return (group[:, None] == group).astype(float)
@@ -96,18 +96,18 @@ def block_moments(x, rate):
     batch, n, channels = x.shape
     gamma = rate / BLOCK * n / (n - BLOCK + 1)
     keep = kept_share(gamma)
-    starts = np.arange(n - BLOCK + 1)
-    place = np.arange(n)[:, None]
-    covered = (starts <= place) & (place < starts + BLOCK)
+    first = np.arange(n - BLOCK + 1)
+    position = np.arange(n)[:, None]
+    covered = (first <= position) & (position < first + BLOCK)
     either = (covered[:, None] | covered).sum(-1)
     alone = keep ** covered.sum(-1)
     ratio = keep**either / np.outer(alone, alone) - 1
     flat = x.ravel()
-    places = np.arange(x.size).reshape(x.shape)
+    indices = np.arange(x.size).reshape(x.shape)
     covariance = np.zeros((x.size, x.size))
     for row in range(batch):
         for channel in range(channels):
-            index = places[row, :, channel]
+            index = indices[row, :, channel]
             covariance[np.ix_(index, index)] = ratio
     return flat, covariance * np.outer(flat, flat)
 
@@ -125,7 +125,7 @@ class Op:
     ulps: int = 0  # 0: bit for bit in float32; else of the largest output
     at_one: Callable = np.zeros_like  # what rate 1 gives
     evaluation: Callable | None = None  # (x, rate) -> what key=None gives; None: x itself
-    zeroes: bool = True  # a dropped place is 0
+    zeroes: bool = True  # a dropped element is 0
     linear: bool = True  # in x, so its gradient is the op itself on the cotangent
     shared: bool = True  # has a mask of fewer decisions than elements
     complex_too: bool = True

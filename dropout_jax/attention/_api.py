@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def _attend_in_kernel(
     inputs: Inputs, scale: float, static_mask: StaticMask, dropout: Dropout | None
 ) -> Float[Array, "batch queries heads dim"]:
-    from dropout_jax.attention import _pallas  # the import of Pallas takes long
+    from dropout_jax.attention import _pallas  # slow to import
 
     return _pallas.attend(inputs, scale, static_mask, dropout)
 

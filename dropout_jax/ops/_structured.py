@@ -278,7 +278,7 @@ def drop_block(
 
     Formula: at each position where a whole block fits, a block is dropped with probability gamma.
     Over spatial sizes n and block sizes b, gamma = min(1, rate / prod(b) * prod(n / (n - b + 1))),
-    which takes the place of the rate in the mask's T. A position that c possible blocks cover is
+    which replaces the rate in the formula of T. A position that c possible blocks cover is
     kept with probability P = (1 - gamma)^c (c is smaller at the borders), and y = x / P if kept.
     Mean x, variance x^2 (1 - P) / P. Blocks overlap, so the share dropped, 1 - mean(P), is a little
     below `rate`, to the resolution of gamma, 2^-16.

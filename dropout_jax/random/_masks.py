@@ -100,7 +100,7 @@ def keep_mask(
     if typed_key is None:
         raise TypeError(
             "key=None is not allowed: key must be one PRNG key. There is no mask at evaluation; "
-            "make a key with jax.random.key(seed)."
+            "pass jax.random.key(seed)."
         )
     rate = jnp.float32(_validation.check_rate(rate))
     shape = _validation.check_shape(shape)
@@ -225,7 +225,7 @@ def _draw_short_rows(
     params: MaskParams, row: UInt32[Array, "*rows"], width: int, combine: Callable
 ) -> UInt32[Array, "*rows 1"]:
     """Draw one word for each row of a flat mask of rows shorter than a word: bit s is column s."""
-    # 32 rows take `width` words. `bit` is where the row begins after a multiple of 32 rows.
+    # 32 rows take `width` words. `bit` is the offset of the row after a multiple of 32 rows.
     bit = (row % WORD) * jnp.uint32(width)
     word = (row // WORD) * jnp.uint32(width) + bit // WORD
 

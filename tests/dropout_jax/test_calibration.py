@@ -46,8 +46,8 @@ def test_calibration_error_with_equal_widths_is_torchmetrics(bins):
     np.testing.assert_allclose(got, theirs.item(), rtol=1e-5, atol=5e-7)
     confidence = PROBABILITIES.max(-1).astype(np.float64)
     gap = (PROBABILITIES.argmax(-1) == LABELS) - confidence
-    place = np.ceil(confidence * bins)
-    exact = sum(abs(gap[place == b].sum()) for b in range(1, bins + 1)) / 200
+    index = np.ceil(confidence * bins)
+    exact = sum(abs(gap[index == b].sum()) for b in range(1, bins + 1)) / 200
     np.testing.assert_allclose(got, exact, rtol=1e-5)
 
 
@@ -56,10 +56,10 @@ def test_calibration_error_with_equal_masses_by_hand(bins):
     confidence = PROBABILITIES.max(-1)
     correct = PROBABILITIES.argmax(-1) == LABELS
     order = np.argsort(confidence)
-    place = np.arange(200) * bins // 200
+    index = np.arange(200) * bins // 200
     expected = sum(
-        abs(correct[order[place == b]].mean() - confidence[order[place == b]].mean())
-        * (place == b).mean()
+        abs(correct[order[index == b]].mean() - confidence[order[index == b]].mean())
+        * (index == b).mean()
         for b in range(bins)
     )
     got = calibration.expected_calibration_error(PROBABILITIES, LABELS, bins=bins, binning="mass")

@@ -223,12 +223,12 @@ def test_remat_gives_the_same_output_and_gradient():
         call = nnx.remat(lambda net, x: net(x)) if remat else lambda net, x: net(x)
         return (call(net, x) ** 2).sum()
 
-    found = []
+    runs = []
     for remat in (False, True):
         net = Net(nnx.Rngs(0))
         value, grads = nnx.value_and_grad(loss)(net, X, remat)
-        found.append((value, *jax.tree.leaves(grads)))
-    for one, other in zip(*found, strict=True):
+        runs.append((value, *jax.tree.leaves(grads)))
+    for one, other in zip(*runs, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5)
 
 

@@ -27,14 +27,14 @@ def ones(op):
     return np.ones(op.small, np.float32)
 
 
-def refused(error, name, value, call, *args, **kwargs):
+def assert_refused(error, name, value, call, *args, **kwargs):
     """The error names the argument, its value, what is allowed, and a remedy."""
-    with pytest.raises(error) as caught:
+    with pytest.raises(error) as info:
         call(*args, **kwargs)
-    assert type(caught.value) is error
-    message = str(caught.value)
-    shown = repr(value)[:200]
-    assert message.startswith(f"{name}={shown}"), message
+    assert type(info.value) is error
+    message = str(info.value)
+    reported = repr(value)[:200]
+    assert message.startswith(f"{name}={reported}"), message
     assert f" is not allowed: {name} must be " in message, message
     remedy = message.split(" must be ", 1)[1]
     assert ". " in remedy, f"no remedy in: {message}"
@@ -69,13 +69,13 @@ BAD_RATES = [
 @pytest.mark.parametrize(("rate", "error"), BAD_RATES, ids=str)
 @pytest.mark.parametrize("key", [KEY, None], ids=["training", "evaluation"])
 def test_bad_rate(op, rate, error, key):
-    refused(error, "rate", rate, op.fn, ones(op), rate, key=key)
+    assert_refused(error, "rate", rate, op.fn, ones(op), rate, key=key)
 
 
 @pytest.mark.parametrize(("rate", "error"), BAD_RATES, ids=str)
 def test_bad_rate_of_the_mask_functions(rate, error):
-    refused(error, "rate", rate, keep_mask, KEY, rate, (3,))
-    refused(error, "rate", rate, apply_mask, X, X > 0, rate)
+    assert_refused(error, "rate", rate, keep_mask, KEY, rate, (3,))
+    assert_refused(error, "rate", rate, apply_mask, X, X > 0, rate)
 
 
 def test_the_remedy_fits_the_mistake():
@@ -105,7 +105,7 @@ def test_bad_x(op, x, error, key):
     if op.name == "token_dropout" and getattr(x, "dtype", None) == np.int32:
         return  # ids: test_bad_arguments_of_each_op
     name = {"drop_connect": "weights", "embedding_dropout": "table"}.get(op.name, "x")
-    refused(error, name, x, op.fn, x, 0.1, key=key)
+    assert_refused(error, name, x, op.fn, x, 0.1, key=key)
 
 
 BAD_KEYS = [
@@ -124,21 +124,23 @@ BAD_KEYS = [
 @ops
 @pytest.mark.parametrize(("key", "error", "name"), BAD_KEYS, ids=repr)
 def test_bad_key(op, key, error, name):
-    shown = key.shape if name == "key.shape" else key
+    reported = key.shape if name == "key.shape" else key
     if key is BAD_KEYS[-1][0]:
-        shown = (2,)  # two raw keys are a batch of two
-    refused(error, name, shown, op.fn, ones(op), 0.1, key=key)
+        reported = (2,)  # two raw keys are a batch of two
+    assert_refused(error, name, reported, op.fn, ones(op), 0.1, key=key)
 
 
 @ops
 def test_batched_and_missing_keys(op):
-    refused(ValueError, "key.shape", (3,), op.fn, ones(op), 0.1, key=jax.random.split(KEY, 3))
+    assert_refused(
+        ValueError, "key.shape", (3,), op.fn, ones(op), 0.1, key=jax.random.split(KEY, 3)
+    )
     with pytest.raises(TypeError, match="key"):
         op.fn(ones(op), 0.1)
 
 
 @pytest.mark.parametrize(
-    ("dims", "error", "shown"),
+    ("dims", "error", "reported"),
     [
         ((7,), ValueError, 7),
         ((-7,), ValueError, -7),
@@ -152,13 +154,15 @@ def test_batched_and_missing_keys(op):
     ],
     ids=repr,
 )
-def test_bad_broadcast_dims(dims, error, shown):
-    refused(error, "broadcast_dims", shown, dropout, X, 0.1, key=KEY, broadcast_dims=dims)
-    refused(error, "broadcast_dims", shown, keep_mask, KEY, 0.1, X.shape, broadcast_dims=dims)
+def test_bad_broadcast_dims(dims, error, reported):
+    assert_refused(error, "broadcast_dims", reported, dropout, X, 0.1, key=KEY, broadcast_dims=dims)
+    assert_refused(
+        error, "broadcast_dims", reported, keep_mask, KEY, 0.1, X.shape, broadcast_dims=dims
+    )
 
 
 @pytest.mark.parametrize(
-    ("keep", "error", "name", "shown"),
+    ("keep", "error", "name", "reported"),
     [
         (np.ones((4, 6)), TypeError, "keep", None),
         (None, TypeError, "keep", None),
@@ -168,12 +172,12 @@ def test_bad_broadcast_dims(dims, error, shown):
     ],
     ids=repr,
 )
-def test_bad_mask(keep, error, name, shown):
-    refused(error, name, keep if shown is None else shown, apply_mask, X, keep, 0.1)
+def test_bad_mask(keep, error, name, reported):
+    assert_refused(error, name, keep if reported is None else reported, apply_mask, X, keep, 0.1)
 
 
 @pytest.mark.parametrize(
-    ("given", "error", "name", "shown"),
+    ("arguments", "error", "name", "reported"),
     [
         ({}, TypeError, "rate", None),
         ({"rate": 0.1, "scale": 1.1}, TypeError, "scale", 1.1),
@@ -182,8 +186,8 @@ def test_bad_mask(keep, error, name, shown):
     ],
     ids=repr,
 )
-def test_bad_scale(given, error, name, shown):
-    refused(error, name, shown, apply_mask, X, X > 0, **given)
+def test_bad_scale(arguments, error, name, reported):
+    assert_refused(error, name, reported, apply_mask, X, X > 0, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -191,12 +195,12 @@ def test_bad_scale(given, error, name, shown):
     [(5, TypeError), ("ab", TypeError), ((2.5,), TypeError), ((-1,), ValueError)],
 )
 def test_bad_shape(shape, error):
-    refused(error, "shape", shape, keep_mask, KEY, 0.1, shape)
+    assert_refused(error, "shape", shape, keep_mask, KEY, 0.1, shape)
 
 
 def test_a_mask_beyond_the_counters_is_refused():
-    refused(ValueError, "shape", (2**33, 32), keep_mask, KEY, 0.1, (2**33, 32))
-    refused(ValueError, "shape", (2**35,), keep_mask, KEY, 0.1, (2**35,))
+    assert_refused(ValueError, "shape", (2**33, 32), keep_mask, KEY, 0.1, (2**33, 32))
+    assert_refused(ValueError, "shape", (2**35,), keep_mask, KEY, 0.1, (2**35,))
 
 
 def test_there_is_no_mask_at_evaluation():
@@ -245,8 +249,8 @@ def test_raw_keys_follow_the_default_implementation():
 
 
 def test_fold_refuses_what_is_no_key():
-    refused(TypeError, "key", 42, fold, 42, "block")
-    refused(ValueError, "key.shape", (2,), fold, jax.random.split(KEY), "block")
+    assert_refused(TypeError, "key", 42, fold, 42, "block")
+    assert_refused(ValueError, "key.shape", (2,), fold, jax.random.split(KEY), "block")
 
 
 IDS = np.arange(6)
@@ -257,7 +261,7 @@ LABELS = np.array([0, 1, 2, 0])
 
 
 @pytest.mark.parametrize(
-    ("error", "name", "shown", "call"),
+    ("error", "name", "reported", "call"),
     [
         (
             ValueError,
@@ -396,14 +400,14 @@ LABELS = np.array([0, 1, 2, 0])
     ids=lambda value: value if isinstance(value, str) else None,
 )
 @pytest.mark.parametrize("key", [KEY, None], ids=["training", "evaluation"])
-def test_bad_arguments_of_each_op(error, name, shown, call, key):
+def test_bad_arguments_of_each_op(error, name, reported, call, key):
     """At evaluation too: a mistake shows before the first training step."""
-    with pytest.raises(error) as caught:
+    with pytest.raises(error) as info:
         call(key)
-    message = str(caught.value)
-    if name.endswith(("shape", "dtype")) or not isinstance(shown, np.ndarray | type):
-        shown = repr(np.dtype(shown)) if name.endswith(".dtype") else repr(shown)
-        assert message.startswith(f"{name}={shown} is not allowed: {name} must be "), message
+    message = str(info.value)
+    if name.endswith(("shape", "dtype")) or not isinstance(reported, np.ndarray | type):
+        reported = repr(np.dtype(reported)) if name.endswith(".dtype") else repr(reported)
+        assert message.startswith(f"{name}={reported} is not allowed: {name} must be "), message
     else:
         assert message.startswith(f"{name}="), message
     assert ". " in message.split(" must be ", 1)[1], f"no remedy in: {message}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -165,9 +166,12 @@ def operands(case, dtype=jnp.float32):
 def oracle(case):
     """The reference's result, from float64 operands, for the key of these tests."""
     words = np.asarray(jax.random.key_data(jax.random.key(20141)))
-    *arrays, mask = case.arrays(np.float64)
+    query, k, value, bias, mask = case.arrays(np.float64)
     return reference.dot_product_attention(
-        *arrays, mask, **_pairs(case.keywords()), dropout_rate=RATE, dropout_key=words
+        *(query, k, value, bias, mask),
+        **_pairs(case.keywords()),
+        dropout_rate=RATE,
+        dropout_key=words,
     )
 
 
@@ -206,11 +210,11 @@ def test_gradients_are_the_naive_ones(case, implementation, key):
     """Naive's gradients come from JAX's differentiation of the formula; the others have theirs."""
     cotangent = np.random.default_rng(3).normal(size=operands(case)[0].shape).astype(np.float32)
     skip_gradient_of_bias(case, implementation)
-    found = {}
+    results = {}
     for name in ("naive", implementation):
         _, pullback = jax.vjp(attend(case, name, key), *operands(case))
-        found[name] = pullback(jnp.asarray(cotangent))
-    for ours, expected in zip(found[implementation], found["naive"], strict=True):
+        results[name] = pullback(jnp.asarray(cotangent))
+    for ours, expected in zip(results[implementation], results["naive"], strict=True):
         assert ours.dtype == expected.dtype
         bound = 2e-5 * max(1, float(abs(expected).max()))
         np.testing.assert_allclose(ours, expected, rtol=2e-5, atol=bound)
@@ -247,8 +251,8 @@ def test_the_kernel_refuses_the_gradient_of_a_bias(key):
     def constant(query, name):
         return attend(case, name, key)(query, k, value, bias).sum()
 
-    found, expected = (jax.grad(constant)(query, name) for name in ("kernel", "naive"))
-    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
+    results, expected = (jax.grad(constant)(query, name) for name in ("kernel", "naive"))
+    np.testing.assert_allclose(results, expected, rtol=2e-5, atol=2e-5)
 
 
 @each([CASES[2], CASES[9]], ("blockwise", "kernel"), short=("ragged, many blocks",))
@@ -304,7 +308,10 @@ def test_rows_that_see_nothing_are_zeros_with_zero_gradients(implementation, key
 @pytest.mark.parametrize("how", ["lengths", "mask"])
 def test_padding_may_hold_anything(implementation, how, key):
     query, k, value = operands(Case("padded"))
-    hide = {"key_value_seq_lengths": jnp.array([30, 40]), "query_seq_lengths": jnp.array([25, 40])}
+    hide: dict[str, Any] = {
+        "key_value_seq_lengths": jnp.array([30, 40]),
+        "query_seq_lengths": jnp.array([25, 40]),
+    }
     if how == "mask":
         rows, keys = (np.arange(40) < np.array(n)[:, None] for n in ([25, 40], [30, 40]))
         hide = {"mask": jnp.asarray(rows[:, None, :, None] & keys[:, None, None, :])}
@@ -342,11 +349,15 @@ def test_padding_may_hold_anything(implementation, how, key):
 def test_keys_that_nobody_sees_may_hold_anything(options, first, implementation, key):
     """More keys than queries: those from `first` on are out of every query's reach."""
     query, k, value = operands(Case("long", queries=20, keys=70))
-    options = {"dropout_rate": RATE, "dropout_key": key, "implementation": implementation} | options
-    clean = dot_product_attention(query, k, value, **options)
-    dirty = dot_product_attention(
-        query, k.at[:, first:].set(jnp.nan), value.at[:, first:].set(jnp.nan), **options
+    attend = functools.partial(
+        dot_product_attention,
+        dropout_rate=RATE,
+        dropout_key=key,
+        implementation=implementation,
+        **options,
     )
+    clean = attend(query, k, value)
+    dirty = attend(query, k.at[:, first:].set(jnp.nan), value.at[:, first:].set(jnp.nan))
     np.testing.assert_array_equal(dirty, clean)
 
 
@@ -379,9 +390,9 @@ def test_under_shard_map_and_twice_differentiated(implementation, key):
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
     spec = PartitionSpec("data")
     mapped = jax.jit(jax.shard_map(slope, mesh=mesh, in_specs=spec, out_specs=spec))
-    found = mapped(query, k, value, bias)
+    results = mapped(query, k, value, bias)
     expected = slope(query[:4], k[:4], value[:4], bias[:4])  # each device draws from the same key
-    for ours, truth in zip(found, expected, strict=True):
+    for ours, truth in zip(results, expected, strict=True):
         np.testing.assert_allclose(ours[:4], truth, rtol=1e-4, atol=1e-4)
 
 
@@ -454,9 +465,9 @@ def test_sharded_batch_and_heads(spec, kind, implementation, key):
     expected = fn(*arrays)
     with jax.set_mesh(mesh):
         sharded = [jax.device_put(x, sharding) for x in arrays]
-        found = fn(*sharded)
+        results = fn(*sharded)
         program = fn.lower(*sharded).compile()
-    for ours, truth in zip(found, expected, strict=True):
+    for ours, truth in zip(results, expected, strict=True):
         np.testing.assert_allclose(ours, truth, rtol=1e-5, atol=1e-5)
     if implementation != "kernel":  # whose grid is not cut up: for jax.shard_map(check_vma=False)
         assert not find_collectives(program)
@@ -558,7 +569,9 @@ def test_a_part_of_a_batch_drops_what_the_batch_drops_there(implementation, key)
 
     def attend(query, k, value, row_offset=None):
         return dot_product_attention(
-            *(query, k, value),
+            query,
+            k,
+            value,
             is_causal=True,
             dropout_rate=0.4,
             dropout_key=key,
@@ -567,11 +580,16 @@ def test_a_part_of_a_batch_drops_what_the_batch_drops_there(implementation, key)
         )
 
     def gradient(part, row_offset=None):
-        return jax.grad(lambda *x: (attend(*x, row_offset) ** 2).sum(), argnums=(0, 1, 2))(*part)
+        return jax.grad(
+            lambda q, k, v: (attend(q, k, v, row_offset) ** 2).sum(), argnums=(0, 1, 2)
+        )(*part)
 
-    whole, slope = attend(*arrays), gradient(arrays)
+    whole, slope = attend(arrays[0], arrays[1], arrays[2]), gradient(arrays)
     in_part = jax.jit(
-        lambda part, row_offset: (attend(*part, row_offset), gradient(part, row_offset))
+        lambda part, row_offset: (
+            attend(part[0], part[1], part[2], row_offset),
+            gradient(part, row_offset),
+        )
     )
     for row_offset in (0, 2, 4):
         out, slopes = in_part(arrays[:, row_offset : row_offset + 2], row_offset)
@@ -580,7 +598,7 @@ def test_a_part_of_a_batch_drops_what_the_batch_drops_there(implementation, key)
             np.testing.assert_allclose(
                 one, other[row_offset : row_offset + 2], rtol=1e-4, atol=1e-5
             )
-    assert (abs(attend(*arrays[:, 2:4]) - whole[2:4]) > 1e-3).any()
+    assert (abs(attend(*(x[2:4] for x in arrays)) - whole[2:4]) > 1e-3).any()
 
 
 def test_the_kernel_refuses_a_row_offset(key):

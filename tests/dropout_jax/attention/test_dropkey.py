@@ -26,7 +26,7 @@ def test_no_row_loses_all_its_keys(dtype, key):
     assert bias.dtype == dtype
     assert jnp.isfinite(jax.nn.softmax(bias.astype(jnp.float32))).all()
     keep = np.asarray(keep_mask(key, 0.9, shape))
-    lost = ~keep.any(-1)
+    lost = np.logical_not(keep.any(-1))
     assert abs(lost.mean() - 0.729) < 4.9 * np.sqrt(0.729 * 0.271 / 1000)
     np.testing.assert_array_equal(bias == 0, keep | lost[:, None])
 

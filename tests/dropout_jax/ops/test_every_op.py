@@ -1,4 +1,4 @@
-"""What every op promises (DESIGN section 2), run over every row of the registry."""
+"""What every op promises, for every row of the registry."""
 
 import functools
 
@@ -238,7 +238,7 @@ def test_complex_arrays(op, key):
         np.testing.assert_array_equal(y == 0, op.fn(x.real, 0.3, key=key) == 0)
 
 
-# Left out: a layer's own residuals; several masks; the `where` that the caller holds.
+# Excluded: the residuals of the layer, several masks, and the caller's `where`.
 @ops_but("layer_drop", "multi_sample_dropout", "masked_dropout")
 def test_the_mask_needs_no_residual_but_bits(op, key):
     """The backward pass keeps at most a bit an element, and what the arithmetic itself needs."""
@@ -258,8 +258,8 @@ def test_means_and_covariances_are_the_closed_forms(op, rate, key):
     draws = 20_000
     x = sample(op.small, seed=3) + 1.5
     keys = jax.random.split(key, draws)
-    made = jax.jit(jax.vmap(lambda k: op.fn(jnp.asarray(x), rate, key=k)))(keys)
-    y = np.asarray(made, np.float64).reshape(draws, -1)
+    outputs = jax.jit(jax.vmap(lambda k: op.fn(jnp.asarray(x), rate, key=k)))(keys)
+    y = np.asarray(outputs, np.float64).reshape(draws, -1)
     mean, covariance = op.moments(x.astype(np.float64), rate)
     centred = y - mean
     deviation = np.sqrt(np.diag(covariance) / draws)

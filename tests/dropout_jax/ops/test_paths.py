@@ -45,8 +45,8 @@ def test_drop_connects_variance_of_a_product(key):
     """var (W v)_i = p / q sum_j W_ij^2 v_j^2; |z| < 4.9 over 20,000 keys."""
     weights, v, rate, draws = sample((5, 40)), sample(40, seed=1), 0.3, 20_000
     keys = jax.random.split(key, draws)
-    made = jax.vmap(lambda k: drop_connect(weights, rate, key=k) @ v)(keys)
-    centred = np.asarray(made, np.float64) - weights @ v
+    products = jax.vmap(lambda k: drop_connect(weights, rate, key=k) @ v)(keys)
+    centred = np.asarray(products, np.float64) - weights @ v
     q = round((1 - rate) * 65536) / 65536
     expected = (1 - q) / q * (weights**2 @ v**2)
     z_mean = centred.mean(0) / np.sqrt(expected / draws)
@@ -62,8 +62,8 @@ def test_attention_weights_variance_of_the_output(key):
     a = np.asarray(jax.nn.softmax(jnp.asarray(sample((1, 1, 1, 40)))))
     v, rate, draws = sample(40, seed=1), 0.1, 20_000
     keys = jax.random.split(key, draws)
-    made = jax.vmap(lambda k: dropout(a, rate, key=k)[0, 0, 0] @ v)(keys)
-    centred = np.asarray(made, np.float64) - float(a[0, 0, 0] @ v)
+    products = jax.vmap(lambda k: dropout(a, rate, key=k)[0, 0, 0] @ v)(keys)
+    centred = np.asarray(products, np.float64) - float(a[0, 0, 0] @ v)
     q = round((1 - rate) * 65536) / 65536
     expected = (1 - q) / q * (a[0, 0, 0] ** 2 @ v**2)
     assert abs(centred.mean()) < 4.9 * np.sqrt(expected / draws)

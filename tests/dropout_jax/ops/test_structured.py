@@ -58,8 +58,8 @@ def test_blocks_are_whole_and_their_rate_is_ghiasis(shape, block, key):
     gamma = reference.block_gamma(rate, spatial, blocks)
     covers = np.ones(spatial)
     for axis, (n, b) in enumerate(zip(spatial, blocks, strict=True)):
-        place = np.arange(n)
-        count = np.minimum(place, n - b) - np.maximum(place - b + 1, 0) + 1
+        index = np.arange(n)
+        count = np.minimum(index, n - b) - np.maximum(index - b + 1, 0) + 1
         covers *= count.reshape([-1 if i == axis else 1 for i in range(len(spatial))])
     expected = 1 - ((1 - gamma) ** covers).mean()
     shares = dropped.mean(axis=tuple(range(2, dropped.ndim - 1)))  # by key, row, channel
@@ -81,7 +81,7 @@ def test_a_single_block_is_where_its_seed_is(key):
 
 
 def test_block_of_one_is_dropout_of_elements(key):
-    """With blocks of one place gamma is the rate, and the scale is dropout's."""
+    """With blocks of size 1, gamma is the rate, and the scale is dropout's."""
     from dropout_jax import dropout
 
     x = sample((2, 6, 7, 33))

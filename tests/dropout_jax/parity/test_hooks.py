@@ -64,11 +64,11 @@ def test_evaluation_and_rate_zero_are_left_alone(key):
 
 def test_masks_are_read_at_each_call_and_hooks_come_off(key):
     model, given = Model(), masks(key)
-    taken = hooks.give_masks(model, given)
+    handles = hooks.give_masks(model, given)
     first = model(X)
     given["first"] = ~given["first"]
     assert not torch.equal(model(X), first)
-    taken.remove()
+    handles.remove()
     torch.manual_seed(3)
     drawn = model(X)
     torch.manual_seed(3)
@@ -103,8 +103,8 @@ def test_the_record_holds_torchs_own_masks_in_order_with_their_lines():
     y = model(X)
     generator = CPUGenerator(5)
     assert list(tape) == ["first", "inner/0"]
-    for held in tape.values():
-        np.testing.assert_array_equal(held["mask"], generator.mask((4, 10), 0.25))
+    for record in tape.values():
+        np.testing.assert_array_equal(record["mask"], generator.mask((4, 10), 0.25))
     np.testing.assert_array_equal(tape["inner/0"]["output"], y.detach())
     lines = pathlib.Path(__file__).read_text().splitlines()
     file, line = tape["inner/0"]["where"].split(":")

@@ -43,11 +43,11 @@ def test_linen(key):
 def test_nnx():
     nnx = pytest.importorskip("flax.nnx")
     rngs = nnx.Rngs(dropout=5)
-    held = nnx.Dropout(RATE, deterministic=False, rngs=rngs)  # forks: draws number 0
+    layer = nnx.Dropout(RATE, deterministic=False, rngs=rngs)  # forks: draws number 0
     passed = nnx.Dropout(RATE, deterministic=False)
     root = jax.random.key(5)
     for call in range(3):
-        np.testing.assert_array_equal(held(X) != 0, mask(keys.nnx(keys.nnx(root, 0), call)))
+        np.testing.assert_array_equal(layer(X) != 0, mask(keys.nnx(keys.nnx(root, 0), call)))
         np.testing.assert_array_equal(passed(X, rngs=rngs) != 0, mask(keys.nnx(root, call + 1)))
 
 

@@ -214,18 +214,18 @@ def test_cuda_masks_are_those_of_the_kernels_loop(itemsize, count):
     for thread in range(256):
         block = 2  # offset 8
         if width == 1:
-            for start in range(thread, -(-count // 1024) * 1024, 256 * 4):
+            for first in range(thread, -(-count // 1024) * 1024, 256 * 4):
                 for i, kept in enumerate(four(block, thread)):
-                    if start + 256 * i < count:
-                        expected[start + 256 * i] = kept
+                    if first + 256 * i < count:
+                        expected[first + 256 * i] = kept
                 block += 1
             continue
-        for start in range(thread * width, count, 256 * width):
+        for first in range(thread * width, count, 256 * width):
             kept = []
             for _ in range(max(1, width // 4)):
                 kept += four(block, thread)
                 block += 1
-            expected[start : start + width] = kept[:width]
+            expected[first : first + width] = kept[:width]
     device = {"num_sms": 1, "threads_per_sm": 256, "itemsize": itemsize}
     np.testing.assert_array_equal(parity.cuda_mask(99, 8, (count,), 0.3, **device), expected)
 

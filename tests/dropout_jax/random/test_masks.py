@@ -1,4 +1,4 @@
-"""The specification of the mask, line by line, against the oracle; and where it may be made."""
+"""The mask against the oracle, line by line of its specification; and who may draw it."""
 
 import functools
 import itertools
@@ -101,7 +101,7 @@ def test_short_last_axis_is_taken_flat(key):
     assert (keep_mask(key, 0.3, (6, 32)).ravel() != keep_mask(key, 0.3, (6 * 32,))).any()
 
 
-def test_a_row_can_be_made_alone_and_a_longer_row_begins_alike(key):
+def test_a_row_does_not_depend_on_other_rows_or_on_its_length(key):
     whole = keep_mask(key, 0.3, (7, 256))
     np.testing.assert_array_equal(whole[:3], keep_mask(key, 0.3, (3, 256)))
     np.testing.assert_array_equal(whole[:, :100], keep_mask(key, 0.3, (7, 100)))
@@ -144,14 +144,14 @@ def test_a_rate_that_changes_does_not_retrace(key):
     assert len(traces) == 1
 
 
-def test_random_bits_are_made_in_the_random_wing_only():
-    makers = [f"jax.random.{name}" for name in ("bits", "uniform", "bernoulli", "normal")]
-    makers.append("threefry2x32(")
+def test_only_the_random_wing_draws_random_bits():
+    generators = [f"jax.random.{name}" for name in ("bits", "uniform", "bernoulli", "normal")]
+    generators.append("threefry2x32(")
     package = pathlib.Path(dropout_jax.__file__).parent
     for path in package.rglob("*.py"):
         if path.relative_to(package).parts[0] not in ("random", "reference.py", "parity"):
             text = path.read_text()
-            assert not any(maker in text for maker in makers), path.name
+            assert not any(generator in text for generator in generators), path.name
 
 
 @pytest.mark.parametrize(

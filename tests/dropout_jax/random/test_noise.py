@@ -40,8 +40,8 @@ def test_noise_has_its_distribution(key):
 
 def test_noise_is_the_same_sharded_and_in_a_vmap(key):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    spread = jax.jit(lambda k: noise.draw_uniform(k, (8, 40)), out_shardings=place)(key)
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    spread = jax.jit(lambda k: noise.draw_uniform(k, (8, 40)), out_shardings=sharding)(key)
     np.testing.assert_array_equal(spread, noise.draw_uniform(key, (8, 40)))
     keys = jax.random.split(key, 3)
     loop = jnp.stack([noise.draw_uniform(k, (4, 40)) for k in keys])

@@ -1,4 +1,4 @@
-"""The mask as dice: counts against the exact binomial, correlations, and controls that must fail.
+"""Statistics of the mask: exact binomial counts, correlations, and controls that must fail.
 
 Bounds: |z| < 4.9 for each check, which a right mask misses about once in a million.
 """
@@ -76,10 +76,10 @@ def test_no_correlation_along_rows_columns_words_and_planes(key, rate):
 def test_no_correlation_between_keys(key, rate):
     shape = (200, 1024)
     paths = [("a",), ("b",), ("block", 0), ("block", 1), ("block", 0, "x"), (0,), (1,), (2,)]
-    made = [np.asarray(keep_mask(fold(key, *path), rate, shape)) for path in paths]
-    made += [np.asarray(keep_mask(jax.random.key(seed), rate, shape)) for seed in range(4)]
-    for i, first in enumerate(made):
-        for second in made[:i]:
+    masks_of_keys = [np.asarray(keep_mask(fold(key, *path), rate, shape)) for path in paths]
+    masks_of_keys += [np.asarray(keep_mask(jax.random.key(seed), rate, shape)) for seed in range(4)]
+    for i, first in enumerate(masks_of_keys):
+        for second in masks_of_keys[:i]:
             assert abs(z_of_correlation(first, second, rate)) < LIMIT
 
 
