@@ -403,6 +403,7 @@ def _first_given(argument: Any, attribute: Any, name: str, example: str) -> Any:
     if value is None:
         raise ValueError(
             f"{name}=None is not allowed: {name} must be an argument of the constructor "
-            f"or of the call. Pass {name}={example} to one of them (nnx.view and model.eval() set deterministic)."
+            f"or of the call. Pass {name}={example} to one of them (nnx.view and model.eval() set "
+            "deterministic)."
         )
     return value
