@@ -160,5 +160,5 @@ def test_a_part_of_the_flags_is_an_error(folder):
     words = [sys.executable, "-m", "minigpt", *COMMAND, "--process-id", "1"]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "all three must be given" in done.stderr
+    assert "are not allowed: set all three" in done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -44,7 +44,7 @@ def test_an_earlier_run_resumes_and_ends_as_it_did(name, command, tmp_path, monk
     options = ["--config", f"{name}/config.toml", "--data", "text.txt", "--run-dir", name]
     with jax.numpy_dtype_promotion("standard"):
         main([*command, *options])
-    assert "going on from step 4" in capsys.readouterr().out.replace("\n", " ")
+    assert "resuming from step 4" in capsys.readouterr().out.replace("\n", " ")
     records = read_metrics(name)
     assert records[:2] == expected[:2]
     assert [record["step"] for record in records] == [2, 4, 6, 8]

@@ -14,7 +14,7 @@ from minigpt.cli.main import main
 from minigpt.config import ClassifyConfig, DropoutConfig, OptimConfig
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.model.gpt import GPT, set_rates
-from minigpt.tasks.classification import baselines
+from minigpt.tasks import classification
 from minigpt.tasks.classification.classifier import load
 from minigpt.tasks.classification.data import LabelledSplit, LabelledTexts, pad_texts
 from minigpt.tasks.classification.model import Classifier, pool_features
@@ -264,7 +264,7 @@ def test_the_command_writes_a_classifier_that_loads(tmp_path, capsys, monkeypatc
     def fails(*_):
         raise ValueError("no words")
 
-    monkeypatch.setattr(baselines, "tfidf", fails)
+    monkeypatch.setattr(classification, "tfidf", fails)
     with pytest.raises(SystemExit):
         main([*command, "--out", str(tmp_path / "kept")])
     assert same(load(tmp_path / "kept").params, one.params)  # what comes after loses no training

@@ -239,7 +239,7 @@ def test_the_pages_text_is_the_text_and_its_titles_have_the_numbers():
     assert page.links == []  # nothing else is needed
     assert len(page.titles) == len(STRANGE)
     assert page.titles[0].startswith('"<": ')
-    assert "nothing comes before it" in page.titles[0]
+    assert "no text before it" in page.titles[0]
     assert page.titles[-1] == '"\\n": information 2.000, entropy 4.000, surprise 6.000'
     assert page.classes[0] is None
     assert page.classes[-1] == "l9"
@@ -252,19 +252,19 @@ def printed(text, values, **options):
     return out.getvalue()
 
 
-def test_without_colours_every_line_has_its_levels_below_it():
+def test_without_colors_every_line_has_its_levels_below_it():
     values = np.array([np.nan, 0.15, 0.95, 0.35, 0.45])
     lines = printed("ab\ncd", values).splitlines()
     assert lines[-4:] == ["ab↵", ".19", "cd", "34"]
 
 
-def test_without_colours_long_lines_are_cut_to_the_width():
+def test_without_colors_long_lines_are_cut_to_the_width():
     values = np.tile(np.arange(10) / 10 + 0.05, 5)
     lines = printed("x" * 50, values).splitlines()[2:]
     assert lines == ["x" * 20, "01234567890123456789"] * 2 + ["x" * 10, "0123456789"]
 
 
-def test_with_colours_the_text_is_there_and_levels_are_its_ground():
+def test_with_colors_the_text_is_there_and_levels_are_its_ground():
     values = np.array([np.nan, 0.05, 0.95, 0.95, 0.05])
     output = printed("ab\nc[", values, force_terminal=True, color_system="truecolor")
     red = "\x1b[38;2;0;0;0;48;2;242;80;58m"
