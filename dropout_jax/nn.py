@@ -402,8 +402,7 @@ def _first_given(argument: Any, attribute: Any, name: str, example: str) -> Any:
     value = attribute if argument is None else argument
     if value is None:
         raise ValueError(
-            f"{name}=None is not allowed: {name} must be an argument of the constructor "
-            f"or of the call. Pass {name}={example} to one of them (nnx.view and model.eval() set "
-            "deterministic)."
+            f"{name}=None is not allowed: {name} must be an argument of the constructor or of the "
+            f"call. Pass {name}={example} (nnx.view and model.eval() set deterministic)."
         )
     return value

@@ -273,6 +273,10 @@ OPS = [
 ]
 
 
+# One op of each family, of those that share most of their code.
+FAMILIES = ("dropout", "alpha_dropout", "gaussian_dropout", "drop_block", "zoneout", "layer_drop")
+
+
 def sample(shape, dtype="float32", seed=0):
     """Standard normals of a dtype, the same for every caller."""
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from compiled import find_collectives
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from marks import slow
-from op_registry import OPS, sample
+from marks import ONE_OP_A_FAMILY, slow
+from op_registry import sample
 
 from dropout_jax import apply_mask, dropout, fold, keep_mask
 
@@ -58,7 +58,7 @@ def test_same_values_on_any_mesh_and_axis_without_collectives(kind, devices, axi
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, slow(AxisType.Explicit)], ids=str)
-@pytest.mark.parametrize("op", OPS, ids=str)
+@ONE_OP_A_FAMILY
 def test_every_op_is_the_same_with_its_batch_sharded(kind, op, key):
     x = sample((8, 6, 64))
     expected = op.fn(x, 0.3, key=key)

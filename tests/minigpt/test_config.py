@@ -1,6 +1,7 @@
 """One frozen config: nanoGPT's numbers, refused values, and no knob that nothing reads."""
 
 import dataclasses
+import functools
 import io
 import json
 
@@ -109,6 +110,7 @@ def test_a_field_of_the_run_changes_what_it_writes(name, base, tmp_path):
 TOKENS = np.random.default_rng(0).integers(0, 28, 500).astype(np.uint16)
 
 
+@functools.cache
 def step_of(config):
     """The program of a step, and the state and the batch that it is given."""
     compiled = build_train_functions(config, config.model.vocab_size or 28)

@@ -6,19 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from marks import slow
+from marks import ONE_OP_A_FAMILY, slow
 from op_registry import OPS, sample
 
 all_ops = pytest.mark.parametrize("op", OPS, ids=str)
-FAMILIES = ("dropout", "alpha_dropout", "gaussian_dropout", "drop_block", "zoneout", "layer_drop")
-# One op of each family for every change; the others are slow.
-one_a_family = pytest.mark.parametrize(
-    "op",
-    [
-        pytest.param(op, id=str(op), marks=() if str(op) in FAMILIES else pytest.mark.slow)
-        for op in OPS
-    ],
-)
 
 
 def ops_but(*names):
@@ -56,7 +47,7 @@ def test_equals_the_oracle(op, dtype, key):
             assert_same(op, op.fn(x, rate, key=key), op.oracle(x, rate, key=words(key)))
 
 
-@all_ops
+@ONE_OP_A_FAMILY
 def test_float64_equals_the_oracle(op, key):
     rtol = 1e-14 * op.ulps if op.name != "gaussian_dropout" else 5e-5  # its noise is float32
     with jax.enable_x64(True):
@@ -92,7 +83,7 @@ def test_vmap_over_keys_equals_a_loop(op, key):
     assert any((loop[0] != other).any() for other in loop[1:])
 
 
-@all_ops
+@ONE_OP_A_FAMILY
 def test_vmap_over_rates_equals_a_loop(op, key):
     x = jnp.asarray(sample(op.shapes[-1]))
     rates = jnp.float32([0.0, 0.3, 1.0])
@@ -121,7 +112,7 @@ def test_gradient_is_that_of_a_fixed_mask(op, traced, key):
                 np.testing.assert_array_equal(gradient, expected)
 
 
-@one_a_family
+@ONE_OP_A_FAMILY
 def test_forward_mode_and_second_derivatives_work(op, key):
     x = jnp.asarray(sample(op.small))
     zero, tangent = jax.jvp(lambda x: op.fn(x, 0.3, key=key), (x * 0,), (x,))
@@ -216,7 +207,7 @@ def test_a_key_used_twice_is_caught(op):
             jax.jit(lambda k: op.fn(op.fn(x, 0.3, key=k), 0.3, key=k))(jax.random.key(1))
 
 
-@all_ops
+@ONE_OP_A_FAMILY
 def test_empty_and_single_element_arrays(op, key):
     rank = len(op.shapes[-1])
     sizes = [(2,) * rank] if op.name == "drop_block" else [(1,) * rank, (*(1,) * (rank - 1), 0)]

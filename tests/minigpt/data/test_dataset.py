@@ -216,6 +216,7 @@ def _load(path, ready, results):
     results.put(load_dataset(path, "char").train.tobytes())
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(data, tmp_path):
     spawn = multiprocessing.get_context("spawn")
     data.write_bytes(

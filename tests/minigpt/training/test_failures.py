@@ -275,7 +275,7 @@ bound = pytest.mark.skipif(
 
 
 @bound
-@pytest.mark.parametrize("name", ["out", "out/checkpoints"])
+@pytest.mark.parametrize("name", [slow("out"), "out/checkpoints"])
 def test_a_read_only_run_directory(stopped, folder, capsys, whole, name):
     before = read_files(stopped)
     del before[stopped / "metrics.jsonl"]

@@ -11,6 +11,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from marks import slow
 from run_helpers import (
     KILL_AND_RESTART,
     assert_one_line_error,
@@ -331,7 +332,7 @@ def stopped_at(step, monkeypatch, capsys):
         assert run(capsys, *COMMAND)[0] == 0
 
 
-@pytest.mark.parametrize("what", ["gone", "changed"])
+@pytest.mark.parametrize("what", ["gone", slow("changed")])
 def test_a_begun_run_needs_no_parent(folder, capsys, whole, monkeypatch, what):
     stopped_at(2, monkeypatch, capsys)
     shutil.rmtree(folder / "out" / "checkpoints")  # so that it begins again at the parent's weights

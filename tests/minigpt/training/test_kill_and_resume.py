@@ -51,6 +51,7 @@ def undisturbed(tmp_path_factory, cache):
     return outcome(folder)
 
 
+@pytest.mark.slow
 def test_the_undisturbed_run_is_whole(undisturbed):
     arrays, records, steps, names = undisturbed
     assert any(name.startswith("opt_state") for name in arrays)

@@ -50,6 +50,7 @@ def test_neither_is_written_unasked(config, tmp_path):
     assert not {"tensorboard", "profile"} & {path.name for path in (tmp_path / "run").iterdir()}
 
 
+@pytest.mark.slow
 def test_a_profile_cut_short_is_closed(tmp_path):
     with Observers(tmp_path, 0, tensorboard=False, profile_steps=9) as observers:
         observers.before_step(2)
