@@ -7,6 +7,7 @@ import pathlib
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    + " --xla_llvm_disable_expensive_passes=true"
 )
 
 import jax
@@ -16,7 +17,9 @@ from hypothesis import settings
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from type_checking import install_type_checker
 
-install_type_checker("dropout_jax")
+# Wherever shapes are written.
+for package in ("dropout_jax", "minigpt.model", "minigpt.tasks.classification.model"):
+    install_type_checker(package)
 
 ROOT = pathlib.Path(__file__).parent.parent
 

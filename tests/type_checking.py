@@ -29,7 +29,7 @@ class _TypeCheckingFinder(MetaPathFinder):
         self.package, self.finder = package, finder
 
     def find_spec(self, fullname, path=None, target=None):
-        if fullname.partition(".")[0] != self.package:
+        if fullname != self.package and not fullname.startswith(f"{self.package}."):
             return None
         spec = self.finder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:

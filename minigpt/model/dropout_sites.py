@@ -50,20 +50,22 @@ class DropoutSite(NamedTuple):
         """Whether the masks are drawn from the key and nothing is captured."""
         return self.masks is None and self.captures is None
 
-    def dropout(self, x: Float[Array, "..."], rate: float) -> Float[Array, "..."]:
+    def dropout(self, x: Float[Array, "..."], rate: float | jax.Array) -> Float[Array, "..."]:
         """Drop elements."""
         if self.uses_key_only:
             return dropout(x, rate, key=self.key, row_offset=self.row_offset)
         return self._drop_with_mask(x, rate, x.shape)
 
-    def drop_path(self, x: Float[Array, "batch ..."], rate: float) -> Float[Array, "batch ..."]:
+    def drop_path(
+        self, x: Float[Array, "batch ..."], rate: float | jax.Array
+    ) -> Float[Array, "batch ..."]:
         """Drop rows of the batch."""
         if self.uses_key_only:
             return drop_path(x, rate, key=self.key, row_offset=self.row_offset)
         return self._drop_with_mask(x, rate, (x.shape[0],) + (1,) * (x.ndim - 1))
 
     def _drop_with_mask(
-        self, x: Float[Array, "..."], rate: float, mask_shape: tuple[int, ...]
+        self, x: Float[Array, "..."], rate: float | jax.Array, mask_shape: tuple[int, ...]
     ) -> Float[Array, "..."]:
         """The same with an explicit mask: `masks` can replace it and `captures` can keep it."""
         if self.key is None and self.masks is None:
@@ -78,7 +80,7 @@ class DropoutSite(NamedTuple):
             self.captures[self.name] = {"input": x, "mask": keep, "output": y}
         return y
 
-    def _mask(self, rate: float, shape: tuple[int, ...]) -> tuple[jax.Array, Any]:
+    def _mask(self, rate: float | jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, Any]:
         """The mask, and its scale where `masks` has one."""
         if self.masks is None:
             assert self.key is not None

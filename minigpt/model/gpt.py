@@ -216,7 +216,7 @@ def _stack_blocks(blocks: list[Block]) -> Block:
 
 
 def _attend(
-    query: jax.Array, keys: jax.Array, values: jax.Array, rate: float, site: DropoutSite
+    query: jax.Array, keys: jax.Array, values: jax.Array, rate: float | jax.Array, site: DropoutSite
 ) -> jax.Array:
     """Causal attention; materializes the weights only if the site needs an explicit mask."""
     if site.uses_key_only:

@@ -20,9 +20,9 @@ from minigpt.run.directory import CONFIG, RunSpec
 from minigpt.run.parent import copy_parent_checkpoint, restore_parent_copy
 
 LOCK = ".lock"
-# A run may resume with other values of these: they decide where it runs and what it prints, but no
-# parameter. (The text may move, since its hash is compared. Another mesh sums in another order, so
-# the results agree up to rounding.)
+# A run may resume with other values of these: they decide where it runs, what it prints and when it
+# stops, and change no step. (The text may move, since its hash is compared. Another mesh sums in
+# another order, so the results agree up to rounding.)
 MAY_CHANGE = frozenset(
     (
         *("data", "run_dir", "log_every", "eval_batches", "sample_tokens"),
@@ -34,8 +34,6 @@ MAY_CHANGE = frozenset(
 class OpenRun(NamedTuple):
     """A run that this process may train, and the state to start from."""
 
-    spec: RunSpec
-    run_dir: Path
     state: Any | None
     """state of the latest valid checkpoint, on the host; None for a new run"""
     meta: dict[str, Any]
@@ -48,10 +46,10 @@ class OpenRun(NamedTuple):
 def open_run(
     spec: RunSpec, run_dir: Path, like: Any, warn: Callable[[str], object], *, fresh: bool = False
 ) -> Iterator[OpenRun]:
-    """Lock a run directory and restore its state, a tree like `like`, for training in the block.
+    """Lock a run directory and restore its state, a tree like `like`.
 
-    `fresh` refuses a folder that contains a run. With several processes, the main one writes, and
-    all of them read what it has written.
+    The lock lasts as long as the `with` block. `fresh` refuses a folder that contains a run. With
+    several processes, the main one writes, and all of them read what it has written.
     """
     config, writes = spec.config, is_main_process()
     with lock_run_dir(run_dir) if writes else contextlib.nullcontext():
@@ -92,8 +90,8 @@ def create_or_resume(spec: RunSpec, run_dir: Path, *, fresh: bool = False) -> No
         return
     if fresh:
         raise ValueError(
-            f"run_dir={str(run_dir)!r} is not allowed: it contains a run, but --resume never "
-            "starts a new one. Choose another --run-dir, or remove this one."
+            f"run_dir={str(run_dir)!r} is not allowed: it contains a run, and --resume "
+            "never accepts only a folder without one. Choose another --run-dir, or remove this one."
         )
     saved = RunSpec.load(run_dir)
     for name, saved_value, value in differences(saved.config, spec.config):
@@ -133,8 +131,8 @@ def _restore(spec: RunSpec, run_dir: Path, like: Any, warn: Callable[[str], obje
     if restored is None:
         has_parent = spec.config.parent is not None
         parent_state = restore_parent_copy(run_dir, like) if has_parent else None
-        return OpenRun(spec, run_dir, None, {}, parent_state)
+        return OpenRun(None, {}, parent_state)
     state, meta = restored
     saved = spec._replace(data_sha256=meta["data_sha256"])
     saved.require_same_text(spec.data_sha256, spec.tokenizer)
-    return OpenRun(spec, run_dir, state, meta, None)
+    return OpenRun(state, meta, None)

@@ -76,10 +76,10 @@ def _load_dataset(config: Config, run_dir: Path) -> Dataset:
 
 
 class Trainer:
-    """One run. Its methods are the phases of a run, in order.
+    """The training loop of one run: a method for each phase, in the order of the phases.
 
-    `pending` is the record of a step whose validation is not complete. If the run stops during the
-    validation, the checkpoint contains it.
+    `pending` is the record of the current step until it is logged. A checkpoint that is saved in a
+    validation contains it, and the resumed run then starts with that validation.
     """
 
     def __init__(self, context: TrainContext, run: OpenRun):
@@ -152,7 +152,8 @@ class Trainer:
     def stop_if_requested(self) -> None:
         """Save a checkpoint and raise Interrupted after a signal.
 
-        Several processes have to wait for each other to agree, so they check at logged steps only.
+        Several processes have to wait for each other to agree, so they check every
+        `log_every` steps only.
         """
         if not is_single_process() and self.step % self.config.log_every:
             return

@@ -59,7 +59,7 @@ def test_minigpt_uses_the_public_names_only():
 def test_the_readmes_catalogue_points_at_the_file_of_each_function():
     text = (ROOT / "README.md").read_text()
     links = re.findall(r"\[`(\w+)`\]\((dropout_jax/[\w/]+\.py)\)", text)
-    assert len(links) == 21
+    assert len(links) == len(set(links)) > 20
     for name, path in links:
         assert re.search(rf"^def {name}\(", (ROOT / path).read_text(), re.MULTILINE), name
     assert not re.search(r"\.py#L\d+", text), "no link points at a line number"

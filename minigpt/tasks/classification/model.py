@@ -17,6 +17,7 @@ from minigpt.config import ModelConfig
 from minigpt.model import GPT
 
 if TYPE_CHECKING:
+    import numpy as np
     from jaxtyping import Array, Float, Int
 
 
@@ -32,8 +33,8 @@ class Classifier(nnx.Module):
 
     def __call__(
         self,
-        tokens: Int[Array, "batch time"],
-        lengths: Int[Array, " batch"],
+        tokens: Int[Array | np.ndarray, "batch time"],
+        lengths: Int[Array | np.ndarray, " batch"],
         *,
         key: jax.Array | None,
         rate: float | jax.Array | None = None,
@@ -61,7 +62,7 @@ class Head(nnx.Module):
 
 
 def pool_features(
-    features: Float[Array, "batch time dim"], lengths: Int[Array, " batch"], pool: str
+    features: Float[Array, "batch time dim"], lengths: Int[Array | np.ndarray, " batch"], pool: str
 ) -> Float[Array, "batch dim"]:
     """The features of the last or the first real token, or their mean over the real tokens."""
     if pool == "first":

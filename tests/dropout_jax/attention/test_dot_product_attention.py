@@ -241,6 +241,7 @@ def test_gradients_are_finite_differences(case, implementation, key):
             )
 
 
+@pytest.mark.slow
 def test_the_kernel_refuses_the_gradient_of_a_bias(key):
     case = Case("biased", bias=(2, 2, 40, 40))
     query, k, value, bias = operands(case)
@@ -371,6 +372,7 @@ def test_empty_axes_give_zeros(empty, implementation, key):
     assert [x.shape for x in pullback(y)] == [x.shape for x in arrays]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", [slow("naive"), "blockwise"])
 def test_under_shard_map_and_twice_differentiated(implementation, key):
     """A row that a bias of -inf blinds has finite second derivatives; zeros vary as they must."""

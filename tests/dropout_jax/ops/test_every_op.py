@@ -58,7 +58,7 @@ def test_float64_equals_the_oracle(op, key):
         np.testing.assert_allclose(y, expected, rtol=rtol, atol=rtol)
 
 
-@all_ops
+@ONE_OP_A_FAMILY
 @pytest.mark.parametrize("rate", [slow(0.0), 0.3, slow(1.0)])
 def test_eager_jit_traced_remat_and_scan_agree(op, rate, key):
     x = jnp.asarray(sample(op.shapes[-1]))
@@ -74,7 +74,7 @@ def test_eager_jit_traced_remat_and_scan_agree(op, rate, key):
         assert_same(op, other, eager)
 
 
-@all_ops
+@ONE_OP_A_FAMILY
 def test_vmap_over_keys_equals_a_loop(op, key):
     x = jnp.asarray(sample(op.shapes[-1]))
     keys = jax.random.split(key, 5)
@@ -91,7 +91,7 @@ def test_vmap_over_rates_equals_a_loop(op, key):
     assert_same(op, jax.vmap(lambda r: op.fn(x, r, key=key))(rates), loop)
 
 
-@all_ops
+@ONE_OP_A_FAMILY
 @pytest.mark.parametrize("traced", [slow(False), True])
 def test_gradient_is_that_of_a_fixed_mask(op, traced, key):
     """With its mask fixed every op is affine in x: <g, f(x + d) - f(x)> = <vjp(g), d>, exactly."""
@@ -121,7 +121,7 @@ def test_forward_mode_and_second_derivatives_work(op, key):
     assert jnp.isfinite(curvature(x)).all()
 
 
-@all_ops
+@ONE_OP_A_FAMILY
 @pytest.mark.parametrize("rate", [0.3, slow(0.0), slow(1.0)])
 def test_no_gradient_flows_to_the_rate_and_those_of_x_are_finite(op, rate, key):
     x = jnp.asarray(sample(op.shapes[-1]))
@@ -180,7 +180,7 @@ def test_a_traced_rate_out_of_range_gives_nan(op, rate, key):
     assert np.isnan(y).all()
 
 
-@all_ops
+@ONE_OP_A_FAMILY
 def test_a_rate_that_changes_does_not_retrace(op, key):
     traces = []
 
@@ -216,7 +216,7 @@ def test_empty_and_single_element_arrays(op, key):
         assert op.fn(x, 0.3, key=key).shape == shape
 
 
-@all_ops
+@ONE_OP_A_FAMILY
 def test_complex_arrays(op, key):
     x = (sample(op.shapes[-1]) + 1j * sample(op.shapes[-1], seed=1)).astype(np.complex64)
     if not op.complex_too:

@@ -57,6 +57,7 @@ def test_losses_are_those_of_one_device(mesh, alone):
     assert len(kernel.sharding.device_set) == len(make_mesh(config(mesh)).devices.flat)
 
 
+@pytest.mark.slow
 def test_another_mask_would_be_noticed(alone):
     """The bound of the first step is tight: without dropout, or with another key, it fails."""
     training = build_train_functions(config("data=2"), 11)
@@ -124,6 +125,7 @@ def test_tensor_parallel_matrices_are_cut_as_stated():
         assert shards[f"{where}/mlp_norm/scale/value"].shape == (32,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["data=2,fsdp=2,tensor=2", slow("fsdp=8")])
 def test_a_checkpoint_of_one_mesh_goes_on_on_another(mesh, alone, tmp_path):
     _, state, training = losses(config("data=2,tensor=4"), 3)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from marks import slow
 from tiny import DATA, MODEL, TEXT, with_dropout
 
 from minigpt.cli.main import main
@@ -41,8 +42,8 @@ def same(one, other):
 # The model.
 
 
-@pytest.mark.parametrize("pool", ["last", "first", "mean"])
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("pool", ["mean", slow("last"), slow("first")])
+@pytest.mark.parametrize("training", [True, slow(False)])
 def test_what_padding_holds_changes_nothing_bit_for_bit(pool, training, key):
     config = with_dropout(embed=0.2, attn_weights=0.2, attn_out=0.2, mlp_out=0.2)
     graph, params = nnx.split(Classifier(config, 4, 2, pool, key=key))

@@ -13,6 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from marks import slow
 from rich.console import Console
 from run_helpers import read_files
 from tiny import CONFIG, SITES, TEXT, with_dropout
@@ -77,7 +78,7 @@ def trained(tmp_path_factory):
         return run(DROPPING, tmp_path_factory.mktemp("trained"))
 
 
-@pytest.mark.parametrize(("step", "nearest"), [(3, 0), (8, 6)])
+@pytest.mark.parametrize(("step", "nearest"), [slow(3, 0), (8, 6)])
 def test_the_measures_are_those_of_the_run_bit_for_bit(trained, step, nearest):
     result = replayed(trained, step)
     (record,) = [record for record in metrics.read_metrics(trained) if record["step"] == step]
