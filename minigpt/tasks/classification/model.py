@@ -40,9 +40,13 @@ class Classifier(nnx.Module):
         rate: float | jax.Array | None = None,
     ) -> Float[Array, "batch classes"]:
         """Logits; `key=None` is evaluation. A `rate`, traced or not, replaces the head's rate."""
-        features = self.body.features(tokens, key=fold(key, "body")).astype(jnp.float32)
+        features = self.body.features(jnp.asarray(tokens), key=fold(key, "body")).astype(
+            jnp.float32
+        )
         rate = self.rate if rate is None else rate
-        return self.head(pool_features(features, lengths, self.pool), rate, key=fold(key, "head"))
+        return self.head(
+            pool_features(features, jnp.asarray(lengths), self.pool), rate, key=fold(key, "head")
+        )
 
 
 class Head(nnx.Module):
