@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+from jax.typing import ArrayLike
 
 from dropout_jax import apply_mask, drop_path, dropout, fold, keep_mask
 from minigpt.config import ModelConfig
@@ -80,7 +81,7 @@ class DropoutSite(NamedTuple):
             self.captures[self.name] = {"input": x, "mask": keep, "output": y}
         return y
 
-    def _mask(self, rate: float | jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, Any]:
+    def _mask(self, rate: float | jax.Array, shape: tuple[int, ...]) -> tuple[ArrayLike, Any]:
         """The mask, and its scale where `masks` has one."""
         if self.masks is None:
             assert self.key is not None

@@ -146,7 +146,7 @@ def test_no_key_is_evaluation(op):
         op.fn(x, 0.3)
 
 
-@all_ops
+@ONE_OP_A_FAMILY
 def test_rate_zero_and_rate_one(op, key):
     x = jnp.asarray(sample(op.shapes[-1]))
     at_zero = op.evaluation(np.asarray(x), 0.0) if op.name == "layer_drop" else x
@@ -239,7 +239,7 @@ def test_the_mask_needs_no_residual_but_bits(op, key):
     assert kept <= np.prod(shape) / 8 + 16
 
 
-@all_ops
+@ONE_OP_A_FAMILY
 @pytest.mark.parametrize("rate", [0.1, slow(0.5)])
 def test_means_and_covariances_are_the_closed_forms(op, rate, key):
     """|z| < 4.9 for the mean and for every entry of the covariance, over 20,000 keys.

@@ -52,6 +52,7 @@ def numbers():
     return tokens, measure
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_mc_dropout_by_hand(numbers):
     """Windows begin at 0, 16, 32 and 48; the last 16 targets of each but the first are new."""
     tokens, measure = numbers
@@ -350,6 +351,7 @@ def test_mistakes_are_one_line(trained, capsys, words, message):
     assert len(error.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_run_without_dropout_can_be_given_a_rate(trained, capsys):
     numbers = json.loads(
         command(capsys, trained / "zero", "--text", "To be", "--dropout", "0.5", "--json")

@@ -489,6 +489,7 @@ def interrupt(*_):
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_records_put_back_or_given_up(stopped, folder, capsys, whole):
     path = stopped / "metrics.jsonl"
     good = path.read_bytes()

@@ -135,6 +135,7 @@ def test_the_steps_are_those_from_the_parents_weights_and_a_fresh_optimizer(fami
     assert_equal(arrays, by_definition(family / "parent", LAST))
 
 
+@pytest.mark.slow
 def test_the_best_of_the_parent(family, folder, capsys):
     """Its last has other weights here, and a higher loss."""
     parent = folder / "parent"

@@ -45,6 +45,7 @@ def test_tensorboard_has_the_metrics_and_the_profile_some_steps(config, tmp_path
     assert list((run_dir / "profile").rglob("*.xplane.pb"))
 
 
+@pytest.mark.slow
 def test_neither_is_written_unasked(config, tmp_path):
     trainer.train(config, tmp_path / "run", Console(file=io.StringIO()))
     assert not {"tensorboard", "profile"} & {path.name for path in (tmp_path / "run").iterdir()}
