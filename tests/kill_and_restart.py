@@ -24,9 +24,9 @@ from matplotlib.figure import Figure
 from minigpt import checkpoint
 from minigpt.checkpoint import manager
 from minigpt.cli.main import main as minigpt
-from minigpt.model import generate_ids
+from minigpt.model import generate
 from minigpt.run import metrics
-from minigpt.training import evaluate_text, train_step
+from minigpt.training import evaluate, train_step
 from minigpt.training.trainer import Trainer
 
 HOLDERS = {
@@ -35,11 +35,11 @@ HOLDERS = {
     "replace": (pathlib.Path, "replace"),  # config.toml, metrics.jsonl, loss.png
     "prune": (manager, "_remove"),
     "copy": (checkpoint, "host_arrays"),
-    "evaluation": (evaluate_text, "take_windows"),
+    "evaluation": (evaluate, "take_windows"),
     "record": (metrics.MetricsLog, "add"),
     "plot": (Figure, "savefig"),
     "batch": (train_step, "shard_batch"),
-    "sampling": (generate_ids, "_sample_token"),
+    "sampling": (generate, "_sample_token"),
 }
 
 

@@ -24,6 +24,7 @@ from minigpt.distributed import constrain_batch_sharding
 from minigpt.model.dropout_sites import Captures, DropoutSite
 
 if TYPE_CHECKING:
+    import numpy as np
     from jaxtyping import Array, Float, Int
 
 _INIT_STD = 0.02
@@ -42,7 +43,7 @@ class GPT(nnx.Module):
 
     def __call__(
         self,
-        tokens: Int[Array, "batch time"],
+        tokens: Int[Array | np.ndarray, "batch time"],
         *,
         key: jax.Array | None,
         masks: Mapping[str, Any] | None = None,
@@ -62,7 +63,7 @@ class GPT(nnx.Module):
 
     def features(
         self,
-        tokens: Int[Array, "batch time"],
+        tokens: Int[Array | np.ndarray, "batch time"],
         *,
         key: jax.Array | None,
         masks: Mapping[str, Any] | None = None,
@@ -76,7 +77,7 @@ class GPT(nnx.Module):
                 f"block_size={self.config.block_size} tokens. Cut the text: tokens[:, -n:]."
             )
         x = constrain_batch_sharding(
-            self.tokens(tokens) + self.positions(jnp.arange(tokens.shape[1]))
+            self.tokens(jnp.asarray(tokens)) + self.positions(jnp.arange(tokens.shape[1]))
         )
         root = DropoutSite(key, masks, captures, row_offset=row_offset)
         x = root.at("embed").dropout(x, self.config.dropout.embed)

@@ -18,10 +18,10 @@ SCRIPTS = (
 )
 
 
-@pytest.fixture(autouse=True)
-def promotion_of_optax(strict_promotion):
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+@pytest.fixture
+def promotion():
+    """Of optax, which relies on implicit promotion."""
+    return "standard"
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -140,7 +140,7 @@ def test_an_error_of_the_first_process_ends_all(folder):
     codes = [process.wait(timeout=BOUND_S) for process in started]
     assert codes[0] == 2
     assert codes[1] != 0
-    assert "must be new, an empty folder or a run" in (folder / "taken-0.log").read_text()
+    assert "must be a new folder, an empty one or a run" in (folder / "taken-0.log").read_text()
 
 
 @pytest.mark.slow
