@@ -1,9 +1,9 @@
-"""batch(seed, step), a pure function."""
+"""make_batch: a pure function of the seed and the step."""
 
 import numpy as np
 import pytest
 
-from minigpt.data.batches import make_batch
+from minigpt.data.batches import make_batch, window_offsets
 
 TOKENS = np.arange(1000, dtype=np.uint16)
 
@@ -43,3 +43,13 @@ def test_a_short_text_is_an_error():
     make_batch(TOKENS[:17], 0, 0, 5, 16)
     with pytest.raises(ValueError, match="longer than block_size=16"):
         make_batch(TOKENS[:16], 0, 0, 5, 16)
+
+
+def test_offsets_are_philoxs_words_of_seed_and_step():
+    """Known answers, and every step has windows of its own."""
+    tokens = np.zeros(1000, np.uint16)
+    offsets = [window_offsets(tokens, 7, step, 4, 16) for step in range(20)]
+    for step in (0, 1, 19):
+        words = np.random.Philox(key=7, counter=[0, step, 0, 0]).random_raw(4)
+        np.testing.assert_array_equal(offsets[step], words % np.uint64(984))
+    assert len({tuple(each.tolist()) for each in offsets}) == 20
