@@ -72,3 +72,14 @@ def test_everything_public_has_a_docstring_with_an_example():
         doc = getattr(dropout_jax, name).__doc__
         for part in ("Formula", "Args:", "Returns:", "Raises:", "Example:", ">>>"):
             assert part in doc, f"{name}: {part}"
+
+
+def test_no_function_is_longer_than_a_screen():
+    """Of 40 lines, its docstring not counted."""
+    for folder in ("dropout_jax", "minigpt"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.FunctionDef):
+                    body = node.body[1:] if ast.get_docstring(node) else node.body
+                    first, last = (body[0].lineno, body[-1].end_lineno or 0) if body else (1, 0)
+                    assert last - first < 40, f"{path}: {node.name}"
