@@ -11,9 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-# The smallest keep probability is one step of 2^-16; half a step rounds to 0.
-_LARGEST_RATE_BELOW_ONE = 1 - 2.0**-17
-
 _NUMBER = int | float | np.integer | np.floating
 
 
@@ -45,15 +42,6 @@ def check_rate(value: Any, name: str = "rate") -> float | jax.Array:
         if 1 < number <= 100:
             remedy += f" For {number:g} per cent write {number / 100:g}."
         fail(ValueError, name, value, allowed, remedy)
-    if _LARGEST_RATE_BELOW_ONE <= number < 1:
-        fail(
-            ValueError,
-            name,
-            value,
-            "below 1 - 2^-17, or 1",
-            "The mask resolves probabilities to 2^-16, so this rate would drop everything: "
-            "pass 1.0 to drop everything.",
-        )
     return jnp.asarray(value, jnp.float32) if isinstance(value, jax.Array) else number
 
 

@@ -1,7 +1,7 @@
 """The NumPy oracle: a second implementation of the mask and the ops, from their specification.
 
 It imports NumPy only and shares no code with the rest of the package. It is slow on purpose: it
-assembles the 16-bit number of every element bit by bit and compares it with the threshold, where
+assembles the 32-bit number of every element bit by bit and compares it with the threshold, where
 `dropout_jax.random` combines whole words. A key is a pair of uint32 words, as from
 `jax.random.key_data(key)` for threefry2x32.
 """
@@ -96,13 +96,8 @@ def random_bernoulli(
 
 
 def threshold(rate: Number) -> int:
-    """Compute T, of 2^16, in float32; an element is kept with probability T / 2^16."""
-    keep = (np.float32(1) - np.float32(rate)) * np.float32(65536)
-    whole = math.floor(keep)
-    rest = float(keep) - whole
-    if rest > 0.5 or (rest == 0.5 and whole % 2 == 1):
-        whole += 1
-    return whole
+    """Compute T, of 2^32; an element is kept with probability T / 2^32."""
+    return int(np.rint(np.float64(np.float32(1) - np.float32(rate)) * 2**32))
 
 
 def keep_mask(
@@ -119,32 +114,57 @@ def compute_mask(
     shape = list(shape)
     for dim in broadcast_dims:
         shape[dim] = 1
-    is_flat = len(shape) == 0 or shape[-1] < 32
-    rows = 1 if is_flat else math.prod(shape[:-1])
-    width = math.prod(shape) if is_flat else shape[-1]
-    return np.reshape(_draw_numbers(seed, rows, width) + threshold(rate) >= 65536, shape)
+    if len(shape) >= 3 and shape[-2] >= 32:
+        numbers = np.swapaxes(_draw_rows_of_words(seed, shape, axis=-2), -1, -2)
+    elif shape and shape[-1] >= 32:
+        numbers = _draw_rows_of_words(seed, shape, axis=-1)
+    else:
+        numbers = _draw_rows_of_words(seed, [math.prod(shape)], axis=-1)
+    return np.reshape(numbers + threshold(rate) >= 2**32, shape)
 
 
-def _draw_numbers(seed: Key, rows: int, width: int) -> np.ndarray:
-    """Draw the 16-bit number of every element: bit j is its bit of plane j."""
-    row = np.arange(rows, dtype=np.uint64)[:, None]
-    element = np.arange(width, dtype=np.uint64)
-    word, bit = element // 32, element % 32
-    numbers = np.zeros((rows, width), np.int64)
+def _draw_rows_of_words(seed: Key, shape: Sequence[int], axis: int) -> np.ndarray:
+    """Draw the 32-bit number of every element of a shape, with the packed axis last."""
+    size = shape[axis]
+    words = -(-size // 32)
+    if axis == -1:  # words of one row follow each other along the last axis
+        row, column = np.divmod(np.arange(math.prod(shape[:-1]) * words), words)
+        row, column = (x.reshape(*shape[:-1], words) for x in (row, column))
+    else:  # words of one column follow each other over the rows
+        row, column = np.divmod(np.arange(math.prod(shape[:-2]) * words * shape[-1]), shape[-1])
+        lead = (*shape[:-2], words, shape[-1])
+        row, column = (np.swapaxes(x.reshape(lead), -1, -2) for x in (row, column))
+    numbers = _draw_numbers(seed, row, column)
+    return numbers.reshape(*numbers.shape[:-2], words * 32)[..., :size]
+
+
+def _draw_numbers(seed: Key, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """Draw the 32 numbers of every word; their axis is the last."""
+    row, column = row.astype(np.uint64)[..., None], column.astype(np.uint64)[..., None]
+    bit = np.arange(32, dtype=np.uint64)
+    numbers = np.zeros((*row.shape[:-1], 32), np.int64)
     for plane in range(16):
-        pair = threefry2x32(seed, (row, 8 * word + plane // 2))
-        numbers += ((pair[plane % 2] >> bit) & 1).astype(np.int64) << plane
+        pair = threefry2x32(seed, (row, 8 * column + plane // 2))
+        own = ((pair[plane % 2] >> bit) & 1).astype(np.int64)
+        numbers += own << (16 + plane)
+        if plane == 0:
+            for k in range(16):
+                numbers += own[..., (np.arange(32) + 1 + k) % 32] << (15 - k)
     return numbers
 
 
+def _keep_share(rate: Number, dtype: type[np.floating]) -> np.floating:
+    """Return 1 - rate, subtracted in float32, in a dtype."""
+    return dtype(np.float32(1) - np.float32(rate))
+
+
 def apply_mask(x: npt.ArrayLike, keep: npt.ArrayLike, rate: Number) -> np.ndarray:
-    """Return x * 2^16 / T where kept, else 0; the product in float32 or float64, rounded once."""
+    """Return x / (1 - rate) where kept, else 0; the product in float32 or float64, rounded once."""
     x = np.asarray(x)
     is_double = x.dtype.itemsize // (2 if np.iscomplexobj(x) else 1) == 8
-    keep_threshold = threshold(rate)
-    if keep_threshold == 0:
+    if np.float32(rate) == 1:
         return np.zeros_like(x)
-    scale = (np.float64 if is_double else np.float32)(65536 / keep_threshold)
+    scale = 1 / _keep_share(rate, np.float64 if is_double else np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         if np.iscomplexobj(x):
             scaled = np.zeros_like(x)
@@ -165,12 +185,10 @@ def dropout(
 
 
 def dropout_unscaled(x: npt.ArrayLike, rate: Number, *, key: Key | None) -> np.ndarray:
-    """Drop without scaling in training, and multiply by T / 2^16 at evaluation."""
+    """Drop without scaling in training, and multiply by 1 - rate at evaluation."""
     x = np.asarray(x)
     if key is None:
-        return (x.astype(_compute_dtype(x)) * _compute_dtype(x)(threshold(rate) / 65536)).astype(
-            x.dtype
-        )
+        return (x.astype(_compute_dtype(x)) * _keep_share(rate, _compute_dtype(x))).astype(x.dtype)
     return np.where(keep_mask(key, rate, x.shape), x, np.zeros_like(x))
 
 
@@ -247,7 +265,7 @@ def alpha_dropout(
     x = np.asarray(x)
     if key is None:
         return x
-    q = threshold(rate) / 65536
+    q = _keep_share(rate, np.float64)
     if q == 0:
         return np.zeros_like(x)
     keep = keep_mask(key, rate, x.shape, broadcast_dims=broadcast_dims)
@@ -269,7 +287,7 @@ def zoneout(new: npt.ArrayLike, old: npt.ArrayLike, rate: Number, *, key: Key | 
     new, old = np.asarray(new), np.asarray(old)
     if key is not None:
         return np.where(keep_mask(key, rate, new.shape), new, old)
-    q = threshold(rate) / 65536
+    q = _keep_share(rate, np.float64)
     return np.asarray(
         (q * new.astype(np.float64) + (1 - q) * old.astype(np.float64)).astype(new.dtype)
     )
@@ -365,7 +383,7 @@ def drop_block(
             x.shape[0], *(1,) * len(spatial), x.shape[-1]
         )
         covers[block] += 1
-    probability = (threshold(gamma) / 65536) ** covers[None, ..., None]
+    probability = _keep_share(gamma, np.float64) ** covers[None, ..., None]
     scale = 1 / np.where(probability > 0, probability, 1) if scale_by_keep else 1.0
     return np.where(keep, x.astype(np.float64) * scale, 0).astype(x.dtype)
 

@@ -78,8 +78,8 @@ def dot_product_attention(
 
     Formula: dropout(softmax(scale * query . key + bias)) . value, for each head. Every
     implementation drops the weights that
-    `keep_mask(dropout_key, dropout_rate, (batch, heads, queries, keys))` drops, and multiplies the
-    others by 2^16 / T.
+    `keep_mask(dropout_key, dropout_rate, (batch, heads, queries, keys))` drops, and divides the
+    others by 1 - rate.
 
     Args:
       query: (batch, queries, heads, dim), or without the batch; float32, bfloat16, float16 or

@@ -65,8 +65,8 @@ def attend(
 
 
 def split_queries(static_mask: StaticMask, queries: int, keys: int) -> list[Block]:
-    """Split the queries into blocks; the first key of each is a multiple of 32."""
-    rows = min(256, max(64, queries // 8))
+    """Split the queries into blocks; the first query and key of each is a multiple of 32."""
+    rows = min(256, max(64, queries // 8 // random.WORD * random.WORD))
     turns = -(-queries // (rows * MAX_UNROLLED))
     whole = queries // rows * rows
     first_rows = range(0, whole, rows * turns)
@@ -240,42 +240,40 @@ def _build_drop(
     """Build a function of (block, row), which returns one that drops weights, and their scale."""
     if dropout is None:
         return lambda block, row: (lambda weights: weights, 1)
-    draw_words = _build_draw_words(plan, index, group, dropout)
-    batch, key_heads, heads, queries, _ = group.query.shape
-    keys = group.key.shape[2]
-    is_small = batch * key_heads * heads * queries * keys <= MAX_WEIGHTS_AT_ONCE
-    all_words = draw_words(0, queries, 0, keys) if is_small else None
+    *lead, queries, _ = group.query.shape
+    sizes = queries, group.key.shape[2]
+    heads = _compute_head_index(plan, index, group, dropout)
+
+    def draw(rows, columns):
+        return random.draw_packed_tile(dropout.mask, heads, sizes, rows, columns)
+
+    is_small = math.prod(lead) * math.prod(sizes) <= MAX_WEIGHTS_AT_ONCE and queries >= random.WORD
+    all_words = draw((0, queries), (0, sizes[1])) if is_small else None
 
     def build_block_drop(block: Block, row):
+        rows, keys = (row, block.rows), (block.key_low, block.key_high - block.key_low)
         if all_words is None:
-            words = draw_words(row, block.rows, block.key_low, block.key_high)
+            words = draw(rows, keys)
         else:
-            words = _slice_rows(all_words, row, block.rows)[..., block.key_low // random.WORD :]
-        keep = random.unpack_rows(words, block.key_high - block.key_low)
+            count = -(-block.rows // random.WORD)
+            words = _slice_rows(all_words, row // random.WORD, count)
+            words = words[..., block.key_low : block.key_high]
+        keep = random.unpack_tile(words, sizes, block.rows, keys[1])
         return lambda weights: jnp.where(keep, weights, 0), dropout.keep_scale
 
     return build_block_drop
 
 
-def _build_draw_words(
+def _compute_head_index(
     plan: _groups.Plan, index: Int32[Array, ""], group: Inputs, dropout: DropoutParams
-) -> Callable:
-    """Build a function that draws the mask, in words, of some rows and columns of a group."""
-    batch, key_heads, heads, queries, _ = group.query.shape
-    keys = group.key.shape[2]
+) -> UInt32[Array, "batch key_heads heads"]:
+    """Compute the index of every head of a group over all heads of the larger batch."""
+    shape = group.query.shape[:3]
     batch_turn, head_turn = (turn.astype(jnp.uint32) for turn in _groups.split_index(plan, index))
-    all_heads = math.prod(plan.head_parts) * heads
-
-    def draw_words(first_row, rows: int, low: int, high: int):
-        shape = (batch, key_heads, heads, rows)
-        b, k, h, t = (lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(4))
-        b = b * jnp.uint32(plan.batch_parts[1]) + batch_turn + dropout.row_offset
-        k = k * jnp.uint32(plan.head_parts[1]) + head_turn
-        head = b * jnp.uint32(all_heads) + k * jnp.uint32(heads) + h
-        row = head * jnp.uint32(queries) + t + jnp.uint32(first_row)
-        return random.draw_packed_rows(dropout.mask, row, keys, low, high - low)
-
-    return draw_words
+    b, k, h = (lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(3))
+    b = b * jnp.uint32(plan.batch_parts[1]) + batch_turn + dropout.row_offset
+    k = k * jnp.uint32(plan.head_parts[1]) + head_turn
+    return b * jnp.uint32(math.prod(plan.head_parts) * shape[2]) + k * jnp.uint32(shape[2]) + h
 
 
 def _einsum_wide(

@@ -29,13 +29,13 @@ def dropout(
 ) -> Inexact[Array, "..."]:
     """Drop elements of `x` with probability `rate` and scale the rest, so the expectation is `x`.
 
-    Formula: y = x * 2^16 / T with probability T / 2^16, else 0; T = rint((1 - rate) * 2^16).
-    Mean x, variance x^2 (2^16 - T) / T, which is x^2 rate / (1 - rate) to the mask's resolution.
+    Formula: y = x / (1 - rate) with probability 1 - rate, else 0. Mean x, variance
+    x^2 rate / (1 - rate).
 
     Args:
       x: a floating or complex array of any shape.
-      rate: the probability of dropping, in [0, 1]; a number or a scalar array, traced or not. The
-        resolution is 2^-16: a rate below 2^-17 is 0.
+      rate: the probability of dropping, in [0, 1]; a number or a scalar array, traced or not. It
+        is rounded to float32, and one of at most 2^-25 drops nothing.
       key: one PRNG key, typed or raw: training. None: evaluation, returns `x` unchanged.
       broadcast_dims: axes along which one decision is shared; negative numbers count from the last.
       row_offset: the index, along axis 0 of a larger array, of the first row of `x`; an integer,
@@ -76,8 +76,8 @@ def dropout_unscaled(
 ) -> Inexact[Array, "..."]:
     """Drop without scaling in training, and multiply by the kept share at evaluation.
 
-    Formula: y = x with probability T / 2^16, else 0; at evaluation y = x * T / 2^16. Mean
-    x (1 - rate) and variance x^2 rate (1 - rate), to the mask's resolution.
+    Formula: y = x with probability 1 - rate, else 0; at evaluation y = x (1 - rate). Mean
+    x (1 - rate) and variance x^2 rate (1 - rate).
 
     Args:
       x: a floating or complex array of any shape.
@@ -128,7 +128,7 @@ def alpha_dropout(
 ) -> Float[Array, "..."]:
     """Drop to the saturation value of SELU, and rescale to keep mean 0 and variance 1.
 
-    Formula: y = a x + b with probability q, else a alpha' + b, where q = T / 2^16,
+    Formula: y = a x + b with probability q, else a alpha' + b, where q = 1 - rate,
     alpha' = -1.7580993408473766, a = (q + alpha'^2 q (1 - q))^(-1/2), b = -a alpha' (1 - q).
     Mean a q x (since a alpha' (1 - q) + b = 0) and variance a^2 q (1 - q) (x - alpha')^2.
 

@@ -113,7 +113,7 @@ def zoneout(
     """Keep the previous state instead of the new one, unit by unit.
 
     Formula: y = old with probability rate, else new; at evaluation the expectation,
-    y = new T / 2^16 + old (2^16 - T) / 2^16. Variance rate (1 - rate) (new - old)^2.
+    y = (1 - rate) new + rate old. Variance rate (1 - rate) (new - old)^2.
 
     Args:
       new: the state after a step, a floating or complex array of any shape.
@@ -217,10 +217,11 @@ def layer_drop(
     x = _validation.check_array(x)
     rate = _validation.check_rate(rate)
     key = _validation.check_key(key)
-    out = jax.eval_shape(layer, x)
-    _validation.check_same_shape_and_dtype(out, x, "layer(x)", "x")
     if key is None or _apply.keeps_everything(rate):
-        return layer(x)
+        out = layer(x)
+        _validation.check_same_shape_and_dtype(out, x, "layer(x)", "x")
+        return out
+    _validation.check_same_shape_and_dtype(jax.eval_shape(layer, x), x, "layer(x)", "x")
     keep, is_valid = _draw_decision(key, jnp.float32(rate))
     y = lax.cond(keep, layer, _identity, x)
     return jnp.where(is_valid, y, jnp.full_like(y, jnp.nan)) if isinstance(rate, Tracer) else y
@@ -235,6 +236,5 @@ def _draw_decision(
     key: Key[Array, ""], rate: Float32[Array, ""]
 ) -> tuple[Bool[Array, ""], Bool[Array, ""]]:
     rate = lax.stop_gradient(rate)
-    return random.unpack_mask(random.draw_packed_mask(key, rate, ()), ()), random.is_valid_rate(
-        rate
-    )
+    words = random.draw_packed_mask(random.mask_params(key, rate), ())
+    return random.unpack_mask(words, ()), random.is_valid_rate(rate)

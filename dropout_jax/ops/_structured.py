@@ -281,7 +281,7 @@ def drop_block(
     which replaces the rate in the formula of T. A position that c possible blocks cover is
     kept with probability P = (1 - gamma)^c (c is smaller at the borders), and y = x / P if kept.
     Mean x, variance x^2 (1 - P) / P. Blocks overlap, so the share dropped, 1 - mean(P), is a little
-    below `rate`, to the resolution of gamma, 2^-16.
+    below `rate`, to the resolution of gamma, 2^-24.
 
     Args:
       x: a floating array (batch, 1 to 3 spatial axes, channel).
@@ -328,14 +328,14 @@ def _check_resolution(
     if isinstance(rate, Tracer) or not rate > 0 or math.prod(spatial) == 0:
         return
     positions = math.prod(n - b + 1 for n, b in zip(spatial, blocks, strict=True))
-    least = 2.0**-17 * math.prod(blocks) * positions / math.prod(spatial)
+    least = 2.0**-25 * math.prod(blocks) * positions / math.prod(spatial)
     if rate <= least:
         _validation.fail(
             ValueError,
             "rate",
             rate,
             f"0, or above {least:.2g} for blocks of {blocks}",
-            "The seeds have a resolution of 2^-16: use smaller blocks or a larger rate.",
+            "The seeds have a resolution of 2^-24: use smaller blocks or a larger rate.",
         )
 
 
@@ -372,7 +372,7 @@ def _drop_block(
     shape = (x.shape[0], *positions, x.shape[-1])
     rate = lax.stop_gradient(rate)
     gamma = _compute_gamma(rate, spatial, blocks, positions)
-    words = random.draw_packed_mask(key, gamma, shape)
+    words = random.draw_packed_mask(random.mask_params(key, gamma), shape)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def unpack_and_apply(x, words):
