@@ -7,6 +7,7 @@ import operator
 from typing import Any, NoReturn
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -189,19 +190,13 @@ def check_shape(value: Any, name: str = "shape") -> tuple[int, ...]:
     try:
         if isinstance(value, str):
             raise TypeError
-        sizes = tuple(operator.index(size) for size in value)
+        sizes = tuple(
+            size if jax.export.is_symbolic_dim(size) else operator.index(size) for size in value
+        )
     except TypeError:
         fail(TypeError, name, value, allowed, "Pass x.shape.")
-    if any(size < 0 for size in sizes):
+    if any(size < 0 for size in sizes if isinstance(size, int)):
         fail(ValueError, name, value, allowed, "Pass x.shape.")
-    if math.prod(sizes[:-1]) > 2**32 or sizes[-1:] > (2**34,):
-        fail(
-            ValueError,
-            name,
-            value,
-            "at most 2^32 rows of 2^34 elements",
-            "Split the array and give each part its own key.",
-        )
     return sizes
 
 
@@ -358,10 +353,8 @@ def _check_floats(value: Any, name: str, allowed: str, shape: tuple[int, ...] | 
 
 
 def _broadcasts(small: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    try:
-        return np.broadcast_shapes(small, shape) == tuple(shape)
-    except ValueError:
-        return False
+    aligned = zip(reversed(small), reversed(shape), strict=False)
+    return len(small) <= len(shape) and all(a == 1 or a == b for a, b in aligned)
 
 
 def check_floating_dtype(value: Any, name: str) -> np.dtype:

@@ -468,7 +468,9 @@ def _unpack_along(words: UInt32[Array, "..."], axis: int, size: int) -> Bool[Arr
     """Unpack the first `size` bits along an axis."""
     if jax.export.is_symbolic_dim(size):
         return _look_up_along(words, axis, size)
-    bit = lax.broadcasted_iota(jnp.uint32, (WORD,) + (1,) * (words.ndim - axis - 1), 0)
+    one_bit = [1] * (words.ndim + 1)
+    one_bit[axis + 1] = WORD
+    bit = lax.broadcasted_iota(jnp.uint32, tuple(one_bit), axis + 1)
     bits = (jnp.expand_dims(words, axis + 1) >> bit) & 1
     bits = bits.reshape(*words.shape[:axis], words.shape[axis] * WORD, *words.shape[axis + 1 :])
     return lax.slice_in_dim(bits, 0, size, axis=axis) != 0
@@ -477,7 +479,7 @@ def _unpack_along(words: UInt32[Array, "..."], axis: int, size: int) -> Bool[Arr
 def _look_up_along(words: UInt32[Array, "..."], axis: int, size: Any) -> Bool[Array, "..."]:
     """Unpack along an axis of symbolic size, which cannot be sliced to it."""
     place = jnp.arange(size, dtype=jnp.uint32)
-    shift = (place % WORD).reshape((-1,) + (1,) * (words.ndim - axis - 1))
+    shift = jnp.expand_dims(place % WORD, [n for n in range(words.ndim) if n != axis])
     return ((jnp.take(words, place // WORD, axis, mode="clip") >> shift) & 1) != 0
 
 
