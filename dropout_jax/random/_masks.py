@@ -390,14 +390,13 @@ def _combine_planes(
     # words once, and does not compute them again in each of the 32 elements that it would fuse them
     # into. The counters are computed inside, or they would be arrays in memory.
     keep = lax.optimization_barrier(params.threshold)
-
     opaque = params._replace(threshold=keep)
 
     def keep_all():
         return ~_build_zeros(opaque, *counters())
 
     def draw():
-        return _draw_planes(opaque, *counters(), lowest=lowest)
+        return _draw_planes(opaque, *counters(), lowest=lowest, divide=lax.optimization_barrier)
 
     return lax.cond(keep == ONE, keep_all, draw)
 
@@ -420,10 +419,15 @@ def _draw_planes(
     column: UInt32[Array, "*words"],
     *,
     lowest: int = 0,
+    divide: Callable = lambda mask: mask,
 ) -> UInt32[Array, "*words"]:
-    """Combine the planes from the lowest that matters upward; T = 2^32 gives 0."""
+    """Combine the planes from the lowest that matters upward; T = 2^32 gives 0.
+
+    `divide` is a barrier in the middle: one kernel of eight evaluations spills registers on a TPU.
+    """
     mask = _build_zeros(params, row, column)
     for pair in range(max(lowest - BORROWED, 0) // 2, PAIRS):
+        mask = divide(mask) if pair == PAIRS // 2 else mask
         counter = row, column * PAIRS + jnp.uint32(pair)
         even, odd = threefry2x32(params.seed, counter)
         if pair == 0:
