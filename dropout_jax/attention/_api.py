@@ -143,7 +143,8 @@ def dot_product_attention(
     if inputs.query.size == 0 or inputs.key.size == 0:
         return jnp.zeros_like(inputs.query).reshape(jnp.shape(query))
     scale = inputs.query.shape[-1] ** -0.5 if scale is None else scale
-    offset = _validation.check_row_offset(dropout_row_offset, 4, "dropout_row_offset")
+    weights = (*inputs.query.shape[::2], queries, keys)
+    offset = _validation.check_row_offset(dropout_row_offset, weights, "dropout_row_offset")
     dropout = None
     if dropout_key is not None and not ops.keeps_everything(rate):
         dropout = Dropout(dropout_key, jnp.float32(rate), offset)

@@ -105,9 +105,9 @@ def keep_mask(
     rate = jnp.float32(_validation.check_rate(rate))
     shape = _validation.check_shape(shape)
     shared_axes = _validation.check_axes(broadcast_dims, len(shape))
-    offset = _validation.check_row_offset(row_offset, len(shape))
-    offset = resolve_row_offset(offset, shared_axes)
-    return _draw_mask(typed_key, rate, mask_shape(shape, shared_axes), offset)
+    shape = mask_shape(shape, shared_axes)
+    offset = resolve_row_offset(_validation.check_row_offset(row_offset, shape), shared_axes)
+    return _draw_mask(typed_key, rate, shape, offset)
 
 
 def resolve_row_offset(
