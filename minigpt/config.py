@@ -17,6 +17,13 @@ def _require_counts(config: Any, *names: str) -> None:
         _require(getattr(config, name) >= 1, name, getattr(config, name), "at least 1")
 
 
+def require_seed(seed: Any) -> None:
+    """Raise ValueError unless a seed is an integer of 32 bits; JAX would cut a larger one."""
+    is_integer = hasattr(seed, "__index__") and not isinstance(seed, bool)
+    allowed = "an integer from 0 to 2^32 - 1"
+    _require(is_integer and 0 <= seed < 2**32, "seed", seed, allowed)
+
+
 def _require_patience(patience: int | None) -> None:
     allowed = "at least 1, or None to train to the last step"
     _require(patience is None or patience >= 1, "patience", patience, allowed)
@@ -180,7 +187,7 @@ class Config:
         _require_patience(self.patience)
         in_range = 0 <= self.label_smoothing < 1
         _require(in_range, "label_smoothing", self.label_smoothing, "in [0, 1)")
-        _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2^32 - 1")
+        require_seed(self.seed)
         for name in ("sample_tokens", "profile_steps"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
 
@@ -220,7 +227,7 @@ class ClassifyConfig:
         is_count = self.freeze is None or self.freeze >= 0
         _require(is_count, "freeze", self.freeze, "a number of blocks, or None to train all")
         _require_patience(self.patience)
-        _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2^32 - 1")
+        require_seed(self.seed)
 
 
 def _shakespeare_char() -> Config:

@@ -45,7 +45,9 @@ class Classifier(nnx.Module):
         )
         rate = self.rate if rate is None else rate
         return self.head(
-            pool_features(features, jnp.asarray(lengths), self.pool), rate, key=fold(key, "head")
+            pool_features(features, jnp.asarray(lengths, jnp.int32), self.pool),
+            rate,
+            key=fold(key, "head"),
         )
 
 
