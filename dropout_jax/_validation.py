@@ -104,7 +104,7 @@ def _check_has_zero_and_nan(dtype: np.dtype, name: str, value: object) -> None:
             name,
             value,
             f"of a dtype that holds 0 and NaN, not {dtype}",
-            "Convert it to jnp.float32 or to jnp.float8_e4m3fn with astype.",
+            f"Convert it: {name}.astype(jnp.float32).",
         )
 
 

@@ -61,7 +61,7 @@ def fold_in(key: Key, data: int) -> np.ndarray:
     return np.array(threefry2x32(key, (0, data)))
 
 
-def prng_key(seed: int) -> np.ndarray:
+def prng_key(seed: int | np.integer) -> np.ndarray:
     """Derive the words of `jax.random.key`: the high word (0 for 32 bits) and the low word."""
     seed = int(seed)  # a narrow NumPy integer does not hold the mask
     return np.array([seed >> 32 & _MASK32, seed & _MASK32], np.uint32)
@@ -315,7 +315,8 @@ def dot_product_attention(
     shape = (batch, heads, queries, keys)
     bias = np.broadcast_to(0.0 if bias is None else bias, shape)
     mask = np.broadcast_to(True if mask is None else mask, shape)
-    left, right = _window(local_window_size, queries, keys)
+    window = (queries, keys) if local_window_size is None else local_window_size
+    left, right = np.broadcast_to(window, 2).tolist()
     factor = np.ones(shape)
     if dropout_key is not None:
         factor = apply_mask(factor, keep_mask(dropout_key, dropout_rate, shape), dropout_rate)
@@ -336,13 +337,6 @@ def dot_product_attention(
             weights = _softmax(logits) * factor[b, n, t, visible]
             out[b, t, n] = weights @ value[b, visible, head]
     return out.reshape(given_shape)
-
-
-def _window(size: int | tuple[int, int] | None, queries: int, keys: int) -> tuple[int, int]:
-    """Return how many keys a query sees to the left and to the right; None is unlimited."""
-    if size is None:
-        return queries, keys
-    return (size, size) if np.ndim(size) == 0 else (size[0], size[1])
 
 
 def dropkey_bias(
@@ -461,7 +455,7 @@ def concrete_dropout_penalty(
     with np.errstate(over="ignore"):
         decay = square * np.exp(-log_kept) if square else 0.0
     count = np.shape(weights)[0] if features is None else features
-    return weight_scale * decay - dropout_scale * count * entropy
+    return float(weight_scale * decay - dropout_scale * count * entropy)
 
 
 def variational_dropout(

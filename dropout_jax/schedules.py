@@ -161,5 +161,6 @@ def _is_before(step: ArrayLike, limit: int) -> Bool[Array, "..."]:
         return jnp.asarray(steps < limit)
     if jnp.issubdtype(steps.dtype, jnp.floating):
         return steps < float(limit)
-    largest = int(jnp.iinfo(steps.dtype).max)
-    return steps < limit if limit <= largest else steps <= largest
+    if limit > int(jnp.iinfo(steps.dtype).max):
+        return jnp.ones(steps.shape, bool)
+    return steps < steps.dtype.type(limit)

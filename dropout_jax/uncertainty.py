@@ -102,8 +102,8 @@ def predictive_mean_and_std(
     """
     predictions = _check_predictions(predictions)
     variance = predictions.var(0)
-    varies = variance > 0  # the derivative of the root at 0 is infinite; here it is 0
-    return predictions.mean(0), jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1)), 0)
+    is_zero = variance == 0  # the derivative of the root at 0 is infinite; here it is 0
+    return predictions.mean(0), jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, variance)))
 
 
 def predictive_entropy(predictions: ArrayLike) -> Float[Array, "..."]:
