@@ -473,7 +473,7 @@ def variational_dropout_kl(log_alpha: npt.ArrayLike) -> np.ndarray:
     """Compute the fit of Molchanov et al."""
     log_alpha = np.asarray(log_alpha, np.float64)
     fit = 0.63576 * np.exp(-np.logaddexp(0, -(1.87320 + 1.48695 * log_alpha)))
-    return -(fit - 0.5 * np.logaddexp(0, -log_alpha) - 0.63576)
+    return np.asarray(0.63576 - fit + 0.5 * np.logaddexp(0, -log_alpha))
 
 
 def multi_sample_dropout(
@@ -509,7 +509,8 @@ def r_drop_divergence(logits_a: npt.ArrayLike, logits_b: npt.ArrayLike) -> np.nd
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
     """Compute the logarithm of the softmax; a row of -inf stays so, and one with inf is NaN."""
-    total = np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # NaN gives NaN
+        total = np.logaddexp.reduce(logits, axis=-1, keepdims=True)
     if_finite = logits - np.where(np.isinf(total), 0, total)
     return np.where(total == np.inf, np.nan, if_finite)
 

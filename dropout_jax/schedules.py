@@ -138,11 +138,12 @@ def curriculum_dropout(rate: ArrayLike, gamma: float) -> Schedule:
       >>> float(schedule(0)), round(float(schedule(100)), 3)
       (0.0, 0.316)
     """
-    if not _validation.check_rate(rate) < 1:
+    checked = _validation.check_rate(rate)
+    if not isinstance(checked, Tracer) and not checked < 1:
         _validation.fail(
             ValueError, "rate", rate, "in [0, 1)", "Pass the limit of the rate, such as 0.5."
         )
-    limit = jnp.float32(rate)
+    limit = jnp.float32(checked)
     gamma = _validation.check_positive(gamma, "gamma")
     return lambda step: (
         limit

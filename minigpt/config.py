@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +20,11 @@ def _require_counts(config: Any, *names: str) -> None:
 
 def require_seed(seed: Any) -> None:
     """Raise ValueError unless a seed is an integer of 32 bits; JAX would cut a larger one."""
-    is_integer = hasattr(seed, "__index__") and not isinstance(seed, bool)
-    allowed = "an integer from 0 to 2^32 - 1"
-    _require(is_integer and 0 <= seed < 2**32, "seed", seed, allowed)
+    try:
+        number = -1 if isinstance(seed, bool) else operator.index(seed)
+    except TypeError:
+        number = -1
+    _require(0 <= number < 2**32, "seed", seed, "an integer from 0 to 2^32 - 1")
 
 
 def _require_patience(patience: int | None) -> None:

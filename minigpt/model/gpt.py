@@ -26,7 +26,7 @@ from minigpt.distributed import constrain_batch_sharding
 from minigpt.model.dropout_sites import Captures, DropoutSite
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
+    from jaxtyping import Array, Float, Integer
 
 _INIT_STD = 0.02
 
@@ -44,7 +44,7 @@ class GPT(nnx.Module):
 
     def __call__(
         self,
-        tokens: Int[Array | np.ndarray, "batch time"],
+        tokens: Integer[Array | np.ndarray, "batch time"],
         *,
         key: jax.Array | None,
         masks: Mapping[str, Any] | None = None,
@@ -64,7 +64,7 @@ class GPT(nnx.Module):
 
     def features(
         self,
-        tokens: Int[Array | np.ndarray, "batch time"],
+        tokens: Integer[Array | np.ndarray, "batch time"],
         *,
         key: jax.Array | None,
         masks: Mapping[str, Any] | None = None,

@@ -14,6 +14,9 @@ from scipy import special
 import dropout_jax as dj
 from dropout_jax import calibration, reference
 
+# jaxtyping does not know every float8, and some of these calls are wrong on purpose.
+pytestmark = pytest.mark.usefixtures("without_type_checker")
+
 KEY = jax.random.key(3)
 WORDS = np.asarray(jax.random.key_data(KEY))
 INF = np.inf
@@ -36,7 +39,7 @@ METRICS = {
         p[0], np.array([0, 1]), binning="mass"
     ),
     "auroc": lambda p: calibration.auroc(p[0, :, 0], np.array([True, False])),
-    "temperature": lambda p: calibration.fit_temperature(p[0], np.array([0, 1])),
+    "temperature": lambda p: calibration.fit_temperature(p.reshape(4, 2), np.array([0, 0, 0, 1])),
     "mean": lambda p: dj.predictive_mean_and_std(p)[0],
     "deviation": lambda p: dj.predictive_mean_and_std(p)[1],
     "predictive_entropy": dj.predictive_entropy,
@@ -45,7 +48,7 @@ METRICS = {
     "variation_ratio": dj.variation_ratio,
     "r_drop_divergence": lambda p: dj.r_drop_divergence(p[0], p[1]),
     "penalty": lambda p: dj.concrete_dropout_penalty(
-        p[0], p[0, 0, 0], weight_scale=0.5, dropout_scale=1.0
+        p[0], p[0, 0, :1].reshape(()), weight_scale=0.5, dropout_scale=1.0
     ),
 }
 all_metrics = pytest.mark.parametrize("metric", METRICS.values(), ids=list(METRICS))
@@ -71,12 +74,12 @@ def test_float8_is_the_oracles_bit_for_bit(op, dtype):
     assert op.fn(x, 0.3, key=None).dtype == x.dtype
 
 
-@all_ops
+# The rows that are left out compute with x before the op sees it: they are in the next test.
+@pytest.mark.parametrize(
+    "op", [op for op in OPS if op.name not in ("zoneout", "masked_dropout")], ids=str
+)
 @unusable_dtypes
-@pytest.mark.usefixtures("without_type_checker")
 def test_a_dtype_without_zero_or_nan_is_refused_and_the_remedy_works(op, dtype):
-    if op.name in ("zoneout", "masked_dropout"):
-        pytest.skip("the row computes with x before the op sees it; see the next test")
     x = of_dtype(np.ones(op.small), dtype)
     for key in (KEY, None):
         with pytest.raises(TypeError, match=rf"holds 0 and NaN, not {dtype}.*astype"):
@@ -85,7 +88,6 @@ def test_a_dtype_without_zero_or_nan_is_refused_and_the_remedy_works(op, dtype):
 
 
 @unusable_dtypes
-@pytest.mark.usefixtures("without_type_checker")
 def test_the_other_functions_refuse_it_too(dtype):
     x, where = of_dtype(np.ones((2, 2, 2)), dtype), np.ones((2, 2, 2), bool)
     for call in (
@@ -126,7 +128,6 @@ def test_the_variational_penalty_is_rounded_once(dtype):
     np.testing.assert_allclose(np.asarray(got).astype(np.float64), exact, rtol=step, atol=step / 4)
 
 
-@pytest.mark.usefixtures("without_type_checker")
 @pytest.mark.parametrize("dtype", [*NARROW, *OTHERS, "bfloat16", "float16", "float32"])
 def test_dropkey_needs_an_infinity(dtype):
     dtype = np.dtype(getattr(ml_dtypes, dtype, dtype))
