@@ -16,7 +16,10 @@ from jax.typing import ArrayLike
 from dropout_jax import _validation, ops
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Integer
+    from jaxtyping import Array, Bool, Float, Int32
+
+
+_MAX_BINS = 2**24  # float32 tells no more bins apart
 
 
 def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> Float[Array, ""]:
@@ -26,10 +29,10 @@ def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> Float[Array, ""]
 
     Args:
       probabilities: (..., classes).
-      labels: integers (...), from 0 to classes - 1.
+      labels: integers (...) of any dtype, from 0 to classes - 1. A traced one outside gives NaN.
 
     Returns:
-      A scalar.
+      A scalar; NaN if there are no examples.
 
     Raises:
       TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
@@ -45,7 +48,7 @@ def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> Float[Array, ""]
     probabilities, labels = _check_scores_and_labels(probabilities, labels, "probabilities")
     target = jax.nn.one_hot(labels, probabilities.shape[-1], dtype=probabilities.dtype)
     error = jnp.square(probabilities - target).sum(-1)
-    return jnp.where(jnp.isnan(_scores_of_labels(probabilities, labels)), jnp.nan, error).mean()
+    return jnp.where(_is_class(labels, probabilities), error, jnp.nan).mean()
 
 
 def negative_log_likelihood(probabilities: ArrayLike, labels: ArrayLike) -> Float[Array, ""]:
@@ -55,10 +58,10 @@ def negative_log_likelihood(probabilities: ArrayLike, labels: ArrayLike) -> Floa
 
     Args:
       probabilities: (..., classes).
-      labels: integers (...), from 0 to classes - 1.
+      labels: integers (...) of any dtype, from 0 to classes - 1. A traced one outside gives NaN.
 
     Returns:
-      A scalar; inf if a label has probability 0.
+      A scalar; inf if a label has probability 0, NaN if there are no examples.
 
     Raises:
       TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
@@ -86,13 +89,13 @@ def expected_calibration_error(
 
     Args:
       probabilities: (..., classes).
-      labels: integers (...), from 0 to classes - 1.
-      bins: the number of bins, an integer of at least 1.
+      labels: integers (...) of any dtype, from 0 to classes - 1. A traced one outside gives NaN.
+      bins: the number of bins, an integer from 1 to 2^24; an empty bin adds nothing.
       binning: "width" for bins ((b - 1) / bins, b / bins]; "mass" for bins of equally many examples
         in order of confidence (sizes differ by at most one).
 
     Returns:
-      A scalar in [0, 1].
+      A scalar in [0, 1]; NaN if there are no examples.
 
     Raises:
       TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
@@ -108,17 +111,20 @@ def expected_calibration_error(
       0.25
     """
     probabilities, labels = _check_scores_and_labels(probabilities, labels, "probabilities")
-    bins = _validation.check_integer(bins, "bins", 1)
+    bins = _validation.check_integer(bins, "bins", 1, _MAX_BINS)
     binning = _validation.check_choice(binning, "binning", ("width", "mass"))
     confidence = probabilities.max(-1).ravel()
-    correct = (probabilities.argmax(-1) == labels).ravel()
+    correct = probabilities.argmax(-1).astype(jnp.int32) == labels
     if binning == "width":
         index = jnp.clip(jnp.ceil(confidence * bins).astype(jnp.int32) - 1, 0, bins - 1)
     else:
         index_of_rank = np.arange(confidence.size) * bins // max(confidence.size, 1)
         index = jnp.zeros(confidence.size, jnp.int32)
         index = index.at[jnp.argsort(confidence)].set(jnp.asarray(index_of_rank, jnp.int32))
-    gap = correct.astype(confidence.dtype) - confidence
+    accuracy = jnp.where(
+        _is_class(labels, probabilities), correct.astype(confidence.dtype), jnp.nan
+    )
+    gap = accuracy.ravel() - confidence
     return jnp.abs(jax.ops.segment_sum(gap, index, bins)).sum() / confidence.size
 
 
@@ -156,14 +162,19 @@ def auroc(scores: ArrayLike, positive: ArrayLike) -> Float[Array, ""]:
             f"one axis, that of scores, {tuple(scores.shape)}",
             "Flatten both: scores.ravel(), positive.ravel().",
         )
+    scores = ops.widen(scores)  # the narrowest dtypes have no infinity
     negatives = jnp.sort(jnp.where(positive, jnp.inf, scores))
-    count = (~positive).sum()
+    negative_count, positive_count = (
+        group.sum(dtype=jnp.int32).astype(scores.dtype) for group in (~positive, positive)
+    )
     below, up_to = (
-        jnp.minimum(jnp.searchsorted(negatives, scores, side=side), count)
+        jnp.minimum(
+            jnp.searchsorted(negatives, scores, side=side).astype(scores.dtype), negative_count
+        )
         for side in ("left", "right")
     )
-    wins = jnp.where(positive, (below + up_to).astype(jnp.float32) / 2, 0).sum()
-    area = wins / positive.sum().astype(jnp.float32) / count.astype(jnp.float32)
+    wins = jnp.where(positive, (below + up_to) / 2, 0).sum()
+    area = wins / positive_count / negative_count
     return jnp.where(jnp.isnan(scores).any(), jnp.nan, area)
 
 
@@ -175,11 +186,12 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> Float[Array, ""]:
 
     Args:
       logits: of validation data, (..., classes).
-      labels: integers (...), from 0 to classes - 1.
+      labels: integers (...) of any dtype, from 0 to classes - 1. A traced one outside gives NaN.
 
     Returns:
       A scalar, above 1 for an overconfident model. If the logits separate the data, there is no
-      minimum; the result is then a temperature at which the loss rounds to 0.
+      minimum; the result is then a temperature at which the loss rounds to 0. NaN if a logit is NaN
+      or the logit of a label is -inf, where the loss is infinite at every temperature.
 
     Raises:
       TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
@@ -203,7 +215,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> Float[Array, ""]:
 
 @jax.jit
 def _fit_temperature(
-    logits: Float[Array, "*batch classes"], labels: Integer[Array, "*batch"]
+    logits: Float[Array, "*batch classes"], labels: Int32[Array, "*batch"]
 ) -> Float[Array, ""]:
     logits = logits - logits.max(-1, keepdims=True)
     target = _scores_of_labels(logits, labels)
@@ -218,21 +230,28 @@ def _fit_temperature(
 
     limit = jnp.log(jnp.asarray(1e3, logits.dtype))
     low, high = lax.fori_loop(0, 60, halve, (-limit, limit))
-    is_invalid = jnp.isnan(logits).any() | jnp.isnan(target).any()
+    is_invalid = jnp.isnan(logits).any() | ~jnp.isfinite(target).all()
     return jnp.where(is_invalid, jnp.nan, jnp.exp(-(low + high) / 2))
 
 
 def _check_scores_and_labels(
     scores: ArrayLike, labels: ArrayLike, name: str
-) -> tuple[Float[Array, "*batch classes"], Integer[Array, "*batch"]]:
+) -> tuple[Float[Array, "*batch classes"], Int32[Array, "*batch"]]:
     scores = _validation.check_real_array(scores, name)
-    _validation.check_min_ndim(scores, 1, name)
+    _validation.check_classes(scores, name)
     return ops.widen(scores), _validation.check_labels(labels, scores.shape[:-1], scores.shape[-1])
 
 
 def _scores_of_labels(
-    scores: Float[Array, "*batch classes"], labels: Integer[Array, "*batch"]
+    scores: Float[Array, "*batch classes"], labels: Int32[Array, "*batch"]
 ) -> Float[Array, "*batch"]:
     """Return the score of each label; NaN where a traced label is not a class."""
     label_scores = jnp.take_along_axis(scores, labels[..., None], -1)[..., 0]
-    return jnp.where((labels >= 0) & (labels < scores.shape[-1]), label_scores, jnp.nan)
+    return jnp.where(_is_class(labels, scores), label_scores, jnp.nan)
+
+
+def _is_class(
+    labels: Int32[Array, "*batch"], scores: Float[Array, "*batch classes"]
+) -> Bool[Array, "*batch"]:
+    """Whether each label is a class; one that is known has been checked, a traced one has not."""
+    return (labels >= 0) & (labels < scores.shape[-1])

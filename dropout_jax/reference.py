@@ -56,11 +56,14 @@ def threefry2x32(
 
 def fold_in(key: Key, data: int) -> np.ndarray:
     """Fold as `jax.random.fold_in` for threefry2x32: the block of counter (0, data)."""
+    if not 0 <= data < 2**32:
+        raise ValueError(f"data={data!r} is not allowed: data must be from 0 to 2^32 - 1.")
     return np.array(threefry2x32(key, (0, data)))
 
 
-def prng_key(seed: int) -> np.ndarray:
+def prng_key(seed: int | np.integer) -> np.ndarray:
     """Derive the words of `jax.random.key`: the high word (0 for 32 bits) and the low word."""
+    seed = int(seed)  # a narrow NumPy integer does not hold the mask
     return np.array([seed >> 32 & _MASK32, seed & _MASK32], np.uint32)
 
 
@@ -188,7 +191,10 @@ def dropout_unscaled(x: npt.ArrayLike, rate: Number, *, key: Key | None) -> np.n
     """Drop without scaling in training, and multiply by 1 - rate at evaluation."""
     x = np.asarray(x)
     if key is None:
-        return (x.astype(_compute_dtype(x)) * _keep_share(rate, _compute_dtype(x))).astype(x.dtype)
+        share = _keep_share(rate, np.float64)
+        if np.iscomplexobj(x):
+            return np.asarray((x * share).astype(x.dtype))
+        return (x.astype(_compute_dtype(x)) * _compute_dtype(x)(share)).astype(x.dtype)
     return np.where(keep_mask(key, rate, x.shape), x, np.zeros_like(x))
 
 
@@ -217,7 +223,7 @@ def token_dropout(
 ) -> np.ndarray:
     """Drop with one decision for each token; `fill` replaces ids."""
     x = np.asarray(x)
-    if np.issubdtype(x.dtype, np.integer):
+    if "int" in x.dtype.name:  # NumPy does not know int4 as an integer
         return x if key is None else np.where(keep_mask(key, rate, x.shape), x, x.dtype.type(fill))
     return dropout(x, rate, key=key, broadcast_dims=range(time_axis % x.ndim + 1, x.ndim))
 
@@ -287,10 +293,12 @@ def zoneout(new: npt.ArrayLike, old: npt.ArrayLike, rate: Number, *, key: Key | 
     new, old = np.asarray(new), np.asarray(old)
     if key is not None:
         return np.where(keep_mask(key, rate, new.shape), new, old)
-    q = _keep_share(rate, np.float64)
-    return np.asarray(
-        (q * new.astype(np.float64) + (1 - q) * old.astype(np.float64)).astype(new.dtype)
-    )
+    wide = np.complex128 if np.iscomplexobj(new) else np.float64
+    q, mean = _keep_share(rate, np.float64), np.zeros(new.shape, wide)
+    for weight, state in ((q, new), (1 - q, old)):
+        if weight > 0:  # an infinite state of weight 0 has no effect
+            mean = mean + weight * state.astype(wide)
+    return np.asarray(mean.astype(new.dtype))
 
 
 def layer_drop(
@@ -311,18 +319,24 @@ def dot_product_attention(
     is_causal: bool = False,
     query_seq_lengths: np.ndarray | None = None,
     key_value_seq_lengths: np.ndarray | None = None,
-    local_window_size: tuple[int, int] | None = None,
+    local_window_size: int | tuple[int, int] | None = None,
     dropout_rate: float = 0.0,
     dropout_key: Key | None = None,
 ) -> np.ndarray:
     """Compute attention one query at a time, over the keys that it sees, in float64."""
+    given_shape = query.shape
+    query, key, value = (
+        np.asarray(x, np.float64).reshape((1,) * (4 - x.ndim) + x.shape)
+        for x in (query, key, value)
+    )
     batch, queries, heads, dim = query.shape
     keys, key_heads = key.shape[1:3]
-    scale = 1 / math.sqrt(dim) if scale is None else scale
+    scale = 1 / math.sqrt(max(dim, 1)) if scale is None else scale
     shape = (batch, heads, queries, keys)
     bias = np.broadcast_to(0.0 if bias is None else bias, shape)
     mask = np.broadcast_to(True if mask is None else mask, shape)
-    left, right = local_window_size or (queries, keys)
+    window = (queries, keys) if local_window_size is None else local_window_size
+    left, right = np.broadcast_to(window, 2).tolist()
     factor = np.ones(shape)
     if dropout_key is not None:
         factor = apply_mask(factor, keep_mask(dropout_key, dropout_rate, shape), dropout_rate)
@@ -342,7 +356,7 @@ def dot_product_attention(
             logits = key[b, visible, head] @ query[b, t, n] * scale + bias[b, n, t, visible]
             weights = _softmax(logits) * factor[b, n, t, visible]
             out[b, t, n] = weights @ value[b, visible, head]
-    return out
+    return out.reshape(given_shape)
 
 
 def dropkey_bias(
@@ -369,7 +383,7 @@ def drop_block(
 ) -> np.ndarray:
     """Drop block by block, and divide what is kept by its exact probability, in float64."""
     x = np.asarray(x)
-    if key is None:
+    if key is None or x.size == 0:
         return x
     spatial = x.shape[1:-1]
     blocks = np.broadcast_to(block_size, len(spatial)).tolist()
@@ -433,14 +447,16 @@ def gaussian_dropout(x: npt.ArrayLike, rate: Number, *, key: Key | None) -> np.n
 def concrete_dropout(
     x: npt.ArrayLike, rate_logit: Number, *, key: Key | None, temperature: float = 0.1
 ) -> np.ndarray:
-    """Apply the relaxed mask, in float64."""
+    """Apply the relaxed mask, in float64; a logit of inf is rate 1."""
     x = np.asarray(x)
     if key is None:
         return x
-    u = uniform_noise(key, x.shape)
-    rate = 1 / (1 + math.exp(-rate_logit))
-    dropped = 1 / (1 + np.exp(-(rate_logit + np.log(u / (1 - u))) / np.float32(temperature)))
-    return np.asarray((x * (1 - dropped) / (1 - rate)).astype(x.dtype))
+    if rate_logit == math.inf:
+        return np.zeros_like(x)
+    u, logit = uniform_noise(key, x.shape), np.float64(rate_logit)
+    log_kept = -np.logaddexp(0, (logit + np.log(u / (1 - u))) / np.float32(temperature))
+    with np.errstate(over="ignore"):
+        return np.asarray((x * np.exp(log_kept + np.logaddexp(0, logit))).astype(x.dtype))
 
 
 def concrete_dropout_penalty(
@@ -452,11 +468,14 @@ def concrete_dropout_penalty(
     features: int | None = None,
 ) -> float:
     """Compute the decay of the weights and the entropy of the rate."""
-    weights = np.asarray(weights, np.float64)
-    p = 1 / (1 + math.exp(-rate_logit))
-    entropy = -(p * math.log(p) + (1 - p) * math.log(1 - p))
-    count = len(weights) if features is None else features
-    return weight_scale * (weights**2).sum() / (1 - p) - dropout_scale * count * entropy
+    square = float((np.asarray(weights, np.float64) ** 2).sum())
+    log_p, log_kept = (-np.logaddexp(0, sign * np.float64(rate_logit)) for sign in (-1, 1))
+    # A probability of 0 has no entropy, and weights of 0 have no cost.
+    entropy = -sum(math.exp(log) * log for log in (log_p, log_kept) if log > -math.inf)
+    with np.errstate(over="ignore"):
+        decay = square * np.exp(-log_kept) if square else 0.0
+    count = np.shape(weights)[0] if features is None else features
+    return float(weight_scale * decay - dropout_scale * count * entropy)
 
 
 def variational_dropout(
@@ -466,16 +485,15 @@ def variational_dropout(
     x = np.asarray(x)
     if key is None:
         return x
-    return np.asarray(
-        (x * (1 + np.sqrt(np.exp(log_alpha)) * normal_noise(key, x.shape))).astype(x.dtype)
-    )
+    deviation = np.exp(np.asarray(log_alpha, np.float64) / 2)
+    return np.asarray((x * (1 + deviation * normal_noise(key, x.shape))).astype(x.dtype))
 
 
 def variational_dropout_kl(log_alpha: npt.ArrayLike) -> np.ndarray:
     """Compute the fit of Molchanov et al."""
     log_alpha = np.asarray(log_alpha, np.float64)
-    fit = 0.63576 / (1 + np.exp(-(1.87320 + 1.48695 * log_alpha)))
-    return -(fit - 0.5 * np.log1p(np.exp(-log_alpha)) - 0.63576)
+    fit = 0.63576 * np.exp(-np.logaddexp(0, -(1.87320 + 1.48695 * log_alpha)))
+    return np.asarray(0.63576 - fit + 0.5 * np.logaddexp(0, -log_alpha))
 
 
 def multi_sample_dropout(
@@ -495,13 +513,28 @@ def multi_sample_dropout(
 
 
 def r_drop_divergence(logits_a: npt.ArrayLike, logits_b: npt.ArrayLike) -> np.ndarray:
-    """Compute the mean of the two divergences, in float64."""
-    a, b = (_softmax(np.asarray(logits, np.float64)) for logits in (logits_a, logits_b))
-    forward = (a * (np.log(a) - np.log(b))).sum(-1)
-    backward = (b * (np.log(b) - np.log(a))).sum(-1)
-    return (forward + backward) / 2
+    """Compute the mean of the two divergences, in float64, class by class.
+
+    A class of probability 0 in one of them adds inf, in both 0.
+    """
+    a, b = (_log_softmax(np.asarray(logits, np.float64)) for logits in (logits_a, logits_b))
+    out = np.zeros(a.shape[:-1])
+    for index in np.ndindex(*a.shape):
+        if a[index] != b[index]:  # also if one is NaN
+            both = math.exp(a[index]) - math.exp(b[index])
+            difference = a[index] - b[index]
+            out[index[:-1]] += math.inf if np.isinf(difference) else both * difference / 2
+    return out
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Compute the logarithm of the softmax; a row of -inf stays so, and one with inf is NaN."""
+    with np.errstate(invalid="ignore"):  # NaN gives NaN
+        total = np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    if_finite = logits - np.where(np.isinf(total), 0, total)
+    return np.where(total == np.inf, np.nan, if_finite)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
-    exponents = np.exp(logits - logits.max(-1, keepdims=True))
-    return exponents / exponents.sum(-1, keepdims=True)
+    """Compute the softmax; zeros in a row of -inf."""
+    return np.exp(_log_softmax(logits))

@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from dropout_jax import _validation, ops
+from dropout_jax import _validation, ops, random
 from dropout_jax.attention import _blockwise, _naive
 from dropout_jax.attention._inputs import (
     Dropout,
@@ -143,7 +143,8 @@ def dot_product_attention(
     if inputs.query.size == 0 or inputs.key.size == 0:
         return jnp.zeros_like(inputs.query).reshape(jnp.shape(query))
     scale = inputs.query.shape[-1] ** -0.5 if scale is None else scale
-    offset = _validation.check_row_offset(dropout_row_offset, 4, "dropout_row_offset")
+    weights = (*inputs.query.shape[::2], queries, keys)
+    offset = random.check_row_offset(dropout_row_offset, weights, name="dropout_row_offset")
     dropout = None
     if dropout_key is not None and not ops.keeps_everything(rate):
         dropout = Dropout(dropout_key, jnp.float32(rate), offset)

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from dropout_jax import _validation, random
 from dropout_jax.ops import _apply
+from dropout_jax.ops._weak_types import with_weak_type_of
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Float32, Inexact, Key
@@ -65,10 +66,10 @@ def dropout(
     x = _validation.check_array(x)
     rate = _validation.check_rate(rate)
     shared_axes = _validation.check_axes(broadcast_dims, x.ndim)
-    offset = _validation.check_row_offset(row_offset, x.ndim)
-    offset = random.resolve_row_offset(offset, shared_axes)
     shape = random.mask_shape(x.shape, shared_axes)
-    return _apply.drop(x, rate, _validation.check_key(key), shape, offset)
+    offset = random.check_row_offset(row_offset, x.shape, shared_axes)
+    y = _apply.drop(x, rate, _validation.check_key(key), shape, offset)
+    return with_weak_type_of(x, y)
 
 
 def dropout_unscaled(
@@ -106,8 +107,9 @@ def dropout_unscaled(
     if _apply.keeps_everything(rate):
         return x
     if key is None:
-        return _expected_share(x, jnp.float32(rate))
-    return _apply.with_mask(_apply.select_unscaled, (x,), rate, key, x.shape)
+        return with_weak_type_of(x, _expected_share(x, jnp.float32(rate)))
+    y = _apply.with_mask(_apply.select_unscaled, (x,), rate, key, x.shape)
+    return with_weak_type_of(x, y)
 
 
 @jax.jit
@@ -160,7 +162,7 @@ def alpha_dropout(
     key = _validation.check_key(key)
     if key is None or _apply.keeps_everything(rate):
         return x
-    return _apply.with_mask(_select_alpha, (x,), rate, key, shape)
+    return with_weak_type_of(x, _apply.with_mask(_select_alpha, (x,), rate, key, shape))
 
 
 def _select_alpha(
@@ -212,7 +214,8 @@ def gaussian_dropout(
     key = _validation.check_key(key)
     if key is None:
         return x
-    return _apply.with_sharding_of(x, _gaussian)(x, jnp.float32(rate), key)
+    y = _apply.with_sharding_of(x, _gaussian)(x, jnp.float32(rate), key)
+    return with_weak_type_of(x, y)
 
 
 @jax.jit
@@ -265,7 +268,8 @@ def masked_dropout(
     key = _validation.check_key(key)
     if key is None or _apply.keeps_everything(rate):
         return x
-    return _apply.with_mask(_select_where, (x, where), rate, key, x.shape)
+    y = _apply.with_mask(_select_where, (x, where), rate, key, x.shape)
+    return with_weak_type_of(x, y)
 
 
 def _select_where(

@@ -8,6 +8,7 @@ from dropout_jax.random._keys import fold
 from dropout_jax.random._masks import (
     WORD,
     MaskParams,
+    check_row_offset,
     draw_packed_mask,
     draw_packed_tile,
     is_valid_rate,
@@ -15,7 +16,6 @@ from dropout_jax.random._masks import (
     lowest_bit,
     mask_params,
     mask_shape,
-    resolve_row_offset,
     threshold,
     unpack_mask,
     unpack_tile,

@@ -134,17 +134,39 @@ def keep_mask(
     rate = _validation.check_rate(rate)
     shape = _validation.check_shape(shape)
     shared_axes = _validation.check_axes(broadcast_dims, len(shape))
-    offset = _validation.check_row_offset(row_offset, len(shape))
-    offset = resolve_row_offset(offset, shared_axes)
+    offset = check_row_offset(row_offset, shape, shared_axes)
     sizes = mask_shape(shape, shared_axes)
     return _draw_mask(typed_key, jnp.float32(rate), sizes, offset, lowest_bit(rate))
 
 
-def resolve_row_offset(
-    row_offset: UInt32[Array, ""] | None, shared_axes: tuple[int, ...]
+def check_row_offset(
+    value: ArrayLike | None,
+    shape: tuple[int, ...],
+    shared_axes: tuple[int, ...] = (),
+    name: str = "row_offset",
 ) -> UInt32[Array, ""] | None:
-    """Return the offset, or None where axis 0 shares its decisions and every part has them all."""
-    return None if 0 in shared_axes else row_offset
+    """Return the offset, or None where axis 0 shares its decisions and every part has them all.
+
+    A known offset at which a counter would wrap is an error.
+    """
+    largest = _largest_row_offset(mask_shape(shape, shared_axes))
+    offset = _validation.check_row_offset(value, shape, largest, name)
+    return None if 0 in shared_axes else offset
+
+
+def _largest_row_offset(shape: tuple[int, ...]) -> int:
+    """Return the largest offset at which no counter wraps; symbolic sizes are not known."""
+    try:
+        words = _words_shape(shape, packed_axis(shape))
+    except jax.errors.InconclusiveDimensionOperation:
+        return MAX_ROWS - 1
+    if len(words) == 1:
+        limit, places = MAX_COLUMNS * WORD, math.prod(shape[1:])
+    else:
+        limit, places = MAX_ROWS, math.prod(words[1:-1])
+    if not shape or any(jax.export.is_symbolic_dim(size) for size in (places, shape[0])):
+        return MAX_ROWS - 1
+    return max(min(limit // max(places, 1) - shape[0], MAX_ROWS - 1), 0)
 
 
 def mask_shape(shape: tuple[int, ...], shared_axes: tuple[int, ...]) -> tuple[int, ...]:
