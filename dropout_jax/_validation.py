@@ -211,7 +211,7 @@ def check_sequence(values: Any, name: str) -> tuple:
     return tuple(values)
 
 
-def check_shape(value: Any, name: str = "shape") -> tuple[int, ...]:
+def check_shape(value: Any, name: str = "shape") -> tuple[Any, ...]:
     """Return a tuple of sizes."""
     allowed = "a tuple of sizes, integers of at least 0"
     try:

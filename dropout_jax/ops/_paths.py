@@ -226,7 +226,8 @@ def layer_drop(
         out = layer(x)
         _validation.check_same_shape_and_dtype(out, x, "layer(x)", "x")
         return out
-    _validation.check_same_shape_and_dtype(jax.eval_shape(layer, x), x, "layer(x)", "x")
+    out = jax.eval_shape(layer, x)
+    _validation.check_same_shape_and_dtype(out, x, "layer(x)", "x")
     keep, is_valid = _draw_decision(key, jnp.float32(rate))
     y = lax.cond(keep, layer, _identity, x)
     y = jnp.where(is_valid, y, jnp.full_like(y, jnp.nan)) if isinstance(rate, Tracer) else y

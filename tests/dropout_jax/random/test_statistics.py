@@ -72,7 +72,8 @@ def count_pairs(key, rate, shape):
 def test_elements_of_a_word_are_uncorrelated_at_every_distance(key, rate):
     """2^32 draws: the covariance, at most 2^-32, is far below sigma, q (1 - q) / 2^16."""
     shape, draws, q = (1 << 14, 1 << 14), 1 << 32, kept_share(rate)
-    counts = sum(np.asarray(count_pairs(fold(key, i), rate, shape), np.int64) for i in range(16))
+    parts = [count_pairs(fold(key, i), rate, shape) for i in range(16)]
+    counts = np.stack(parts).astype(np.int64).sum(0)
     covariance = counts[1:] / draws - 2 * q * counts[0] / draws + q**2
     assert np.abs(covariance * np.sqrt(draws) / (q * (1 - q))).max() < LIMIT
 
