@@ -1,40 +1,50 @@
-"""Attention in blocks of queries, in plain JAX: no array of queries x keys is ever whole.
+"""Attention in tiles of queries x keys, in plain JAX: no array of queries x keys is ever whole.
 
-Each block of queries meets all the keys that it may see in one product, with an ordinary softmax.
-The backward pass keeps the output and the log-sum-exp of each row, and computes the weights and the
-mask again. (An online softmax over blocks of keys, as in flash attention, was slower on a CPU.)
+A block of queries meets its keys chunk by chunk, with an online softmax (Dao et al.,
+"FlashAttention-2", 2023), and skips the chunks that it does not see. The derivative is a linear
+function of the tangents that computes the weights and the mask again from the output and the
+log-sum-exp of each row; JAX transposes it for the backward pass, so forward mode, second
+derivatives and jax.shard_map need nothing more.
 
-Blocks are unrolled, so that a causal block ends where its keys end. Beyond 16 blocks, each becomes
-a loop over several blocks, which meet the keys of all of them. A loop goes over groups of
-(batch, key head) pairs, which `_groups.py` forms.
+The loops are scans, over groups of (batch, key head) pairs, over blocks of queries and over chunks
+of keys: one program text for each, whatever the length. A checkpoint around the body of a scan
+makes its backward pass compute the weights again, instead of keeping those of every turn.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import DTypeLike
+from jax.custom_derivatives import SymbolicZero
+from jax.sharding import AxisType
 
 from dropout_jax import ops, random
 from dropout_jax.attention import _groups
+from dropout_jax.attention._groups import Plan
 from dropout_jax.attention._inputs import Dropout, Inputs, StaticMask, compute_visibility
+from dropout_jax.random import WORD
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int32, Shaped, UInt32
+    from jaxtyping import Array, Float, Int32, UInt32
 
-MAX_UNROLLED = 16  # blocks
+MAX_SEGMENTS = (
+    4  # each is a program of its own, and works on keys that some of its queries do not see
+)
 # Draw the mask of a group at once up to this many weights (256 kB of mask).
 MAX_WEIGHTS_AT_ONCE = 2**21
+QUERIES, KEYS = 3, 4  # the axes of positions in (batch, key heads, heads, queries, keys)
 
 
-class Block(NamedTuple):
-    """`turns` times `rows` queries from `first_row`, and the range of keys that they may see."""
+class Segment(NamedTuple):
+    """`turns` blocks of `rows` queries from `first_row`, and the range of keys that they may see.
+
+    Rows after the last query are padding.
+    """
 
     first_row: int
     rows: int
@@ -51,6 +61,28 @@ class DropoutParams(NamedTuple):
     row_offset: UInt32[Array, ""]
 
 
+class Tangents(NamedTuple):
+    """The tangents of the inputs; None is zero."""
+
+    query: Float[Array, "..."] | None
+    key: Float[Array, "..."] | None
+    value: Float[Array, "..."] | None
+    bias: Float[Array, "..."] | None
+
+
+class Operands(NamedTuple):
+    """The inputs, or the part of them that a loop has reached, with what the derivative needs.
+
+    All arrays have the axes (batch, key heads, heads, positions, ...). The output and the
+    log-sum-exp of the rows, and the tangents, are None in the forward pass.
+    """
+
+    inputs: Inputs
+    out: Float[Array, "batch key_heads heads queries dim"] | None = None
+    log_sum: Float[Array, "batch key_heads heads queries"] | None = None
+    tangents: Tangents = Tangents(None, None, None, None)
+
+
 def attend(
     inputs: Inputs, scale: float, static_mask: StaticMask, dropout: Dropout | None
 ) -> Float[Array, "batch queries heads dim"]:
@@ -61,280 +93,307 @@ def attend(
         keep_scale = ops.compute_keep_scale(rate, ops.compute_dtype(inputs.query))
         row_offset = jnp.uint32(0) if row_offset is None else row_offset
         params = DropoutParams(random.mask_params(key, rate), keep_scale, row_offset)
-    return _attend(_groups.choose_plan(inputs, scale, static_mask), inputs, params)
+    plan = _groups.choose_plan(inputs, scale, static_mask)
+    return _attend(plan, *_vary_alike((inputs, params)))[0]
 
 
-def split_queries(static_mask: StaticMask, queries: int, keys: int) -> list[Block]:
-    """Split the queries into blocks; the first query and key of each is a multiple of 32."""
-    rows = min(256, max(64, queries // 8 // random.WORD * random.WORD))
-    turns = -(-queries // (rows * MAX_UNROLLED))
-    whole = queries // rows * rows
-    first_rows = range(0, whole, rows * turns)
-    parts = [(first, rows, min(turns, (whole - first) // rows)) for first in first_rows]
-    parts += [(whole, queries - whole, 1)] * (whole < queries)
-    blocks = []
-    for first, size, count in parts:
-        low, high = static_mask.key_range(first, first + size * count - 1, keys)
-        low = low if low == high else low // random.WORD * random.WORD
-        blocks.append(Block(first, size, count, low, high))
-    return blocks
+def _vary_alike(arrays: Any) -> Any:
+    """Under jax.shard_map, make all arrays vary over the devices as any of them does.
+
+    Loops then carry one type, and the gradient of a replicated array is summed once, at the end.
+    """
+    if AxisType.Manual not in jax.sharding.get_abstract_mesh().axis_types:
+        return arrays
+    never = functools.reduce(
+        jnp.logical_or, (lax.full_like(x, False, bool, ()) for x in jax.tree.leaves(arrays))
+    )
+    return jax.tree.map(lambda x: jnp.where(never, jnp.zeros_like(x), x), arrays)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def split_queries(static_mask: StaticMask, queries: int, keys: int) -> list[Segment]:
+    """Split the queries into segments; their first rows and keys are multiples of 32."""
+    rows = _choose_rows(static_mask, queries)
+    blocks = -(-queries // rows)
+    turns = blocks if static_mask.key_range(0, 0, keys) == (0, keys) else -(-blocks // MAX_SEGMENTS)
+    segments = []
+    for block in range(0, blocks, turns):
+        first, count = block * rows, min(turns, blocks - block)
+        low, high = static_mask.key_range(first, min(queries, first + rows * count) - 1, keys)
+        low = low if low == high else low // WORD * WORD
+        segments.append(Segment(first, rows, count, low, high))
+    return segments
+
+
+def _choose_rows(static_mask: StaticMask, queries: int) -> int:
+    """Choose the rows of a block: a multiple of 32 of which whole blocks have few to spare."""
+    most = min(256, max(64, min(128, queries // 8), queries // 16))
+    blocks = -(-queries // most)
+    return -(-queries // (blocks * WORD)) * WORD
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _attend(
-    plan: _groups.Plan, inputs: Inputs, dropout: DropoutParams | None
-) -> Float[Array, "batch queries heads dim"]:
-    return _forward(plan, inputs, dropout)[0]
+    plan: Plan, inputs: Inputs, dropout: DropoutParams | None
+) -> tuple[Float[Array, "batch queries heads dim"], Float[Array, "batch queries heads 1"]]:
+    """Compute the output and the log-sum-exp of every query (0 where it sees no key)."""
+    return _map_blocks(plan, _attend_block, Operands(inputs), dropout)
 
 
-def _forward(
-    plan: _groups.Plan, inputs: Inputs, dropout: DropoutParams | None
-) -> tuple[Float[Array, "batch queries heads dim"], Any]:
-    def attend_group(_, index):
-        group = _groups.slice_group(plan, inputs, index)
-        return None, _group_forward(plan, group, _build_drop(plan, index, group, dropout))
+def _differentiate(
+    plan: Plan, primals: tuple[Inputs, DropoutParams | None], tangents: tuple
+) -> tuple[tuple, tuple]:
+    inputs, dropout = primals
+    results = _attend(plan, inputs, dropout)
+    given = (None if isinstance(x, SymbolicZero) else x for x in tangents[0][:4])
 
-    _, (out, log_sum) = _groups.scan_groups(plan, attend_group, None)
-    out = _groups.merge_groups(plan, out)
-    return out, (inputs, dropout, out, log_sum)
+    @jax.checkpoint  # keeps its arguments for the backward pass, and nothing else
+    def push_forward(given, inputs, results, dropout):
+        operands = Operands(inputs, *results, Tangents._make(given))
+        return _map_blocks(plan, _push_forward_block, operands, dropout)
 
-
-def _backward(
-    plan: _groups.Plan, residuals: Any, d_out: Float[Array, "batch queries heads dim"]
-) -> tuple[Inputs, None]:
-    inputs, dropout, out, log_sum = residuals
-
-    def differentiate_group(d_bias, index):
-        group = _groups.slice_group(plan, inputs, index)
-        drop = _build_drop(plan, index, group, dropout)
-        d_rows, rows = (_groups.slice_positions(plan, x, index) for x in (d_out, out))
-        gradients, part = _group_backward(plan, group, drop, d_rows, rows, log_sum[index])
-        if d_bias is None or part is None:
-            return None, gradients
-        return _groups.add_to_split(plan, d_bias, part, index), gradients
-
-    bias = inputs.bias
-    d_bias = None if bias is None else _zeros_like(_groups.split_axes(plan, bias), log_sum.dtype)
-    d_bias, gradients = _groups.scan_groups(plan, differentiate_group, d_bias)
-    if bias is not None:
-        d_bias = d_bias.reshape(bias.shape).astype(bias.dtype)
-    return Inputs._make([*(_groups.merge_groups(plan, x) for x in gradients), d_bias, None]), None
+    return results, push_forward(tuple(given), inputs, results, dropout)
 
 
-_attend.defvjp(_forward, _backward)
+_attend.defjvp(_differentiate, symbolic_zeros=True)
 
 
-def _group_forward(
-    plan: _groups.Plan, group: Inputs, drop: Callable
-) -> list[Shaped[Array, "batch key_heads heads queries *dim"]]:
-    """Compute the output and the log-sum-exp of every query of a group."""
-    outputs = []
-    for block in split_queries(plan.static_mask, group.query.shape[3], group.key.shape[2]):
+def _map_blocks(
+    plan: Plan, fn: Callable, operands: Operands, dropout: DropoutParams | None
+) -> tuple[Float[Array, "batch queries heads dim"], Float[Array, "batch queries heads 1"]]:
+    """Return the results of fn(plan, block, visible, drop_weights) of all blocks, merged."""
+    inputs, tangents = operands.inputs, operands.tangents
+    positions = (inputs[:3], operands.out, operands.log_sum, tangents[:3])
+    tiles = (inputs[3:], tangents.bias)
+    segments = split_queries(plan.static_mask, plan.queries, plan.keys)
 
-        def attend_turn(_, row, block=block):
-            return None, _block_forward(plan, group, drop, block, row)
+    def call(batch_turn, head_turn, positions, tiles):
+        (arrays, out, log_sum, t_arrays), (rest, t_bias) = positions, tiles
+        group = Operands(Inputs(*arrays, *rest), out, log_sum, Tangents(*t_arrays, t_bias))
+        group = _pad_queries(group, segments[-1].first_row + segments[-1].rows * segments[-1].turns)
+        drop = _build_drop(plan, (batch_turn, head_turn), group.inputs, dropout)
+        parts = [_map_segment(plan, fn, each, group, drop) for each in segments]
+        return tuple(
+            jnp.concatenate(blocks, axis=QUERIES)[:, :, :, : plan.queries]
+            for blocks in zip(*parts, strict=True)
+        )
 
-        outputs.append(_scan_turns(block, attend_turn, None)[1])
-    return [jnp.concatenate(parts, axis=3) for parts in zip(*outputs, strict=True)]
+    # The backward pass of a group draws its mask again.
+    call = jax.checkpoint(call, prevent_cse=False)
+    return _groups.map_groups(plan, call, positions, tiles)
 
 
-def _block_forward(
-    plan: _groups.Plan, group: Inputs, drop: Callable, block: Block, row: int | Int32[Array, ""]
+def _pad_queries(group: Operands, queries: int) -> Operands:
+    """Pad the queries of a group with zeros to whole blocks; axes of length 1 of tiles stay."""
+
+    def pad(x):
+        return _groups.pad_axis(x, QUERIES, queries - x.shape[QUERIES])
+
+    def pad_tile(x):
+        return x if x.shape[QUERIES] == 1 else pad(x)
+
+    (query, key, value, *tiles), out, log_sum, tangents = group
+    t_query, t_bias = jax.tree.map(pad, tangents.query), jax.tree.map(pad_tile, tangents.bias)
+    inputs = Inputs(pad(query), key, value, *jax.tree.map(pad_tile, tiles))
+    out, log_sum = jax.tree.map(pad, (out, log_sum))
+    return Operands(inputs, out, log_sum, tangents._replace(query=t_query, bias=t_bias))
+
+
+def _map_segment(
+    plan: Plan, fn: Callable, segment: Segment, group: Operands, drop: Callable
 ) -> tuple[
-    Float[Array, "batch key_heads heads rows dim"], Float[Array, "batch key_heads heads rows"]
+    Float[Array, "batch key_heads heads queries dim"],
+    Float[Array, "batch key_heads heads queries 1"],
 ]:
-    if block.key_low == block.key_high:  # the block sees no key
-        out = jnp.zeros_like(_slice_rows(group.query, row, block.rows))
-        return out, jnp.full(out.shape[:-1], jnp.inf, ops.compute_dtype(out))
-    logits = _compute_logits(plan, group, block, row)
-    top = logits.max(axis=-1, keepdims=True)
+    """Return the results of the blocks of a segment, joined."""
+    group = _slice_segment(segment, group)
+    rows_of = group._replace(
+        inputs=group.inputs._replace(key=None, value=None),
+        tangents=group.tangents._replace(key=None, value=None),
+    )
+    shared = (group.inputs[1:3], group.tangents[1:3])
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def call_block(row, part, shared):
+        (key, value), (t_key, t_value) = shared
+        block = part._replace(
+            inputs=part.inputs._replace(key=key, value=value),
+            tangents=part.tangents._replace(key=t_key, value=t_value),
+        )
+        return fn(plan, segment, block, drop, row)
+
+    def call(_, turn, part):
+        return None, call_block(segment.first_row + turn * segment.rows, part, shared)
+
+    parts = _groups.split_axis(rows_of, QUERIES, segment.rows)
+    _, results = _groups.scan_parts(call, None, segment.turns, parts)
+    return jax.tree.map(_join_blocks, results)
+
+
+def _slice_segment(segment: Segment, group: Operands) -> Operands:
+    """Slice the queries of a segment and the keys that they see; axes of length 1 stay."""
+    first, last = segment.first_row, segment.first_row + segment.rows * segment.turns
+    low, high = segment.key_low, segment.key_high
+
+    def slice_rows(x):
+        return x if x.shape[QUERIES] == 1 else x[:, :, :, first:last]
+
+    def slice_keys(x):
+        return x[:, :, :, low:high]
+
+    def slice_tile(x):
+        return slice_rows(x if x.shape[KEYS] == 1 else x[..., low:high])
+
+    (query, key, value, *tiles), (t_query, t_key, t_value, t_bias) = group.inputs, group.tangents
+    slices = (
+        (slice_rows, (query, group.out, group.log_sum, t_query)),
+        (slice_keys, (key, value, t_key, t_value)),
+        (slice_tile, (tiles, t_bias)),
+    )
+    (query, out, log_sum, t_query), (key, value, t_key, t_value), (tiles, t_bias) = (
+        jax.tree.map(fn, arrays) for fn, arrays in slices
+    )
+    tangents = Tangents(t_query, t_key, t_value, t_bias)
+    return Operands(Inputs(query, key, value, *tiles), out, log_sum, tangents)
+
+
+def _join_blocks(
+    x: Float[Array, "blocks batch key_heads heads rows dim"],
+) -> Float[Array, "batch key_heads heads queries dim"]:
+    x = jnp.moveaxis(x, 0, QUERIES)
+    return x.reshape(*x.shape[:3], -1, x.shape[-1])
+
+
+def _attend_block(
+    plan: Plan, segment: Segment, block: Operands, drop: Callable, row: Int32[Array, ""]
+) -> tuple[
+    Float[Array, "batch key_heads heads rows dim"], Float[Array, "batch key_heads heads rows 1"]
+]:
+    """Compute the output and the log-sum-exp of the rows of a block."""
+    query, value = block.inputs.query, block.inputs.value
+    logits = _compute_logits(plan, segment, block.inputs, row)
+    top = logits.max(axis=-1, keepdims=True, initial=-jnp.inf)
     top = jnp.where(top == -jnp.inf, 0, top)  # a row that sees no key
     weights = jnp.exp(logits - top)
     total = weights.sum(axis=-1, keepdims=True)
-    drop_weights, keep_scale = drop(block, row)
-    value = _slice_keys(group.value, block)
-    out = _einsum_wide("bkgts,bksd->bkgtd", drop_weights(weights).astype(value.dtype), value)
-    out = out * (keep_scale / jnp.where(total == 0, 1, total))
-    log_sum = jnp.where(total == 0, jnp.inf, top + jnp.log(jnp.where(total == 0, 1, total)))
-    return out.astype(value.dtype), log_sum[..., 0]
+    total = jnp.where(total == 0, 1, total)
+    drop_weights, keep_scale = drop(segment, row)
+    out = _multiply_keys(drop_weights(weights).astype(value.dtype), value)
+    return (out * (keep_scale / total)).astype(query.dtype), top + jnp.log(total)
 
 
-def _group_backward(
-    plan: _groups.Plan,
-    group: Inputs,
-    drop: Callable,
-    d_out: Float[Array, "batch key_heads heads queries dim"],
-    out: Float[Array, "batch key_heads heads queries dim"],
-    log_sum: Float[Array, "batch key_heads heads queries"],
-) -> tuple[list[Float[Array, "_ _ _ _ _"]], Float[Array, "..."] | None]:
-    """Compute the gradients of the query, key and value of a group, and that of the bias."""
-    wide = log_sum.dtype
-    centre = (d_out.astype(wide) * out.astype(wide)).sum(axis=-1)
-    rows = (d_out, centre, log_sum)
-    sources = [x for x in (group.key, group.value, group.bias) if x is not None]
-    totals = [_zeros_like(x, wide) for x in sources]
-    d_query = []
-    for block in split_queries(plan.static_mask, group.query.shape[3], group.key.shape[2]):
+def _push_forward_block(
+    plan: Plan, segment: Segment, block: Operands, drop: Callable, row: Int32[Array, ""]
+) -> tuple[
+    Float[Array, "batch key_heads heads rows dim"], Float[Array, "batch key_heads heads rows 1"]
+]:
+    """Compute the tangents of the output and of the log-sum-exp: linear in those of the inputs.
 
-        def differentiate_turn(totals, row, block=block):
-            return _block_backward(plan, group, drop, block, row, rows, totals)
+    They are d out = drop(W * d logits) value + drop(W) d value - out * d log_sum, with weights W
+    and d log_sum = sum of W * d logits.
+    """
+    inputs, out, log_sum, tangents = block
+    assert out is not None
+    assert log_sum is not None
+    weights = jnp.exp(_compute_logits(plan, segment, inputs, row) - log_sum)
+    drop_weights, keep_scale = drop(segment, row)
+    t_out, t_log_sum = jnp.zeros_like(out, log_sum.dtype), jnp.zeros_like(log_sum)
+    t_logits = _push_forward_logits(plan, block)
+    if t_logits is not None:
+        product = weights * t_logits
+        t_log_sum = product.sum(axis=-1, keepdims=True)
+        narrow = drop_weights(product).astype(inputs.value.dtype)
+        t_out = _multiply_keys(narrow, inputs.value) * keep_scale
+        t_out = t_out - out.astype(log_sum.dtype) * t_log_sum
+    if tangents.value is not None:
+        kept = drop_weights(weights).astype(inputs.value.dtype)
+        t_out = t_out + _multiply_keys(kept, tangents.value) * keep_scale
+    return t_out.astype(out.dtype), t_log_sum
 
-        totals, d_rows = _scan_turns(block, differentiate_turn, totals)
-        d_query.append(d_rows)
-    d_key, d_value, d_bias = [*totals, None][:3]
-    d_query = jnp.concatenate(d_query, axis=3)
-    gradients = (d_query, d_key[:, :, None], d_value[:, :, None])
-    return [x.astype(group.query.dtype) for x in gradients], d_bias
 
-
-def _block_backward(
-    plan: _groups.Plan,
-    group: Inputs,
-    drop: Callable,
-    block: Block,
-    row: int | Int32[Array, ""],
-    rows: tuple[Float[Array, "..."], ...],
-    totals: list[Float[Array, "..."]],
-) -> tuple[list[Float[Array, "..."]], Float[Array, "batch key_heads heads rows dim"]]:
-    """Add the gradients of key, value and bias to the totals; return those of the block's rows."""
-    query, d_out, centre, log_sum = (_slice_rows(x, row, block.rows) for x in (group.query, *rows))
-    if block.key_low == block.key_high:
-        return totals, jnp.zeros(query.shape, log_sum.dtype)
-    key, value = _slice_keys(group.key, block), _slice_keys(group.value, block)
-    weights = jnp.exp(_compute_logits(plan, group, block, row) - log_sum[..., None])
-    drop_weights, keep_scale = drop(block, row)
-    d_weights = drop_weights(_einsum_wide("bkgtd,bksd->bkgts", d_out, value)) * keep_scale
-    d_logits = weights * (d_weights - centre[..., None])
-    narrow, kept = d_logits.astype(key.dtype), drop_weights(weights).astype(value.dtype)
-    offsets = (0, 0, block.key_low, 0)
-    parts = [
-        (_einsum_wide("bkgts,bkgtd->bksd", narrow, query) * plan.scale, offsets),
-        (_einsum_wide("bkgts,bkgtd->bksd", kept, d_out) * keep_scale, offsets),
-    ]
-    if group.bias is not None:
-        parts.append(_reduce_to_bias(group.bias, d_logits, block, row))
-    totals = [_groups.add_at(total, *part) for total, part in zip(totals, parts, strict=True)]
-    return totals, _einsum_wide("bkgts,bksd->bkgtd", narrow, key) * plan.scale
+def _push_forward_logits(
+    plan: Plan, block: Operands
+) -> Float[Array, "batch key_heads heads rows keys"] | None:
+    inputs, tangents = block.inputs, block.tangents
+    parts = []
+    if tangents.query is not None:
+        parts.append(_multiply_dim(tangents.query, inputs.key) * plan.scale)
+    if tangents.key is not None:
+        parts.append(_multiply_dim(inputs.query, tangents.key) * plan.scale)
+    if tangents.bias is not None:
+        parts.append(tangents.bias.astype(ops.compute_dtype(inputs.query)))
+    return functools.reduce(jnp.add, parts) if parts else None
 
 
 def _compute_logits(
-    plan: _groups.Plan, group: Inputs, block: Block, row: int | Int32[Array, ""]
+    plan: Plan, segment: Segment, block: Inputs, row: Int32[Array, ""]
 ) -> Float[Array, "batch key_heads heads rows keys"]:
     """Compute the scaled and biased products of a block, -inf where a key is invisible."""
-    query = _slice_rows(group.query, row, block.rows)
-    logits = _einsum_wide("bkgtd,bksd->bkgts", query, _slice_keys(group.key, block)) * plan.scale
-    if group.bias is not None:
-        logits = logits + _slice_tile(group.bias, block, row).astype(logits.dtype)
-    mask_arrays = group.mask_arrays
-    if mask_arrays.mask is not None:
-        mask_arrays = mask_arrays._replace(mask=_slice_tile(mask_arrays.mask, block, row))
-    rows = row + jnp.arange(block.rows, dtype=jnp.int32)
-    keys = jnp.arange(block.key_low, block.key_high, dtype=jnp.int32)
-    visibility = compute_visibility(plan.static_mask, mask_arrays, rows, keys)
+    logits = _multiply_dim(block.query, block.key) * plan.scale
+    if block.bias is not None:
+        logits = logits + block.bias.astype(logits.dtype)
+    rows = row + jnp.arange(segment.rows, dtype=jnp.int32)
+    keys = jnp.arange(segment.key_low, segment.key_high, dtype=jnp.int32)
+    visibility = compute_visibility(plan.static_mask, block.mask_arrays, rows, keys)
     return logits if visibility is None else jnp.where(visibility, logits, -jnp.inf)
 
 
-def _build_drop(
-    plan: _groups.Plan, index: Int32[Array, ""], group: Inputs, dropout: DropoutParams | None
-) -> Callable:
-    """Build a function of (block, row), which returns one that drops weights, and their scale."""
+def _build_drop(plan: Plan, turns: tuple, group: Inputs, dropout: DropoutParams | None) -> Callable:
+    """Build a function of (segment, row), which returns one that drops weights, and their scale."""
     if dropout is None:
-        return lambda block, row: (lambda weights: weights, 1)
-    *lead, queries, _ = group.query.shape
-    sizes = queries, group.key.shape[2]
-    heads = _compute_head_index(plan, index, group, dropout)
+        return lambda segment, row: (lambda weights: weights, 1)
+    batch, key_heads, group_heads, queries, _ = group.query.shape
+    sizes = plan.queries, plan.keys
+    heads = _compute_head_index(plan, turns, (batch, key_heads, group_heads), dropout)
 
     def draw(rows, columns):
         return random.draw_packed_tile(dropout.mask, heads, sizes, rows, columns)
 
-    is_small = math.prod(lead) * math.prod(sizes) <= MAX_WEIGHTS_AT_ONCE and queries >= random.WORD
-    all_words = draw((0, queries), (0, sizes[1])) if is_small else None
+    is_small = heads.size * queries * plan.keys <= MAX_WEIGHTS_AT_ONCE
+    # Words of 32 queries are sliced for a block; fewer queries are one block.
+    all_words = draw((0, queries), (0, plan.keys)) if is_small and plan.queries >= WORD else None
 
-    def build_block_drop(block: Block, row):
-        rows, keys = (row, block.rows), (block.key_low, block.key_high - block.key_low)
+    def build_block_drop(segment: Segment, row):
+        low, high = segment.key_low, segment.key_high
         if all_words is None:
-            words = draw(rows, keys)
+            words = draw((row, segment.rows), (low, high - low))
         else:
-            count = -(-block.rows // random.WORD)
-            words = _slice_rows(all_words, row // random.WORD, count)
-            words = words[..., block.key_low : block.key_high]
-        keep = random.unpack_tile(words, sizes, block.rows, keys[1])
+            count = segment.rows // WORD
+            words = lax.dynamic_slice_in_dim(all_words, row // WORD, count, axis=QUERIES)
+            words = words[..., low:high]
+        keep = random.unpack_tile(words, sizes, segment.rows, high - low)
         return lambda weights: jnp.where(keep, weights, 0), dropout.keep_scale
 
     return build_block_drop
 
 
 def _compute_head_index(
-    plan: _groups.Plan, index: Int32[Array, ""], group: Inputs, dropout: DropoutParams
+    plan: Plan, turns: tuple, shape: tuple[int, int, int], dropout: DropoutParams
 ) -> UInt32[Array, "batch key_heads heads"]:
-    """Compute the index of every head of a group over all heads of the larger batch."""
-    shape = group.query.shape[:3]
-    batch_turn, head_turn = (turn.astype(jnp.uint32) for turn in _groups.split_index(plan, index))
+    """Compute the index of every head of a group over all heads of the larger batch.
+
+    `shape` is (batch, key heads, heads) of the group, and `turns` those along batch and heads.
+    """
+    batch_turn, head_turn = (turn.astype(jnp.uint32) for turn in turns)
+    heads = plan.head_parts[0] * plan.head_parts[1] * shape[2]
     b, k, h = (lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(3))
     b = b * jnp.uint32(plan.batch_parts[1]) + batch_turn + dropout.row_offset
     k = k * jnp.uint32(plan.head_parts[1]) + head_turn
-    return b * jnp.uint32(math.prod(plan.head_parts) * shape[2]) + k * jnp.uint32(shape[2]) + h
+    return b * jnp.uint32(heads) + k * jnp.uint32(shape[2]) + h
 
 
-def _einsum_wide(
-    subscripts: str, a: Float[Array, "..."], b: Float[Array, "..."]
-) -> Float[Array, "..."]:
-    """Compute a product with sums of the precision that a softmax needs."""
-    return jnp.einsum(subscripts, a, b, preferred_element_type=ops.compute_dtype(a))
+def _multiply_dim(
+    a: Float[Array, "batch key_heads heads rows dim"],
+    b: Float[Array, "batch key_heads 1 keys dim"],
+) -> Float[Array, "batch key_heads heads rows keys"]:
+    """Sum over dim in the precision that a softmax needs."""
+    wide = ops.compute_dtype(a)
+    return jnp.einsum("bkgtd,bksd->bkgts", a, b[:, :, 0], preferred_element_type=wide)
 
 
-def _slice_keys(
-    x: Float[Array, "batch key_heads all_keys dim"], block: Block
-) -> Float[Array, "batch key_heads keys dim"]:
-    return x[:, :, block.key_low : block.key_high]
-
-
-def _slice_rows(
-    x: Shaped[Array, "batch key_heads heads queries *rest"], row: int | Int32[Array, ""], rows: int
-) -> Shaped[Array, "batch key_heads heads {rows} *rest"]:
-    return lax.dynamic_slice_in_dim(x, row, rows, axis=3)
-
-
-def _slice_tile(
-    x: Shaped[Array, "batch key_heads heads queries keys"],
-    block: Block,
-    row: int | Int32[Array, ""],
-) -> Shaped[Array, "batch key_heads heads block_rows block_keys"]:
-    """Slice the tile of a bias or a mask that a block meets; axes of length 1 stay."""
-    queries, keys = x.shape[3:]
-    x = x if queries == 1 else _slice_rows(x, row, block.rows)
-    return x if keys == 1 else x[..., block.key_low : block.key_high]
-
-
-def _reduce_to_bias(
-    bias: Float[Array, "#batch #key_heads #heads queries keys"],
-    d_logits: Float[Array, "batch key_heads heads block_rows block_keys"],
-    block: Block,
-    row: int | Int32[Array, ""],
-) -> tuple[Float[Array, "..."], tuple]:
-    """Sum a block's gradient of the logits to the axes of the bias; return it and its offsets."""
-    shared = tuple(axis for axis in range(5) if bias.shape[axis] == 1)
-    queries, keys = bias.shape[3:]
-    offsets = (0, 0, 0, 0 if queries == 1 else row, 0 if keys == 1 else block.key_low)
-    return d_logits.sum(axis=shared, keepdims=True), offsets
-
-
-def _zeros_like(x: Shaped[Array, "*shape"], dtype: DTypeLike) -> Shaped[Array, "*shape"]:
-    """Return zeros of the shape of x that, under shard_map, vary over the devices as x does."""
-    return jnp.where(False, x, jnp.zeros_like(x)).astype(dtype)
-
-
-def _scan_turns(block: Block, fn: Callable, carry: Any) -> Any:
-    """Scan carry, rows = fn(carry, row) over the turns of a block, and join the rows."""
-    if block.turns == 1:
-        return fn(carry, block.first_row)
-    first_rows = block.first_row + block.rows * jnp.arange(block.turns, dtype=jnp.int32)
-    carry, rows = lax.scan(fn, carry, first_rows)
-    return carry, jax.tree.map(_join_turns, rows)
-
-
-def _join_turns(
-    x: Shaped[Array, "turns batch key_heads heads rows *rest"],
-) -> Shaped[Array, "batch key_heads heads queries *rest"]:
-    x = jnp.moveaxis(x, 0, 3)  # batch, key head, head, turn, row, ...
-    return x.reshape(*x.shape[:3], -1, *x.shape[5:])
+def _multiply_keys(
+    weights: Float[Array, "batch key_heads heads rows keys"],
+    value: Float[Array, "batch key_heads 1 keys dim"],
+) -> Float[Array, "batch key_heads heads rows dim"]:
+    """Sum over keys in the precision that a softmax needs."""
+    wide = ops.compute_dtype(value)
+    return jnp.einsum("bkgts,bksd->bkgtd", weights, value[:, :, 0], preferred_element_type=wide)
