@@ -113,6 +113,17 @@ def expected_calibration_error(
     probabilities, labels = _check_scores_and_labels(probabilities, labels, "probabilities")
     bins = _validation.check_integer(bins, "bins", 1, _MAX_BINS)
     binning = _validation.check_choice(binning, "binning", ("width", "mass"))
+    compute = functools.partial(_compute_calibration_error, bins=bins, binning=binning)
+    return ops.with_replicated_result(probabilities, compute)(probabilities, labels)
+
+
+def _compute_calibration_error(
+    probabilities: Float[Array, "*batch classes"],
+    labels: Integer[Array, "*batch"],
+    *,
+    bins: int,
+    binning: str,
+) -> Float[Array, ""]:
     confidence = probabilities.max(-1).ravel()
     correct = probabilities.argmax(-1).astype(jnp.int32) == labels
     if binning == "width":

@@ -214,8 +214,8 @@ def variation_ratio(predictions: ArrayLike) -> Float[Array, "..."]:
 def _compute_entropy(probabilities: Float[Array, "*batch classes"]) -> Float[Array, "*batch"]:
     # The derivative of -p log p at 0 is infinite; here it is 0, so that a class excluded by a logit
     # of -inf puts no NaN into the gradient of the others.
-    is_zero = probabilities == 0
-    return jax.scipy.special.entr(jnp.where(is_zero, 1, probabilities)).sum(-1)
+    positive = jnp.where(probabilities == 0, 1, probabilities)
+    return -(positive * jnp.log(positive)).sum(-1)
 
 
 def _check_probabilities(predictions: ArrayLike) -> Float[Array, "samples *batch classes"]:

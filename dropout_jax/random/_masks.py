@@ -2,59 +2,66 @@
 
 Specification. A mask is a function of a key, a rate and a shape. All integers are unsigned.
 
-1. Threshold. Round the rate to float32, subtract it from 1 in float32, and let
-   T = rint((1 - rate) * 2^32), an integer from 0 to 2^32 (64 bits wide here; it is a multiple of
-   2^8). An element is kept with probability T / 2^32, and y = x / (1 - rate) where it is kept: the
-   scale is the inverse of that float32 number, in float32 (in float64 for float64). If T = 2^32
-   (the rate is at most 2^-25) every element is kept, and no plane is drawn; else step 6 decides.
-   (It drops every element if T = 0, at rate 1.) A traced rate outside [0, 1] keeps everything, and
-   the result is NaN.
-2. Seed. The key is folded: key' = jax.random.fold_in(key, 0x64726F70) ("drop"), so that no word of
-   a mask equals a word of a child key. A threefry2x32 key' is two words, K0 and K1. A key' of
-   another implementation is reduced to two: jax.random.bits(key', (2,), uint32).
-   (For threefry2x32, fold_in(key, n) is the block Threefry(key, counter = (0, n)).)
-3. Packed axis. Axes in broadcast_dims count as length 1. The packed axis is the second-to-last of
-   an array of three or more axes if it is at least 32 long; else the last axis if it is at least 32
-   long; else the array is taken flat, as one axis of all its elements in C order.
-4. Words. The words of 32 bits form an array of the shape of the mask in which the packed axis of n
-   places has ceil(n / 32). Bit i (of value 2^i) of the word at w along it belongs to place
-   32 w + i; bits of places from n on are not used. The column of a word is its index along the last
-   axis of the array of words, and its row the linear index, in C order, over the other axes (0 if
-   there is no other).
+1. Threshold. Round the rate to float32 and subtract it from 1 in float32; let q be the result, and
+   T = rint(q * 2^32), an integer from 0 to 2^32 (64 bits wide, and always a multiple of 2^8). An
+   element is kept with probability T / 2^32. If T = 2^32 (the float32 rate is at most 2^-25) every
+   element is kept and no plane is drawn. If T = 0 (the float32 rate is 1) none is.
+   The ops give y = x * s where an element is kept, and 0 where it is not, NaN and infinity
+   included. The scale is s = 1 / q, rounded to float32 (to float64 for an x of float64); the
+   product is computed in that precision and rounded to the dtype of x. A known rate outside [0, 1]
+   is an error. A traced one, or NaN, has a mask that keeps everything, and ops give NaN for it.
+2. Seed. The key is folded: key' = jax.random.fold_in(key, 0x64726F70) ("drop"), so that a mask is
+   drawn under another key than what its caller derives from the key. A threefry2x32 key' is two
+   words, K0 and K1. A key' of another implementation is reduced to two: jax.random.bits(key', (2,),
+   uint32). (For threefry2x32, fold_in(key, n) is the block Threefry(key, counter = (0, n)).)
+3. Packed axis. The shape is that of the whole array, and axes in broadcast_dims have length 1 in
+   it. If it has three axes or more and the second-to-last is at least 32 long, that one is packed.
+   Else, if it has an axis and the last is at least 32 long, that one is. Else the array is flat:
+   one axis of all its elements in C order, which is packed. (Axes of length 1 count as axes.)
+4. Words. The words of 32 bits form an array of the shape of the mask (of the flat array, if it is
+   flat) in which the packed axis of n places has ceil(n / 32). Bit i (of value 2^i) of the word at
+   w along it belongs to place 32 w + i; bits of places from n on are not used. The column of a word
+   is its index along the last axis of the array of words, and its row the linear index, in C order,
+   over the other axes: 0 if there is no other.
 5. Planes. Each word has 16 planes, words too. For p from 0 to 7, planes 2p and 2p + 1 are the two
    output words of Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror and Shaw, "Parallel random
    numbers: as easy as 1, 2, 3", 2011), key (K0, K1), counter (row, 8 column + p).
-6. Number. The element of bit i of a word has a number u of 32 bits. Bit 16 + j of u, for j from 0
-   to 15, is bit i of plane j. Bit 15 - k of u, for k from 0 to 15, is bit (i + 1 + k) mod 32 of
-   plane 0: the low half of u is borrowed from the neighbours. The element is kept if
-   u + T >= 2^32, in 64 bits.
+6. Number. The element at bit i of a word has a number u of 32 bits. Its high half is its own: bit
+   16 + j of u is bit i of plane j, for j from 0 to 15. Its low half is borrowed from its neighbours
+   in the word: bit 15 - k of u is bit (i + 1 + k) mod 32 of plane 0, for k from 0 to 15. The
+   element is kept if u + T >= 2^32, in 64 bits.
 
-Step 6 for all 32 elements of a word at once: M = 0; for each bit b of T from the lowest upward,
-M = M | P if it is 1, else M & P, where P is plane 0 rotated right by 16 - b for b < 16, and plane
-b - 16 from there on. The elements whose bit of M is 1 are kept. (Until the lowest 1 of T, M stays
-0: rate 0.5 needs one plane, and the rotations of b < 8 are never needed.)
+Step 6 for all 32 elements of a word at once, if T < 2^32: M = 0; for each bit b of T from 0 to 31,
+M = M | P if it is 1, else M & P, where P is plane 0 rotated right by 16 - b for b < 16, and plane b
+- 16 from there on. The elements whose bit of M is 1 are kept. (Until the lowest 1 of T, M stays 0:
+rate 0.5 needs one plane, and the rotations of b < 8 are never needed.)
 
-Row and column are global indices, so a mask does not depend on the sharding of an array, and any
-tile of it can be drawn alone. For one key and shape the masks are nested: an element kept at one
-rate is kept at every lower rate. Two elements of different words are independent. Of two elements
-of one word the covariance is below 2^-32, as a borrowed bit decides only where all 16 bits of an
-element's own tie with T, one time in 2^16, and then another's fate only where 15 of that other's
-tie too.
+Properties. Row and column count over the whole array, so a mask does not depend on sharding, and
+any tile of it can be drawn alone. Masks of one key and shape are nested: an element kept at one
+rate is kept at every lower rate. Elements of different words are independent. Two elements of one
+word have a covariance below 2^-32 in absolute value: a borrowed bit decides only where all 16 own
+bits of an element tie with those of T, one time in 2^16, and the two then depend on each other only
+where 15 own bits of the other tie as well. (No two borrow from each other, as the bits of T below 8
+are 0.)
 
-Sizes. No counter wraps with at most 2^32 rows and 2^29 columns of words: a packed last axis and a
-flat array have at most 2^34 elements. An offset r along axis 0 counts as r more places there.
-Larger sizes and offsets are refused where they are known.
+Sizes. No counter wraps with at most 2^32 rows and 2^29 columns of words. So a flat array and a
+packed last axis have at most 2^34 places, and a last axis beside a packed one 2^29. A part of an
+array that begins at index r of axis 0 (`row_offset`) has the rows of the whole from there on, or,
+if the whole is flat, its elements; the part has the packed axis of the whole, as axis 0 of an array
+of two axes or more does not choose it. Larger sizes and offsets are refused where they are known.
 
-Known answers, for jax.random.key(0), whose words are (0, 0). The first four u of the shape (2, 40)
-are a70f320a 89a86414 0c7ac829 1a1b9053, in hexadecimal. The shape, the rate and the array of words
-in C order, with the unused bits set to 0:
+Known answers. The first four u, in C order, of the shape (2, 40) and jax.random.key(0), whose words
+are (0, 0): a70f320a 89a86414 0c7ac829 1a1b9053, in hexadecimal. The words of a key, a shape, a
+rate, and the array of words of the mask in C order, with the unused bits set to 0:
 
-    (2, 40)     0.1   f7ffff7b 000000ff fbbfffbf 000000fb
-    (2, 40)     0.3   177f5473 000000fb f39effae 000000d9
-    (2, 40)     0.75  02210400 0000002a 810a0500 00000059
-    (1, 40, 3)  0.1   f7ffff7b fffeffff ffcffb7f 000000bf 000000fb 000000fe
-    (1, 40, 3)  0.3   177f5473 f6eadffb bfcfeb7e 000000ae 000000d9 000000da
-    (1, 40, 3)  0.75  02210400 2008492a 1dc0c000 00000000 00000059 00000010
+    (0, 0)  (2, 40)     0.1   f7ffff7b 000000ff fbbfffbf 000000fb
+    (0, 0)  (2, 40)     0.3   177f5473 000000fb f39effae 000000d9
+    (0, 0)  (2, 40)     0.75  02210400 0000002a 810a0500 00000059
+    (0, 0)  (1, 40, 3)  0.1   f7ffff7b fffeffff ffcffb7f 000000bf 000000fb 000000fe
+    (0, 0)  (1, 40, 3)  0.3   177f5473 f6eadffb bfcfeb7e 000000ae 000000d9 000000da
+    (0, 0)  (1, 40, 3)  0.75  02210400 2008492a 1dc0c000 00000000 00000059 00000010
+    (1, 2)  (5, 7)      0.3   67a9ddfc 00000005
+    (1, 2)  (2, 32, 2)  0.3   67a9ddfc ec3fdd6d f327b0ec d7dbdbc9
 """
 
 from __future__ import annotations

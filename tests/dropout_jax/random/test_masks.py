@@ -72,18 +72,22 @@ def test_known_answer(key):
 
 
 def test_the_known_answers_of_the_specification():
-    """The lines of the docstring: a shape, a rate, and the words in hexadecimal."""
+    """The lines of the docstring: a key, a shape, a rate, and the words in hexadecimal."""
     assert masks.__doc__
-    lines = re.findall(r"^    (\(.*\)) +(0\.\d+) +([0-9a-f ]+)$", masks.__doc__, re.MULTILINE)
-    assert len(lines) == 6
-    for shape, rate, words in lines:
-        mask = keep_mask(jax.random.key(0), float(rate), ast.literal_eval(shape))
-        axis = -2 if mask.ndim == 3 else -1
-        bits = np.moveaxis(np.asarray(mask), axis, -1)
-        bits = np.concatenate([bits, np.zeros((*bits.shape[:-1], 24), bool)], axis=-1)
+    pair = r"(\([\d, ]+\))"
+    pattern = rf"^    {pair} +{pair} +(0\.\d+) +([0-9a-f ]+)$"
+    lines = re.findall(pattern, masks.__doc__, re.MULTILINE)
+    assert len(lines) == 8
+    for key, shape, rate, words in lines:
+        raw = jnp.array(ast.literal_eval(key), jnp.uint32)
+        mask = np.asarray(keep_mask(raw, float(rate), ast.literal_eval(shape)))
+        axis = masks.packed_axis(mask.shape)
+        bits = mask.ravel() if axis is None else np.moveaxis(mask, axis, -1)
+        unused = np.zeros((*bits.shape[:-1], -bits.shape[-1] % 32), bool)
+        bits = np.concatenate([bits, unused], axis=-1)
         packed = np.packbits(bits, axis=-1, bitorder="little").view("<u4")
-        packed = np.moveaxis(packed, -1, axis).ravel()
-        assert [f"{word:08x}" for word in packed] == words.split()
+        packed = packed if axis is None else np.moveaxis(packed, -1, axis)
+        assert [f"{word:08x}" for word in packed.ravel()] == words.split()
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.75, 1.0])
