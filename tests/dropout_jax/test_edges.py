@@ -357,6 +357,12 @@ def test_the_penalty_at_rates_of_zero_and_one(logit, weight):
     if np.isinf(logit):
         np.testing.assert_allclose(got, 0.75 if logit < 0 else INF) if weight else None
         assert weight or got == 0
+    slope = jax.grad(
+        lambda logit: dj.concrete_dropout_penalty(
+            weights, logit, weight_scale=0.5, dropout_scale=2.0
+        )
+    )(logit)
+    assert jnp.isfinite(slope) or (weight and logit >= 80)
 
 
 @pytest.mark.parametrize("log_alpha", [-INF, -1000.0, -20.0, 0.0, 20.0, 1000.0, INF])
