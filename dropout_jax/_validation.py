@@ -515,11 +515,15 @@ def check_same_shape_and_dtype(value: Any, like: Any, name: str, like_name: str)
 
 def check_window(value: Any, name: str = "local_window_size") -> tuple[int, int]:
     """Return how many keys a query sees to the left and to the right."""
-    both = tuple(value) if isinstance(value, tuple | list) else (value, value)
-    if len(both) != 2:
-        allowed = "an integer of at least 0, or a pair of them, (left, right)"
-        fail(ValueError, name, value, allowed, "(3, 0) is the three keys before.")
-    return check_integer(both[0], name, 0), check_integer(both[1], name, 0)
+    allowed = "an integer of at least 0, or a pair of them, (left, right)"
+    remedy = "(3, 0) is the three keys before."
+    both = value if isinstance(value, tuple | list) else (value, value)
+    numbers = tuple(number for number in map(_as_index, both) if number is not None)
+    if len(numbers) < len(both):
+        fail(TypeError, name, value, allowed, remedy)
+    if len(numbers) != 2 or min(numbers) < 0:
+        fail(ValueError, name, value, allowed, remedy)
+    return numbers[0], numbers[1]
 
 
 def check_labels(value: Any, shape: tuple[int, ...], classes: int) -> jax.Array:
