@@ -389,7 +389,7 @@ def check_lengths(value: Any, batch: int, name: str) -> jax.Array:
     """
     allowed = f"{batch} integers of at least 0, one for each row of the batch"
     if not _is_integer_array(value):
-        fail(TypeError, name, value, allowed, "Pass jnp.array([...]).")
+        fail(TypeError, name, value, allowed, f"Convert them: jnp.asarray({name}, jnp.int32).")
     if value.shape != (batch,):
         fail(ValueError, f"{name}.shape", tuple(value.shape), f"({batch},)", "Pass one per row.")
     known = _known_values(value)
@@ -478,11 +478,24 @@ def check_same_shape_and_dtype(value: Any, like: Any, name: str, like_name: str)
             )
 
 
+def check_window(value: Any, name: str = "local_window_size") -> tuple[int, int]:
+    """Return how many keys a query sees to the left and to the right."""
+    allowed = "an integer of at least 0, or a pair of them, (left, right)"
+    remedy = "(3, 0) is the three keys before."
+    both = value if isinstance(value, tuple | list) else (value, value)
+    numbers = tuple(number for number in map(_as_index, both) if number is not None)
+    if len(numbers) < len(both):
+        fail(TypeError, name, value, allowed, remedy)
+    if len(numbers) != 2 or min(numbers) < 0:
+        fail(ValueError, name, value, allowed, remedy)
+    return numbers[0], numbers[1]
+
+
 def check_labels(value: Any, shape: tuple[int, ...], classes: int) -> jax.Array:
     """Return int32 labels of a shape, whose values (if known) are classes."""
     allowed = f"integers from 0 to {classes - 1}, of shape {tuple(shape)}"
     if not _is_integer_array(value):
-        fail(TypeError, "labels", value, allowed, "Convert them: labels.astype(int).")
+        fail(TypeError, "labels", value, allowed, "Convert them: jnp.asarray(labels, jnp.int32).")
     if value.shape != tuple(shape):
         remedy = "Pass one label per example."
         fail(ValueError, "labels.shape", tuple(value.shape), allowed, remedy)

@@ -5,6 +5,7 @@ Probabilities are arrays (..., classes) that sum to 1 on the last axis.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import jax
@@ -119,7 +120,7 @@ def expected_calibration_error(
 
 def _compute_calibration_error(
     probabilities: Float[Array, "*batch classes"],
-    labels: Integer[Array, "*batch"],
+    labels: Int32[Array, "*batch"],
     *,
     bins: int,
     binning: str,
@@ -174,13 +175,20 @@ def auroc(scores: ArrayLike, positive: ArrayLike) -> Float[Array, ""]:
             "Flatten both: scores.ravel(), positive.ravel().",
         )
     scores = ops.widen(scores)  # the narrowest dtypes have no infinity
-    negatives = jnp.sort(jnp.where(positive, jnp.inf, scores))
+    return ops.with_replicated_result(scores, _compute_auroc)(scores, positive)
+
+
+def _compute_auroc(
+    scores: Float[Array, " examples"], positive: Bool[Array, " examples"]
+) -> Float[Array, ""]:
+    order = jnp.argsort(scores)
+    negatives = jnp.cumulative_sum(~positive[order], include_initial=True, dtype=jnp.int32)
     negative_count, positive_count = (
         group.sum(dtype=jnp.int32).astype(scores.dtype) for group in (~positive, positive)
     )
     below, up_to = (
-        jnp.minimum(
-            jnp.searchsorted(negatives, scores, side=side).astype(scores.dtype), negative_count
+        negatives[jnp.searchsorted(scores[order], scores, side=side, method="sort")].astype(
+            scores.dtype
         )
         for side in ("left", "right")
     )
@@ -239,7 +247,8 @@ def _fit_temperature(
         is_falling = (expected - target).mean() < 0  # the loss falls as 1 / t grows
         return jnp.where(is_falling, middle, low), jnp.where(is_falling, high, middle)
 
-    limit = jnp.log(jnp.asarray(1e3, logits.dtype))
+    # It has the type of the loop's results, which may vary by device under shard_map.
+    limit = jnp.where(False, target.sum(), jnp.log(jnp.asarray(1e3, logits.dtype)))
     low, high = lax.fori_loop(0, 60, halve, (-limit, limit))
     is_invalid = jnp.isnan(logits).any() | ~jnp.isfinite(target).all()
     return jnp.where(is_invalid, jnp.nan, jnp.exp(-(low + high) / 2))

@@ -192,6 +192,8 @@ def dropout_unscaled(x: npt.ArrayLike, rate: Number, *, key: Key | None) -> np.n
     x = np.asarray(x)
     if key is None:
         share = _keep_share(rate, np.float64)
+        if share == 0:
+            return np.zeros_like(x)
         if np.iscomplexobj(x):
             return np.asarray((x * share).astype(x.dtype))
         return (x.astype(_compute_dtype(x)) * _compute_dtype(x)(share)).astype(x.dtype)
@@ -253,6 +255,12 @@ def drop_connect(weights: npt.ArrayLike, rate: Number, *, key: Key | None) -> np
     return dropout(weights, rate, key=key)
 
 
+def _round(values: npt.ArrayLike, dtype: np.dtype) -> np.ndarray:
+    """Round float64 to a dtype; what overflows becomes what the dtype makes of it."""
+    with np.errstate(over="ignore"):
+        return np.asarray(values).astype(dtype)
+
+
 def _other_axes(x: npt.ArrayLike, own: Sequence[int]) -> list[int]:
     """Return all other axes."""
     excluded = {axis % np.ndim(x) for axis in own}
@@ -278,7 +286,7 @@ def alpha_dropout(
     saturation = -1.0507009873554805 * 1.6732632423543772
     a = (q + saturation**2 * q * (1 - q)) ** -0.5
     y = a * np.where(keep, x.astype(np.float64), saturation) - a * saturation * (1 - q)
-    return np.asarray(y.astype(x.dtype))
+    return _round(y, x.dtype)
 
 
 def masked_dropout(
@@ -298,7 +306,7 @@ def zoneout(new: npt.ArrayLike, old: npt.ArrayLike, rate: Number, *, key: Key | 
     for weight, state in ((q, new), (1 - q, old)):
         if weight > 0:  # an infinite state of weight 0 has no effect
             mean = mean + weight * state.astype(wide)
-    return np.asarray(mean.astype(new.dtype))
+    return _round(mean, new.dtype)
 
 
 def layer_drop(
@@ -399,7 +407,7 @@ def drop_block(
         covers[block] += 1
     probability = _keep_share(gamma, np.float64) ** covers[None, ..., None]
     scale = 1 / np.where(probability > 0, probability, 1) if scale_by_keep else 1.0
-    return np.where(keep, x.astype(np.float64) * scale, 0).astype(x.dtype)
+    return _round(np.where(keep, x.astype(np.float64) * scale, 0), x.dtype)
 
 
 def block_gamma(rate: Number, spatial: Sequence[int], blocks: Sequence[int] | np.ndarray) -> Number:
@@ -441,7 +449,7 @@ def gaussian_dropout(x: npt.ArrayLike, rate: Number, *, key: Key | None) -> np.n
     if rate >= 1:
         return np.zeros_like(x)
     deviation = math.sqrt(np.float32(rate) / (1 - np.float64(np.float32(rate))))
-    return np.asarray((x * (1 + deviation * normal_noise(key, x.shape))).astype(x.dtype))
+    return _round(x * (1 + deviation * normal_noise(key, x.shape)), x.dtype)
 
 
 def concrete_dropout(
@@ -456,7 +464,8 @@ def concrete_dropout(
     u, logit = uniform_noise(key, x.shape), np.float64(rate_logit)
     log_kept = -np.logaddexp(0, (logit + np.log(u / (1 - u))) / np.float32(temperature))
     with np.errstate(over="ignore"):
-        return np.asarray((x * np.exp(log_kept + np.logaddexp(0, logit))).astype(x.dtype))
+        factor = np.exp(log_kept + np.logaddexp(0, logit))
+    return _round(x * factor, x.dtype)
 
 
 def concrete_dropout_penalty(
@@ -486,7 +495,7 @@ def variational_dropout(
     if key is None:
         return x
     deviation = np.exp(np.asarray(log_alpha, np.float64) / 2)
-    return np.asarray((x * (1 + deviation * normal_noise(key, x.shape))).astype(x.dtype))
+    return _round(x * (1 + deviation * normal_noise(key, x.shape)), x.dtype)
 
 
 def variational_dropout_kl(log_alpha: npt.ArrayLike) -> np.ndarray:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
@@ -158,10 +157,7 @@ def _check_rate_and_step(rate: ArrayLike, step: int, name: str) -> tuple[Float32
 def _is_before(step: ArrayLike, limit: int) -> Bool[Array, "..."]:
     """Whether the step is below the limit, in a dtype that holds both."""
     steps = _validation.check_step(step)
-    if isinstance(steps, np.ndarray):
-        return jnp.asarray(steps < limit)
-    if jnp.issubdtype(steps.dtype, jnp.floating):
-        return steps < float(limit)
-    if limit > int(jnp.iinfo(steps.dtype).max):
+    is_integer = jnp.issubdtype(steps.dtype, jnp.integer)
+    if is_integer and limit > int(jnp.iinfo(steps.dtype).max):
         return jnp.ones(steps.shape, bool)
-    return steps < steps.dtype.type(limit)
+    return jnp.asarray(steps < steps.dtype.type(limit))

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
@@ -290,11 +289,5 @@ def _expand_to_four_axes(x: Shaped[Array, "..."]) -> Shaped[Array, "batch heads 
 def _check_window(size: Any, queries: int, keys: int) -> tuple[int, int] | None:
     if size is None:
         return None
-    both = tuple(size) if isinstance(size, tuple | list) else (size, size)
-    is_valid = all(isinstance(each, int | np.integer) and each >= 0 for each in both)
-    if len(both) != 2 or not is_valid:
-        allowed = "an integer of at least 0, or a pair of them, (left, right)"
-        _validation.fail(
-            ValueError, "local_window_size", size, allowed, "(3, 0) is the three keys before."
-        )
-    return min(int(both[0]), queries), min(int(both[1]), keys)  # clipped, so that no sum overflows
+    left, right = _validation.check_window(size)
+    return min(left, queries), min(right, keys)  # clipped, so that no sum overflows

@@ -13,6 +13,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from dropout_jax import _validation, random
+from dropout_jax.ops._weak_types import with_weak_type_of
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Float32, Inexact, Key, UInt32
@@ -57,9 +58,9 @@ def apply_mask(
             _validation.fail(TypeError, "scale", scale, "None if a rate is given", remedy)
         exact = np.float64(scale) if isinstance(scale, float) else scale
         scale = _validation.check_scalar(exact, "scale").astype(compute_dtype(x))
-        return with_sharding_of(x, select_scaled)(keep, x, scale)
+        return with_weak_type_of(x, with_sharding_of(x, select_scaled)(keep, x, scale))
     rate = jnp.float32(_validation.check_rate(rate))
-    return with_sharding_of(x, select_and_scale)(x, keep, rate)
+    return with_weak_type_of(x, with_sharding_of(x, select_and_scale)(x, keep, rate))
 
 
 def drop(
@@ -201,7 +202,18 @@ def with_sharding_of(x: jax.Array, fn: Callable[..., Any]) -> Callable[..., Any]
     Only meshes with explicit sharding need it: there every intermediate has a sharding in its type,
     and that of the mask would be "replicated". Elsewhere `fn` is returned unchanged.
     """
-    sharding = jax.typeof(x).sharding
+    return _with_auto_axes(fn, jax.typeof(x).sharding)
+
+
+def with_replicated_result(x: jax.Array, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Give the result of `fn` to every device of the mesh of x; otherwise as `with_sharding_of`."""
+    mesh = jax.typeof(x).sharding.mesh
+    return _with_auto_axes(fn, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+
+def _with_auto_axes(
+    fn: Callable[..., Any], sharding: jax.sharding.NamedSharding
+) -> Callable[..., Any]:
     if jax.sharding.AxisType.Explicit not in sharding.mesh.axis_types:
         return fn
     return jax.sharding.auto_axes(fn, out_sharding=sharding)

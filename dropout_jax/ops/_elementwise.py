@@ -118,7 +118,8 @@ def _expected_share(
 ) -> Inexact[Array, "*shape"]:
     rate = jax.lax.stop_gradient(rate)
     share = _apply.compute_kept_share(rate, _apply.compute_dtype(x))
-    return _apply.scale_array(x, _apply.nan_if_invalid_rate(rate, share))
+    mean = _apply.scale_array(x, _apply.nan_if_invalid_rate(rate, share))
+    return jnp.where(share == 0, jnp.zeros_like(mean), mean)  # at rate 1 an infinity is 0, not NaN
 
 
 def alpha_dropout(

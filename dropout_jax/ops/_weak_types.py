@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import jax
-from jax.extend.core.primitives import convert_element_type_p
+from jax import lax
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Shaped
@@ -19,6 +19,6 @@ def with_weak_type_of(like: jax.Array | jax.ShapeDtypeStruct, y: jax.Array) -> S
     """
     if like.weak_type == y.weak_type:
         return y
-    return convert_element_type_p.bind(
+    return lax.convert_element_type_p.bind(
         y, new_dtype=y.dtype, weak_type=like.weak_type, sharding=None
     )

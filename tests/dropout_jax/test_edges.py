@@ -22,6 +22,12 @@ WORDS = np.asarray(jax.random.key_data(KEY))
 INF = np.inf
 all_ops = pytest.mark.parametrize("op", OPS, ids=str)
 
+
+def ops_but(*names):
+    """The rows to which a promise applies; those left out are named with the test."""
+    return pytest.mark.parametrize("op", [op for op in OPS if op.name not in names], ids=str)
+
+
 NARROW = ["float8_e4m3fn", "float8_e5m2"]
 OTHERS = ["float8_e3m4", "float8_e4m3", "float8_e4m3b11fnuz", "float8_e4m3fnuz", "float8_e5m2fnuz"]
 UNUSABLE = ["float4_e2m1fn", "float6_e2m3fn", "float6_e3m2fn", "float8_e8m0fnu"]
@@ -75,9 +81,7 @@ def test_float8_is_the_oracles_bit_for_bit(op, dtype):
 
 
 # The rows that are left out compute with x before the op sees it: they are in the next test.
-@pytest.mark.parametrize(
-    "op", [op for op in OPS if op.name not in ("zoneout", "masked_dropout")], ids=str
-)
+@ops_but("zoneout", "masked_dropout")
 @unusable_dtypes
 def test_a_dtype_without_zero_or_nan_is_refused_and_the_remedy_works(op, dtype):
     x = of_dtype(np.ones(op.small), dtype)
@@ -353,6 +357,12 @@ def test_the_penalty_at_rates_of_zero_and_one(logit, weight):
     if np.isinf(logit):
         np.testing.assert_allclose(got, 0.75 if logit < 0 else INF) if weight else None
         assert weight or got == 0
+    slope = jax.grad(
+        lambda logit: dj.concrete_dropout_penalty(
+            weights, logit, weight_scale=0.5, dropout_scale=2.0
+        )
+    )(logit)
+    assert jnp.isfinite(slope) or (weight and logit >= 80)
 
 
 @pytest.mark.parametrize("log_alpha", [-INF, -1000.0, -20.0, 0.0, 20.0, 1000.0, INF])
@@ -447,6 +457,15 @@ def test_the_oracle_at_evaluation_takes_complex_and_infinite_states():
     new, old = np.ones(3, np.float32), np.full(3, INF, np.float32)
     np.testing.assert_array_equal(reference.zoneout(new, old, 0.0, key=None), new)
     np.testing.assert_array_equal(reference.zoneout(old, new, 1.0, key=None), new)
+
+
+@ops_but("multi_sample_dropout", "zoneout", "layer_drop")  # the rows compute with x: inf - inf
+def test_the_oracle_takes_nan_and_infinities(op):
+    x = np.resize(np.array([INF, -INF, np.nan, 0, -0.0, 1.5, 3e38], np.float32), op.small)
+    for key, words in ((KEY, WORDS), (None, None)):
+        for rate in (0.0, 0.5, 1.0):
+            expected = op.oracle(x, rate, key=words)
+            np.testing.assert_allclose(op.fn(x, rate, key=key), expected, rtol=1e-4)
 
 
 def test_the_oracles_keys_take_narrow_integers_and_refuse_those_that_do_not_fit():

@@ -178,6 +178,34 @@ def test_a_negative_length_is_refused(name, dtype):
         dj.dot_product_attention(q, q, q, **{name: np.array([-1], dtype)})
 
 
+@pytest.mark.parametrize("dtype", [*DTYPES, *WIDE])
+def test_windows_of_every_dtype_are_those_of_python(dtype):
+    q = np.random.default_rng(0).standard_normal((1, 9, 1, 4)).astype(np.float32)
+    expected = dj.dot_product_attention(q, q, q, local_window_size=(2, 0))
+    size, zero = integers(2, dtype), integers(0, dtype)
+    for window in ((size, zero), (jnp.asarray(size), 0), (size[()], zero[()])):
+        got = dj.dot_product_attention(q, q, q, local_window_size=window)
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("window", "error"),
+    [
+        (True, TypeError),
+        ((1, jnp.array(True)), TypeError),
+        (1.0, TypeError),
+        (-1, ValueError),
+        ((0, jnp.int32(-1)), ValueError),
+        (np.int8(-1), ValueError),
+        ((1, 2, 3), ValueError),
+    ],
+    ids=repr,
+)
+def test_windows_out_of_range_are_refused(window, error):
+    with pytest.raises(error, match=r"local_window_size=.* is not allowed: .*\. \S+"):
+        dj.dot_product_attention(*[ones(1, 9, 1, 4)] * 3, local_window_size=window)
+
+
 SCHEDULES = {
     "early": dj.early_dropout(0.5, 1000),
     "early, far": dj.early_dropout(0.5, 2**40),
