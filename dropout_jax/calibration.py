@@ -9,6 +9,7 @@ import functools
 from typing import TYPE_CHECKING
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -175,6 +176,9 @@ def auroc(scores: ArrayLike, positive: ArrayLike) -> Float[Array, ""]:
             "Flatten both: scores.ravel(), positive.ravel().",
         )
     scores = ops.widen(scores)  # the narrowest dtypes have no infinity
+    if jax.export.is_symbolic_dim(scores.shape[0]):  # JAX has no cumulative sum of such a size
+        remedy = "Export for a fixed number of examples."
+        _validation.fail(ValueError, "scores.shape", scores.shape, "of a known size", remedy)
     return ops.with_replicated_result(scores, _compute_auroc)(scores, positive)
 
 

@@ -20,7 +20,8 @@ class Case:
     """A public function as fn(arrays, rate, key), and arrays whose first axis is the batch.
 
     `needs` names what a mode may vary: "rate", "key", "offset" (as `row_offset`), and "evaluation",
-    which is key=None.
+    which is key=None. "split" is a function that follows jax.random.split, which
+    jax_threefry_partitionable changes.
     """
 
     name: str
@@ -257,6 +258,7 @@ CASES = [
             lambda arrays, rate, key, fn=fn: fn(key),
             numbers(3),
             "key",
+            *(["split"] if name == "haiku" else []),
         )
         for name, fn in (
             ("linen", lambda key: jax.random.key_data(keys.linen(key, ("Dropout_0",)))),

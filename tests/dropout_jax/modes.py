@@ -6,6 +6,7 @@ under jit, on one device, without the mode.
 
 import functools
 import threading
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -471,10 +472,38 @@ MODES = {
     "strict dtype promotion": (_setting(jax.numpy_dtype_promotion, "strict"), any_case),
     "rank promotion refused": (_setting(jax.numpy_rank_promotion, "raise"), any_case),
     "x64": (run_in_x64, any_case),
-    "threefry_partitionable off": (_setting(jax.threefry_partitionable, False), any_case),
+    "threefry_partitionable off": (
+        _setting(jax.threefry_partitionable, False),
+        lambda case: "split" not in case.needs,
+    ),
     "threefry_partitionable on": (_setting(jax.threefry_partitionable, True), any_case),
     "keys of rbg": (part(run_with_default_keys_of, impl="rbg"), has("key")),
     "keys of unsafe_rbg": (part(run_with_default_keys_of, impl="unsafe_rbg"), has("key")),
     "threads": (run_in_threads, any_case),
     "transfer guard": (run_under_a_transfer_guard, any_case),
+}
+
+
+class Refusal(NamedTuple):
+    """An error that names the reason, a part of its message, and what docs/modes.md says."""
+
+    error: type[Exception]
+    message: str
+    reason: str
+
+
+_ONLY_COUNTERS = Refusal(
+    NotImplementedError,
+    "must be of threefry2x32 or philox4x32",
+    "refused, as it draws JAX's bits for keys of threefry2x32 and philox4x32 only",
+)
+
+REFUSALS = {
+    ("calibration.auroc", "export, symbolic batch"): Refusal(
+        ValueError,
+        "scores.shape.*Export for a fixed number of examples",
+        "refused, as JAX has no cumulative sum of a symbolic size",
+    ),
+    ("parity.bernoulli.keep_mask", "keys of rbg"): _ONLY_COUNTERS,
+    ("parity.bernoulli.keep_mask", "keys of unsafe_rbg"): _ONLY_COUNTERS,
 }

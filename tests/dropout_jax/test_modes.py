@@ -1,9 +1,16 @@
 """The table of modes: every public function in every mode of JAX gives its value, or refuses."""
 
+import pathlib
+
 import mode_cases
+import mode_page
 import modes
 import pytest
 from marks import slow
+
+import dropout_jax
+
+PAGE = pathlib.Path(__file__).parents[2] / "docs/modes.md"
 
 CELLS = [
     (case, mode)
@@ -21,4 +28,20 @@ FIRST = ("dropout", "gaussian_dropout", "dot_product_attention, 130 queries", "p
     ids=str,
 )
 def test_a_cell(case, mode):
-    modes.MODES[mode][0](case)
+    check, _ = modes.MODES[mode]
+    refusal = modes.REFUSALS.get((case.name, mode))
+    if refusal is None:
+        check(case)
+    else:
+        with pytest.raises(refusal.error, match=refusal.message):
+            check(case)
+
+
+def test_the_page_shows_the_table():
+    assert PAGE.read_text() == mode_page.render(), f"run {mode_page.__doc__}"
+
+
+def test_every_public_function_of_arrays_is_in_the_table():
+    """The others compute from sizes and numbers alone."""
+    names = {case.name.partition(",")[0] for case in mode_cases.CASES}
+    assert set(dropout_jax.__all__) - names == {"attention_implementation", "linear_over_depth"}
