@@ -7,14 +7,18 @@ import operator
 from typing import Any, NoReturn
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-# The smallest keep probability is one step of 2^-16; half a step rounds to 0.
-_LARGEST_RATE_BELOW_ONE = 1 - 2.0**-17
-
 _NUMBER = int | float | np.integer | np.floating
+
+_INT32_MAX = 2**31 - 1
+# The rows and the elements of a flat mask are counted in 32 bits.
+
+# float8_e8m0fnu has no 0; the others have no NaN.
+_UNUSABLE_DTYPES = ("float4_e2m1fn", "float6_e2m3fn", "float6_e3m2fn", "float8_e8m0fnu")
 
 
 def fail(error: type[Exception], name: str, value: object, allowed: str, remedy: str) -> NoReturn:
@@ -45,15 +49,6 @@ def check_rate(value: Any, name: str = "rate") -> float | jax.Array:
         if 1 < number <= 100:
             remedy += f" For {number:g} per cent write {number / 100:g}."
         fail(ValueError, name, value, allowed, remedy)
-    if _LARGEST_RATE_BELOW_ONE <= number < 1:
-        fail(
-            ValueError,
-            name,
-            value,
-            "below 1 - 2^-17, or 1",
-            "The mask resolves probabilities to 2^-16, so this rate would drop everything: "
-            "pass 1.0 to drop everything.",
-        )
     return jnp.asarray(value, jnp.float32) if isinstance(value, jax.Array) else number
 
 
@@ -85,7 +80,20 @@ def check_array(value: Any, name: str = "x") -> jax.Array:
             allowed + f", not {value.dtype}",
             f"Scaling by 1/(1-rate) needs fractions: {name}.astype(jnp.float32).",
         )
+    _check_has_zero_and_nan(value.dtype, name, value)
     return jnp.asarray(value)
+
+
+def _check_has_zero_and_nan(dtype: np.dtype, name: str, value: object) -> None:
+    """Refuse a floating dtype that cannot hold what is dropped (0) or what is invalid (NaN)."""
+    if dtype.name in _UNUSABLE_DTYPES:
+        fail(
+            TypeError,
+            name,
+            value,
+            f"of a dtype that holds 0 and NaN, not {dtype}",
+            f"Convert it: {name}.astype(jnp.float32).",
+        )
 
 
 def check_real_array(value: Any, name: str = "x") -> jax.Array:
@@ -171,13 +179,21 @@ def check_axis(value: Any, ndim: int, name: str) -> int:
 
 
 def _as_index(value: Any) -> int | None:
-    """Return a Python integer, or None for a bool and for anything that is no integer."""
+    """Return a Python integer, or None for a bool and for anything that is no known integer."""
     if isinstance(value, bool | np.bool_):
         return None
+    if _is_integer_array(value) and value.ndim == 0 and not isinstance(value, Tracer):
+        return int(value)  # int4 and uint4 have no __index__
     try:
         return operator.index(value)
     except TypeError:
         return None
+
+
+def _is_integer_array(value: Any) -> bool:
+    """Whether it is an array or a NumPy scalar of any integer dtype; bool is none."""
+    is_array = isinstance(value, np.ndarray | np.generic | jax.Array)
+    return is_array and jnp.issubdtype(value.dtype, jnp.integer)
 
 
 def check_axes(values: Any, ndim: int, name: str = "broadcast_dims") -> tuple[int, ...]:
@@ -195,25 +211,19 @@ def check_sequence(values: Any, name: str) -> tuple:
     return tuple(values)
 
 
-def check_shape(value: Any, name: str = "shape") -> tuple[int, ...]:
+def check_shape(value: Any, name: str = "shape") -> tuple[Any, ...]:
     """Return a tuple of sizes."""
     allowed = "a tuple of sizes, integers of at least 0"
     try:
         if isinstance(value, str):
             raise TypeError
-        sizes = tuple(operator.index(size) for size in value)
+        sizes = tuple(
+            size if jax.export.is_symbolic_dim(size) else operator.index(size) for size in value
+        )
     except TypeError:
         fail(TypeError, name, value, allowed, "Pass x.shape.")
-    if any(size < 0 for size in sizes):
+    if any(size < 0 for size in sizes if isinstance(size, int)):
         fail(ValueError, name, value, allowed, "Pass x.shape.")
-    if math.prod(sizes[:-1]) > 2**32 or sizes[-1:] > (2**34,):
-        fail(
-            ValueError,
-            name,
-            value,
-            "at most 2^32 rows of 2^34 elements",
-            "Split the array and give each part its own key.",
-        )
     return sizes
 
 
@@ -225,31 +235,60 @@ def check_integer(value: Any, name: str, low: int, high: int | None = None) -> i
     number = _as_index(value)
     if number is None:
         fail(TypeError, name, value, allowed, f"Pass a plain integer such as {max(low, 1)}.")
-    if number < low or (high is not None and number > high):
+    if number < low:
         fail(ValueError, name, value, allowed, f"The smallest allowed value is {low}.")
+    if high is not None and number > high:
+        fail(ValueError, name, value, allowed, f"The largest allowed value is {high}.")
     return number
 
 
-def check_row_offset(value: Any, ndim: int, name: str = "row_offset") -> jax.Array | None:
-    """Return a row number of at least 0 as uint32, traced or not, or None."""
+def check_row_offset(
+    value: Any, shape: tuple[int, ...], largest: int, name: str = "row_offset"
+) -> jax.Array | None:
+    """Return the index of the first row of a mask of this shape as uint32, or None.
+
+    A known offset above `largest` is an error. A traced one cannot be checked.
+    """
     if value is None:
         return None
-    allowed = "an integer of at least 0, or a scalar integer array"
-    remedy = "It counts rows: pass the index of the first row."
-    if isinstance(value, jax.Array):
-        if value.ndim or not jnp.issubdtype(value.dtype, jnp.integer):
-            fail(TypeError, name, value, allowed, remedy)
-        offset = value.astype(jnp.uint32)
-    else:
-        number = _as_index(value)
-        if number is None:
-            fail(TypeError, name, value, allowed, remedy)
-        if not 0 <= number < 2**32:
-            fail(ValueError, name, value, "an integer from 0 to 2^32 - 1", remedy)
-        offset = jnp.uint32(number)
-    if ndim == 0:
+    if not shape:
         fail(ValueError, name, value, "None for an array without axes", f"Omit {name}.")
-    return offset
+    allowed = f"an integer from 0 to {largest} for a mask of shape {tuple(shape)}"
+    remedy = "It counts rows of axis 0 of the whole array: pass the index of the first row."
+    if isinstance(value, Tracer) and _is_integer_array(value) and value.ndim == 0:
+        return _widen_to_32_bits(value).astype(jnp.uint32)
+    number = _as_index(value)
+    if number is None:
+        fail(TypeError, name, value, allowed, remedy)
+    if number > largest:
+        remedy = "Number the rows within a part of the array, and give each part its own key."
+    if not 0 <= number <= largest:
+        fail(ValueError, name, value, allowed, remedy)
+    return jnp.uint32(number)
+
+
+def _widen_to_32_bits(value: jax.Array) -> jax.Array:
+    """Convert a narrower dtype to int32 or float32: in it a larger constant would wrap or round."""
+    if value.dtype.itemsize >= 4:
+        return value
+    is_floating = jnp.issubdtype(value.dtype, jnp.floating)
+    return value.astype(jnp.float32 if is_floating else jnp.int32)
+
+
+def _saturate_to_int32(value: Any) -> jax.Array:
+    """Convert integers of any dtype to int32; what does not fit becomes the nearest that does."""
+    limits = jnp.iinfo(value.dtype)
+    if limits.bits < 32 or value.dtype == jnp.int32:
+        return jnp.asarray(value, jnp.int32)
+    xp = jnp if isinstance(value, jax.Array) else np  # JAX would cut a NumPy int64 to 32 bits
+    low, high = max(int(limits.min), -_INT32_MAX - 1), _INT32_MAX
+    return jnp.asarray(xp.clip(value, low, high).astype(np.int32))
+
+
+def _known_values(value: np.ndarray | np.generic | jax.Array) -> np.ndarray | None:
+    """Return the values, or None if they are traced, on other hosts, or none at all."""
+    is_known = not isinstance(value, Tracer) and getattr(value, "is_fully_addressable", True)
+    return np.asarray(value) if is_known and value.size else None
 
 
 def check_min_ndim(value: jax.Array, count: int, name: str) -> None:
@@ -290,9 +329,10 @@ def check_positive(value: Any, name: str) -> float:
     allowed = "a positive, finite number"
     if isinstance(value, bool | np.bool_) or not isinstance(value, _NUMBER):
         fail(TypeError, name, value, allowed, "Pass a plain number.")
-    if not 0 < value < math.inf:
+    number = _to_float(value)
+    if not 0 < number < math.inf:
         fail(ValueError, name, value, allowed, "Pass a plain number above 0.")
-    return float(value)
+    return number
 
 
 def check_flag(value: Any, name: str) -> bool:
@@ -307,9 +347,18 @@ def check_number(value: Any, name: str) -> float:
     allowed = "a finite Python number"
     if isinstance(value, bool | np.bool_) or not isinstance(value, _NUMBER):
         fail(TypeError, name, value, allowed, "To learn it, multiply the query by it instead.")
-    if not math.isfinite(value):
+    number = _to_float(value)
+    if not math.isfinite(number):
         fail(ValueError, name, value, allowed, "Omit it for the default.")
-    return float(value)
+    return number
+
+
+def _to_float(value: Any) -> float:
+    """Convert a number to float; an integer too large for it becomes an infinity."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def check_attention_shapes(query: jax.Array, key: jax.Array) -> None:
@@ -334,14 +383,38 @@ def check_attention_shapes(query: jax.Array, key: jax.Array) -> None:
 
 
 def check_lengths(value: Any, batch: int, name: str) -> jax.Array:
-    """Return int32 lengths, one for each row of the batch."""
-    allowed = f"{batch} integers, one for each row of the batch"
-    is_array = isinstance(value, np.ndarray | jax.Array)
-    if not is_array or not jnp.issubdtype(value.dtype, jnp.integer):
-        fail(TypeError, name, value, allowed, "Pass jnp.array([...]).")
+    """Return int32 lengths, one for each row of the batch; one beyond int32 is the largest int32.
+
+    A known negative length is an error. A traced one is a row of length 0.
+    """
+    allowed = f"{batch} integers of at least 0, one for each row of the batch"
+    if not _is_integer_array(value):
+        fail(TypeError, name, value, allowed, f"Convert them: jnp.asarray({name}, jnp.int32).")
     if value.shape != (batch,):
         fail(ValueError, f"{name}.shape", tuple(value.shape), f"({batch},)", "Pass one per row.")
-    return jnp.asarray(value, jnp.int32)
+    known = _known_values(value)
+    if known is not None and known.min() < 0:
+        fail(ValueError, name, value, allowed, "Pass 0 for an empty row.")
+    return _saturate_to_int32(value)
+
+
+def check_step(value: Any) -> np.ndarray | jax.Array:
+    """Return a step of a schedule, or an array of them, in a dtype of at least 32 bits.
+
+    Known steps are at least 0, and a NumPy array of 64 bits, which JAX would cut to 32.
+    """
+    allowed = "a number of steps of at least 0, or an array of them"
+    is_array = isinstance(value, np.ndarray | np.generic | jax.Array)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_floating = is_array and jnp.issubdtype(value.dtype, jnp.floating)
+    if not (is_number or is_floating or _is_integer_array(value)):
+        fail(TypeError, "step", value, allowed, "Pass the number of steps done, such as 0.")
+    if isinstance(value, Tracer):
+        return _widen_to_32_bits(value)
+    steps = np.asarray(_to_float(value) if is_number else value)
+    if not (steps >= 0).all():
+        fail(ValueError, "step", value, allowed, "Steps count from 0.")
+    return steps.astype(np.uint64 if _is_integer_array(steps) else np.float64)
 
 
 def check_scalar(value: Any, name: str) -> jax.Array:
@@ -362,7 +435,9 @@ def _check_floats(value: Any, name: str, allowed: str, shape: tuple[int, ...] | 
     is_array = isinstance(value, np.ndarray | np.generic | jax.Array)
     if not is_number and not (is_array and jnp.issubdtype(value.dtype, jnp.floating)):
         fail(TypeError, name, value, allowed, f"Convert it: jnp.asarray({name}, jnp.float32).")
-    array = jnp.asarray(value, None if is_array else jnp.float32)
+    if is_array:
+        _check_has_zero_and_nan(value.dtype, name, value)
+    array = jnp.asarray(value) if is_array else jnp.float32(_to_float(value))
     if shape is not None and not _broadcasts(array.shape, shape):
         remedy = "Use size 1 for an axis along which it is shared."
         fail(ValueError, f"{name}.shape", tuple(array.shape), allowed, remedy)
@@ -370,10 +445,8 @@ def _check_floats(value: Any, name: str, allowed: str, shape: tuple[int, ...] | 
 
 
 def _broadcasts(small: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    try:
-        return np.broadcast_shapes(small, shape) == tuple(shape)
-    except ValueError:
-        return False
+    aligned = zip(reversed(small), reversed(shape), strict=False)
+    return len(small) <= len(shape) and all(a == 1 or a == b for a, b in aligned)
 
 
 def check_floating_dtype(value: Any, name: str) -> np.dtype:
@@ -385,6 +458,9 @@ def check_floating_dtype(value: Any, name: str) -> np.dtype:
         fail(TypeError, name, value, allowed, "Pass logits.dtype.")
     if not jnp.issubdtype(dtype, jnp.floating):
         fail(TypeError, name, value, allowed, "Pass logits.dtype.")
+    if not np.isinf(np.array(-np.inf, np.float32).astype(dtype).astype(np.float32)):
+        allowed = f"a floating dtype with an infinity, not {dtype}"
+        fail(TypeError, name, value, allowed, "Pass jnp.float32 and add it to logits of float32.")
     return dtype
 
 
@@ -402,20 +478,44 @@ def check_same_shape_and_dtype(value: Any, like: Any, name: str, like_name: str)
             )
 
 
+def check_window(value: Any, name: str = "local_window_size") -> tuple[int, int]:
+    """Return how many keys a query sees to the left and to the right."""
+    allowed = "an integer of at least 0, or a pair of them, (left, right)"
+    remedy = "(3, 0) is the three keys before."
+    both = value if isinstance(value, tuple | list) else (value, value)
+    numbers = tuple(number for number in map(_as_index, both) if number is not None)
+    if len(numbers) < len(both):
+        fail(TypeError, name, value, allowed, remedy)
+    if len(numbers) != 2 or min(numbers) < 0:
+        fail(ValueError, name, value, allowed, remedy)
+    return numbers[0], numbers[1]
+
+
 def check_labels(value: Any, shape: tuple[int, ...], classes: int) -> jax.Array:
-    """Return an integer array of a shape, whose values (if known) are classes."""
+    """Return int32 labels of a shape, whose values (if known) are classes."""
     allowed = f"integers from 0 to {classes - 1}, of shape {tuple(shape)}"
-    is_array = isinstance(value, np.ndarray | np.generic | jax.Array)
-    if not is_array or not jnp.issubdtype(value.dtype, jnp.integer):
-        fail(TypeError, "labels", value, allowed, "Convert them: labels.astype(int).")
+    if not _is_integer_array(value):
+        fail(TypeError, "labels", value, allowed, "Convert them: jnp.asarray(labels, jnp.int32).")
     if value.shape != tuple(shape):
         remedy = "Pass one label per example."
         fail(ValueError, "labels.shape", tuple(value.shape), allowed, remedy)
-    is_known = not isinstance(value, Tracer) and value.size > 0
-    if is_known and (value.min() < 0 or value.max() >= classes):
+    known = _known_values(value)
+    if known is not None and known.min() < 0:
+        remedy = "Leave out the examples without a class: scores[labels >= 0], labels[labels >= 0]."
+        fail(ValueError, "labels", value, allowed, remedy)
+    if known is not None and known.max() >= classes:
         remedy = "Add the missing class to the last axis of the scores."
         fail(ValueError, "labels", value, allowed, remedy)
-    return jnp.asarray(value)
+    return _saturate_to_int32(value)
+
+
+def check_classes(value: jax.Array, name: str) -> None:
+    """Refuse an array whose last axis, that of the classes, is missing or empty."""
+    check_min_ndim(value, 1, name)
+    if value.shape[-1] == 0:
+        allowed = "of at least 1 class on the last axis"
+        remedy = "Put the classes on the last axis; there may be no examples, but not no class."
+        fail(ValueError, f"{name}.shape", tuple(value.shape), allowed, remedy)
 
 
 def check_path_part(value: Any, name: str = "path") -> Any:
@@ -423,13 +523,14 @@ def check_path_part(value: Any, name: str = "path") -> Any:
     allowed = "strings and integers from 0 to 2^32 - 1"
     if isinstance(value, str):
         return value
-    if isinstance(value, jax.Array) and value.ndim == 0 and value.dtype.kind in "iu":
-        if isinstance(value, Tracer):
-            return value
-        value = int(value)
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+    if isinstance(value, Tracer) and _is_integer_array(value) and value.ndim == 0:
+        return _widen_to_32_bits(value).astype(jnp.uint32)
+    number = _as_index(value)
+    if number is None:
         fail(TypeError, name, value, allowed, "Name the site: fold(key, 'block', 3, 'attn').")
-    if not 0 <= value < 2**32:
+    if number < 0:
+        fail(ValueError, name, value, allowed, "Name it by a string instead: str(number).")
+    if number >= 2**32:
         remedy = "Fold a large number in as two parts: n >> 32, n & 0xFFFFFFFF."
         fail(ValueError, name, value, allowed, remedy)
-    return int(value)
+    return number

@@ -5,9 +5,11 @@ Probabilities are arrays (..., classes) that sum to 1 on the last axis.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -16,7 +18,10 @@ from jax.typing import ArrayLike
 from dropout_jax import _validation, ops
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Integer
+    from jaxtyping import Array, Bool, Float, Int32
+
+
+_MAX_BINS = 2**24  # float32 tells no more bins apart
 
 
 def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> Float[Array, ""]:
@@ -26,10 +31,10 @@ def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> Float[Array, ""]
 
     Args:
       probabilities: (..., classes).
-      labels: integers (...), from 0 to classes - 1.
+      labels: integers (...) of any dtype, from 0 to classes - 1. A traced one outside gives NaN.
 
     Returns:
-      A scalar.
+      A scalar; NaN if there are no examples.
 
     Raises:
       TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
@@ -45,7 +50,7 @@ def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> Float[Array, ""]
     probabilities, labels = _check_scores_and_labels(probabilities, labels, "probabilities")
     target = jax.nn.one_hot(labels, probabilities.shape[-1], dtype=probabilities.dtype)
     error = jnp.square(probabilities - target).sum(-1)
-    return jnp.where(jnp.isnan(_scores_of_labels(probabilities, labels)), jnp.nan, error).mean()
+    return jnp.where(_is_class(labels, probabilities), error, jnp.nan).mean()
 
 
 def negative_log_likelihood(probabilities: ArrayLike, labels: ArrayLike) -> Float[Array, ""]:
@@ -55,10 +60,10 @@ def negative_log_likelihood(probabilities: ArrayLike, labels: ArrayLike) -> Floa
 
     Args:
       probabilities: (..., classes).
-      labels: integers (...), from 0 to classes - 1.
+      labels: integers (...) of any dtype, from 0 to classes - 1. A traced one outside gives NaN.
 
     Returns:
-      A scalar; inf if a label has probability 0.
+      A scalar; inf if a label has probability 0, NaN if there are no examples.
 
     Raises:
       TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
@@ -86,13 +91,13 @@ def expected_calibration_error(
 
     Args:
       probabilities: (..., classes).
-      labels: integers (...), from 0 to classes - 1.
-      bins: the number of bins, an integer of at least 1.
+      labels: integers (...) of any dtype, from 0 to classes - 1. A traced one outside gives NaN.
+      bins: the number of bins, an integer from 1 to 2^24; an empty bin adds nothing.
       binning: "width" for bins ((b - 1) / bins, b / bins]; "mass" for bins of equally many examples
         in order of confidence (sizes differ by at most one).
 
     Returns:
-      A scalar in [0, 1].
+      A scalar in [0, 1]; NaN if there are no examples.
 
     Raises:
       TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
@@ -108,17 +113,31 @@ def expected_calibration_error(
       0.25
     """
     probabilities, labels = _check_scores_and_labels(probabilities, labels, "probabilities")
-    bins = _validation.check_integer(bins, "bins", 1)
+    bins = _validation.check_integer(bins, "bins", 1, _MAX_BINS)
     binning = _validation.check_choice(binning, "binning", ("width", "mass"))
+    compute = functools.partial(_compute_calibration_error, bins=bins, binning=binning)
+    return ops.with_replicated_result(probabilities, compute)(probabilities, labels)
+
+
+def _compute_calibration_error(
+    probabilities: Float[Array, "*batch classes"],
+    labels: Int32[Array, "*batch"],
+    *,
+    bins: int,
+    binning: str,
+) -> Float[Array, ""]:
     confidence = probabilities.max(-1).ravel()
-    correct = (probabilities.argmax(-1) == labels).ravel()
+    correct = probabilities.argmax(-1).astype(jnp.int32) == labels
     if binning == "width":
         index = jnp.clip(jnp.ceil(confidence * bins).astype(jnp.int32) - 1, 0, bins - 1)
     else:
         index_of_rank = np.arange(confidence.size) * bins // max(confidence.size, 1)
         index = jnp.zeros(confidence.size, jnp.int32)
         index = index.at[jnp.argsort(confidence)].set(jnp.asarray(index_of_rank, jnp.int32))
-    gap = correct.astype(confidence.dtype) - confidence
+    accuracy = jnp.where(
+        _is_class(labels, probabilities), correct.astype(confidence.dtype), jnp.nan
+    )
+    gap = accuracy.ravel() - confidence
     return jnp.abs(jax.ops.segment_sum(gap, index, bins)).sum() / confidence.size
 
 
@@ -156,14 +175,29 @@ def auroc(scores: ArrayLike, positive: ArrayLike) -> Float[Array, ""]:
             f"one axis, that of scores, {tuple(scores.shape)}",
             "Flatten both: scores.ravel(), positive.ravel().",
         )
-    negatives = jnp.sort(jnp.where(positive, jnp.inf, scores))
-    count = (~positive).sum()
+    scores = ops.widen(scores)  # the narrowest dtypes have no infinity
+    if jax.export.is_symbolic_dim(scores.shape[0]):  # JAX has no cumulative sum of such a size
+        remedy = "Export for a fixed number of examples."
+        _validation.fail(ValueError, "scores.shape", scores.shape, "of a known size", remedy)
+    return ops.with_replicated_result(scores, _compute_auroc)(scores, positive)
+
+
+def _compute_auroc(
+    scores: Float[Array, " examples"], positive: Bool[Array, " examples"]
+) -> Float[Array, ""]:
+    order = jnp.argsort(scores)
+    negatives = jnp.cumulative_sum(~positive[order], include_initial=True, dtype=jnp.int32)
+    negative_count, positive_count = (
+        group.sum(dtype=jnp.int32).astype(scores.dtype) for group in (~positive, positive)
+    )
     below, up_to = (
-        jnp.minimum(jnp.searchsorted(negatives, scores, side=side), count)
+        negatives[jnp.searchsorted(scores[order], scores, side=side, method="sort")].astype(
+            scores.dtype
+        )
         for side in ("left", "right")
     )
-    wins = jnp.where(positive, (below + up_to).astype(jnp.float32) / 2, 0).sum()
-    area = wins / positive.sum().astype(jnp.float32) / count.astype(jnp.float32)
+    wins = jnp.where(positive, (below + up_to) / 2, 0).sum()
+    area = wins / positive_count / negative_count
     return jnp.where(jnp.isnan(scores).any(), jnp.nan, area)
 
 
@@ -175,11 +209,12 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> Float[Array, ""]:
 
     Args:
       logits: of validation data, (..., classes).
-      labels: integers (...), from 0 to classes - 1.
+      labels: integers (...) of any dtype, from 0 to classes - 1. A traced one outside gives NaN.
 
     Returns:
       A scalar, above 1 for an overconfident model. If the logits separate the data, there is no
-      minimum; the result is then a temperature at which the loss rounds to 0.
+      minimum; the result is then a temperature at which the loss rounds to 0. NaN if a logit is NaN
+      or the logit of a label is -inf, where the loss is infinite at every temperature.
 
     Raises:
       TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
@@ -203,7 +238,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> Float[Array, ""]:
 
 @jax.jit
 def _fit_temperature(
-    logits: Float[Array, "*batch classes"], labels: Integer[Array, "*batch"]
+    logits: Float[Array, "*batch classes"], labels: Int32[Array, "*batch"]
 ) -> Float[Array, ""]:
     logits = logits - logits.max(-1, keepdims=True)
     target = _scores_of_labels(logits, labels)
@@ -216,23 +251,31 @@ def _fit_temperature(
         is_falling = (expected - target).mean() < 0  # the loss falls as 1 / t grows
         return jnp.where(is_falling, middle, low), jnp.where(is_falling, high, middle)
 
-    limit = jnp.log(jnp.asarray(1e3, logits.dtype))
+    # It has the type of the loop's results, which may vary by device under shard_map.
+    limit = jnp.where(False, target.sum(), jnp.log(jnp.asarray(1e3, logits.dtype)))
     low, high = lax.fori_loop(0, 60, halve, (-limit, limit))
-    is_invalid = jnp.isnan(logits).any() | jnp.isnan(target).any()
+    is_invalid = jnp.isnan(logits).any() | ~jnp.isfinite(target).all()
     return jnp.where(is_invalid, jnp.nan, jnp.exp(-(low + high) / 2))
 
 
 def _check_scores_and_labels(
     scores: ArrayLike, labels: ArrayLike, name: str
-) -> tuple[Float[Array, "*batch classes"], Integer[Array, "*batch"]]:
+) -> tuple[Float[Array, "*batch classes"], Int32[Array, "*batch"]]:
     scores = _validation.check_real_array(scores, name)
-    _validation.check_min_ndim(scores, 1, name)
+    _validation.check_classes(scores, name)
     return ops.widen(scores), _validation.check_labels(labels, scores.shape[:-1], scores.shape[-1])
 
 
 def _scores_of_labels(
-    scores: Float[Array, "*batch classes"], labels: Integer[Array, "*batch"]
+    scores: Float[Array, "*batch classes"], labels: Int32[Array, "*batch"]
 ) -> Float[Array, "*batch"]:
     """Return the score of each label; NaN where a traced label is not a class."""
     label_scores = jnp.take_along_axis(scores, labels[..., None], -1)[..., 0]
-    return jnp.where((labels >= 0) & (labels < scores.shape[-1]), label_scores, jnp.nan)
+    return jnp.where(_is_class(labels, scores), label_scores, jnp.nan)
+
+
+def _is_class(
+    labels: Int32[Array, "*batch"], scores: Float[Array, "*batch classes"]
+) -> Bool[Array, "*batch"]:
+    """Whether each label is a class; one that is known has been checked, a traced one has not."""
+    return (labels >= 0) & (labels < scores.shape[-1])

@@ -1,7 +1,7 @@
 """The NumPy oracle: a second implementation of the mask and the ops, from their specification.
 
 It imports NumPy only and shares no code with the rest of the package. It is slow on purpose: it
-assembles the 16-bit number of every element bit by bit and compares it with the threshold, where
+assembles the 32-bit number of every element bit by bit and compares it with the threshold, where
 `dropout_jax.random` combines whole words. A key is a pair of uint32 words, as from
 `jax.random.key_data(key)` for threefry2x32.
 """
@@ -56,11 +56,14 @@ def threefry2x32(
 
 def fold_in(key: Key, data: int) -> np.ndarray:
     """Fold as `jax.random.fold_in` for threefry2x32: the block of counter (0, data)."""
+    if not 0 <= data < 2**32:
+        raise ValueError(f"data={data!r} is not allowed: data must be from 0 to 2^32 - 1.")
     return np.array(threefry2x32(key, (0, data)))
 
 
-def prng_key(seed: int) -> np.ndarray:
+def prng_key(seed: int | np.integer) -> np.ndarray:
     """Derive the words of `jax.random.key`: the high word (0 for 32 bits) and the low word."""
+    seed = int(seed)  # a narrow NumPy integer does not hold the mask
     return np.array([seed >> 32 & _MASK32, seed & _MASK32], np.uint32)
 
 
@@ -96,13 +99,8 @@ def random_bernoulli(
 
 
 def threshold(rate: Number) -> int:
-    """Compute T, of 2^16, in float32; an element is kept with probability T / 2^16."""
-    keep = (np.float32(1) - np.float32(rate)) * np.float32(65536)
-    whole = math.floor(keep)
-    rest = float(keep) - whole
-    if rest > 0.5 or (rest == 0.5 and whole % 2 == 1):
-        whole += 1
-    return whole
+    """Compute T, of 2^32; an element is kept with probability T / 2^32."""
+    return int(np.rint(np.float64(np.float32(1) - np.float32(rate)) * 2**32))
 
 
 def keep_mask(
@@ -119,32 +117,57 @@ def compute_mask(
     shape = list(shape)
     for dim in broadcast_dims:
         shape[dim] = 1
-    is_flat = len(shape) == 0 or shape[-1] < 32
-    rows = 1 if is_flat else math.prod(shape[:-1])
-    width = math.prod(shape) if is_flat else shape[-1]
-    return np.reshape(_draw_numbers(seed, rows, width) + threshold(rate) >= 65536, shape)
+    if len(shape) >= 3 and shape[-2] >= 32:
+        numbers = np.swapaxes(_draw_rows_of_words(seed, shape, axis=-2), -1, -2)
+    elif shape and shape[-1] >= 32:
+        numbers = _draw_rows_of_words(seed, shape, axis=-1)
+    else:
+        numbers = _draw_rows_of_words(seed, [math.prod(shape)], axis=-1)
+    return np.reshape(numbers + threshold(rate) >= 2**32, shape)
 
 
-def _draw_numbers(seed: Key, rows: int, width: int) -> np.ndarray:
-    """Draw the 16-bit number of every element: bit j is its bit of plane j."""
-    row = np.arange(rows, dtype=np.uint64)[:, None]
-    element = np.arange(width, dtype=np.uint64)
-    word, bit = element // 32, element % 32
-    numbers = np.zeros((rows, width), np.int64)
+def _draw_rows_of_words(seed: Key, shape: Sequence[int], axis: int) -> np.ndarray:
+    """Draw the 32-bit number of every element of a shape, with the packed axis last."""
+    size = shape[axis]
+    words = -(-size // 32)
+    if axis == -1:  # words of one row follow each other along the last axis
+        row, column = np.divmod(np.arange(math.prod(shape[:-1]) * words), words)
+        row, column = (x.reshape(*shape[:-1], words) for x in (row, column))
+    else:  # words of one column follow each other over the rows
+        row, column = np.divmod(np.arange(math.prod(shape[:-2]) * words * shape[-1]), shape[-1])
+        lead = (*shape[:-2], words, shape[-1])
+        row, column = (np.swapaxes(x.reshape(lead), -1, -2) for x in (row, column))
+    numbers = _draw_numbers(seed, row, column)
+    return numbers.reshape(*numbers.shape[:-2], words * 32)[..., :size]
+
+
+def _draw_numbers(seed: Key, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """Draw the 32 numbers of every word; their axis is the last."""
+    row, column = row.astype(np.uint64)[..., None], column.astype(np.uint64)[..., None]
+    bit = np.arange(32, dtype=np.uint64)
+    numbers = np.zeros((*row.shape[:-1], 32), np.int64)
     for plane in range(16):
-        pair = threefry2x32(seed, (row, 8 * word + plane // 2))
-        numbers += ((pair[plane % 2] >> bit) & 1).astype(np.int64) << plane
+        pair = threefry2x32(seed, (row, 8 * column + plane // 2))
+        own = ((pair[plane % 2] >> bit) & 1).astype(np.int64)
+        numbers += own << (16 + plane)
+        if plane == 0:
+            for k in range(16):
+                numbers += own[..., (np.arange(32) + 1 + k) % 32] << (15 - k)
     return numbers
 
 
+def _keep_share(rate: Number, dtype: type[np.floating]) -> np.floating:
+    """Return 1 - rate, subtracted in float32, in a dtype."""
+    return dtype(np.float32(1) - np.float32(rate))
+
+
 def apply_mask(x: npt.ArrayLike, keep: npt.ArrayLike, rate: Number) -> np.ndarray:
-    """Return x * 2^16 / T where kept, else 0; the product in float32 or float64, rounded once."""
+    """Return x / (1 - rate) where kept, else 0; the product in float32 or float64, rounded once."""
     x = np.asarray(x)
     is_double = x.dtype.itemsize // (2 if np.iscomplexobj(x) else 1) == 8
-    keep_threshold = threshold(rate)
-    if keep_threshold == 0:
+    if np.float32(rate) == 1:
         return np.zeros_like(x)
-    scale = (np.float64 if is_double else np.float32)(65536 / keep_threshold)
+    scale = 1 / _keep_share(rate, np.float64 if is_double else np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         if np.iscomplexobj(x):
             scaled = np.zeros_like(x)
@@ -165,12 +188,15 @@ def dropout(
 
 
 def dropout_unscaled(x: npt.ArrayLike, rate: Number, *, key: Key | None) -> np.ndarray:
-    """Drop without scaling in training, and multiply by T / 2^16 at evaluation."""
+    """Drop without scaling in training, and multiply by 1 - rate at evaluation."""
     x = np.asarray(x)
     if key is None:
-        return (x.astype(_compute_dtype(x)) * _compute_dtype(x)(threshold(rate) / 65536)).astype(
-            x.dtype
-        )
+        share = _keep_share(rate, np.float64)
+        if share == 0:
+            return np.zeros_like(x)
+        if np.iscomplexobj(x):
+            return np.asarray((x * share).astype(x.dtype))
+        return (x.astype(_compute_dtype(x)) * _compute_dtype(x)(share)).astype(x.dtype)
     return np.where(keep_mask(key, rate, x.shape), x, np.zeros_like(x))
 
 
@@ -199,7 +225,7 @@ def token_dropout(
 ) -> np.ndarray:
     """Drop with one decision for each token; `fill` replaces ids."""
     x = np.asarray(x)
-    if np.issubdtype(x.dtype, np.integer):
+    if "int" in x.dtype.name:  # NumPy does not know int4 as an integer
         return x if key is None else np.where(keep_mask(key, rate, x.shape), x, x.dtype.type(fill))
     return dropout(x, rate, key=key, broadcast_dims=range(time_axis % x.ndim + 1, x.ndim))
 
@@ -229,6 +255,12 @@ def drop_connect(weights: npt.ArrayLike, rate: Number, *, key: Key | None) -> np
     return dropout(weights, rate, key=key)
 
 
+def _round(values: npt.ArrayLike, dtype: np.dtype) -> np.ndarray:
+    """Round float64 to a dtype; what overflows becomes what the dtype makes of it."""
+    with np.errstate(over="ignore"):
+        return np.asarray(values).astype(dtype)
+
+
 def _other_axes(x: npt.ArrayLike, own: Sequence[int]) -> list[int]:
     """Return all other axes."""
     excluded = {axis % np.ndim(x) for axis in own}
@@ -247,14 +279,14 @@ def alpha_dropout(
     x = np.asarray(x)
     if key is None:
         return x
-    q = threshold(rate) / 65536
+    q = _keep_share(rate, np.float64)
     if q == 0:
         return np.zeros_like(x)
     keep = keep_mask(key, rate, x.shape, broadcast_dims=broadcast_dims)
     saturation = -1.0507009873554805 * 1.6732632423543772
     a = (q + saturation**2 * q * (1 - q)) ** -0.5
     y = a * np.where(keep, x.astype(np.float64), saturation) - a * saturation * (1 - q)
-    return np.asarray(y.astype(x.dtype))
+    return _round(y, x.dtype)
 
 
 def masked_dropout(
@@ -269,10 +301,12 @@ def zoneout(new: npt.ArrayLike, old: npt.ArrayLike, rate: Number, *, key: Key | 
     new, old = np.asarray(new), np.asarray(old)
     if key is not None:
         return np.where(keep_mask(key, rate, new.shape), new, old)
-    q = threshold(rate) / 65536
-    return np.asarray(
-        (q * new.astype(np.float64) + (1 - q) * old.astype(np.float64)).astype(new.dtype)
-    )
+    wide = np.complex128 if np.iscomplexobj(new) else np.float64
+    q, mean = _keep_share(rate, np.float64), np.zeros(new.shape, wide)
+    for weight, state in ((q, new), (1 - q, old)):
+        if weight > 0:  # an infinite state of weight 0 has no effect
+            mean = mean + weight * state.astype(wide)
+    return _round(mean, new.dtype)
 
 
 def layer_drop(
@@ -293,18 +327,24 @@ def dot_product_attention(
     is_causal: bool = False,
     query_seq_lengths: np.ndarray | None = None,
     key_value_seq_lengths: np.ndarray | None = None,
-    local_window_size: tuple[int, int] | None = None,
+    local_window_size: int | tuple[int, int] | None = None,
     dropout_rate: float = 0.0,
     dropout_key: Key | None = None,
 ) -> np.ndarray:
     """Compute attention one query at a time, over the keys that it sees, in float64."""
+    given_shape = query.shape
+    query, key, value = (
+        np.asarray(x, np.float64).reshape((1,) * (4 - x.ndim) + x.shape)
+        for x in (query, key, value)
+    )
     batch, queries, heads, dim = query.shape
     keys, key_heads = key.shape[1:3]
-    scale = 1 / math.sqrt(dim) if scale is None else scale
+    scale = 1 / math.sqrt(max(dim, 1)) if scale is None else scale
     shape = (batch, heads, queries, keys)
     bias = np.broadcast_to(0.0 if bias is None else bias, shape)
     mask = np.broadcast_to(True if mask is None else mask, shape)
-    left, right = local_window_size or (queries, keys)
+    window = (queries, keys) if local_window_size is None else local_window_size
+    left, right = np.broadcast_to(window, 2).tolist()
     factor = np.ones(shape)
     if dropout_key is not None:
         factor = apply_mask(factor, keep_mask(dropout_key, dropout_rate, shape), dropout_rate)
@@ -324,7 +364,7 @@ def dot_product_attention(
             logits = key[b, visible, head] @ query[b, t, n] * scale + bias[b, n, t, visible]
             weights = _softmax(logits) * factor[b, n, t, visible]
             out[b, t, n] = weights @ value[b, visible, head]
-    return out
+    return out.reshape(given_shape)
 
 
 def dropkey_bias(
@@ -351,7 +391,7 @@ def drop_block(
 ) -> np.ndarray:
     """Drop block by block, and divide what is kept by its exact probability, in float64."""
     x = np.asarray(x)
-    if key is None:
+    if key is None or x.size == 0:
         return x
     spatial = x.shape[1:-1]
     blocks = np.broadcast_to(block_size, len(spatial)).tolist()
@@ -365,9 +405,9 @@ def drop_block(
             x.shape[0], *(1,) * len(spatial), x.shape[-1]
         )
         covers[block] += 1
-    probability = (threshold(gamma) / 65536) ** covers[None, ..., None]
+    probability = _keep_share(gamma, np.float64) ** covers[None, ..., None]
     scale = 1 / np.where(probability > 0, probability, 1) if scale_by_keep else 1.0
-    return np.where(keep, x.astype(np.float64) * scale, 0).astype(x.dtype)
+    return _round(np.where(keep, x.astype(np.float64) * scale, 0), x.dtype)
 
 
 def block_gamma(rate: Number, spatial: Sequence[int], blocks: Sequence[int] | np.ndarray) -> Number:
@@ -409,20 +449,23 @@ def gaussian_dropout(x: npt.ArrayLike, rate: Number, *, key: Key | None) -> np.n
     if rate >= 1:
         return np.zeros_like(x)
     deviation = math.sqrt(np.float32(rate) / (1 - np.float64(np.float32(rate))))
-    return np.asarray((x * (1 + deviation * normal_noise(key, x.shape))).astype(x.dtype))
+    return _round(x * (1 + deviation * normal_noise(key, x.shape)), x.dtype)
 
 
 def concrete_dropout(
     x: npt.ArrayLike, rate_logit: Number, *, key: Key | None, temperature: float = 0.1
 ) -> np.ndarray:
-    """Apply the relaxed mask, in float64."""
+    """Apply the relaxed mask, in float64; a logit of inf is rate 1."""
     x = np.asarray(x)
     if key is None:
         return x
-    u = uniform_noise(key, x.shape)
-    rate = 1 / (1 + math.exp(-rate_logit))
-    dropped = 1 / (1 + np.exp(-(rate_logit + np.log(u / (1 - u))) / np.float32(temperature)))
-    return np.asarray((x * (1 - dropped) / (1 - rate)).astype(x.dtype))
+    if rate_logit == math.inf:
+        return np.zeros_like(x)
+    u, logit = uniform_noise(key, x.shape), np.float64(rate_logit)
+    log_kept = -np.logaddexp(0, (logit + np.log(u / (1 - u))) / np.float32(temperature))
+    with np.errstate(over="ignore"):
+        factor = np.exp(log_kept + np.logaddexp(0, logit))
+    return _round(x * factor, x.dtype)
 
 
 def concrete_dropout_penalty(
@@ -434,11 +477,14 @@ def concrete_dropout_penalty(
     features: int | None = None,
 ) -> float:
     """Compute the decay of the weights and the entropy of the rate."""
-    weights = np.asarray(weights, np.float64)
-    p = 1 / (1 + math.exp(-rate_logit))
-    entropy = -(p * math.log(p) + (1 - p) * math.log(1 - p))
-    count = len(weights) if features is None else features
-    return weight_scale * (weights**2).sum() / (1 - p) - dropout_scale * count * entropy
+    square = float((np.asarray(weights, np.float64) ** 2).sum())
+    log_p, log_kept = (-np.logaddexp(0, sign * np.float64(rate_logit)) for sign in (-1, 1))
+    # A probability of 0 has no entropy, and weights of 0 have no cost.
+    entropy = -sum(math.exp(log) * log for log in (log_p, log_kept) if log > -math.inf)
+    with np.errstate(over="ignore"):
+        decay = square * np.exp(-log_kept) if square else 0.0
+    count = np.shape(weights)[0] if features is None else features
+    return float(weight_scale * decay - dropout_scale * count * entropy)
 
 
 def variational_dropout(
@@ -448,16 +494,15 @@ def variational_dropout(
     x = np.asarray(x)
     if key is None:
         return x
-    return np.asarray(
-        (x * (1 + np.sqrt(np.exp(log_alpha)) * normal_noise(key, x.shape))).astype(x.dtype)
-    )
+    deviation = np.exp(np.asarray(log_alpha, np.float64) / 2)
+    return _round(x * (1 + deviation * normal_noise(key, x.shape)), x.dtype)
 
 
 def variational_dropout_kl(log_alpha: npt.ArrayLike) -> np.ndarray:
     """Compute the fit of Molchanov et al."""
     log_alpha = np.asarray(log_alpha, np.float64)
-    fit = 0.63576 / (1 + np.exp(-(1.87320 + 1.48695 * log_alpha)))
-    return -(fit - 0.5 * np.log1p(np.exp(-log_alpha)) - 0.63576)
+    fit = 0.63576 * np.exp(-np.logaddexp(0, -(1.87320 + 1.48695 * log_alpha)))
+    return np.asarray(0.63576 - fit + 0.5 * np.logaddexp(0, -log_alpha))
 
 
 def multi_sample_dropout(
@@ -477,13 +522,28 @@ def multi_sample_dropout(
 
 
 def r_drop_divergence(logits_a: npt.ArrayLike, logits_b: npt.ArrayLike) -> np.ndarray:
-    """Compute the mean of the two divergences, in float64."""
-    a, b = (_softmax(np.asarray(logits, np.float64)) for logits in (logits_a, logits_b))
-    forward = (a * (np.log(a) - np.log(b))).sum(-1)
-    backward = (b * (np.log(b) - np.log(a))).sum(-1)
-    return (forward + backward) / 2
+    """Compute the mean of the two divergences, in float64, class by class.
+
+    A class of probability 0 in one of them adds inf, in both 0.
+    """
+    a, b = (_log_softmax(np.asarray(logits, np.float64)) for logits in (logits_a, logits_b))
+    out = np.zeros(a.shape[:-1])
+    for index in np.ndindex(*a.shape):
+        if a[index] != b[index]:  # also if one is NaN
+            both = math.exp(a[index]) - math.exp(b[index])
+            difference = a[index] - b[index]
+            out[index[:-1]] += math.inf if np.isinf(difference) else both * difference / 2
+    return out
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Compute the logarithm of the softmax; a row of -inf stays so, and one with inf is NaN."""
+    with np.errstate(invalid="ignore"):  # NaN gives NaN
+        total = np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    if_finite = logits - np.where(np.isinf(total), 0, total)
+    return np.where(total == np.inf, np.nan, if_finite)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
-    exponents = np.exp(logits - logits.max(-1, keepdims=True))
-    return exponents / exponents.sum(-1, keepdims=True)
+    """Compute the softmax; zeros in a row of -inf."""
+    return np.exp(_log_softmax(logits))

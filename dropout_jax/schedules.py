@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from dropout_jax import _validation
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float32
+    from jaxtyping import Array, Bool, Float32
 
 Schedule = Callable[[ArrayLike], jax.Array]
 
@@ -66,7 +66,8 @@ def early_dropout(rate: ArrayLike, until: int) -> Schedule:
       until: the first step without dropout, an integer of at least 0.
 
     Returns:
-      A function of a step, traced or not, that returns a float32 scalar.
+      A function of a step, of any integer or floating dtype, traced or not, that returns a float32
+      scalar. A known step below 0 is an error.
 
     Raises:
       TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
@@ -80,7 +81,7 @@ def early_dropout(rate: ArrayLike, until: int) -> Schedule:
       (0.1, 0.0)
     """
     on, step_off = _check_rate_and_step(rate, until, "until")
-    return lambda step: jnp.where(jnp.asarray(step) < step_off, on, jnp.float32(0))
+    return lambda step: jnp.where(_is_before(step, step_off), on, jnp.float32(0))
 
 
 def late_dropout(rate: ArrayLike, start: int) -> Schedule:
@@ -93,7 +94,8 @@ def late_dropout(rate: ArrayLike, start: int) -> Schedule:
       start: the first step with dropout, an integer of at least 0.
 
     Returns:
-      A function of a step, traced or not, that returns a float32 scalar.
+      A function of a step, of any integer or floating dtype, traced or not, that returns a float32
+      scalar. A known step below 0 is an error.
 
     Raises:
       TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
@@ -107,7 +109,7 @@ def late_dropout(rate: ArrayLike, start: int) -> Schedule:
       (0.0, 0.1)
     """
     on, step_on = _check_rate_and_step(rate, start, "start")
-    return lambda step: jnp.where(jnp.asarray(step) < step_on, jnp.float32(0), on)
+    return lambda step: jnp.where(_is_before(step, step_on), jnp.float32(0), on)
 
 
 def curriculum_dropout(rate: ArrayLike, gamma: float) -> Schedule:
@@ -121,7 +123,8 @@ def curriculum_dropout(rate: ArrayLike, gamma: float) -> Schedule:
       gamma: positive; the paper uses 10 / (steps of training).
 
     Returns:
-      A function of a step, traced or not, that returns a float32 scalar.
+      A function of a step, of any integer or floating dtype, traced or not, that returns a float32
+      scalar. A known step below 0 is an error.
 
     Raises:
       TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
@@ -134,14 +137,27 @@ def curriculum_dropout(rate: ArrayLike, gamma: float) -> Schedule:
       >>> float(schedule(0)), round(float(schedule(100)), 3)
       (0.0, 0.316)
     """
-    if not _validation.check_rate(rate) < 1:
+    checked = _validation.check_rate(rate)
+    if not isinstance(checked, Tracer) and not checked < 1:
         _validation.fail(
             ValueError, "rate", rate, "in [0, 1)", "Pass the limit of the rate, such as 0.5."
         )
-    limit = jnp.float32(rate)
+    limit = jnp.float32(checked)
     gamma = _validation.check_positive(gamma, "gamma")
-    return lambda step: limit * -jnp.expm1(-jnp.float32(gamma) * jnp.float32(step))
+    return lambda step: (
+        limit
+        * -jnp.expm1(-jnp.float32(gamma) * jnp.asarray(_validation.check_step(step), jnp.float32))
+    )
 
 
 def _check_rate_and_step(rate: ArrayLike, step: int, name: str) -> tuple[Float32[Array, ""], int]:
     return jnp.float32(_validation.check_rate(rate)), _validation.check_integer(step, name, 0)
+
+
+def _is_before(step: ArrayLike, limit: int) -> Bool[Array, "..."]:
+    """Whether the step is below the limit, in a dtype that holds both."""
+    steps = _validation.check_step(step)
+    is_integer = jnp.issubdtype(steps.dtype, jnp.integer)
+    if is_integer and limit > int(jnp.iinfo(steps.dtype).max):
+        return jnp.ones(steps.shape, bool)
+    return jnp.asarray(steps < steps.dtype.type(limit))

@@ -36,7 +36,7 @@ def mc_dropout(
       predict: a function of one key, such as lambda k: softmax(model(x, key=k)). Each call of
         mc_dropout compiles it once (for all keys); under your own jit, it compiles once.
       key: one PRNG key, typed or raw.
-      samples: the number of predictions, an integer of at least 1.
+      samples: the number of predictions, an integer from 1 to 2^32.
       batch_size: the number that run at once (vmapped); a small one saves memory. None: all.
 
     Returns:
@@ -62,7 +62,7 @@ def mc_dropout(
     if typed_key is None:
         remedy = "Pass jax.random.key(seed): without a key all predictions are the same."
         _validation.fail(TypeError, "key", key, "one PRNG key", remedy)
-    samples = _validation.check_integer(samples, "samples", 1)
+    samples = _validation.check_integer(samples, "samples", 1, 2**32)
     if batch_size is not None:
         batch_size = _validation.check_integer(batch_size, "batch_size", 1)
     indices = jnp.arange(samples, dtype=jnp.uint32)
@@ -102,8 +102,8 @@ def predictive_mean_and_std(
     """
     predictions = _check_predictions(predictions)
     variance = predictions.var(0)
-    varies = variance > 0  # the derivative of the root at 0 is infinite; here it is 0
-    return predictions.mean(0), jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1)), 0)
+    is_zero = variance == 0  # the derivative of the root at 0 is infinite; here it is 0
+    return predictions.mean(0), jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, variance)))
 
 
 def predictive_entropy(predictions: ArrayLike) -> Float[Array, "..."]:
@@ -128,7 +128,7 @@ def predictive_entropy(predictions: ArrayLike) -> Float[Array, "..."]:
       >>> round(float(predictive_entropy(jnp.array([[1.0, 0.0], [0.0, 1.0]]))), 4)
       0.6931
     """
-    return _compute_entropy(_check_predictions(predictions, 2).mean(0))
+    return _compute_entropy(_check_probabilities(predictions).mean(0))
 
 
 def expected_entropy(predictions: ArrayLike) -> Float[Array, "..."]:
@@ -153,7 +153,7 @@ def expected_entropy(predictions: ArrayLike) -> Float[Array, "..."]:
       >>> float(expected_entropy(jnp.array([[1.0, 0.0], [0.0, 1.0]])))
       0.0
     """
-    return _compute_entropy(_check_predictions(predictions, 2)).mean(0)
+    return _compute_entropy(_check_probabilities(predictions)).mean(0)
 
 
 def mutual_information(predictions: ArrayLike) -> Float[Array, "..."]:
@@ -204,17 +204,31 @@ def variation_ratio(predictions: ArrayLike) -> Float[Array, "..."]:
       >>> float(variation_ratio(jnp.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]])))
       0.25
     """
-    predictions = _check_predictions(predictions, 2)
-    votes = jax.nn.one_hot(predictions.argmax(-1), predictions.shape[-1])
+    predictions = _check_probabilities(predictions)
+    choices = predictions.argmax(-1).astype(jnp.int32)
+    votes = jax.nn.one_hot(choices, predictions.shape[-1], dtype=predictions.dtype)
     has_nan = jnp.isnan(predictions).any((0, -1))
     return jnp.where(has_nan, jnp.nan, 1 - votes.mean(0).max(-1))
 
 
 def _compute_entropy(probabilities: Float[Array, "*batch classes"]) -> Float[Array, "*batch"]:
-    return jax.scipy.special.entr(probabilities).sum(-1)
+    # The derivative of -p log p at 0 is infinite; here it is 0, so that a class excluded by a logit
+    # of -inf puts no NaN into the gradient of the others.
+    positive = jnp.where(probabilities == 0, 1, probabilities)
+    return -(positive * jnp.log(positive)).sum(-1)
+
+
+def _check_probabilities(predictions: ArrayLike) -> Float[Array, "samples *batch classes"]:
+    predictions = _check_predictions(predictions, 2)
+    _validation.check_classes(predictions, "predictions")
+    return predictions
 
 
 def _check_predictions(predictions: ArrayLike, axes: int = 1) -> Float[Array, "samples ..."]:
     predictions = _validation.check_real_array(predictions, "predictions")
     _validation.check_min_ndim(predictions, axes, "predictions")
+    if predictions.shape[0] == 0:
+        allowed = "of at least 1 sample on axis 0"
+        remedy = "Stack the samples first: jnp.stack(samples)."
+        _validation.fail(ValueError, "predictions.shape", predictions.shape, allowed, remedy)
     return ops.widen(predictions)

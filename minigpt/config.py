@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,15 @@ def _require(is_valid: bool, name: str, value: Any, allowed: str) -> None:
 def _require_counts(config: Any, *names: str) -> None:
     for name in names:
         _require(getattr(config, name) >= 1, name, getattr(config, name), "at least 1")
+
+
+def require_seed(seed: Any) -> None:
+    """Raise ValueError unless a seed is an integer of 32 bits; JAX would cut a larger one."""
+    try:
+        number = -1 if isinstance(seed, bool) else operator.index(seed)
+    except TypeError:
+        number = -1
+    _require(0 <= number < 2**32, "seed", seed, "an integer from 0 to 2^32 - 1")
 
 
 def _require_patience(patience: int | None) -> None:
@@ -180,7 +190,7 @@ class Config:
         _require_patience(self.patience)
         in_range = 0 <= self.label_smoothing < 1
         _require(in_range, "label_smoothing", self.label_smoothing, "in [0, 1)")
-        _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2^32 - 1")
+        require_seed(self.seed)
         for name in ("sample_tokens", "profile_steps"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
 
@@ -220,7 +230,7 @@ class ClassifyConfig:
         is_count = self.freeze is None or self.freeze >= 0
         _require(is_count, "freeze", self.freeze, "a number of blocks, or None to train all")
         _require_patience(self.patience)
-        _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2^32 - 1")
+        require_seed(self.seed)
 
 
 def _shakespeare_char() -> Config:

@@ -18,8 +18,8 @@ BLOCK = 2
 
 
 def kept_share(rate):
-    """The exact probability of keeping, a multiple of 2^-16."""
-    return round((1 - rate) * 65536) / 65536
+    """The exact probability of keeping: 1 - rate in float32."""
+    return float(np.float32(1) - np.float32(rate))
 
 
 def groups(mask_shape, shape):

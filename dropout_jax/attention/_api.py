@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from dropout_jax import _validation, ops
+from dropout_jax import _validation, ops, random
 from dropout_jax.attention import _blockwise, _naive
 from dropout_jax.attention._inputs import (
     Dropout,
@@ -78,8 +77,8 @@ def dot_product_attention(
 
     Formula: dropout(softmax(scale * query . key + bias)) . value, for each head. Every
     implementation drops the weights that
-    `keep_mask(dropout_key, dropout_rate, (batch, heads, queries, keys))` drops, and multiplies the
-    others by 2^16 / T.
+    `keep_mask(dropout_key, dropout_rate, (batch, heads, queries, keys))` drops, and divides the
+    others by 1 - rate.
 
     Args:
       query: (batch, queries, heads, dim), or without the batch; float32, bfloat16, float16 or
@@ -143,7 +142,8 @@ def dot_product_attention(
     if inputs.query.size == 0 or inputs.key.size == 0:
         return jnp.zeros_like(inputs.query).reshape(jnp.shape(query))
     scale = inputs.query.shape[-1] ** -0.5 if scale is None else scale
-    offset = _validation.check_row_offset(dropout_row_offset, 4, "dropout_row_offset")
+    weights = (*inputs.query.shape[::2], queries, keys)
+    offset = random.check_row_offset(dropout_row_offset, weights, name="dropout_row_offset")
     dropout = None
     if dropout_key is not None and not ops.keeps_everything(rate):
         dropout = Dropout(dropout_key, jnp.float32(rate), offset)
@@ -289,11 +289,5 @@ def _expand_to_four_axes(x: Shaped[Array, "..."]) -> Shaped[Array, "batch heads 
 def _check_window(size: Any, queries: int, keys: int) -> tuple[int, int] | None:
     if size is None:
         return None
-    both = tuple(size) if isinstance(size, tuple | list) else (size, size)
-    is_valid = all(isinstance(each, int | np.integer) and each >= 0 for each in both)
-    if len(both) != 2 or not is_valid:
-        allowed = "an integer of at least 0, or a pair of them, (left, right)"
-        _validation.fail(
-            ValueError, "local_window_size", size, allowed, "(3, 0) is the three keys before."
-        )
-    return min(int(both[0]), queries), min(int(both[1]), keys)  # clipped, so that no sum overflows
+    left, right = _validation.check_window(size)
+    return min(left, queries), min(right, keys)  # clipped, so that no sum overflows

@@ -26,12 +26,8 @@ from jax.sharding import AxisType
 from dropout_jax import ops, random
 from dropout_jax.attention import _groups
 from dropout_jax.attention._groups import Plan
-from dropout_jax.attention._inputs import (
-    Dropout,
-    Inputs,
-    StaticMask,
-    compute_visibility,
-)
+from dropout_jax.attention._inputs import Dropout, Inputs, StaticMask, compute_visibility
+from dropout_jax.random import WORD
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int32, UInt32
@@ -123,7 +119,7 @@ def split_queries(static_mask: StaticMask, queries: int, keys: int) -> list[Segm
     for block in range(0, blocks, turns):
         first, count = block * rows, min(turns, blocks - block)
         low, high = static_mask.key_range(first, min(queries, first + rows * count) - 1, keys)
-        low = low if low == high else low // random.WORD * random.WORD
+        low = low if low == high else low // WORD * WORD
         segments.append(Segment(first, rows, count, low, high))
     return segments
 
@@ -132,7 +128,7 @@ def _choose_rows(static_mask: StaticMask, queries: int) -> int:
     """Choose the rows of a block: a multiple of 32 of which whole blocks have few to spare."""
     most = min(256, max(64, min(128, queries // 8), queries // 16))
     blocks = -(-queries // most)
-    return -(-queries // (blocks * random.WORD)) * random.WORD
+    return -(-queries // (blocks * WORD)) * WORD
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -338,44 +334,44 @@ def _build_drop(plan: Plan, turns: tuple, group: Inputs, dropout: DropoutParams 
     """Build a function of (segment, row), which returns one that drops weights, and their scale."""
     if dropout is None:
         return lambda segment, row: (lambda weights: weights, 1)
-    batch, key_heads, heads, queries, _ = group.query.shape
-    keys = group.key.shape[3]
-    draw_words = _build_draw_words(plan, turns, (batch, key_heads, heads), dropout)
-    is_small = batch * key_heads * heads * queries * keys <= MAX_WEIGHTS_AT_ONCE
-    all_words = draw_words(0, queries, 0, keys) if is_small else None
+    batch, key_heads, group_heads, queries, _ = group.query.shape
+    sizes = plan.queries, plan.keys
+    heads = _compute_head_index(plan, turns, (batch, key_heads, group_heads), dropout)
+
+    def draw(rows, columns):
+        return random.draw_packed_tile(dropout.mask, heads, sizes, rows, columns)
+
+    is_small = heads.size * queries * plan.keys <= MAX_WEIGHTS_AT_ONCE
+    # Words of 32 queries are sliced for a block; fewer queries are one block.
+    all_words = draw((0, queries), (0, plan.keys)) if is_small and plan.queries >= WORD else None
 
     def build_block_drop(segment: Segment, row):
         low, high = segment.key_low, segment.key_high
         if all_words is None:
-            words = draw_words(row, segment.rows, low, high)
+            words = draw((row, segment.rows), (low, high - low))
         else:
-            words = lax.dynamic_slice_in_dim(all_words, row, segment.rows, axis=QUERIES)
-            words = words[..., low // random.WORD :]
-        keep = random.unpack_rows(words, high - low)
+            count = segment.rows // WORD
+            words = lax.dynamic_slice_in_dim(all_words, row // WORD, count, axis=QUERIES)
+            words = words[..., low:high]
+        keep = random.unpack_tile(words, sizes, segment.rows, high - low)
         return lambda weights: jnp.where(keep, weights, 0), dropout.keep_scale
 
     return build_block_drop
 
 
-def _build_draw_words(
+def _compute_head_index(
     plan: Plan, turns: tuple, shape: tuple[int, int, int], dropout: DropoutParams
-) -> Callable:
-    """Build a function that draws the mask, in words, of some rows and columns of a group.
+) -> UInt32[Array, "batch key_heads heads"]:
+    """Compute the index of every head of a group over all heads of the larger batch.
 
     `shape` is (batch, key heads, heads) of the group, and `turns` those along batch and heads.
     """
     batch_turn, head_turn = (turn.astype(jnp.uint32) for turn in turns)
     key_heads = plan.key_heads.together * plan.key_heads.turns
-
-    def draw_words(first_row, rows: int, low: int, high: int):
-        b, k, h, t = (lax.broadcasted_iota(jnp.uint32, (*shape, rows), axis) for axis in range(4))
-        b = plan.batch.locate(batch_turn, b) + dropout.row_offset
-        k = plan.key_heads.locate(head_turn, k)
-        head = (b * jnp.asarray(key_heads, jnp.uint32) + k) * jnp.uint32(shape[2]) + h
-        row = head * jnp.uint32(plan.queries) + t + jnp.asarray(first_row, jnp.uint32)
-        return random.draw_packed_rows(dropout.mask, row, plan.keys, low, high - low)
-
-    return draw_words
+    b, k, h = (lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(3))
+    b = plan.batch.locate(batch_turn, b) + dropout.row_offset
+    k = plan.key_heads.locate(head_turn, k)
+    return (b * jnp.asarray(key_heads, jnp.uint32) + k) * jnp.uint32(shape[2]) + h
 
 
 def _multiply_dim(

@@ -70,7 +70,8 @@ def dropkey_bias(
 def _draw_bias(
     key: Key[Array, ""], rate: Float32[Array, ""], *, shape: tuple[int, ...], dtype: np.dtype
 ) -> Float[Array, "*shape"]:
-    keep = random.unpack_mask(random.draw_packed_mask(key, rate, shape), shape)
+    words = random.draw_packed_mask(random.mask_params(key, rate), shape)
+    keep = random.unpack_mask(words, shape)
     keep = keep | ~keep.any(axis=-1, keepdims=True)
     bias = jnp.where(keep, jnp.zeros((), dtype), jnp.full((), -jnp.inf, dtype))
     return jnp.where(random.is_valid_rate(rate), bias, jnp.full((), jnp.nan, dtype))

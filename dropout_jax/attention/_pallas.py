@@ -308,7 +308,7 @@ def _compute_tile(
     visibility = (keys < plan.keys)[None, :]
     masked = compute_visibility(plan.static_mask, mask_arrays, rows, keys)
     visibility = visibility if masked is None else visibility & masked
-    return jnp.where(visibility, logits, -jnp.inf), _draw_keep_tile(plan, words, head, rows, column)
+    return jnp.where(visibility, logits, -jnp.inf), _draw_keep_tile(plan, words, head, row, column)
 
 
 def _load_tile(ref: Any, row: Any, column: Any) -> Any:
@@ -318,16 +318,14 @@ def _load_tile(ref: Any, row: Any, column: Any) -> Any:
 
 
 def _draw_keep_tile(
-    plan: Plan, words: Any, head: Any, rows: Any, column: Any
+    plan: Plan, words: Any, head: Any, row: Any, column: Any
 ) -> Bool[Array, "rows keys"] | bool:
     if not plan.drops:
         return True
     params = random.MaskParams((words[0], words[1]), words[2])
-    row = head * jnp.uint32(plan.queries) + rows.astype(jnp.uint32)
-    packed = random.draw_packed_rows(params, row, plan.keys, column, BLOCK, unrolled=True)
-    if plan.keys < random.WORD:  # one word holds the row; keys after it are invisible
-        packed = jnp.broadcast_to(packed, (BLOCK, BLOCK // random.WORD))
-    return random.unpack_rows(packed, BLOCK)
+    sizes, tile = (plan.queries, plan.keys), ((row, BLOCK), (column, BLOCK))
+    packed = random.draw_packed_tile(params, head, sizes, *tile, in_kernel=True)
+    return random.unpack_tile(packed, sizes, BLOCK, BLOCK)
 
 
 def _key_block_range(plan: Plan, row: Int32[Array, ""]) -> BlockRange:

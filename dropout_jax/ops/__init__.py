@@ -12,6 +12,7 @@ from dropout_jax.ops._apply import (
     select_unscaled,
     widen,
     with_mask,
+    with_replicated_result,
     with_sharding_of,
 )
 from dropout_jax.ops._elementwise import (

@@ -13,6 +13,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from dropout_jax import _validation, random
+from dropout_jax.ops._weak_types import with_weak_type_of
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Float32, Inexact, Key, UInt32
@@ -23,15 +24,14 @@ def apply_mask(
 ) -> Inexact[Array, "..."]:
     """Zero what a mask drops and scale what it keeps; the mask may have any source.
 
-    Formula: y = x * 2^16 / T where keep, else 0, with T = rint((1 - rate) * 2^16) (and 0 everywhere
-    at rate 1). `dropout(x, rate, key=key)` is `apply_mask(x, keep_mask(key, rate, x.shape), rate)`.
+    Formula: y = x / (1 - rate) where keep, else 0 (and 0 everywhere at rate 1).
+    `dropout(x, rate, key=key)` is `apply_mask(x, keep_mask(key, rate, x.shape), rate)`.
 
     Args:
       x: a floating or complex array of any shape.
       keep: a bool array, True is kept, that broadcasts to the shape of `x`.
       rate: the rate the mask was drawn with, in [0, 1]; it only scales. Traced or not.
       scale: the factor of what is kept, instead of a rate: a number or a scalar floating array.
-        Other frameworks scale by 1 / (1 - rate); pass that with their masks to equal them exactly.
 
     Returns:
       An array of the shape and dtype of `x`. A dropped NaN or infinity is 0. The product is
@@ -58,9 +58,9 @@ def apply_mask(
             _validation.fail(TypeError, "scale", scale, "None if a rate is given", remedy)
         exact = np.float64(scale) if isinstance(scale, float) else scale
         scale = _validation.check_scalar(exact, "scale").astype(compute_dtype(x))
-        return with_sharding_of(x, select_scaled)(keep, x, scale)
+        return with_weak_type_of(x, with_sharding_of(x, select_scaled)(keep, x, scale))
     rate = jnp.float32(_validation.check_rate(rate))
-    return with_sharding_of(x, select_and_scale)(x, keep, rate)
+    return with_weak_type_of(x, with_sharding_of(x, select_and_scale)(x, keep, rate))
 
 
 def drop(
@@ -77,8 +77,8 @@ def drop(
 
 
 def keeps_everything(rate: float | Float32[Array, ""]) -> bool:
-    """Whether the rate is known and T = 2^16, so that nothing is dropped or scaled."""
-    return not isinstance(rate, jax.Array) and rate <= 2.0**-17
+    """Whether the rate is known and so small that nothing is dropped or scaled."""
+    return not isinstance(rate, jax.Array) and rate <= 2.0**-25
 
 
 def with_mask(
@@ -94,11 +94,12 @@ def with_mask(
     The result has the sharding of the first operand. `fn` is a key of the compilation cache: it is
     a module-level function, with no closure but static values bound by functools.partial.
     """
-    call = functools.partial(_with_mask, fn=fn, mask_shape=mask_shape)
+    lowest = random.lowest_bit(rate)
+    call = functools.partial(_with_mask, fn=fn, mask_shape=mask_shape, lowest=lowest)
     return with_sharding_of(operands[0], call)(operands, jnp.float32(rate), key, row_offset)
 
 
-@functools.partial(jax.jit, static_argnames=("fn", "mask_shape"))
+@functools.partial(jax.jit, static_argnames=("fn", "mask_shape", "lowest"))
 def _with_mask(
     operands: tuple,
     rate: Float32[Array, ""],
@@ -107,8 +108,10 @@ def _with_mask(
     *,
     fn: Callable,
     mask_shape: tuple[int, ...],
+    lowest: int,
 ) -> Any:
-    words = random.draw_packed_mask(key, rate, mask_shape, row_offset)
+    params = random.mask_params(key, rate)
+    words = random.draw_packed_mask(params, mask_shape, row_offset, lowest=lowest)
 
     # With the checkpoint, the backward pass keeps only the words of the mask, one bit an element,
     # and unpacks them again. Without it, it would keep a byte an element.
@@ -123,10 +126,9 @@ def _with_mask(
 def select_and_scale(
     x: Inexact[Array, "*shape"], keep: Bool[Array, "*#shape"], rate: Float32[Array, ""]
 ) -> Inexact[Array, "*shape"]:
-    """Return x * 2^16 / T where keep, else 0; computed in float32 or float64, rounded once."""
-    keeps_some = random.threshold(rate) > 0
-    keep = (keep & keeps_some) | ~random.is_valid_rate(rate)  # NaN everywhere, and no zeros
-    return select_scaled(keep, x, compute_keep_scale(lax.stop_gradient(rate), compute_dtype(x)))
+    """Return x / (1 - rate) where keep, else 0; computed in float32 or float64, rounded once."""
+    keep = (keep & (rate < 1)) | ~random.is_valid_rate(rate)  # NaN everywhere, and no zeros
+    return select_scaled(keep, x, compute_keep_scale(rate, compute_dtype(x)))
 
 
 def select_unscaled(
@@ -176,15 +178,15 @@ def widen(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def compute_kept_share(rate: Float32[Array, ""], dtype: DTypeLike) -> Float[Array, ""]:
-    """Compute the exact probability of keeping, T / 2^16, in a floating dtype."""
-    return random.threshold(rate).astype(dtype) / random.ONE
+    """Compute 1 - rate in float32, which is the exact probability of keeping, T / 2^32."""
+    return (1 - lax.stop_gradient(rate)).astype(dtype)
 
 
 def compute_keep_scale(rate: Float32[Array, ""], dtype: DTypeLike) -> Float[Array, ""]:
-    """Compute 2^16 / T, 0 where T is 0, and NaN where a traced rate is outside [0, 1]."""
-    threshold = random.threshold(rate).astype(dtype)
-    inverse = random.ONE / jnp.maximum(threshold, 1)
-    return nan_if_invalid_rate(rate, jnp.where(threshold > 0, inverse, 0))
+    """Compute 1 / (1 - rate), 0 at rate 1, and NaN where a traced rate is outside [0, 1]."""
+    share = compute_kept_share(rate, dtype)
+    inverse = 1 / jnp.where(share > 0, share, 1)
+    return nan_if_invalid_rate(rate, jnp.where(share > 0, inverse, 0))
 
 
 def nan_if_invalid_rate(
@@ -200,7 +202,18 @@ def with_sharding_of(x: jax.Array, fn: Callable[..., Any]) -> Callable[..., Any]
     Only meshes with explicit sharding need it: there every intermediate has a sharding in its type,
     and that of the mask would be "replicated". Elsewhere `fn` is returned unchanged.
     """
-    sharding = jax.typeof(x).sharding
+    return _with_auto_axes(fn, jax.typeof(x).sharding)
+
+
+def with_replicated_result(x: jax.Array, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Give the result of `fn` to every device of the mesh of x; otherwise as `with_sharding_of`."""
+    mesh = jax.typeof(x).sharding.mesh
+    return _with_auto_axes(fn, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+
+def _with_auto_axes(
+    fn: Callable[..., Any], sharding: jax.sharding.NamedSharding
+) -> Callable[..., Any]:
     if jax.sharding.AxisType.Explicit not in sharding.mesh.axis_types:
         return fn
     return jax.sharding.auto_axes(fn, out_sharding=sharding)

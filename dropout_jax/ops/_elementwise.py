@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from dropout_jax import _validation, random
 from dropout_jax.ops import _apply
+from dropout_jax.ops._weak_types import with_weak_type_of
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Float32, Inexact, Key
@@ -29,13 +30,13 @@ def dropout(
 ) -> Inexact[Array, "..."]:
     """Drop elements of `x` with probability `rate` and scale the rest, so the expectation is `x`.
 
-    Formula: y = x * 2^16 / T with probability T / 2^16, else 0; T = rint((1 - rate) * 2^16).
-    Mean x, variance x^2 (2^16 - T) / T, which is x^2 rate / (1 - rate) to the mask's resolution.
+    Formula: y = x / (1 - rate) with probability 1 - rate, else 0. Mean x, variance
+    x^2 rate / (1 - rate).
 
     Args:
       x: a floating or complex array of any shape.
-      rate: the probability of dropping, in [0, 1]; a number or a scalar array, traced or not. The
-        resolution is 2^-16: a rate below 2^-17 is 0.
+      rate: the probability of dropping, in [0, 1]; a number or a scalar array, traced or not. It
+        is rounded to float32, and one of at most 2^-25 drops nothing.
       key: one PRNG key, typed or raw: training. None: evaluation, returns `x` unchanged.
       broadcast_dims: axes along which one decision is shared; negative numbers count from the last.
       row_offset: the index, along axis 0 of a larger array, of the first row of `x`; an integer,
@@ -65,10 +66,10 @@ def dropout(
     x = _validation.check_array(x)
     rate = _validation.check_rate(rate)
     shared_axes = _validation.check_axes(broadcast_dims, x.ndim)
-    offset = _validation.check_row_offset(row_offset, x.ndim)
-    offset = random.resolve_row_offset(offset, shared_axes)
     shape = random.mask_shape(x.shape, shared_axes)
-    return _apply.drop(x, rate, _validation.check_key(key), shape, offset)
+    offset = random.check_row_offset(row_offset, x.shape, shared_axes)
+    y = _apply.drop(x, rate, _validation.check_key(key), shape, offset)
+    return with_weak_type_of(x, y)
 
 
 def dropout_unscaled(
@@ -76,8 +77,8 @@ def dropout_unscaled(
 ) -> Inexact[Array, "..."]:
     """Drop without scaling in training, and multiply by the kept share at evaluation.
 
-    Formula: y = x with probability T / 2^16, else 0; at evaluation y = x * T / 2^16. Mean
-    x (1 - rate) and variance x^2 rate (1 - rate), to the mask's resolution.
+    Formula: y = x with probability 1 - rate, else 0; at evaluation y = x (1 - rate). Mean
+    x (1 - rate) and variance x^2 rate (1 - rate).
 
     Args:
       x: a floating or complex array of any shape.
@@ -106,8 +107,9 @@ def dropout_unscaled(
     if _apply.keeps_everything(rate):
         return x
     if key is None:
-        return _expected_share(x, jnp.float32(rate))
-    return _apply.with_mask(_apply.select_unscaled, (x,), rate, key, x.shape)
+        return with_weak_type_of(x, _expected_share(x, jnp.float32(rate)))
+    y = _apply.with_mask(_apply.select_unscaled, (x,), rate, key, x.shape)
+    return with_weak_type_of(x, y)
 
 
 @jax.jit
@@ -116,7 +118,8 @@ def _expected_share(
 ) -> Inexact[Array, "*shape"]:
     rate = jax.lax.stop_gradient(rate)
     share = _apply.compute_kept_share(rate, _apply.compute_dtype(x))
-    return _apply.scale_array(x, _apply.nan_if_invalid_rate(rate, share))
+    mean = _apply.scale_array(x, _apply.nan_if_invalid_rate(rate, share))
+    return jnp.where(share == 0, jnp.zeros_like(mean), mean)  # at rate 1 an infinity is 0, not NaN
 
 
 def alpha_dropout(
@@ -128,7 +131,7 @@ def alpha_dropout(
 ) -> Float[Array, "..."]:
     """Drop to the saturation value of SELU, and rescale to keep mean 0 and variance 1.
 
-    Formula: y = a x + b with probability q, else a alpha' + b, where q = T / 2^16,
+    Formula: y = a x + b with probability q, else a alpha' + b, where q = 1 - rate,
     alpha' = -1.7580993408473766, a = (q + alpha'^2 q (1 - q))^(-1/2), b = -a alpha' (1 - q).
     Mean a q x (since a alpha' (1 - q) + b = 0) and variance a^2 q (1 - q) (x - alpha')^2.
 
@@ -160,7 +163,7 @@ def alpha_dropout(
     key = _validation.check_key(key)
     if key is None or _apply.keeps_everything(rate):
         return x
-    return _apply.with_mask(_select_alpha, (x,), rate, key, shape)
+    return with_weak_type_of(x, _apply.with_mask(_select_alpha, (x,), rate, key, shape))
 
 
 def _select_alpha(
@@ -212,7 +215,8 @@ def gaussian_dropout(
     key = _validation.check_key(key)
     if key is None:
         return x
-    return _apply.with_sharding_of(x, _gaussian)(x, jnp.float32(rate), key)
+    y = _apply.with_sharding_of(x, _gaussian)(x, jnp.float32(rate), key)
+    return with_weak_type_of(x, y)
 
 
 @jax.jit
@@ -265,7 +269,8 @@ def masked_dropout(
     key = _validation.check_key(key)
     if key is None or _apply.keeps_everything(rate):
         return x
-    return _apply.with_mask(_select_where, (x, where), rate, key, x.shape)
+    y = _apply.with_mask(_select_where, (x, where), rate, key, x.shape)
+    return with_weak_type_of(x, y)
 
 
 def _select_where(

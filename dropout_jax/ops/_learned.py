@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 from dropout_jax import _validation, random
 from dropout_jax.ops import _apply
+from dropout_jax.ops._weak_types import with_weak_type_of
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Float32, Key
@@ -35,7 +36,8 @@ def concrete_dropout(
       temperature: of the relaxation, a positive number; the paper uses 0.1.
 
     Returns:
-      An array of the shape and dtype of `x`, computed in float32 (float64 for float64).
+      An array of the shape and dtype of `x`, computed in float32 (float64 for float64). A
+      rate_logit of -inf is rate 0, the identity; one of inf is rate 1 and gives zeros.
 
     Raises:
       TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
@@ -56,7 +58,8 @@ def concrete_dropout(
     key = _validation.check_key(key)
     if key is None:
         return x
-    return _apply.with_sharding_of(x, _apply_concrete)(x, rate_logit, key, jnp.float32(temperature))
+    call = _apply.with_sharding_of(x, _apply_concrete)
+    return with_weak_type_of(x, call(x, rate_logit, key, jnp.float32(temperature)))
 
 
 @jax.jit
@@ -68,11 +71,13 @@ def _apply_concrete(
     temperature: Float32[Array, ""],
 ) -> Float[Array, "*shape"]:
     dtype = _apply.compute_dtype(x)
-    logit = rate_logit.astype(dtype)
+    is_one = rate_logit == jnp.inf  # p = 1: zeros, as at rate 1 of every op
+    logit = jnp.where(is_one, 0, rate_logit.astype(dtype))
     u = random.draw_uniform(key, x.shape).astype(dtype)
     log_kept = jax.nn.log_sigmoid(-(logit + jnp.log(u) - jnp.log1p(-u)) / temperature.astype(dtype))
     # A difference of logarithms instead of the ratio, since 1 - p may underflow.
-    return _apply.scale_array(x, jnp.exp(log_kept - jax.nn.log_sigmoid(-logit)))
+    y = _apply.scale_array(x, jnp.exp(log_kept - jax.nn.log_sigmoid(-logit)))
+    return jnp.where(is_one, jnp.zeros_like(y), y)
 
 
 def concrete_dropout_penalty(
@@ -113,15 +118,24 @@ def concrete_dropout_penalty(
     weights = _validation.check_real_array(weights, "weights")
     _validation.check_min_ndim(weights, 1, "weights")
     logit = _validation.check_scalar(rate_logit, "rate_logit").astype(_apply.compute_dtype(weights))
-    count = (
-        weights.shape[0] if features is None else _validation.check_integer(features, "features", 1)
-    )
-    rate, kept = jax.nn.sigmoid(logit), jax.nn.sigmoid(-logit)
-    negative_entropy = rate * jax.nn.log_sigmoid(logit) + kept * jax.nn.log_sigmoid(-logit)
+    count = weights.shape[0]
+    if features is not None:
+        count = _validation.check_integer(features, "features", 1)
     square = jnp.sum(jnp.square(weights.astype(logit.dtype)))
     weight_scale = _validation.check_scalar(weight_scale, "weight_scale").astype(logit.dtype)
     dropout_scale = _validation.check_scalar(dropout_scale, "dropout_scale").astype(logit.dtype)
-    return weight_scale * square / kept + dropout_scale * count * negative_entropy
+    # Weights of 0 cost nothing, also where 1 - p underflows.
+    kept = jnp.where(square == 0, 1, jax.nn.sigmoid(-logit))
+    return weight_scale * square / kept + dropout_scale * float(count) * _negative_entropy(logit)
+
+
+def _negative_entropy(logit: Float[Array, ""]) -> Float[Array, ""]:
+    """Compute p log p + (1 - p) log(1 - p) for p = sigmoid(logit); 0 where p is exactly 0 or 1."""
+    is_certain = jnp.isinf(logit)
+    logit = jnp.where(is_certain, 0, logit)
+    rate, kept = jax.nn.sigmoid(logit), jax.nn.sigmoid(-logit)
+    entropy = rate * jax.nn.log_sigmoid(logit) + kept * jax.nn.log_sigmoid(-logit)
+    return jnp.where(is_certain, 0, entropy)
 
 
 def variational_dropout(
@@ -160,7 +174,8 @@ def variational_dropout(
     key = _validation.check_key(key)
     if key is None:
         return x
-    return _apply.with_sharding_of(x, _apply_variational)(x, log_alpha, key)
+    y = _apply.with_sharding_of(x, _apply_variational)(x, log_alpha, key)
+    return with_weak_type_of(x, y)
 
 
 @jax.jit
@@ -185,7 +200,8 @@ def variational_dropout_kl(log_alpha: ArrayLike) -> Float[Array, "..."]:
       log_alpha: log of the variance, a floating array of any shape or a number.
 
     Returns:
-      An array of the shape of `log_alpha`, at least 0.
+      An array of the shape and dtype of `log_alpha`, at least 0; computed in float32 (float64 for
+      float64) and rounded once. 0 where log_alpha is inf, and inf where it is -inf.
 
     Raises:
       TypeError: naming the argument, its value, what is allowed and the remedy.
@@ -199,4 +215,6 @@ def variational_dropout_kl(log_alpha: ArrayLike) -> Float[Array, "..."]:
       0.4312
     """
     log_alpha = _validation.check_broadcastable(log_alpha, None, "log_alpha")
-    return _K1 * jax.nn.sigmoid(-(_K2 + _K3 * log_alpha)) + 0.5 * jax.nn.softplus(-log_alpha)
+    wide = _apply.widen(log_alpha)
+    kl = _K1 * jax.nn.sigmoid(-(_K2 + _K3 * wide)) + 0.5 * jax.nn.softplus(-wide)
+    return kl.astype(log_alpha.dtype)

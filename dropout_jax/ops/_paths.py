@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from dropout_jax import _validation, random
 from dropout_jax.ops import _apply
+from dropout_jax.ops._weak_types import with_weak_type_of
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float32, Inexact, Key
@@ -66,11 +67,12 @@ def drop_path(
         _validation.check_min_ndim(x, 1, "x")
     key = _validation.check_key(key)
     shape = tuple(size if axis == 0 and mode == "row" else 1 for axis, size in enumerate(x.shape))
-    offset = _validation.check_row_offset(row_offset, x.ndim)
-    offset = random.resolve_row_offset(offset, () if mode == "row" else (0,))
+    offset = random.check_row_offset(row_offset, shape, () if mode == "row" else (0,))
     if scale or key is None or _apply.keeps_everything(rate):
-        return _apply.drop(x, rate, key, shape, offset)
-    return _apply.with_mask(_apply.select_unscaled, (x,), rate, key, shape, offset)
+        y = _apply.drop(x, rate, key, shape, offset)
+    else:
+        y = _apply.with_mask(_apply.select_unscaled, (x,), rate, key, shape, offset)
+    return with_weak_type_of(x, y)
 
 
 def drop_connect(
@@ -102,9 +104,10 @@ def drop_connect(
       Array([4., 6.], dtype=float32)
     """
     weights = _validation.check_array(weights, "weights")
-    return _apply.drop(
+    y = _apply.drop(
         weights, _validation.check_rate(rate), _validation.check_key(key), weights.shape
     )
+    return with_weak_type_of(weights, y)
 
 
 def zoneout(
@@ -113,7 +116,7 @@ def zoneout(
     """Keep the previous state instead of the new one, unit by unit.
 
     Formula: y = old with probability rate, else new; at evaluation the expectation,
-    y = new T / 2^16 + old (2^16 - T) / 2^16. Variance rate (1 - rate) (new - old)^2.
+    y = (1 - rate) new + rate old. Variance rate (1 - rate) (new - old)^2.
 
     Args:
       new: the state after a step, a floating or complex array of any shape.
@@ -146,8 +149,10 @@ def zoneout(
     if _apply.keeps_everything(rate):
         return new
     if key is None:
-        return _apply.with_sharding_of(new, _compute_expected_state)(new, old, jnp.float32(rate))
-    return _apply.with_mask(_select_state, (new, old), rate, key, new.shape)
+        y = _apply.with_sharding_of(new, _compute_expected_state)(new, old, jnp.float32(rate))
+    else:
+        y = _apply.with_mask(_select_state, (new, old), rate, key, new.shape)
+    return with_weak_type_of(new, y)
 
 
 def _select_state(
@@ -217,13 +222,16 @@ def layer_drop(
     x = _validation.check_array(x)
     rate = _validation.check_rate(rate)
     key = _validation.check_key(key)
+    if key is None or _apply.keeps_everything(rate):
+        out = layer(x)
+        _validation.check_same_shape_and_dtype(out, x, "layer(x)", "x")
+        return out
     out = jax.eval_shape(layer, x)
     _validation.check_same_shape_and_dtype(out, x, "layer(x)", "x")
-    if key is None or _apply.keeps_everything(rate):
-        return layer(x)
     keep, is_valid = _draw_decision(key, jnp.float32(rate))
     y = lax.cond(keep, layer, _identity, x)
-    return jnp.where(is_valid, y, jnp.full_like(y, jnp.nan)) if isinstance(rate, Tracer) else y
+    y = jnp.where(is_valid, y, jnp.full_like(y, jnp.nan)) if isinstance(rate, Tracer) else y
+    return with_weak_type_of(out, y)
 
 
 def _identity(x: Inexact[Array, "*shape"]) -> Inexact[Array, "*shape"]:
@@ -235,6 +243,5 @@ def _draw_decision(
     key: Key[Array, ""], rate: Float32[Array, ""]
 ) -> tuple[Bool[Array, ""], Bool[Array, ""]]:
     rate = lax.stop_gradient(rate)
-    return random.unpack_mask(random.draw_packed_mask(key, rate, ()), ()), random.is_valid_rate(
-        rate
-    )
+    words = random.draw_packed_mask(random.mask_params(key, rate), ())
+    return random.unpack_mask(words, ()), random.is_valid_rate(rate)

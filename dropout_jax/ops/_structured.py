@@ -15,6 +15,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from dropout_jax import _validation, random
 from dropout_jax.ops import _apply
+from dropout_jax.ops._weak_types import with_weak_type_of
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Float32, Inexact, Integer, Key, Shaped
@@ -176,7 +177,8 @@ def _drop_ids(
     key = _validation.check_key(key)
     if key is None or _apply.keeps_everything(rate):
         return ids
-    return _apply.with_mask(_select_ids, (ids, jnp.asarray(fill, ids.dtype)), rate, key, ids.shape)
+    operands = (ids, jnp.asarray(fill, ids.dtype))
+    return with_weak_type_of(ids, _apply.with_mask(_select_ids, operands, rate, key, ids.shape))
 
 
 def _select_ids(
@@ -263,7 +265,7 @@ def _drop_along(
     """Apply dropout with a mask along `mask_axes`, shared along all other axes."""
     rate = _validation.check_rate(rate)
     shape = tuple(size if axis in mask_axes else 1 for axis, size in enumerate(x.shape))
-    return _apply.drop(x, rate, _validation.check_key(key), shape)
+    return with_weak_type_of(x, _apply.drop(x, rate, _validation.check_key(key), shape))
 
 
 def drop_block(
@@ -281,7 +283,7 @@ def drop_block(
     which replaces the rate in the formula of T. A position that c possible blocks cover is
     kept with probability P = (1 - gamma)^c (c is smaller at the borders), and y = x / P if kept.
     Mean x, variance x^2 (1 - P) / P. Blocks overlap, so the share dropped, 1 - mean(P), is a little
-    below `rate`, to the resolution of gamma, 2^-16.
+    below `rate`, to the resolution of gamma, 2^-24.
 
     Args:
       x: a floating array (batch, 1 to 3 spatial axes, channel).
@@ -318,7 +320,7 @@ def drop_block(
     if key is None or _apply.keeps_everything(rate) or x.size == 0:
         return x
     call = functools.partial(_drop_block, blocks=blocks, scale_by_keep=bool(scale_by_keep))
-    return _apply.with_sharding_of(x, call)(x, jnp.float32(rate), key)
+    return with_weak_type_of(x, _apply.with_sharding_of(x, call)(x, jnp.float32(rate), key))
 
 
 def _check_resolution(
@@ -328,14 +330,14 @@ def _check_resolution(
     if isinstance(rate, Tracer) or not rate > 0 or math.prod(spatial) == 0:
         return
     positions = math.prod(n - b + 1 for n, b in zip(spatial, blocks, strict=True))
-    least = 2.0**-17 * math.prod(blocks) * positions / math.prod(spatial)
+    least = 2.0**-25 * math.prod(blocks) * positions / math.prod(spatial)
     if rate <= least:
         _validation.fail(
             ValueError,
             "rate",
             rate,
             f"0, or above {least:.2g} for blocks of {blocks}",
-            "The seeds have a resolution of 2^-16: use smaller blocks or a larger rate.",
+            "The seeds have a resolution of 2^-24: use smaller blocks or a larger rate.",
         )
 
 
@@ -372,7 +374,7 @@ def _drop_block(
     shape = (x.shape[0], *positions, x.shape[-1])
     rate = lax.stop_gradient(rate)
     gamma = _compute_gamma(rate, spatial, blocks, positions)
-    words = random.draw_packed_mask(key, gamma, shape)
+    words = random.draw_packed_mask(random.mask_params(key, gamma), shape)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def unpack_and_apply(x, words):

@@ -6,19 +6,19 @@ The docstring of `_masks.py` is the specification of the mask, that of `_noise.p
 
 from dropout_jax.random._keys import fold
 from dropout_jax.random._masks import (
-    ONE,
     WORD,
     MaskParams,
+    check_row_offset,
     draw_packed_mask,
-    draw_packed_rows,
+    draw_packed_tile,
     is_valid_rate,
     keep_mask,
+    lowest_bit,
     mask_params,
     mask_shape,
-    resolve_row_offset,
     threshold,
     unpack_mask,
-    unpack_rows,
+    unpack_tile,
 )
 from dropout_jax.random._noise import draw_normal, draw_uniform
 from dropout_jax.random._threefry import fold_in, threefry2x32

@@ -1,35 +1,67 @@
 """Draw the mask, version 1. Only this wing draws random bits.
 
-Specification. A mask is a function of a key, a rate and a shape. All integers are unsigned and
-32 bits wide, and arithmetic on them is modulo 2^32.
+Specification. A mask is a function of a key, a rate and a shape. All integers are unsigned.
 
-1. Threshold. T = rint((1 - rate) * 2^16), an integer from 0 to 2^16, where rate is first rounded to
-   float32, the subtraction is rounded to float32, and rint rounds halves to even. An element is
-   kept with probability T / 2^16, and a kept element is multiplied by 2^16 / T, so that the
-   expectation is exact. A rate below 1 whose T is 0 is an error if the rate is known, and takes
-   T = 1 if it is traced. A traced rate outside [0, 1] gives NaN.
-2. Seed. The key is folded: key' = jax.random.fold_in(key, 0x64726F70) ("drop"), so that no word of
-   a mask equals a word of a child key. A threefry2x32 key' is two words, K0 and K1. A key' of
-   another implementation is reduced to two: jax.random.bits(key', (2,), uint32).
-   (For threefry2x32, fold_in(key, n) is the block Threefry(key, counter = (0, n)).)
-3. Shape. Axes in broadcast_dims count as length 1. If there is no axis, or the last one is then
-   shorter than 32, the array is taken flat: one row of all its elements in C order. Otherwise the
-   rows run along the last axis, and `row` is the linear index, in C order, over the other axes.
-4. Words. A row of D elements has ceil(D / 32) words; bit i (of value 2^i) of word w belongs to
-   element 32 w + i. Bits beyond D are not used.
-5. Planes. There are 16 planes of words. For p from 0 to 7, planes 2p and 2p + 1 of the word w of a
-   row are the two output words of Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror and Shaw,
-   "Parallel random numbers: as easy as 1, 2, 3", 2011), key (K0, K1), counter (row, 8 w + p).
-6. Combination. The mask word M starts as 0, or as 2^32 - 1 if T = 2^16. For j from 0 to 15:
-   M = M | plane_j if bit j of T is 1, else M = M & plane_j. An element is kept if its bit of M
-   is 1. (Planes below the lowest set bit of T leave M at 0 and need not be drawn. Equivalently:
-   with u the 16-bit number whose bit j is the element's bit of plane j, it is kept if
-   u + T >= 2^16.)
+1. Threshold. Round the rate to float32 and subtract it from 1 in float32; let q be the result, and
+   T = rint(q * 2^32), an integer from 0 to 2^32 (64 bits wide, and always a multiple of 2^8). An
+   element is kept with probability T / 2^32. If T = 2^32 (the float32 rate is at most 2^-25) every
+   element is kept and no plane is drawn. If T = 0 (the float32 rate is 1) none is.
+   The ops give y = x * s where an element is kept, and 0 where it is not, NaN and infinity
+   included. The scale is s = 1 / q, rounded to float32 (to float64 for an x of float64); the
+   product is computed in that precision and rounded to the dtype of x. A known rate outside [0, 1]
+   is an error. A traced one, or NaN, has a mask that keeps everything, and ops give NaN for it.
+2. Seed. The key is folded: key' = jax.random.fold_in(key, 0x64726F70) ("drop"), so that a mask is
+   drawn under another key than what its caller derives from the key. A threefry2x32 key' is two
+   words, K0 and K1. A key' of another implementation is reduced to two: jax.random.bits(key', (2,),
+   uint32). (For threefry2x32, fold_in(key, n) is the block Threefry(key, counter = (0, n)).)
+3. Packed axis. The shape is that of the whole array, and axes in broadcast_dims have length 1 in
+   it. If it has three axes or more and the second-to-last is at least 32 long, that one is packed.
+   Else, if it has an axis and the last is at least 32 long, that one is. Else the array is flat:
+   one axis of all its elements in C order, which is packed. (Axes of length 1 count as axes.)
+4. Words. The words of 32 bits form an array of the shape of the mask (of the flat array, if it is
+   flat) in which the packed axis of n places has ceil(n / 32). Bit i (of value 2^i) of the word at
+   w along it belongs to place 32 w + i; bits of places from n on are not used. The column of a word
+   is its index along the last axis of the array of words, and its row the linear index, in C order,
+   over the other axes: 0 if there is no other.
+5. Planes. Each word has 16 planes, words too. For p from 0 to 7, planes 2p and 2p + 1 are the two
+   output words of Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror and Shaw, "Parallel random
+   numbers: as easy as 1, 2, 3", 2011), key (K0, K1), counter (row, 8 column + p).
+6. Number. The element at bit i of a word has a number u of 32 bits. Its high half is its own: bit
+   16 + j of u is bit i of plane j, for j from 0 to 15. Its low half is borrowed from its neighbours
+   in the word: bit 15 - k of u is bit (i + 1 + k) mod 32 of plane 0, for k from 0 to 15. The
+   element is kept if u + T >= 2^32, in 64 bits.
 
-Three properties follow. Row and word are global indices, so a mask does not depend on the layout or
-the sharding of an array, and any tile of it can be drawn alone. For one key and shape the masks are
-nested: an element kept at one rate is kept at every lower rate. Nothing wraps below 2^32 rows of
-2^34 elements.
+Step 6 for all 32 elements of a word at once, if T < 2^32: M = 0; for each bit b of T from 0 to 31,
+M = M | P if it is 1, else M & P, where P is plane 0 rotated right by 16 - b for b < 16, and plane b
+- 16 from there on. The elements whose bit of M is 1 are kept. (Until the lowest 1 of T, M stays 0:
+rate 0.5 needs one plane, and the rotations of b < 8 are never needed.)
+
+Properties. Row and column count over the whole array, so a mask does not depend on sharding, and
+any tile of it can be drawn alone. Masks of one key and shape are nested: an element kept at one
+rate is kept at every lower rate. Elements of different words are independent. Two elements of one
+word have a covariance below 2^-32 in absolute value: a borrowed bit decides only where all 16 own
+bits of an element tie with those of T, one time in 2^16, and the two then depend on each other only
+where 15 own bits of the other tie as well. (No two borrow from each other, as the bits of T below 8
+are 0.)
+
+Sizes. No counter wraps with at most 2^32 rows and 2^29 columns of words. So a flat array and a
+packed last axis have at most 2^34 places, and a last axis beside a packed one 2^29. A part of an
+array that begins at index r of axis 0 (`row_offset`) has the rows of the whole from there on, or,
+if the whole is flat, its elements; the part has the packed axis of the whole, as axis 0 of an array
+of two axes or more does not choose it. Larger sizes and offsets are refused where they are known.
+
+Known answers. The first four u, in C order, of the shape (2, 40) and jax.random.key(0), whose words
+are (0, 0): a70f320a 89a86414 0c7ac829 1a1b9053, in hexadecimal. The words of a key, a shape, a
+rate, and the array of words of the mask in C order, with the unused bits set to 0:
+
+    (0, 0)  (2, 40)     0.1   f7ffff7b 000000ff fbbfffbf 000000fb
+    (0, 0)  (2, 40)     0.3   177f5473 000000fb f39effae 000000d9
+    (0, 0)  (2, 40)     0.75  02210400 0000002a 810a0500 00000059
+    (0, 0)  (1, 40, 3)  0.1   f7ffff7b fffeffff ffcffb7f 000000bf 000000fb 000000fe
+    (0, 0)  (1, 40, 3)  0.3   177f5473 f6eadffb bfcfeb7e 000000ae 000000d9 000000da
+    (0, 0)  (1, 40, 3)  0.75  02210400 2008492a 1dc0c000 00000000 00000059 00000010
+    (1, 2)  (5, 7)      0.3   67a9ddfc 00000005
+    (1, 2)  (2, 32, 2)  0.3   67a9ddfc ec3fdd6d f327b0ec d7dbdbc9
 """
 
 from __future__ import annotations
@@ -37,10 +69,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.export
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -53,8 +87,11 @@ if TYPE_CHECKING:
 FOLD = 0x64726F70  # "drop" in ASCII
 NOISE_FOLD = 0x6E6F6973  # "nois"
 WORD = 32  # elements per word
-PLANES = 16
-ONE = 1 << PLANES  # the threshold that keeps everything
+PAIRS = 8  # of planes
+BORROWED = 8  # bits of T / 2^8 below those of the planes
+ONE = 1 << 24  # T / 2^8 of a mask that keeps everything
+MAX_ROWS = 1 << 32  # of words, and columns: beyond, a counter wraps
+MAX_COLUMNS = 1 << 29
 
 
 def keep_mask(
@@ -67,10 +104,9 @@ def keep_mask(
 ) -> Bool[Array, "..."]:
     """Draw the mask that `dropout` with the same key, rate and shape applies: True is kept.
 
-    Formula: each element is kept with probability T / 2^16, T = rint((1 - rate) * 2^16), by the
-    specification in the docstring of this module. Elements along `broadcast_dims` share one
-    decision. With `row_offset`, the result is the rows row_offset, row_offset + 1, ... of the mask
-    of a larger array.
+    Formula: each element is kept with probability 1 - rate, by the specification in the docstring
+    of this module. Elements along `broadcast_dims` share one decision. With `row_offset`, the
+    result is the rows row_offset, row_offset + 1, ... of the mask of a larger array.
 
     Args:
       key: one PRNG key, typed or raw. (There is no mask at evaluation: None is an error.)
@@ -102,19 +138,42 @@ def keep_mask(
             "key=None is not allowed: key must be one PRNG key. There is no mask at evaluation; "
             "pass jax.random.key(seed)."
         )
-    rate = jnp.float32(_validation.check_rate(rate))
+    rate = _validation.check_rate(rate)
     shape = _validation.check_shape(shape)
     shared_axes = _validation.check_axes(broadcast_dims, len(shape))
-    offset = _validation.check_row_offset(row_offset, len(shape))
-    offset = resolve_row_offset(offset, shared_axes)
-    return _draw_mask(typed_key, rate, mask_shape(shape, shared_axes), offset)
+    offset = check_row_offset(row_offset, shape, shared_axes)
+    sizes = mask_shape(shape, shared_axes)
+    return _draw_mask(typed_key, jnp.float32(rate), sizes, offset, lowest_bit(rate))
 
 
-def resolve_row_offset(
-    row_offset: UInt32[Array, ""] | None, shared_axes: tuple[int, ...]
+def check_row_offset(
+    value: ArrayLike | None,
+    shape: tuple[int, ...],
+    shared_axes: tuple[int, ...] = (),
+    name: str = "row_offset",
 ) -> UInt32[Array, ""] | None:
-    """Return the offset, or None where axis 0 shares its decisions and every part has them all."""
-    return None if 0 in shared_axes else row_offset
+    """Return the offset, or None where axis 0 shares its decisions and every part has them all.
+
+    A known offset at which a counter would wrap is an error.
+    """
+    largest = _largest_row_offset(mask_shape(shape, shared_axes))
+    offset = _validation.check_row_offset(value, shape, largest, name)
+    return None if 0 in shared_axes else offset
+
+
+def _largest_row_offset(shape: tuple[int, ...]) -> int:
+    """Return the largest offset at which no counter wraps; symbolic sizes are not known."""
+    try:
+        words = _words_shape(shape, packed_axis(shape))
+    except jax.errors.InconclusiveDimensionOperation:
+        return MAX_ROWS - 1
+    if len(words) == 1:
+        limit, places = MAX_COLUMNS * WORD, math.prod(shape[1:])
+    else:
+        limit, places = MAX_ROWS, math.prod(words[1:-1])
+    if not shape or any(jax.export.is_symbolic_dim(size) for size in (places, shape[0])):
+        return MAX_ROWS - 1
+    return max(min(limit // max(places, 1) - shape[0], MAX_ROWS - 1), 0)
 
 
 def mask_shape(shape: tuple[int, ...], shared_axes: tuple[int, ...]) -> tuple[int, ...]:
@@ -122,21 +181,21 @@ def mask_shape(shape: tuple[int, ...], shared_axes: tuple[int, ...]) -> tuple[in
     return tuple(1 if axis in shared_axes else size for axis, size in enumerate(shape))
 
 
-@functools.partial(jax.jit, static_argnames="shape")
+@functools.partial(jax.jit, static_argnames=("shape", "lowest"))
 def _draw_mask(
     key: Key[Array, ""],
     rate: Float32[Array, ""],
     shape: tuple[int, ...],
     row_offset: UInt32[Array, ""] | None,
+    lowest: int,
 ) -> Bool[Array, "..."]:
-    return unpack_mask(draw_packed_mask(key, rate, shape, row_offset), shape)
+    words = draw_packed_mask(mask_params(key, rate), shape, row_offset, lowest=lowest)
+    return unpack_mask(words, shape)
 
 
 def threshold(rate: Float32[Array, ""]) -> UInt32[Array, ""]:
-    """Return T of the specification; an invalid traced rate keeps all (its scale is NaN)."""
-    rounded = jnp.rint((1 - rate) * ONE)
-    at_least_one = jnp.where(rate < 1, jnp.maximum(rounded, 1), rounded)
-    return jnp.where(is_valid_rate(rate), at_least_one, ONE).astype(jnp.uint32)
+    """Return T / 2^8 of the specification; an invalid traced rate keeps all (its scale is NaN)."""
+    return jnp.where(is_valid_rate(rate), (1 - rate) * ONE, ONE).astype(jnp.uint32)
 
 
 def is_valid_rate(rate: Float32[Array, ""]) -> Bool[Array, ""]:
@@ -144,8 +203,21 @@ def is_valid_rate(rate: Float32[Array, ""]) -> Bool[Array, ""]:
     return (rate >= 0) & (rate <= 1)
 
 
+def lowest_bit(rate: float | Float32[Array, ""]) -> int:
+    """Return the first bit of T / 2^8 that matters if the rate is known, else 0.
+
+    It is static: 0 if a borrowed bit matters, else the even one of a pair of planes; 24, no plane,
+    for T = 0 and T = 2^32. So changing rates make few programs.
+    """
+    if isinstance(rate, jax.Array):
+        return 0
+    known = int((np.float32(1) - np.float32(rate)) * np.float32(ONE)) or ONE
+    lowest = (known & -known).bit_length() - 1
+    return lowest // 2 * 2 if lowest >= BORROWED else 0
+
+
 class MaskParams(NamedTuple):
-    """What decides a mask, apart from its shape: the two words of the seed, and T."""
+    """What decides a mask, apart from its shape: the two words of the seed, and T / 2^8."""
 
     seed: tuple[UInt32[Array, ""], UInt32[Array, ""]]
     threshold: UInt32[Array, ""]
@@ -157,145 +229,291 @@ def mask_params(key: Key[Array, ""], rate: Float32[Array, ""]) -> MaskParams:
 
 
 def draw_packed_mask(
-    key: Key[Array, ""],
-    rate: Float32[Array, ""],
+    params: MaskParams,
     shape: tuple[int, ...],
     row_offset: UInt32[Array, ""] | None = None,
-) -> UInt32[Array, "*rows words"]:
-    """Draw the mask as words of 32 elements; the last axis of the result counts words.
+    *,
+    lowest: int = 0,
+) -> UInt32[Array, "..."] | Bool[Array, "..."]:
+    """Draw the mask in words, which `unpack_mask` unpacks.
 
-    `row_offset` is the index, along axis 0 of a larger array, of the first row.
+    `row_offset` is the index, along axis 0 of a larger array, of the first row. Bits of T / 2^8
+    below `lowest` are 0, and their planes are not drawn. Where a symbolic size of jax.export
+    chooses the packed axis, the result is the mask already unpacked.
     """
-    lead, width = _split_rows(shape)
-    words, params = (*lead, _word_count(width)), mask_params(key, rate)
+    combine = functools.partial(_combine_planes, params, lowest=lowest)
+    try:
+        return _draw_words(combine, shape, packed_axis(shape), row_offset)
+    except jax.errors.InconclusiveDimensionOperation:
+        return _draw_along_chosen_axis(combine, shape, row_offset)
+
+
+def packed_axis(shape: tuple[int, ...]) -> int | None:
+    """Return the packed axis of a mask of a shape, None for a flat one."""
+    return next((axis for axis in _candidate_axes(shape) if shape[axis] >= WORD), None)
+
+
+def _candidate_axes(shape: tuple[int, ...]) -> list[int]:
+    """Return the axes that may be packed, in order: not axis 0, whose parts are drawn alone."""
+    return ([len(shape) - 2] if len(shape) > 2 else []) + ([len(shape) - 1] if shape else [])
+
+
+def _draw_along_chosen_axis(
+    combine: Callable, shape: tuple[int, ...], row_offset: UInt32[Array, ""] | None
+) -> Bool[Array, "..."]:
+    """Draw the mask along the packed axis that the sizes choose when the program runs."""
+
+    def draw(axis):
+        return _unpack(_draw_words(combine, shape, axis, row_offset), shape, axis)
+
+    def choose(axes):
+        if not axes:
+            return draw(None)
+        first, *others = axes
+        is_long = jnp.asarray(shape[first]) >= WORD
+        return lax.cond(is_long, lambda: draw(first), lambda: choose(others))
+
+    return choose(_candidate_axes(shape))
+
+
+def _draw_words(
+    combine: Callable,
+    shape: tuple[int, ...],
+    axis: int | None,
+    row_offset: UInt32[Array, ""] | None,
+) -> UInt32[Array, "..."]:
+    words = _words_shape(shape, axis)
+    _check_sizes(shape, words)
     if row_offset is None:
-        return _combine_planes(params, words, lambda: _word_counters(words))
-    if lead:
-        rows_before = row_offset * jnp.uint32(math.prod(lead[1:]))
+        return combine(lambda: _word_counters(words))
+    if len(words) == 1:
+        return _draw_flat_words(combine, row_offset, math.prod(shape[1:]), words[0])
+    rows_before = row_offset * _as_uint32(math.prod(words[1:-1]))
 
-        def counters():
-            row, word = _word_counters(words)
-            return row + rows_before, word
+    def counters():
+        row, column = _word_counters(words)
+        return row + rows_before, column
 
-        return _combine_planes(params, words, counters)
-    return _draw_flat_words(params, row_offset * jnp.uint32(math.prod(shape[1:])), words[0])
+    return combine(counters)
+
+
+def _words_shape(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
+    if axis is None:
+        return (_word_count(math.prod(shape)),)
+    return (*shape[:axis], _word_count(shape[axis]), *shape[axis + 1 :])
+
+
+def _word_count(size: int) -> int:
+    return -(-size // WORD)
+
+
+def _check_sizes(shape: tuple[int, ...], words: tuple[int, ...]) -> None:
+    """Refuse a mask whose counters would wrap; symbolic sizes are not known."""
+    rows, columns = math.prod(words[:-1]), words[-1]
+    if any(jax.export.is_symbolic_dim(size) for size in (rows, columns)):
+        return
+    if rows > MAX_ROWS or columns > MAX_COLUMNS:
+        _validation.fail(
+            ValueError,
+            "shape",
+            shape,
+            "at most 2^32 rows and 2^29 columns of words, as the specification counts them",
+            "Split the array and give each part its own key.",
+        )
 
 
 def _draw_flat_words(
-    params: MaskParams, first_element: UInt32[Array, ""], count: int
+    combine: Callable, row_offset: UInt32[Array, ""], size: int, count: int
 ) -> UInt32[Array, " words"]:
-    """Draw `count` words of a flat mask from any element on, also from within a word."""
+    """Draw `count` words of a flat mask whose rows have `size` elements, from any row on."""
+    first_word, shift = _locate_element(row_offset, size)
 
     def counters():
-        row, word = _word_counters((count + 1,))
-        return row, word + first_element // WORD
+        row, column = _word_counters((count + 1,))
+        return row, column + first_word
 
-    words, shift = _combine_planes(params, (count + 1,), counters), first_element % WORD
+    words = combine(counters)
     high = jnp.where(shift == 0, jnp.uint32(0), words[1:] << ((WORD - shift) % WORD))
     return (words[:-1] >> shift) | high
 
 
-def draw_packed_rows(
-    params: MaskParams,
-    row: UInt32[Array, "*rows"],
-    width: int,
-    first_column: int | Int[Array, ""],
-    count: int,
-    *,
-    unrolled: bool = False,
-) -> UInt32[Array, "*rows words"]:
-    """Draw the words of `count` columns of some rows of a mask; `unpack_rows` unpacks them.
+def _locate_element(
+    row: UInt32[Array, "*shape"], size: int
+) -> tuple[UInt32[Array, "*shape"], UInt32[Array, "*shape"]]:
+    """Return the word and the bit of element row * size, a number that may exceed 32 bits."""
+    high, low = row // WORD, row % WORD
+    bit = low * _as_uint32(size % WORD)
+    word = high * _as_uint32(size) + low * _as_uint32(size // WORD) + bit // WORD
+    return word, bit % WORD
 
-    `row` holds linear indices over the leading axes of the mask, whose last axis is `width` long.
-    `first_column` is a multiple of 32. `unrolled` avoids a loop, which a kernel cannot have.
+
+def _as_uint32(size: int) -> UInt32[Array, ""]:
+    """Convert a size, also a symbolic one, modulo 2^32."""
+    if jax.export.is_symbolic_dim(size):
+        return jnp.asarray(size).astype(jnp.uint32)
+    return jnp.uint32(size % 2**32)
+
+
+def draw_packed_tile(
+    params: MaskParams,
+    index: UInt32[Array, "*lead"],
+    sizes: tuple[int, int],
+    rows: tuple[int | Int[Array, ""], int],
+    columns: tuple[int | Int[Array, ""], int],
+    *,
+    in_kernel: bool = False,
+) -> UInt32[Array, "*lead _ _"]:
+    """Draw a tile of the last two axes of a mask in words, which `unpack_tile` unpacks.
+
+    `index` is linear over the leading axes of a mask whose last two axes have `sizes`. `rows` and
+    `columns` are (first, count); along the packed axis, first is a multiple of 32.
     """
-    combine = _combine_planes_unrolled if unrolled else _combine_planes
-    if width < WORD:
-        return _draw_short_rows(params, row, width, combine)
-    words = (*row.shape, _word_count(count))
+    combine = functools.partial(_combine_in_kernel if in_kernel else _combine_planes, params)
+    (first_row, row_count), (first_column, column_count) = rows, columns
+    axis, size = packed_axis((1, *sizes)), sizes[0]
+    if axis is None:
+        return _draw_flat_tile(combine, index, sizes, rows, columns)
+    if axis == 1:
+        first_row, row_count, size = first_row // WORD, _word_count(row_count), _word_count(size)
+    else:
+        first_column, column_count = first_column // WORD, _word_count(column_count)
+    words = (*index.shape, row_count, column_count)
 
     def counters():
-        word = lax.broadcasted_iota(jnp.uint32, words, row.ndim)
-        return jnp.broadcast_to(row[..., None], words), word + jnp.uint32(first_column // WORD)
+        row, column = (lax.broadcasted_iota(jnp.uint32, words, index.ndim + n) for n in (0, 1))
+        first = index[..., None, None] * jnp.uint32(size) + jnp.uint32(first_row)
+        return first + row, column + jnp.uint32(first_column)
 
-    return combine(params, words, counters)
+    return combine(counters)
 
 
-def _draw_short_rows(
-    params: MaskParams, row: UInt32[Array, "*rows"], width: int, combine: Callable
-) -> UInt32[Array, "*rows 1"]:
-    """Draw one word for each row of a flat mask of rows shorter than a word: bit s is column s."""
-    # 32 rows take `width` words. `bit` is the offset of the row after a multiple of 32 rows.
-    bit = (row % WORD) * jnp.uint32(width)
-    word = (row // WORD) * jnp.uint32(width) + bit // WORD
+def _draw_flat_tile(
+    combine: Callable,
+    index: UInt32[Array, "*lead"],
+    sizes: tuple[int, int],
+    rows: tuple[int | Int[Array, ""], int],
+    columns: tuple[int | Int[Array, ""], int],
+) -> UInt32[Array, "*lead _ _"]:
+    """Draw the tile of a flat mask, whose rows are shorter than a word: a word for each element."""
+    tile = (*index.shape, rows[1], columns[1])
 
-    def draw_word(index):
-        counters = jnp.zeros_like(index), index
-        return combine(params, index.shape, lambda: counters)
+    def locate():
+        row, column = (lax.broadcasted_iota(jnp.uint32, tile, index.ndim + n) for n in (0, 1))
+        row, column = row + jnp.uint32(rows[0]), column + jnp.uint32(columns[0])
+        word, bit = _locate_element(index[..., None, None], sizes[0] * sizes[1])
+        bit = bit + row * jnp.uint32(sizes[1]) + column
+        return word + bit // WORD, bit % WORD
 
-    word, shift = word[..., None], (bit % WORD)[..., None]
-    high = draw_word(word + 1) << ((WORD - shift) % WORD)
-    return (draw_word(word) >> shift) | jnp.where(shift == 0, jnp.uint32(0), high)
+    def counters():
+        column, _ = locate()
+        return jnp.zeros_like(column), column
+
+    return combine(counters) >> locate()[1]
 
 
 def _combine_planes(
-    params: MaskParams, words: tuple[int, ...], counters: Callable
+    params: MaskParams, counters: Callable, *, lowest: int = 0
 ) -> UInt32[Array, "..."]:
     """Combine the planes of the words at `counters()`."""
-    # The barrier hides a constant T, so the loop stays a loop: XLA then materialises the words
-    # once, and does not compute them again in each of the 32 elements that it would fuse them into.
+    # The barrier hides a constant, so that the conditional stays one: XLA then materialises the
+    # words once, and does not compute them again in each of the 32 elements that it would fuse them
+    # into. The counters are computed inside, or they would be arrays in memory.
     keep = lax.optimization_barrier(params.threshold)
-    lowest_bit = lax.population_count(~keep & (keep - 1)).astype(jnp.int32)
-    first_turn = jnp.where(keep >= ONE, PLANES, lowest_bit) // 4
+    opaque = params._replace(threshold=keep)
 
-    def combine_four_planes(turn, mask):
-        counter = counters()  # inside the loop, or XLA would keep them in memory
-        pair = 2 * turn.astype(jnp.uint32)
-        mask = _combine_two_planes(params.seed, keep, counter, pair, mask)
-        return _combine_two_planes(params.seed, keep, counter, pair + 1, mask)
+    def keep_all():
+        return ~_build_zeros(opaque, *counters())
 
-    # "& 0" gives the initial mask the type of the key, which may vary by device under shard_map.
-    initial = jnp.broadcast_to(_spread_bit(keep >> PLANES) | (params.seed[0] & 0), words)
-    return lax.fori_loop(first_turn, PLANES // 4, combine_four_planes, initial)
+    def draw():
+        return _draw_planes(opaque, *counters(), lowest=lowest, divide=lax.optimization_barrier)
+
+    return lax.cond(keep == ONE, keep_all, draw)
 
 
-def _combine_planes_unrolled(
-    params: MaskParams, words: tuple[int, ...], counters: Callable
-) -> UInt32[Array, "..."]:
-    counter, mask = counters(), jnp.zeros(words, jnp.uint32)
-    for pair in range(PLANES // 2):
-        index = jnp.uint32(pair)
-        mask = _combine_two_planes(params.seed, params.threshold, counter, index, mask)
-    return mask | _spread_bit(params.threshold >> PLANES)
+def _combine_in_kernel(params: MaskParams, counters: Callable) -> UInt32[Array, "..."]:
+    """Combine the planes without a conditional, which a kernel cannot have."""
+    return _spread_bit(params.threshold >> 24) | _draw_planes(params, *counters())
 
 
-def _combine_two_planes(
-    seed: tuple[UInt32[Array, ""], UInt32[Array, ""]],
-    keep: UInt32[Array, ""],
-    counter: tuple[UInt32[Array, "*#words"], UInt32[Array, "*#words"]],
-    pair: UInt32[Array, ""],
-    mask: UInt32[Array, "*words"],
+def _build_zeros(
+    params: MaskParams, row: UInt32[Array, "*words"], column: UInt32[Array, "*words"]
 ) -> UInt32[Array, "*words"]:
-    """Combine the planes 2 pair and 2 pair + 1, which one evaluation of Threefry gives."""
-    row, word = counter
-    even, odd = threefry2x32(seed, (row, word * (PLANES // 2) + pair))
-    mask = _combine_plane(mask, even, keep >> (2 * pair))
-    return _combine_plane(mask, odd, keep >> (2 * pair + 1))
+    """Return zeros of the type of the planes, which may vary by device under shard_map."""
+    return (row ^ column ^ params.threshold ^ params.seed[0]) & 0
 
 
-def unpack_mask(words: UInt32[Array, "*rows words"], shape: tuple[int, ...]) -> Bool[Array, "..."]:
+def _draw_planes(
+    params: MaskParams,
+    row: UInt32[Array, "*words"],
+    column: UInt32[Array, "*words"],
+    *,
+    lowest: int = 0,
+    divide: Callable = lambda mask: mask,
+) -> UInt32[Array, "*words"]:
+    """Combine the planes from the lowest that matters upward; T = 2^32 gives 0.
+
+    `divide` is a barrier in the middle: one kernel of eight evaluations spills registers on a TPU.
+    """
+    mask = _build_zeros(params, row, column)
+    for pair in range(max(lowest - BORROWED, 0) // 2, PAIRS):
+        mask = divide(mask) if pair == PAIRS // 2 else mask
+        counter = row, column * PAIRS + jnp.uint32(pair)
+        even, odd = threefry2x32(params.seed, counter)
+        if pair == 0:
+            for bit in range(lowest, BORROWED):
+                rotated = _rotate_right(even, BORROWED - bit)
+                mask = _combine_plane(mask, rotated, params.threshold >> bit)
+        for plane, bit in ((even, BORROWED + 2 * pair), (odd, BORROWED + 2 * pair + 1)):
+            mask = _combine_plane(mask, plane, params.threshold >> bit)
+    return mask
+
+
+def _rotate_right(word: UInt32[Array, "*words"], distance: int) -> UInt32[Array, "*words"]:
+    return (word >> distance) | (word << (WORD - distance))
+
+
+def unpack_mask(
+    words: UInt32[Array, "..."] | Bool[Array, "..."], shape: tuple[int, ...]
+) -> Bool[Array, "..."]:
     """Unpack words into a bool array of the shape of the mask."""
-    _, width = _split_rows(shape)
-    if _is_flat(shape) and width <= 1 << 32:
+    return words if words.dtype == bool else _unpack(words, shape, packed_axis(shape))
+
+
+def _unpack(
+    words: UInt32[Array, "..."], shape: tuple[int, ...], axis: int | None
+) -> Bool[Array, "..."]:
+    if axis is None:
         return _look_up_bits(words, shape)
-    return unpack_rows(words, width).reshape(shape)
+    return _unpack_along(words, axis, shape[axis])
 
 
-def unpack_rows(words: UInt32[Array, "*rows words"], width: int) -> Bool[Array, "*rows {width}"]:
-    """Unpack the first `width` bits of rows of words."""
-    bit = lax.broadcasted_iota(jnp.uint32, (*words.shape, WORD), words.ndim)
-    bits = (words[..., None] >> bit) & 1
-    return bits.reshape(*words.shape[:-1], words.shape[-1] * WORD)[..., :width] != 0
+def unpack_tile(
+    words: UInt32[Array, "*lead _ _"], sizes: tuple[int, int], rows: int, columns: int
+) -> Bool[Array, "*lead {rows} {columns}"]:
+    """Unpack a tile of `rows` and `columns` of a mask whose last two axes have `sizes`."""
+    axis = packed_axis((1, *sizes))
+    if axis is None:
+        return (words & 1) != 0
+    return _unpack_along(words, words.ndim - 3 + axis, rows if axis == 1 else columns)
+
+
+def _unpack_along(words: UInt32[Array, "..."], axis: int, size: int) -> Bool[Array, "..."]:
+    """Unpack the first `size` bits along an axis."""
+    if jax.export.is_symbolic_dim(size):
+        return _look_up_along(words, axis, size)
+    one_bit = [1] * (words.ndim + 1)
+    one_bit[axis + 1] = WORD
+    bit = lax.broadcasted_iota(jnp.uint32, tuple(one_bit), axis + 1)
+    bits = (jnp.expand_dims(words, axis + 1) >> bit) & 1
+    bits = bits.reshape(*words.shape[:axis], words.shape[axis] * WORD, *words.shape[axis + 1 :])
+    return lax.slice_in_dim(bits, 0, size, axis=axis) != 0
+
+
+def _look_up_along(words: UInt32[Array, "..."], axis: int, size: Any) -> Bool[Array, "..."]:
+    """Unpack along an axis of symbolic size, which cannot be sliced to it."""
+    place = jnp.arange(size, dtype=jnp.uint32)
+    shift = jnp.expand_dims(place % WORD, [n for n in range(words.ndim) if n != axis])
+    return ((jnp.take(words, place // WORD, axis, mode="clip") >> shift) & 1) != 0
 
 
 def _look_up_bits(words: UInt32[Array, " words"], shape: tuple[int, ...]) -> Bool[Array, "..."]:
@@ -306,32 +524,20 @@ def _look_up_bits(words: UInt32[Array, " words"], shape: tuple[int, ...]) -> Boo
     """
     lead, last = shape[:-1], math.prod(shape[-1:])
     row, column = _word_counters((*lead, last))
-    element = row * jnp.uint32(last) + column
-    bits = words.at[element // WORD].get(mode="promise_in_bounds") >> (element % WORD)
+    word, bit = _locate_element(row, last)
+    bit = bit + column
+    bits = words.at[word + bit // WORD].get(mode="promise_in_bounds") >> (bit % WORD)
     return (bits & 1).reshape(shape) != 0
-
-
-def _split_rows(shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
-    """Split a shape into leading axes and row length; a short last axis makes one flat row."""
-    return ((), math.prod(shape)) if _is_flat(shape) else (shape[:-1], shape[-1])
-
-
-def _is_flat(shape: tuple[int, ...]) -> bool:
-    return not shape or shape[-1] < WORD
-
-
-def _word_count(width: int) -> int:
-    return -(-width // WORD)
 
 
 def _word_counters(
     shape: tuple[int, ...],
 ) -> tuple[UInt32[Array, "*words"], UInt32[Array, "*words"]]:
-    """Compute the global row and word index of every word, as iotas without communication."""
+    """Compute the row and the column of every word, as iotas without communication."""
     *lead, _ = shape
     row, stride = jnp.zeros(shape, jnp.uint32), 1
     for axis in reversed(range(len(lead))):
-        row = row + lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
+        row = row + lax.broadcasted_iota(jnp.uint32, shape, axis) * _as_uint32(stride)
         stride *= lead[axis]
     return row, lax.broadcasted_iota(jnp.uint32, shape, len(lead))
 

@@ -120,8 +120,8 @@ def measure_kept_fraction(peers, small):
         f"The kept share of {2**16 if small else 2**22:,} elements ({2**14 if small else 2**16:,} "
         f"for the oracle), with its {LEVEL:.2%} interval (Wilson). **!** would mark an interval "
         "that misses the promised 1 - rate. The last column is exact: ours keeps with probability "
-        "T / 2^16, JAX's bernoulli with a multiple of 2^-23, PyTorch's with a multiple of 2^-53. "
-        "Ours is the coarsest; its scale is the inverse of the probability it uses.",
+        "T / 2^32, 1 - rate in float32, JAX's bernoulli with a multiple of 2^-23, PyTorch's with a "
+        "multiple of 2^-53.",
         ("framework", *(f"rate {rate}" for rate in RATES), "used - promised, at most"),
         make_rows(peers, cells),
         data,
@@ -326,8 +326,7 @@ def try_edge_rates(peers, small):
         "Each cell is an error's name or describes the output. `zeros` at 1.5 or NaN, and "
         "`all * 0.909` at -0.1, are wrong rates that pass silently; the oracle checks nothing. "
         "`TracerBool` is JAX's error for a branch on a traced value: that rate cannot be traced. "
-        "Ours treats 1e-6 as 0, because its resolution is 2^-16; the others scale, and drop none "
-        "of these 4,096 elements at 1e-6.",
+        "At 1e-6 these 4,096 elements are scaled, and none is dropped.",
         ("framework", "0", "1", "-0.1", "1.5", "NaN", "1e-6", "traced 1.5", "traced -0.1"),
         make_rows(peers, row),
     )

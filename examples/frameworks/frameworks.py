@@ -117,7 +117,7 @@ def _ops(module, key_of):
 def numpy():
     return Peer(
         _ops(reference, reference.prng_key),
-        used=lambda rate: reference.threshold(rate) / 65536,
+        used=lambda rate: reference.threshold(rate) / 2**32,
         switch="`key=` a key, or None",
         default_mode=lambda x: call_without_key(reference.dropout, x),
         evaluate=lambda x: reference.dropout(x, 0.5, key=None),
@@ -150,7 +150,7 @@ def ours():
     drop = op("dropout")
     return _on_jax(
         _ops(dropout_jax, jax.random.key) | {"gaussian": op("gaussian_dropout")},
-        used=lambda rate: reference.threshold(rate) / 65536,
+        used=lambda rate: reference.threshold(rate) / 2**32,
         switch="`key=` a key, or None; required",
         default_mode=lambda x: call_without_key(dropout_jax.dropout, x),
         evaluate=lambda x: dropout_jax.dropout(x, 0.5, key=None),

@@ -48,8 +48,8 @@ class Tokenizer:
     def decode(self, ids: Iterable[SupportsInt]) -> str:
         """Convert ids to text; bytes that are not valid UTF-8 become U+FFFD."""
         if self.alphabet is None:
-            return bytes(i for i in map(int, ids) if i < 256).decode(errors="replace")
-        return "".join(self.alphabet[i] for i in map(int, ids) if i < len(self.alphabet))
+            return bytes(i for i in map(int, ids) if 0 <= i < 256).decode(errors="replace")
+        return "".join(self.alphabet[i] for i in map(int, ids) if 0 <= i < len(self.alphabet))
 
 
 def code_points(text: str) -> np.ndarray:

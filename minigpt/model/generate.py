@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 
 from dropout_jax import fold
+from minigpt.config import require_seed
 
 
 def generate_ids(
@@ -31,9 +32,10 @@ def generate_ids(
 
     Each id is drawn from softmax(logits / temperature), restricted to the `top_k` likeliest ids and
     to the fewest ids whose probabilities sum to at least `top_p`. Temperature 0 takes the likeliest
-    id. The same seed gives the same ids.
+    id. The same seed, an integer from 0 to 2^32 - 1, gives the same ids.
     """
     _check_options(len(prompt), tokens, temperature, top_k, top_p)
+    require_seed(seed)
     key = fold(jax.random.key(seed), "sample")
     window = np.zeros((1, block_size), np.int32)
     ids = list(map(int, prompt[-block_size:]))

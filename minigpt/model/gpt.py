@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
+from jax.core import Tracer
 
 from dropout_jax import dot_product_attention
 from minigpt.config import DropoutConfig, ModelConfig
@@ -24,8 +26,7 @@ from minigpt.distributed import constrain_batch_sharding
 from minigpt.model.dropout_sites import Captures, DropoutSite
 
 if TYPE_CHECKING:
-    import numpy as np
-    from jaxtyping import Array, Float, Int
+    from jaxtyping import Array, Float, Integer
 
 _INIT_STD = 0.02
 
@@ -43,7 +44,7 @@ class GPT(nnx.Module):
 
     def __call__(
         self,
-        tokens: Int[Array | np.ndarray, "batch time"],
+        tokens: Integer[Array | np.ndarray, "batch time"],
         *,
         key: jax.Array | None,
         masks: Mapping[str, Any] | None = None,
@@ -63,7 +64,7 @@ class GPT(nnx.Module):
 
     def features(
         self,
-        tokens: Int[Array | np.ndarray, "batch time"],
+        tokens: Integer[Array | np.ndarray, "batch time"],
         *,
         key: jax.Array | None,
         masks: Mapping[str, Any] | None = None,
@@ -76,6 +77,7 @@ class GPT(nnx.Module):
                 f"tokens.shape={tokens.shape} is not allowed: a row may have at most "
                 f"block_size={self.config.block_size} tokens. Cut the text: tokens[:, -n:]."
             )
+        _check_known_tokens(tokens, self.tokens.num_embeddings)
         x = constrain_batch_sharding(
             self.tokens(jnp.asarray(tokens)) + self.positions(jnp.arange(tokens.shape[1]))
         )
@@ -208,6 +210,18 @@ class MLP(nnx.Module):
         hidden = nnx.gelu(_apply_per_token(self.wide, x), approximate=True)
         hidden = site.at("mlp_hidden").dropout(hidden, self.rates.mlp_hidden)
         return site.at("mlp_out").dropout(_apply_per_token(self.out, hidden), self.rates.mlp_out)
+
+
+def _check_known_tokens(tokens: jax.Array | np.ndarray, vocab_size: int) -> None:
+    """Refuse ids that are not in the vocabulary; a negative one would count from its end."""
+    if isinstance(tokens, Tracer) or not getattr(tokens, "is_fully_addressable", True):
+        return
+    ids = np.asarray(tokens)
+    if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
+        raise ValueError(
+            f"tokens={tokens!r:.200} is not allowed: ids must be integers from 0 to "
+            f"{vocab_size - 1}. Encode the text with the tokenizer of this model."
+        )
 
 
 def _stack_blocks(blocks: list[Block]) -> Block:

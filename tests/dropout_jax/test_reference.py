@@ -77,7 +77,10 @@ def test_uniform_and_bernoulli_are_jaxs(dtype, key):
 
 @pytest.mark.parametrize(
     ("rate", "threshold"),
-    [(0.0, 65536), (0.5, 32768), (0.1, 58982), (0.25, 49152), (1.0, 0), (2**-17, 65536)],
+    [
+        *[(0.0, 2**32), (0.5, 2**31), (0.25, 3 * 2**30), (1.0, 0), (2**-25, 2**32)],
+        *[(0.1, 0xE6666600), (2**-24, 2**32 - 2**8), (1 - 2**-24, 2**8)],
+    ],
 )
 def test_threshold_by_hand(rate, threshold):
     assert reference.threshold(rate) == threshold

@@ -85,7 +85,24 @@ def test_short_last_axes_need_no_collective_either(kind, shape, axis, key):
 
 
 @KINDS
-@pytest.mark.parametrize(("shape", "axis"), [((8, 96), 1), ((8, 104), 1), ((3, 40), 1)])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_packed_axis_before_the_last_needs_no_collective(kind, axis, key):
+    """Shards of the packed axis, which is 1, are multiples of 32; those of axis 2 have 2 places."""
+    x = sample((8, 256, 16))
+    sharded = on_mesh(x, axis, 8, kind)
+    with jax.set_mesh(sharded.sharding.mesh):
+        fn = jax.jit(grad_too)
+        values, program = fn(sharded, key), fn.lower(sharded, key).compile()
+    for y in values:
+        np.testing.assert_array_equal(y, dropout(x, 0.3, key=key))
+    assert not find_collectives(program)
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((8, 96), 1), ((8, 104), 1), ((3, 40), 1), ((2, 128, 5), 1), ((2, 104, 40), 1)],
+)
 def test_right_whatever_the_shards(kind, shape, axis, key):
     """Shards of no multiple of 32: right, perhaps with communication."""
     x = sample(shape)

@@ -32,7 +32,7 @@ FUNCTIONS = [
     "call",
     [
         lambda: random.threshold(jnp.zeros(3)),
-        lambda: random.unpack_rows(jnp.zeros((2, 3)), 4),
+        lambda: random.unpack_tile(jnp.zeros((2, 3)), (4, 4), 2, 3),
         lambda: _naive.softmax([1.0, 2.0]),  # pyright: ignore[reportArgumentType]
         lambda: ops.select_unscaled(jnp.ones((4, 6)), jnp.ones(5, bool), jnp.float32(0.5)),
     ],

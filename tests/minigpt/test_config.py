@@ -51,6 +51,8 @@ def test_nanogpts_optimizer(name):
         (lambda: OptimConfig(grad_clip=0.0), "grad_clip=0.0"),
         (lambda: Config(steps=0), "steps=0"),
         (lambda: Config(seed=-1), "seed=-1"),
+        (lambda: Config(seed=2**32), "seed=4294967296"),
+        (lambda: Config(seed=True), "seed=True"),
         (lambda: Config(patience=0), "patience=0"),
         (lambda: Config(profile_steps=-1), "profile_steps=-1"),
         (lambda: Config(accumulate=5), "batch_size=12"),

@@ -42,7 +42,7 @@ def enumerate_sub_networks(seed, rate, apply=apply_mask):
     rng = np.random.default_rng(seed)
     x, weights, bias = (rng.normal(size=size) for size in ((INPUTS,), (INPUTS, 5), (5,)))
     masks = (np.arange(2**INPUTS)[:, None] >> np.arange(INPUTS)) % 2 == 1
-    kept = float(np.rint((1 - np.float32(rate)) * 2**16)) / 2**16  # the mask's own probability
+    kept = float(np.float32(1) - np.float32(rate))  # the mask's own probability
     likely = (kept ** masks.sum(1) * (1 - kept) ** (~masks).sum(1))[:, None]
     with jax.enable_x64(True):
         dropped = np.asarray(apply(jnp.broadcast_to(x, masks.shape), masks, rate))

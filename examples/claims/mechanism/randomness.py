@@ -2,7 +2,7 @@
 
 Ten chains of draws at each of three rates; the elements that keep_mask drops are counted after 100,
 1,000, ... 100 million draws. The seed decides a chain's keys, and every chain has its own seed. The
-expected share is the mask's own, 1 - T / 2^16, at most 2^-17 from the rate.
+expected share is the mask's own, 1 - T / 2^32, at most 2^-25 from the rate.
 """
 
 import functools
@@ -54,7 +54,7 @@ def count_chunk(key, rate, size, mask):
 
 def drop_probability(rate):
     """The exact probability that a mask drops an element."""
-    return 1 - float(np.rint((1 - np.float32(rate)) * 2**16)) / 2**16
+    return 1 - float(np.float32(1) - np.float32(rate))
 
 
 def tail_probabilities(counts, rate, ends):

@@ -18,7 +18,7 @@ from minigpt.model import GPT
 
 if TYPE_CHECKING:
     import numpy as np
-    from jaxtyping import Array, Float, Int
+    from jaxtyping import Array, Float, Integer
 
 
 class Classifier(nnx.Module):
@@ -33,8 +33,8 @@ class Classifier(nnx.Module):
 
     def __call__(
         self,
-        tokens: Int[Array | np.ndarray, "batch time"],
-        lengths: Int[Array | np.ndarray, " batch"],
+        tokens: Integer[Array | np.ndarray, "batch time"],
+        lengths: Integer[Array | np.ndarray, " batch"],
         *,
         key: jax.Array | None,
         rate: float | jax.Array | None = None,
@@ -45,7 +45,9 @@ class Classifier(nnx.Module):
         )
         rate = self.rate if rate is None else rate
         return self.head(
-            pool_features(features, jnp.asarray(lengths), self.pool), rate, key=fold(key, "head")
+            pool_features(features, jnp.asarray(lengths, jnp.int32), self.pool),
+            rate,
+            key=fold(key, "head"),
         )
 
 
@@ -66,7 +68,9 @@ class Head(nnx.Module):
 
 
 def pool_features(
-    features: Float[Array, "batch time dim"], lengths: Int[Array | np.ndarray, " batch"], pool: str
+    features: Float[Array, "batch time dim"],
+    lengths: Integer[Array | np.ndarray, " batch"],
+    pool: str,
 ) -> Float[Array, "batch dim"]:
     """The features of the last or the first real token, or their mean over the real tokens."""
     if pool == "first":

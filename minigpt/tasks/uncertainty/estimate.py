@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from dropout_jax import fold, mc_dropout, mutual_information, predictive_entropy
-from minigpt.config import DropoutConfig, ModelConfig
+from minigpt.config import DropoutConfig, ModelConfig, require_seed
 from minigpt.data import Tokenizer
 from minigpt.model import GPT
 from minigpt.run import RunSpec
@@ -95,6 +95,7 @@ def token_uncertainty(
             f"passes={passes} is not allowed: it must be at least 2, because the passes are "
             "compared with each other."
         )
+    require_seed(seed)
     key, stride = fold(jax.random.key(seed), "uncertainty"), max(block_size // 2, 1)
     values = np.full((len(Uncertainty._fields), len(tokens)), np.nan)
     next_token = 1  # the first token that no window has predicted yet

@@ -75,21 +75,43 @@ def test_float16_overflows_to_inf_like_any_product(key):
 def test_bfloat16_is_unbiased(key):
     """Flax divides by bfloat16(0.9) = 0.8984 and is biased by 0.2 %; here the scale is float32."""
     x = jnp.ones((1,), jnp.bfloat16)
-    scale = np.float32(65536 / 58982)
+    scale = np.float32(1 / 0.9)
     kept = apply_mask(x, np.array([True]), 0.1)
     np.testing.assert_array_equal(kept, jnp.asarray([scale], jnp.bfloat16))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_scale_of_ones_own(dtype):
-    """As PyTorch scales: 1 / (1 - p) in the dtype, not the inverse of the share really used."""
+    """A factor that no rate gives."""
     with jax.enable_x64(dtype is np.float64):
         x, keep = sample(100).astype(dtype), sample(100, seed=1) > 0
-        expected = np.where(keep, x * dtype(1 / 0.9), 0)
-        np.testing.assert_array_equal(apply_mask(x, keep, scale=1 / 0.9), expected)
+        expected = np.where(keep, x * dtype(1 / 3), 0)
+        np.testing.assert_array_equal(apply_mask(x, keep, scale=1 / 3), expected)
         traced = jax.jit(lambda scale: apply_mask(x, keep, scale=scale))
-        np.testing.assert_array_equal(traced(dtype(1 / 0.9)), expected)
-        assert (apply_mask(x, keep, 0.1) != expected).any()
+        np.testing.assert_array_equal(traced(dtype(1 / 3)), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("rates", "tolerance"),
+    [((0.05, 0.1, 0.2, 0.3, 1 / 3, 0.5, 0.9, 0.95), 1e-6), ((0.98, 0.99, 0.999), 2e-5)],
+)
+def test_kept_values_are_x_over_one_minus_rate(key, rates, tolerance, dtype):
+    """As PyTorch, Flax and Keras are tested, with the rate in double precision.
+
+    The rate is rounded to float32, so that 1 becomes 1 / (1 - rate) to 2^-25 / (1 - rate).
+    """
+    with jax.enable_x64(dtype is np.float64):
+        for rate in rates:
+            x = sample(5000).astype(dtype) + 3
+            y = np.asarray(dropout(x, rate, key=key))
+            kept = y != 0
+            assert kept.any()
+            np.testing.assert_allclose(y[kept], x[kept] / (1 - rate), rtol=tolerance)
+            one = apply_mask(dtype(1), np.array(True), rate)
+            np.testing.assert_allclose(one, 1 / (1 - rate), rtol=1e-6 if rate <= 0.98 else 2e-5)
+            keep = keep_mask(key, rate, x.shape)
+            np.testing.assert_array_equal(apply_mask(x, keep, rate), y)
 
 
 def test_complex_numbers_are_scaled_by_parts(key):
@@ -109,5 +131,6 @@ def test_fold_key_is_not_a_mask_word(key):
     children = np.asarray(jax.random.key_data(jax.random.split(key, 64))).ravel()
     from dropout_jax.random import _masks as masks
 
-    words = np.asarray(masks.draw_packed_mask(key, jnp.float32(0.5), (64, 64))).ravel()
+    params = masks.mask_params(key, jnp.float32(0.5))
+    words = np.asarray(masks.draw_packed_mask(params, (64, 64))).ravel()
     assert not set(children.tolist()) & set(words.tolist())

@@ -47,7 +47,7 @@ def test_drop_connects_variance_of_a_product(key):
     keys = jax.random.split(key, draws)
     products = jax.vmap(lambda k: drop_connect(weights, rate, key=k) @ v)(keys)
     centred = np.asarray(products, np.float64) - weights @ v
-    q = round((1 - rate) * 65536) / 65536
+    q = 1 - rate
     expected = (1 - q) / q * (weights**2 @ v**2)
     z_mean = centred.mean(0) / np.sqrt(expected / draws)
     z_variance = ((centred**2).mean(0) - expected) / ((centred**2).std(0) / np.sqrt(draws))
@@ -64,7 +64,7 @@ def test_attention_weights_variance_of_the_output(key):
     keys = jax.random.split(key, draws)
     products = jax.vmap(lambda k: dropout(a, rate, key=k)[0, 0, 0] @ v)(keys)
     centred = np.asarray(products, np.float64) - float(a[0, 0, 0] @ v)
-    q = round((1 - rate) * 65536) / 65536
+    q = 1 - rate
     expected = (1 - q) / q * (a[0, 0, 0] ** 2 @ v**2)
     assert abs(centred.mean()) < 4.9 * np.sqrt(expected / draws)
     error = (centred**2).std() / np.sqrt(draws)

@@ -1,5 +1,7 @@
 """The first step, site and element at which two recorded runs differ."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -109,3 +111,141 @@ def test_files_keep_everything_in_order(tmp_path):
     assert "site embed (model.py:3): the output differs at (0, 0)" in str(
         divergence.first_difference(again, other)
     )
+
+
+NAMES = [
+    "a|b",
+    "a\nb",
+    "",
+    "été/λ",
+    "a/b",
+    "0",
+    "file",
+    "index",
+    "\ud800",
+    ".npy",
+    "../x",
+    "a" * 300,
+]
+DTYPES = ["bool", "int8", "uint64", "float16", "float32", "float64", "complex64", "bfloat16"]
+DTYPES += [
+    "float8_e4m3fn",
+    "float8_e8m0fnu",
+    "float4_e2m1fn",
+    "int4",
+    "uint2",
+    "U3",
+    "datetime64[s]",
+]
+
+
+def assert_same(one, other):
+    assert [list(step) for step in one] == [list(step) for step in other]
+    for mine, theirs in zip(one, other, strict=True):
+        for site in mine:
+            assert list(mine[site]) == list(theirs[site])
+            for part, value in mine[site].items():
+                array, again = np.asarray(value), np.asarray(theirs[site][part])
+                assert array.dtype == again.dtype
+                assert array.shape == again.shape
+                assert array.tobytes() == again.tobytes()
+
+
+def test_files_keep_any_name(tmp_path):
+    one = [{name: site() for name in NAMES} for _ in range(2)]
+    one[0]["a|b"] |= {"where": "été.py:3\n", "of|mine": np.float32(3)}
+    divergence.save(one, tmp_path / "run")
+    again = divergence.load(tmp_path / "run")
+    assert_same(one, again)
+    assert again[0]["a|b"]["where"] == "été.py:3\n"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(), (0, 3), (3, 2)])
+def test_files_keep_any_dtype_and_shape(dtype, shape, tmp_path):
+    array = np.asarray(np.ones(shape), jnp.dtype(dtype)) if shape != (3, 2) else np.arange(6)
+    array = array.reshape(shape).astype(jnp.dtype(dtype))
+    one = [{"a": {"input": array, "output": array.T}}]
+    divergence.save(one, tmp_path / "run.npz")
+    assert_same(one, divergence.load(tmp_path / "run.npz"))
+
+
+def test_files_keep_empty_steps_and_numbers(tmp_path):
+    one = [{}, {"a": {}}, {"a": {"input": 3, "mask": True, "output": [1.5, 2]}}, {}]
+    divergence.save(one, tmp_path / "run.npz")
+    assert_same(one, divergence.load(tmp_path / "run.npz"))
+    divergence.save([], tmp_path / "run.npz")
+    assert divergence.load(tmp_path / "run.npz") == []
+
+
+@pytest.mark.usefixtures("without_type_checker")
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"a": site()}, "(?s)run={.*a list of steps. For one step pass"),
+        (["a"], r"run\[0\]='a' is not allowed"),
+        ([{3: site()}], r"site of run\[0\]=3 is not allowed.*str\(site\)"),
+        ([{"a": np.ones(3)}], r"run\[0\]\['a'\]=array"),
+        ([{"a": {3: np.ones(3)}}], "part at 'a'=3 is not allowed"),
+        ([{"a": {"input": None}}], "'input' at site 'a'=None is not allowed"),
+        ([{"a": {"input": [[1], [1, 2]]}}], "'input' at site 'a'="),
+        ([{"a": {"input": b"a\0"}}], "'input' at site 'a'="),
+        ([{"a": {"input": 2**70}}], "'input' at site 'a'="),
+        ([{"a": {"input": np.ma.masked_array([1], [True])}}], "'input' at site 'a'="),
+        ([{"a": {"input": {}}}], "'input' at site 'a'={}"),
+    ],
+)
+def test_what_cannot_be_saved_is_refused_before_the_file_is_written(value, message, tmp_path):
+    with pytest.raises(TypeError, match=message):
+        divergence.save(value, tmp_path / "run.npz")
+    assert not list(tmp_path.iterdir())
+    if isinstance(value, dict):
+        with pytest.raises(TypeError, match=r"one=\{"):
+            divergence.first_difference(value, run())  # pyright: ignore[reportArgumentType]
+
+
+def test_other_files_are_refused(tmp_path):
+    path = tmp_path / "run.npz"
+    np.savez(path, x=np.ones(3))
+    files = [path.read_bytes(), b"text", b""]
+    divergence.save(run(), path)
+    files.append(path.read_bytes()[:-100])
+    for content in files:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"run.npz' is not allowed: path must be a file of"):
+            divergence.load(path)
+    with pytest.raises(FileNotFoundError):
+        divergence.load(tmp_path / "none")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e4m3fn", "int4", "complex64"])
+def test_low_precision_is_compared_by_the_formula(dtype):
+    """In float64: 1e-5 is lost beside 1 in every one of these but complex64."""
+    x = np.ones(3).astype(jnp.dtype(dtype))
+    one = [{"a": {"input": x, "mask": np.ones(3, bool), "output": x}}]
+    assert divergence.first_difference(one, one, rtol=0, atol=0) is None
+    other = changed(one, 0, "a", "output", 1, 0)
+    assert find(one, other, rtol=0.99, atol=0).element == (1,)
+    assert divergence.first_difference(one, other, rtol=0, atol=1.0) is None
+
+
+def test_large_integers_are_compared_exactly():
+    one = [{"a": {"input": np.array([2**53]), "mask": np.array([True]), "output": np.array([0])}}]
+    assert find(one, changed(one, 0, "a", "input", 0, 2**53 + 1), rtol=0, atol=0).part == "input"
+
+
+@pytest.mark.usefixtures("without_type_checker")
+def test_tolerances_and_parts_are_checked():
+    cases: tuple[tuple[dict[str, Any], type[Exception], str], ...] = (
+        ({"rtol": -1.0}, ValueError, "rtol=-1.0 is not allowed"),
+        ({"atol": np.nan}, ValueError, "atol=nan is not allowed"),
+        ({"atol": np.inf}, ValueError, "atol=inf is not allowed"),
+        ({"rtol": True}, TypeError, "rtol=True is not allowed"),
+        ({"rtol": "1"}, TypeError, "rtol='1' is not allowed"),
+    )
+    for tolerances, error, message in cases:
+        with pytest.raises(error, match=message):
+            divergence.first_difference(run(), run(), **tolerances)
+    one = [{"a": {"input": np.ones(3), "output": np.ones(3)}}]
+    with pytest.raises(KeyError, match="lacks 'mask'"):
+        divergence.first_difference(one, one)

@@ -35,3 +35,10 @@ def test_more_characters_than_ids_are_refused():
     np.testing.assert_array_equal(build_tokenizer("char", text).encode(text), np.arange(1 << 16))
     with pytest.raises(ValueError, match=r"65,537 distinct characters.* --tokenizer byte"):
         build_tokenizer("char", text + "\U0001f600")
+
+
+@pytest.mark.parametrize("kind", ["char", "byte"])
+def test_ids_that_are_none_are_left_out(kind):
+    tokenizer = build_tokenizer(kind, "hello")
+    ids = [-1, *tokenizer.encode("hello").tolist(), 2**32]
+    assert tokenizer.decode(ids) == "hello"

@@ -67,8 +67,20 @@ def test_the_window_slides():
 
 
 @pytest.mark.parametrize(
-    "options", [{"temperature": -1}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}], ids=str
+    "options",
+    [
+        {"temperature": -1},
+        {"top_k": 0},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"seed": -1},
+        {"seed": 2**32},
+        {"seed": np.int64(2**32 + 1)},
+        {"seed": 0.5},
+    ],
+    ids=str,
 )
+@pytest.mark.usefixtures("without_type_checker")
 def test_bad_options_are_named(options):
     (name,) = options
     with pytest.raises(ValueError, match=f"{name}="):

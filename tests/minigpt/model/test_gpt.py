@@ -76,6 +76,20 @@ def test_a_text_longer_than_the_context_is_refused():
         gpt()(jnp.zeros((1, 33), int), key=None)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "uint32", "int64"])
+def test_tokens_of_every_dtype_are_the_same(dtype):
+    model, tokens = gpt(vocab=300), np.array([[1, 5, 100]])
+    expected = model(tokens.astype(np.int32), key=None)
+    np.testing.assert_array_equal(model(tokens.astype(dtype), key=None), expected)
+    np.testing.assert_array_equal(model(jnp.asarray(tokens.astype(dtype)), key=None), expected)
+
+
+@pytest.mark.parametrize("token", [-1, 11, 2**32 + 1])
+def test_a_known_token_outside_the_vocabulary_is_refused(token):
+    with pytest.raises(ValueError, match=r"tokens=.* from 0 to 10\. Encode the text"):
+        gpt()(np.array([[token]]), key=None)
+
+
 def test_positions_matter_and_a_shorter_text_works():
     model = gpt()
     same = jnp.zeros((1, 5), int)
@@ -220,7 +234,7 @@ def test_a_given_scale_is_used(key):
     model = gpt(with_dropout(embed=0.3))
     keep = draw_masks(model.config, key, *TOKENS.shape)["embed"]
     double = model(TOKENS, key=None, masks={"embed": (keep, 2.0)})
-    exact = model(TOKENS, key=None, masks={"embed": (keep, 65536 / round(0.7 * 65536))})
+    exact = model(TOKENS, key=None, masks={"embed": (keep, 1 / 0.7)})
     np.testing.assert_allclose(exact, model(TOKENS, key=key), rtol=1e-5, atol=1e-6)
     assert (abs(double - exact) > 1e-4).any()
 
