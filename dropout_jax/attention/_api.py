@@ -102,9 +102,10 @@ def dot_product_attention(
         traced or not. A part of a batch then drops the same weights as in the batch.
       implementation: "naive" keeps all weights in memory; "blockwise" keeps blocks of them, on any
         backend; "kernel" is a Pallas kernel for GPUs, tested in interpret mode only, without a
-        gradient for bias and without second derivatives. The last two have no forward mode. None
-        chooses one of the first two, and `attention_implementation` reports which. (The gradient of
-        a bias of the size of all weights needs the memory of all weights.)
+        gradient for bias, forward mode or second derivatives. None chooses one of the first two,
+        and `attention_implementation` reports which. (The gradient of a bias of the size of all
+        weights needs the memory of all weights.) In programs of jax.export, batch and heads may be
+        symbolic, and with "naive", the default there, the lengths too.
 
     Returns:
       An array of the shape and dtype of the query. Logits, softmax and sums are computed in float32

@@ -1,14 +1,13 @@
-"""Attention in tiles of queries x keys, in plain JAX: no array of queries x keys is ever whole.
+"""Attention in blocks of queries, in plain JAX: no array of queries x keys is ever whole.
 
-A block of queries meets its keys chunk by chunk, with an online softmax (Dao et al.,
-"FlashAttention-2", 2023), and skips the chunks that it does not see. The derivative is a linear
-function of the tangents that computes the weights and the mask again from the output and the
-log-sum-exp of each row; JAX transposes it for the backward pass, so forward mode, second
-derivatives and jax.shard_map need nothing more.
+Each block of queries meets all the keys that it may see in one product, with an ordinary softmax.
+(An online softmax over chunks of keys, as in flash attention, is slower on a CPU.) The derivative
+is a linear function of the tangents that computes the weights and the mask again from the output
+and the log-sum-exp of each row. JAX transposes it for the backward pass, so that forward mode,
+second derivatives and jax.shard_map need nothing more.
 
-The loops are scans, over groups of (batch, key head) pairs, over blocks of queries and over chunks
-of keys: one program text for each, whatever the length. A checkpoint around the body of a scan
-makes its backward pass compute the weights again, instead of keeping those of every turn.
+Groups of (batch, key head) pairs, which `_groups.py` forms, are a loop, and so are the blocks of a
+segment: a few segments, each with its own range of keys, make a causal mask cost about half.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ if TYPE_CHECKING:
 MAX_SEGMENTS = (
     4  # each is a program of its own, and works on keys that some of its queries do not see
 )
-# Draw the mask of a group at once up to this many weights (256 kB of mask).
-MAX_WEIGHTS_AT_ONCE = 2**21
+# Draw the mask of a group at once up to this many weights (2 MB of mask): less to compile.
+MAX_WEIGHTS_AT_ONCE = 2**24
 QUERIES, KEYS = 3, 4  # the axes of positions in (batch, key heads, heads, queries, keys)
 
 
@@ -95,7 +94,8 @@ def attend(
         row_offset = jnp.uint32(0) if row_offset is None else row_offset
         params = DropoutParams(random.mask_params(key, rate), keep_scale, row_offset)
     plan = _groups.choose_plan(inputs, scale, static_mask)
-    return _attend(plan, *_vary_alike((inputs, params)))[0]
+    inputs, params = _vary_alike((inputs, params))
+    return _attend(plan, inputs, params)[0]
 
 
 def _vary_alike(arrays: Any) -> Any:
@@ -113,9 +113,10 @@ def _vary_alike(arrays: Any) -> Any:
 
 def split_queries(static_mask: StaticMask, queries: int, keys: int) -> list[Segment]:
     """Split the queries into segments; their first rows and keys are multiples of 32."""
-    rows = _choose_rows(queries)
+    is_one_segment = static_mask == StaticMask(False, None)
+    rows = _choose_rows(queries, is_one_segment)
     blocks = -(-queries // rows)
-    turns = blocks if static_mask.key_range(0, 0, keys) == (0, keys) else -(-blocks // MAX_SEGMENTS)
+    turns = blocks if is_one_segment else -(-blocks // MAX_SEGMENTS)
     segments = []
     for block in range(0, blocks, turns):
         first, count = block * rows, min(turns, blocks - block)
@@ -125,10 +126,11 @@ def split_queries(static_mask: StaticMask, queries: int, keys: int) -> list[Segm
     return segments
 
 
-def _choose_rows(queries: int) -> int:
+def _choose_rows(queries: int, is_one_segment: bool) -> int:
     """Choose the rows of a block: a multiple of 32 of which whole blocks have few to spare."""
-    parts = 2 if queries <= 256 else 8 if queries < 2048 else 16
-    most = min(256, max(64, queries // parts))
+    most = max(64, queries // (2 if queries <= 256 else 8))
+    if queries >= (1024 if is_one_segment else 2048):
+        most = 256
     blocks = -(-queries // most)
     return -(-queries // (blocks * WORD)) * WORD
 
@@ -145,15 +147,15 @@ def _differentiate(
     plan: Plan, primals: tuple[Inputs, DropoutParams | None], tangents: tuple
 ) -> tuple[tuple, tuple]:
     inputs, dropout = primals
-    results = _attend(plan, inputs, dropout)
+    out, log_sum = _attend(plan, inputs, dropout)
     given = (None if isinstance(x, SymbolicZero) else x for x in tangents[0][:4])
 
     @jax.checkpoint  # keeps its arguments for the backward pass, and nothing else
-    def push_forward(given, inputs, results, dropout):
-        operands = Operands(inputs, *results, Tangents._make(given))
+    def push_forward(given, inputs, out, log_sum, dropout):
+        operands = Operands(inputs, out, log_sum, Tangents._make(given))
         return _map_blocks(plan, _push_forward_block, operands, dropout)
 
-    return results, push_forward(tuple(given), inputs, results, dropout)
+    return (out, log_sum), push_forward(tuple(given), inputs, out, log_sum, dropout)
 
 
 _attend.defjvp(_differentiate, symbolic_zeros=True)
@@ -162,7 +164,7 @@ _attend.defjvp(_differentiate, symbolic_zeros=True)
 def _map_blocks(
     plan: Plan, fn: Callable, operands: Operands, dropout: DropoutParams | None
 ) -> tuple[Float[Array, "batch queries heads dim"], Float[Array, "batch queries heads 1"]]:
-    """Return the results of fn(plan, block, visible, drop_weights) of all blocks, merged."""
+    """Return the results of fn(plan, segment, block, drop, first_row) of all blocks, merged."""
     inputs, tangents = operands.inputs, operands.tangents
     positions = (inputs[:3], operands.out, operands.log_sum, tangents[:3])
     tiles = (inputs[3:], tangents.bias)
@@ -170,7 +172,8 @@ def _map_blocks(
 
     def call(turns, positions, tiles):
         (arrays, out, log_sum, t_arrays), (rest, t_bias) = positions, tiles
-        group = Operands(Inputs(*arrays, *rest), out, log_sum, Tangents(*t_arrays, t_bias))
+        inputs, tangents = Inputs._make([*arrays, *rest]), Tangents._make([*t_arrays, t_bias])
+        group = Operands(inputs, out, log_sum, tangents)
         group = _pad_queries(group, segments[-1].first_row + segments[-1].rows * segments[-1].turns)
         drop = _build_drop(plan, turns, group.inputs, dropout)
         parts = [_map_segment(plan, fn, each, group, drop) for each in segments]
