@@ -166,11 +166,11 @@ def _map_blocks(
     tiles = (inputs[3:], tangents.bias)
     segments = split_queries(plan.static_mask, plan.queries, plan.keys)
 
-    def call(batch_turn, head_turn, positions, tiles):
+    def call(turns, positions, tiles):
         (arrays, out, log_sum, t_arrays), (rest, t_bias) = positions, tiles
         group = Operands(Inputs(*arrays, *rest), out, log_sum, Tangents(*t_arrays, t_bias))
         group = _pad_queries(group, segments[-1].first_row + segments[-1].rows * segments[-1].turns)
-        drop = _build_drop(plan, (batch_turn, head_turn), group.inputs, dropout)
+        drop = _build_drop(plan, turns, group.inputs, dropout)
         parts = [_map_segment(plan, fn, each, group, drop) for each in segments]
         return tuple(
             jnp.concatenate(blocks, axis=QUERIES)[:, :, :, : plan.queries]
@@ -221,11 +221,11 @@ def _map_segment(
         )
         return fn(plan, segment, block, drop, row)
 
-    def call(_, turn, part):
-        return None, call_block(segment.first_row + turn * segment.rows, part, shared)
+    def call(turn, part):
+        return call_block(segment.first_row + turn * segment.rows, part, shared)
 
     parts = _groups.split_axis(rows_of, QUERIES, segment.rows)
-    _, results = _groups.scan_parts(call, None, segment.turns, parts)
+    results = _groups.map_parts(call, segment.turns, parts)
     return jax.tree.map(_join_blocks, results)
 
 
@@ -374,11 +374,11 @@ def _compute_head_index(
     `shape` is (batch, key heads, heads) of the group, and `turns` those along batch and heads.
     """
     batch_turn, head_turn = (turn.astype(jnp.uint32) for turn in turns)
-    heads = plan.head_parts[0] * plan.head_parts[1] * shape[2]
+    key_heads = plan.key_heads.together * plan.key_heads.turns
     b, k, h = (lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(3))
-    b = b * jnp.uint32(plan.batch_parts[1]) + batch_turn + dropout.row_offset
-    k = k * jnp.uint32(plan.head_parts[1]) + head_turn
-    return b * jnp.uint32(heads) + k * jnp.uint32(shape[2]) + h
+    b = plan.batch.locate(batch_turn, b) + dropout.row_offset
+    k = plan.key_heads.locate(head_turn, k)
+    return (b * jnp.asarray(key_heads, jnp.uint32) + k) * jnp.uint32(shape[2]) + h
 
 
 def _multiply_dim(

@@ -1,11 +1,13 @@
 """Groups of (batch, key head) pairs and tiles of queries x keys: their sizes, and loops over them.
 
-A few pairs form a group. On a mesh (jax.set_mesh) a group is strided over the batch and the heads,
-so that each device has its part of every group.
+A few pairs form a group: neighbours, so that a loop over groups copies little. On a mesh
+(jax.set_mesh) a group is strided over the batch and the heads, so that each device has its part of
+every group.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,16 +20,47 @@ from jax.sharding import AxisType
 from dropout_jax.attention._inputs import Inputs, StaticMask
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Shaped
+    from jaxtyping import Array, Float, Shaped, UInt32
+
+
+class Parts(NamedTuple):
+    """How the elements of an axis are grouped: `together` of them in each of `turns` turns.
+
+    A group is of neighbours, or of every `turns`-th element where it is strided.
+    """
+
+    together: int
+    turns: int
+    is_strided: bool
+
+    def split(self, x: Shaped[Array, "..."], axis: int) -> Shaped[Array, "..."]:
+        """Split an axis into (turns, together); one of length 1 into (1, 1)."""
+        lead, size, rest = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
+        if size == 1:
+            return x.reshape(*lead, 1, 1, *rest)
+        if not self.is_strided:
+            return x.reshape(*lead, self.turns, self.together, *rest)
+        return x.reshape(*lead, self.together, self.turns, *rest).swapaxes(axis, axis + 1)
+
+    def merge(self, x: Shaped[Array, "..."], axis: int) -> Shaped[Array, "..."]:
+        """Merge the axes (turns, together) at `axis`."""
+        x = x.swapaxes(axis, axis + 1) if self.is_strided else x
+        return x.reshape(*x.shape[:axis], self.turns * self.together, *x.shape[axis + 2 :])
+
+    def locate(self, turn: UInt32[Array, ""], element: UInt32[Array, "*shape"]) -> Any:
+        """Return the indices along the axis of the elements of a turn."""
+        if self.is_strided:
+            return element * jnp.asarray(self.turns, jnp.uint32) + turn
+        return element + turn * jnp.asarray(self.together, jnp.uint32)
 
 
 class Plan(NamedTuple):
-    """What is known when the program is traced. The parts are (together, in turn)."""
+    """What is known when the program is traced."""
 
     scale: float
     static_mask: StaticMask
-    batch_parts: tuple[int, int]
-    head_parts: tuple[int, int]  # of the key heads
+    batch: Parts
+    key_heads: Parts
     queries: int
     keys: int
 
@@ -39,66 +72,63 @@ def choose_plan(inputs: Inputs, scale: float, static_mask: StaticMask) -> Plan:
     mesh = jax.sharding.get_abstract_mesh()
     mesh_axes = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
     devices = math.prod(size for size, kind in mesh_axes if kind != AxisType.Manual)
-    group = min(8, max(1, 2048 // queries))
-    batch_together = math.gcd(batch, devices if devices > 1 else group)
-    heads_together = math.gcd(key_heads, devices if devices > 1 else group // batch_together)
+    most = min(8, max(1, 2048 // queries))
+    heads = _choose_parts(key_heads, most, devices)
     return Plan(
         scale,
         static_mask,
-        (batch_together, batch // batch_together),
-        (heads_together, key_heads // heads_together),
+        _choose_parts(batch, most // heads.together, devices),
+        heads,
         queries,
         keys,
     )
 
 
+def _choose_parts(size: int, most: int, devices: int) -> Parts:
+    if not isinstance(size, int):  # symbolic, in jax.export
+        return Parts(1, size, False)
+    together = math.gcd(size, devices if devices > 1 else most)
+    return Parts(together, size // together, devices > 1)
+
+
 def map_groups(plan: Plan, fn: Callable, positions: Any, tiles: Any) -> Any:
-    """Return the results of fn(batch turn, head turn, positions, tiles) of all groups, merged.
+    """Return the results of fn(turns, positions, tiles) of all groups, merged.
 
     `positions` are arrays (batch, positions, heads, dim), `tiles` (batch, heads, queries, keys)
-    with axes of length 1 where they are shared. `fn` gets both as (batch, key heads, heads,
-    positions, dim) of a group, and returns such arrays.
+    with axes of length 1 where they are shared. `fn` gets the turns along the batch and the heads,
+    and both as (batch, key heads, heads, positions, dim) of a group, and returns such arrays.
     """
-    positions = jax.tree.map(lambda x: _split_positions(plan, x), positions)
-    tiles = jax.tree.map(lambda x: _split_tiles(plan, x), tiles)
 
-    def map_heads(_, batch_turn, parts):
-        def call(_, head_turn, parts):
-            return None, fn(batch_turn, head_turn, *parts)
+    @functools.partial(jax.checkpoint, prevent_cse=False)  # or the transposes of all turns are kept
+    def call_in_heads(batch_turn, parts):
+        def call(head_turn, parts):
+            return fn((batch_turn, head_turn), *parts)
 
-        positions, tiles = parts  # (batch, positions, k, kt, g, dim), (batch, k, kt, g, q, keys)
-        positions = jax.tree.map(lambda x: x.transpose(3, 0, 2, 4, 1, 5), positions)
-        tiles = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), tiles)
-        _, results = scan_parts(call, None, plan.head_parts[1], (positions, tiles))
-        return None, jax.tree.map(lambda x: x.transpose(1, 4, 2, 0, 3, 5), results)
+        positions, tiles = parts
+        positions = jax.tree.map(
+            lambda x: _split_heads(plan, x, 2).transpose(2, 0, 3, 4, 1, 5), positions
+        )
+        tiles = jax.tree.map(lambda x: jnp.moveaxis(_split_heads(plan, x, 1), 1, 0), tiles)
+        results = map_parts(call, plan.key_heads.turns, (positions, tiles))
+        return jax.tree.map(lambda x: _merge_heads(plan, x.transpose(1, 4, 0, 2, 3, 5)), results)
 
-    _, results = scan_parts(map_heads, None, plan.batch_parts[1], (positions, tiles))
-    return jax.tree.map(_merge_positions, results)
-
-
-def _split_positions(
-    plan: Plan, x: Float[Array, "batch positions heads dim"]
-) -> Float[Array, "batch_turns group_batch positions group_key_heads head_turns group_heads dim"]:
-    x = x.reshape(*plan.batch_parts, x.shape[1], *plan.head_parts, -1, x.shape[3])
-    return jnp.moveaxis(x, 1, 0)
+    arrays = jax.tree.map(lambda x: plan.batch.split(x, 0), (positions, tiles))
+    results = map_parts(call_in_heads, plan.batch.turns, arrays)
+    return jax.tree.map(lambda x: plan.batch.merge(x, 0), results)
 
 
-def _merge_positions(
-    x: Float[Array, "batch_turns group_batch positions group_key_heads head_turns group_heads dim"],
-) -> Float[Array, "batch positions heads dim"]:
-    x = jnp.moveaxis(x, 0, 1)
-    return x.reshape(math.prod(x.shape[:2]), x.shape[2], math.prod(x.shape[3:6]), x.shape[6])
+def _split_heads(plan: Plan, x: Shaped[Array, "..."], axis: int) -> Shaped[Array, "..."]:
+    """Split the axis of heads into (head turns, key heads, heads); one of length 1 into 1s."""
+    shape = (1, 1) if x.shape[axis] == 1 else (plan.key_heads.together * plan.key_heads.turns, -1)
+    x = x.reshape(*x.shape[:axis], *shape, *x.shape[axis + 1 :])
+    return plan.key_heads.split(x, axis)
 
 
-def _split_tiles(
-    plan: Plan, x: Shaped[Array, "batch heads queries keys"]
-) -> Shaped[
-    Array, "#batch_turns #group_batch #group_key_heads #head_turns #group_heads queries keys"
-]:
-    """Split the batch and head axes of a bias or a mask; those of length 1 stay."""
-    batch = (1, 1) if x.shape[0] == 1 else plan.batch_parts
-    heads = (1, 1, 1) if x.shape[1] == 1 else (*plan.head_parts, -1)
-    return jnp.moveaxis(x.reshape(*batch, *heads, *x.shape[2:]), 1, 0)
+def _merge_heads(
+    plan: Plan, x: Float[Array, "batch positions head_turns key_heads heads dim"]
+) -> Float[Array, "batch positions all_heads dim"]:
+    x = plan.key_heads.merge(x, 2)
+    return x.reshape(*x.shape[:2], x.shape[2] * x.shape[3], x.shape[4])
 
 
 def split_axis(arrays: Any, axis: int, part: int) -> Any:
@@ -120,18 +150,18 @@ def pad_axis(x: Shaped[Array, "..."], axis: int, more: int) -> Shaped[Array, "..
     return jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)]) if more else x
 
 
-def scan_parts(fn: Callable, carry: Any, count: int, arrays: Any) -> Any:
-    """Scan carry, result = fn(carry, turn, parts) over the first axis of arrays.
+def map_parts(fn: Callable, count: int, arrays: Any) -> Any:
+    """Stack the results of fn(turn, parts) over the first axis of arrays, in a loop.
 
     An array of length 1 there is shared by all turns: its gradient is summed, not stacked.
     """
     leaves, structure = jax.tree.flatten(arrays)
     swept = [None if x.shape[0] == 1 else x for x in leaves]
 
-    def call(carry, turn_and_parts):
+    def call(_, turn_and_parts):
         turn, parts = turn_and_parts
         pairs = zip(leaves, parts, strict=True)
         parts = [leaf[0] if part is None else part for leaf, part in pairs]
-        return fn(carry, turn, structure.unflatten(parts))
+        return None, fn(turn, structure.unflatten(parts))
 
-    return lax.scan(call, carry, (jnp.arange(count, dtype=jnp.int32), swept))
+    return lax.scan(call, None, (jnp.arange(count, dtype=jnp.int32), swept))[1]
