@@ -71,6 +71,15 @@ def test_known_answer(key):
     ]
 
 
+def test_borrowed_bits_are_the_oracles(key):
+    """About sixteen of 2^20 elements are decided by bits of their neighbours."""
+    shape, rate = (8, 128, 1024), 0.3
+    words = np.asarray(jax.random.key_data(key))
+    np.testing.assert_array_equal(
+        keep_mask(key, rate, shape), reference.keep_mask(words, rate, shape)
+    )
+
+
 def test_the_known_answers_of_the_specification():
     """The lines of the docstring: a key, a shape, a rate, and the words in hexadecimal."""
     assert masks.__doc__
