@@ -177,8 +177,6 @@ def _map_blocks(
             for blocks in zip(*parts, strict=True)
         )
 
-    # The backward pass of a group draws its mask again.
-    call = jax.checkpoint(call, prevent_cse=False)
     return _groups.map_groups(plan, call, positions, tiles)
 
 
@@ -210,19 +208,14 @@ def _map_segment(
         inputs=group.inputs._replace(key=None, value=None),
         tangents=group.tangents._replace(key=None, value=None),
     )
-    shared = (group.inputs[1:3], group.tangents[1:3])
+    (key, value), (t_key, t_value) = group.inputs[1:3], group.tangents[1:3]
 
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def call_block(row, part, shared):
-        (key, value), (t_key, t_value) = shared
+    def call(turn, part):
         block = part._replace(
             inputs=part.inputs._replace(key=key, value=value),
             tangents=part.tangents._replace(key=t_key, value=t_value),
         )
-        return fn(plan, segment, block, drop, row)
-
-    def call(turn, part):
-        return call_block(segment.first_row + turn * segment.rows, part, shared)
+        return fn(plan, segment, block, drop, segment.first_row + turn * segment.rows)
 
     parts = _groups.split_axis(rows_of, QUERIES, segment.rows)
     results = _groups.map_parts(call, segment.turns, parts)

@@ -69,9 +69,7 @@ def choose_plan(inputs: Inputs, scale: float, static_mask: StaticMask) -> Plan:
     """Choose the groups: pairs of about 2048 queries together, or a part for every device."""
     batch, queries = inputs.query.shape[:2]
     keys, key_heads = inputs.key.shape[1:3]
-    mesh = jax.sharding.get_abstract_mesh()
-    mesh_axes = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
-    devices = math.prod(size for size, kind in mesh_axes if kind != AxisType.Manual)
+    devices = _count_devices()
     most = min(8, max(1, 2048 // queries))
     heads = _choose_parts(key_heads, most, devices)
     return Plan(
@@ -82,6 +80,13 @@ def choose_plan(inputs: Inputs, scale: float, static_mask: StaticMask) -> Plan:
         queries,
         keys,
     )
+
+
+def _count_devices() -> int:
+    """Count the devices of the mesh in context over which the compiler spreads the work."""
+    mesh = jax.sharding.get_abstract_mesh()
+    mesh_axes = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+    return math.prod(size for size, kind in mesh_axes if kind != AxisType.Manual)
 
 
 def _choose_parts(size: int, most: int, devices: int) -> Parts:
@@ -99,7 +104,6 @@ def map_groups(plan: Plan, fn: Callable, positions: Any, tiles: Any) -> Any:
     and both as (batch, key heads, heads, positions, dim) of a group, and returns such arrays.
     """
 
-    @functools.partial(jax.checkpoint, prevent_cse=False)  # or the transposes of all turns are kept
     def call_in_heads(batch_turn, parts):
         def call(head_turn, parts):
             return fn((batch_turn, head_turn), *parts)
@@ -153,15 +157,29 @@ def pad_axis(x: Shaped[Array, "..."], axis: int, more: int) -> Shaped[Array, "..
 def map_parts(fn: Callable, count: int, arrays: Any) -> Any:
     """Stack the results of fn(turn, parts) over the first axis of arrays, in a loop.
 
-    An array of length 1 there is shared by all turns: its gradient is summed, not stacked.
+    The backward pass computes again what fn computes, and keeps its arguments alone. An array of
+    length 1 on the first axis is shared by all turns: its gradient is summed, not stacked.
     """
     leaves, structure = jax.tree.flatten(arrays)
-    swept = [None if x.shape[0] == 1 else x for x in leaves]
+    # XLA copies whole arrays around a loop to change the order of axes of length 1, so the loop
+    # sees no such axes; on a mesh it would gather arrays that are flattened.
+    flatten = _flatten if _count_devices() == 1 else lambda x: x
+    swept = [None if x.shape[0] == 1 else jax.vmap(flatten)(x) for x in leaves]
+    shapes = []
 
+    @functools.partial(jax.checkpoint, prevent_cse=False)
     def call(_, turn_and_parts):
         turn, parts = turn_and_parts
         pairs = zip(leaves, parts, strict=True)
-        parts = [leaf[0] if part is None else part for leaf, part in pairs]
-        return None, fn(turn, structure.unflatten(parts))
+        parts = [leaf[0] if part is None else part.reshape(leaf.shape[1:]) for leaf, part in pairs]
+        results, result_structure = jax.tree.flatten(fn(turn, structure.unflatten(parts)))
+        shapes[:] = [result_structure, *(x.shape for x in results)]
+        return None, [flatten(x) for x in results]
 
-    return lax.scan(call, None, (jnp.arange(count, dtype=jnp.int32), swept))[1]
+    _, results = lax.scan(call, None, (jnp.arange(count, dtype=jnp.int32), swept))
+    pairs = zip(results, shapes[1:], strict=True)
+    return shapes[0].unflatten([x.reshape(count, *shape) for x, shape in pairs])
+
+
+def _flatten(x: Shaped[Array, "..."]) -> Shaped[Array, " size"]:
+    return x.reshape(-1)
