@@ -64,7 +64,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the packed axis",
-        "dropout_jax/random/_masks.py",
+        "dropout_jax/random/_packing.py",
         "if len(shape) > 2 else []",
         "if len(shape) > 1 else []",
         "tests/dropout_jax/random/test_masks.py",

@@ -20,6 +20,7 @@ from marks import slow
 import dropout_jax
 from dropout_jax import drop_path, dropout, keep_mask, reference
 from dropout_jax.random import _masks as masks
+from dropout_jax.random._packing import packed_axis
 
 short_axes = st.sampled_from([1, 5, 31, 32, 33, 64, 70])
 last_axes = st.sampled_from([1, 31, 32, 33, 100]) | st.integers(0, 3000)
@@ -90,7 +91,7 @@ def test_the_known_answers_of_the_specification():
     for key, shape, rate, words in lines:
         raw = jnp.array(ast.literal_eval(key), jnp.uint32)
         mask = np.asarray(keep_mask(raw, float(rate), ast.literal_eval(shape)))
-        axis = masks.packed_axis(mask.shape)
+        axis = packed_axis(mask.shape)
         bits = mask.ravel() if axis is None else np.moveaxis(mask, axis, -1)
         unused = np.zeros((*bits.shape[:-1], -bits.shape[-1] % 32), bool)
         bits = np.concatenate([bits, unused], axis=-1)
