@@ -28,7 +28,6 @@ from minigpt.config import PRESETS, DropoutConfig
 from minigpt.model import GPT, draw_masks
 
 RATE, ROWS, VOCABULARY = 0.2, 4, 65
-SCALE = 65536 / round((1 - RATE) * 65536)
 
 
 class WrongBlock(torch_port.Block):
@@ -49,7 +48,7 @@ def record_minigpt(gpt, tokens, masks):
 def record_port(gpt, block, tokens, masks):
     model, tape = torch_port.GPT(gpt.config, VOCABULARY, block), {}
     torch_port.copy_weights(model, gpt)
-    hooks.give_masks(model, masks, scale=SCALE)
+    hooks.give_masks(model, masks)
     hooks.record(model, tape)
     model(torch.from_numpy(tokens.astype(np.int64)))
     return tape
