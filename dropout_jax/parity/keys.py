@@ -109,8 +109,10 @@ def haiku(key: jax.Array, call: int = 1) -> Shaped[Array, "*words"]:
       >>> keys.haiku(jax.random.key(0)) == jax.random.split(jax.random.key(0))[1]
       Array(True, dtype=bool)
     """
-    _check_key(key)
-    return _split_again(key, _validation.check_integer(call, "call", 1, 2**31 - 1))
+    typed_key = _check_key(key)
+    last = _split_again(typed_key, _validation.check_integer(call, "call", 1, 2**31 - 1))
+    # A raw key of any implementation is uint32: jit would take one for another.
+    return last if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.key_data(last)
 
 
 @jax.jit
@@ -149,6 +151,9 @@ def keras(seed: int | jax.Array, call: int | jax.Array = 0) -> UInt32[Array, "2"
     return jnp.stack([jnp.asarray(word, jnp.uint32) for word in words])
 
 
-def _check_key(key: jax.Array) -> None:
-    if _validation.check_key(key) is None:
+def _check_key(key: jax.Array) -> jax.Array:
+    """Return the key as a typed one."""
+    typed_key = _validation.check_key(key)
+    if typed_key is None:
         raise TypeError("key=None is not allowed: key must be one PRNG key. Pass the user's key.")
+    return typed_key

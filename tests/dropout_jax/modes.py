@@ -504,6 +504,11 @@ REFUSALS = {
         "scores.shape.*Export for a fixed number of examples",
         "refused, as JAX has no cumulative sum of a symbolic size",
     ),
+    ("parity.bernoulli.keep_mask", "threefry_partitionable off"): Refusal(
+        NotImplementedError,
+        "jax_threefry_partitionable=False is not supported",
+        "refused, as JAX draws other masks then",
+    ),
     ("parity.bernoulli.keep_mask", "keys of rbg"): _ONLY_COUNTERS,
     ("parity.bernoulli.keep_mask", "keys of unsafe_rbg"): _ONLY_COUNTERS,
 }
