@@ -86,7 +86,8 @@ def keep_mask(
         limit = math.ceil(p * 2**52)
         limits = jnp.array([limit >> 32, limit & 0xFFFFFFFF], jnp.uint32)
     else:
-        share = jnp.where(p > 0, jnp.minimum(p, 1), 0)  # a traced rate may be outside, or NaN
+        # A traced rate may be outside [0, 1] or NaN, whose conversion depends on the platform.
+        share = jnp.where(p > 0, jnp.minimum(p, 1), 0)
         limits = jnp.ceil(share * 2**23).astype(jnp.uint32)[None]
     return _draw_mask(jax.random.key_data(typed_key), limits, impl=impl, shape=shape)
 
