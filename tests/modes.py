@@ -6,6 +6,7 @@ under jit, on one device, without the mode.
 
 import functools
 import threading
+import warnings
 from typing import NamedTuple
 
 import jax
@@ -353,7 +354,9 @@ def donate(case):
     arrays, rate, k = inputs(case)
     donated = tuple(jnp.asarray(x) for x in arrays)
     fn = jax.jit(lambda arrays, rate, k: call(case, arrays, rate, k), donate_argnums=0)
-    assert_equal(fn(donated, rate, k), expected(case))
+    with warnings.catch_warnings():  # JAX says so where a result is smaller than its input
+        warnings.filterwarnings("ignore", "Some donated buffers were not usable")
+        assert_equal(fn(donated, rate, k), expected(case))
 
 
 def run_with(case, context):
