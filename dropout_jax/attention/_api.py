@@ -18,6 +18,7 @@ from dropout_jax.attention._inputs import (
     MaskArrays,
     StaticMask,
     compute_visibility,
+    is_symbolic,
 )
 
 if TYPE_CHECKING:
@@ -141,16 +142,32 @@ def dot_product_attention(
         scale = _validation.check_number(scale, "scale")
     if inputs.query.size == 0 or inputs.key.size == 0:
         return jnp.zeros_like(inputs.query).reshape(jnp.shape(query))
-    scale = inputs.query.shape[-1] ** -0.5 if scale is None else scale
+    scale = _default_scale(inputs.query.shape[-1]) if scale is None else scale
     weights = (*inputs.query.shape[::2], queries, keys)
     offset = random.check_row_offset(dropout_row_offset, weights, name="dropout_row_offset")
     dropout = None
     if dropout_key is not None and not ops.keeps_everything(rate):
         dropout = Dropout(dropout_key, jnp.float32(rate), offset)
     choice = attention_implementation(*inputs[:2], implementation=implementation)
+    _refuse_symbolic_shapes(choice.implementation, inputs)
     attend = functools.partial(_attend, choice.implementation, scale, static_mask)
     out = ops.with_sharding_of(inputs.query, attend)(inputs, dropout)
     return out.reshape(jnp.shape(query))
+
+
+def _refuse_symbolic_shapes(implementation: str, inputs: Inputs) -> None:
+    """Refuse what an implementation cannot export: blockwise loops over blocks of known lengths."""
+    sizes = {
+        "naive": (),
+        "blockwise": (inputs.query.shape[1], inputs.key.shape[1]),
+        "kernel": (*inputs.query.shape, *inputs.key.shape),
+    }[implementation]
+    if is_symbolic(*sizes):
+        what = "any symbolic size" if implementation == "kernel" else "a symbolic length"
+        raise NotImplementedError(
+            f"implementation={implementation!r} does not support {what}, and the query and the key "
+            f"are of {inputs.query.shape} and {inputs.key.shape}. Pass implementation=None."
+        )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -170,17 +187,18 @@ def _zero_invisible(static_mask: StaticMask, inputs: Inputs) -> Inputs:
     """Zero the queries that see no key and the keys that no query sees: 0 times NaN is NaN."""
     query, key, value, _, mask_arrays = inputs
     rows, keys = (jnp.arange(x.shape[1], dtype=jnp.int32) for x in (query, key))
-    low, high = static_mask.key_range(0, query.shape[1] - 1, key.shape[1])
-    if high - low == key.shape[1] and all(x is None for x in mask_arrays):
+    static_visible = _find_visible_keys(static_mask, query.shape[1], key.shape[1])
+    if static_visible is None and all(x is None for x in mask_arrays):
         return inputs
-    key_visible = ((low <= keys) & (keys < high))[None]
-    row_sees = jnp.ones((1, query.shape[1]), bool)
+    row_sees, key_visible = (jnp.ones((1, x.size), bool) for x in (rows, keys))
+    if static_visible is not None:
+        key_visible = static_visible[None]
     if mask_arrays.query_lengths is not None:
-        row_sees = row_sees & (rows < mask_arrays.query_lengths[:, 0, 0])
+        row_sees = row_sees & (rows[None] < mask_arrays.query_lengths[:, 0, 0])
     if mask_arrays.key_lengths is not None:
-        key_visible = key_visible & (keys < mask_arrays.key_lengths[:, 0, 0])
+        key_visible = key_visible & (keys[None] < mask_arrays.key_lengths[:, 0, 0])
     if mask_arrays.mask is not None:
-        visibility = compute_visibility(static_mask, mask_arrays, rows, keys)
+        visibility = compute_visibility(static_mask, mask_arrays, rows, keys, 4)
         assert visibility is not None
         key_visible = key_visible & visibility.any(axis=(1, 2))
         row_sees = row_sees & visibility.any(axis=(1, 3))
@@ -191,10 +209,31 @@ def _zero_invisible(static_mask: StaticMask, inputs: Inputs) -> Inputs:
     )
 
 
+def _find_visible_keys(
+    static_mask: StaticMask, queries: int, keys: int
+) -> Bool[Array, " keys"] | None:
+    """Find the keys that any query may see by the static mask; None is all of them."""
+    positions = jnp.arange(keys, dtype=jnp.int32)
+    if is_symbolic(queries, keys):
+        rows = jnp.arange(queries, dtype=jnp.int32)
+        none = MaskArrays(None, None, None)
+        visibility = compute_visibility(static_mask, none, rows, positions, 2)
+        return None if visibility is None else visibility.any(axis=0)
+    low, high = static_mask.key_range(0, queries - 1, keys)
+    return None if high - low == keys else (low <= positions) & (positions < high)
+
+
 def _zero_unless(
     condition: Bool[Array, "#batch positions"], x: Float[Array, "batch positions heads dim"]
 ) -> Float[Array, "batch positions heads dim"]:
     return jnp.where(condition[:, :, None, None], x, jnp.zeros_like(x))
+
+
+def _default_scale(dim: int) -> float:
+    if is_symbolic(dim):
+        remedy = "Pass scale, a number, which has no default then."
+        _validation.fail(ValueError, "query.shape[-1]", dim, "a number, not symbolic", remedy)
+    return dim**-0.5
 
 
 def _require_rate_zero(rate: float | jax.Array) -> None:
@@ -215,7 +254,7 @@ def attention_implementation(
 ) -> Choice:
     """Report which implementation `dot_product_attention` chooses for these shapes, and why.
 
-    Formula: naive up to 64 queries, else blockwise.
+    Formula: naive up to 64 queries and for symbolic lengths (jax.export), else blockwise.
 
     Args:
       query: the query, or a `jax.ShapeDtypeStruct` of its shape and dtype.
@@ -241,6 +280,9 @@ def attention_implementation(
             _validation.fail(ValueError, "implementation", implementation, allowed, "Pass None.")
         return Choice(implementation, "implementation names it")
     queries, keys = jnp.shape(query)[-3], jnp.shape(key)[-3]
+    if is_symbolic(queries, keys):
+        reason = f"blocks need known lengths, and those of {queries} queries or {keys} keys are not"
+        return Choice("naive", reason)
     if queries <= MAX_NAIVE_QUERIES:
         return Choice("naive", f"{queries} queries are at most one block, so blocks save no memory")
     return Choice("blockwise", f"it does not keep {queries} x {keys} weights per head in memory")
@@ -290,4 +332,6 @@ def _check_window(size: Any, queries: int, keys: int) -> tuple[int, int] | None:
     if size is None:
         return None
     left, right = _validation.check_window(size)
+    if is_symbolic(queries, keys):
+        queries = keys = 2**30
     return min(left, queries), min(right, keys)  # clipped, so that no sum overflows

@@ -326,7 +326,7 @@ def _compute_logits(
         logits = logits + block.bias.astype(logits.dtype)
     rows = row + jnp.arange(segment.rows, dtype=jnp.int32)
     keys = jnp.arange(segment.key_low, segment.key_high, dtype=jnp.int32)
-    visibility = compute_visibility(plan.static_mask, block.mask_arrays, rows, keys)
+    visibility = compute_visibility(plan.static_mask, block.mask_arrays, rows, keys, logits.ndim)
     return logits if visibility is None else jnp.where(visibility, logits, -jnp.inf)
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType
 
-from dropout_jax.attention._inputs import Inputs, StaticMask
+from dropout_jax.attention._inputs import Inputs, StaticMask, is_symbolic
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Shaped, UInt32
@@ -90,7 +90,7 @@ def _count_devices() -> int:
 
 
 def _choose_parts(size: int, most: int, devices: int) -> Parts:
-    if not isinstance(size, int):  # symbolic, in jax.export
+    if is_symbolic(size):
         return Parts(1, size, False)
     together = math.gcd(size, devices if devices > 1 else most)
     return Parts(together, size // together, devices > 1)

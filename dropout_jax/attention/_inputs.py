@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.export
+import jax.numpy as jnp
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, UInt32
@@ -33,6 +35,11 @@ class MaskArrays(NamedTuple):
     key_lengths: Int[Array, "batch 1 1 1"] | None
 
 
+def is_symbolic(*sizes: Any) -> bool:
+    """Whether any size is symbolic, as in programs of jax.export for more than one shape."""
+    return any(jax.export.is_symbolic_dim(size) for size in sizes)
+
+
 class Inputs(NamedTuple):
     """The arrays of attention; the bias is optional."""
 
@@ -56,14 +63,15 @@ def compute_visibility(
     mask_arrays: MaskArrays,
     rows: Int32[Array, " rows"],
     keys: Int32[Array, " keys"],
+    ndim: int,
 ) -> Bool[Array, "..."] | None:
-    """Compute which keys each row sees, to broadcast to (batch, heads, rows, keys).
+    """Compute which keys each row sees, as an array of `ndim` axes; the last are (rows, keys).
 
     None means all of them. `rows` and `keys` are positions, and the mask in `mask_arrays` is
-    already sliced to them. The arrays in `mask_arrays` may have more axes before the last two than
-    (batch, heads); the result has them too.
+    already sliced to them. The arrays in `mask_arrays` have `ndim` axes.
     """
-    row, key = rows[:, None], keys[None, :]
+    row = jnp.expand_dims(rows, (*range(ndim - 2), ndim - 1))
+    key = jnp.expand_dims(keys, tuple(range(ndim - 1)))
     parts: list[jax.Array] = []
     if static_mask.is_causal:
         parts.append(key <= row)

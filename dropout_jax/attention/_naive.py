@@ -28,7 +28,7 @@ def attend(
     if bias is not None:
         logits = logits + bias.astype(wide)
     positions = (jnp.arange(count, dtype=jnp.int32) for count in (queries, keys))
-    visibility = compute_visibility(static_mask, mask_arrays, *positions)
+    visibility = compute_visibility(static_mask, mask_arrays, *positions, 4)
     if visibility is not None:
         logits = jnp.where(visibility, logits, -jnp.inf)
     weights = softmax(logits)

@@ -306,7 +306,7 @@ def _compute_tile(
     keys = column + lax.iota(jnp.int32, BLOCK)
     mask_arrays = jax.tree.map(lambda ref: _load_tile(ref, row, column), refs.mask_arrays)
     visibility = (keys < plan.keys)[None, :]
-    masked = compute_visibility(plan.static_mask, mask_arrays, rows, keys)
+    masked = compute_visibility(plan.static_mask, mask_arrays, rows, keys, 2)
     visibility = visibility if masked is None else visibility & masked
     return jnp.where(visibility, logits, -jnp.inf), _draw_keep_tile(plan, words, head, row, column)
 
