@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax import export
 from marks import slow
 
 import dropout_jax
@@ -244,3 +245,30 @@ def test_bad_row_offsets_are_named(row_offset, error, key):
         keep_mask(key, 0.3, (4, 40), row_offset=row_offset)
     with pytest.raises(TypeError, match="row_offset"):
         keep_mask(key, 0.3, (4, 40), row_offset=jnp.float32(1))
+
+
+@pytest.mark.parametrize(
+    ("spec", "shapes"),
+    [
+        ("b, 128, 16", [(2, 128, 16)]),
+        ("2, t, 16", [(2, 5, 16), (2, 33, 16), (2, 64, 16)]),
+        ("2, 64, c", [(2, 64, 5), (2, 64, 40)]),
+        ("n", [(5,), (100,)]),
+        slow("a, b, c", [(2, 33, 5), (3, 4, 5), (3, 4, 50)]),
+    ],
+)
+@pytest.mark.parametrize("row_offset", [None, 3])
+def test_symbolic_sizes_choose_the_packed_axis_when_the_program_runs(
+    spec, shapes, row_offset, key, without_type_checker
+):
+    words = jax.random.key_data(key)
+
+    def mask(words, x):
+        k = jax.random.wrap_key_data(words)
+        return keep_mask(k, 0.3, x.shape, row_offset=row_offset)
+
+    x = jax.ShapeDtypeStruct(export.symbolic_shape(spec), jnp.float32)
+    exported = export.export(jax.jit(mask))(words, x)
+    for shape in shapes:
+        expected = keep_mask(key, 0.3, shape, row_offset=row_offset)
+        np.testing.assert_array_equal(exported.call(words, np.ones(shape, np.float32)), expected)
