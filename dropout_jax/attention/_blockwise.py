@@ -27,6 +27,7 @@ from dropout_jax import ops, random
 from dropout_jax.attention import _groups
 from dropout_jax.attention._groups import Plan
 from dropout_jax.attention._inputs import Dropout, Inputs, StaticMask, compute_visibility
+from dropout_jax.attention._products import multiply
 from dropout_jax.random import WORD
 
 if TYPE_CHECKING:
@@ -378,15 +379,11 @@ def _multiply_dim(
     a: Float[Array, "batch key_heads heads rows dim"],
     b: Float[Array, "batch key_heads 1 keys dim"],
 ) -> Float[Array, "batch key_heads heads rows keys"]:
-    """Sum over dim in the precision that a softmax needs."""
-    wide = ops.compute_dtype(a)
-    return jnp.einsum("bkgtd,bksd->bkgts", a, b[:, :, 0], preferred_element_type=wide)
+    return multiply("bkgtd,bksd->bkgts", a, b[:, :, 0])
 
 
 def _multiply_keys(
     weights: Float[Array, "batch key_heads heads rows keys"],
     value: Float[Array, "batch key_heads 1 keys dim"],
 ) -> Float[Array, "batch key_heads heads rows dim"]:
-    """Sum over keys in the precision that a softmax needs."""
-    wide = ops.compute_dtype(value)
-    return jnp.einsum("bkgts,bksd->bkgtd", weights, value[:, :, 0], preferred_element_type=wide)
+    return multiply("bkgts,bksd->bkgtd", weights, value[:, :, 0])

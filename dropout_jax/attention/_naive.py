@@ -9,6 +9,7 @@ from jax import lax
 
 from dropout_jax import ops
 from dropout_jax.attention._inputs import Dropout, Inputs, StaticMask, compute_visibility
+from dropout_jax.attention._products import multiply
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -23,7 +24,7 @@ def attend(
     _, keys, key_heads, _ = key.shape
     grouped = query.reshape(batch, queries, key_heads, heads // key_heads, dim)
     wide = ops.compute_dtype(query)
-    logits = jnp.einsum("btkgd,bskd->bkgts", grouped, key, preferred_element_type=wide) * scale
+    logits = multiply("btkgd,bskd->bkgts", grouped, key) * scale
     logits = logits.reshape(batch, heads, queries, keys)
     if bias is not None:
         logits = logits + bias.astype(wide)
@@ -45,7 +46,7 @@ def attend(
         )
         keep_scale = ops.compute_keep_scale(dropout.rate, wide)
     weights = weights.astype(value.dtype).reshape(batch, key_heads, -1, queries, keys)
-    out = jnp.einsum("bkgts,bskd->btkgd", weights, value, preferred_element_type=wide)
+    out = multiply("bkgts,bskd->btkgd", weights, value)
     return (out * keep_scale).astype(value.dtype).reshape(query.shape)
 
 
