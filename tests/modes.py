@@ -170,7 +170,7 @@ def map_over(case, axes):
     """vmap over those of (arrays, rate, key) that `axes` names equals a loop."""
     several = [case.arrays(BATCH) for _ in range(3)]
     several = [tuple(_vary(x, i) for x in arrays) for i, arrays in enumerate(several)]
-    rates, ks = np.float32([0, RATE, 0.5]), jax.random.split(key(), 3)
+    rates, ks = np.array([0, RATE, 0.5], np.float32), jax.random.split(key(), 3)
     arrays = jax.tree.map(lambda *xs: np.stack(xs), *several)
     names = ("arrays", "rate", "key")
     first = several[0], rates[1], ks[0]

@@ -149,7 +149,8 @@ def _differentiate(
 
     @jax.checkpoint  # keeps its arguments for the backward pass, and nothing else
     def push_forward(given, inputs, results, dropout):
-        operands = Operands(inputs, *results, Tangents._make(given))
+        out, log_sum = results
+        operands = Operands(inputs, out, log_sum, Tangents._make(given))
         return _map_blocks(plan, _push_forward_block, operands, dropout)
 
     return results, push_forward(tuple(given), inputs, results, dropout)
@@ -169,7 +170,7 @@ def _map_blocks(
 
     def call(turns, positions, tiles):
         (arrays, out, log_sum, t_arrays), (rest, t_bias) = positions, tiles
-        group = Operands(Inputs(*arrays, *rest), out, log_sum, Tangents(*t_arrays, t_bias))
+        group = Operands(Inputs(*arrays, *rest), out, log_sum, Tangents._make([*t_arrays, t_bias]))
         group = _pad_queries(group, segments[-1].first_row + segments[-1].rows * segments[-1].turns)
         drop = _build_drop(plan, turns, group.inputs, dropout)
         parts = [_map_segment(plan, fn, each, group, drop) for each in segments]

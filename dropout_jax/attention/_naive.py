@@ -28,8 +28,8 @@ def attend(
     logits = logits.reshape(batch, heads, queries, keys)
     if bias is not None:
         logits = logits + bias.astype(wide)
-    positions = (jnp.arange(count, dtype=jnp.int32) for count in (queries, keys))
-    visibility = compute_visibility(static_mask, mask_arrays, *positions, 4)
+    rows, columns = (jnp.arange(count, dtype=jnp.int32) for count in (queries, keys))
+    visibility = compute_visibility(static_mask, mask_arrays, rows, columns, 4)
     if visibility is not None:
         logits = jnp.where(visibility, logits, -jnp.inf)
     weights = softmax(logits)
