@@ -52,7 +52,7 @@ MUTATIONS = [
         "the threshold",
         "dropout_jax/random/_masks.py",
         "(1 - rate) * ONE, ONE)",
-        "(1 - rate) * (ONE - 1), ONE)",
+        "jnp.rint((1 - rate) * 65536) * 256, ONE)",
         "tests/dropout_jax/random/test_masks.py",
     ),
     Mutation(
