@@ -113,7 +113,7 @@ def _vary_alike(arrays: Any) -> Any:
 
 def split_queries(static_mask: StaticMask, queries: int, keys: int) -> list[Segment]:
     """Split the queries into segments; their first rows and keys are multiples of 32."""
-    rows = _choose_rows(static_mask, queries)
+    rows = _choose_rows(queries)
     blocks = -(-queries // rows)
     turns = blocks if static_mask.key_range(0, 0, keys) == (0, keys) else -(-blocks // MAX_SEGMENTS)
     segments = []
@@ -125,9 +125,10 @@ def split_queries(static_mask: StaticMask, queries: int, keys: int) -> list[Segm
     return segments
 
 
-def _choose_rows(static_mask: StaticMask, queries: int) -> int:
+def _choose_rows(queries: int) -> int:
     """Choose the rows of a block: a multiple of 32 of which whole blocks have few to spare."""
-    most = min(256, max(64, min(128, queries // 8), queries // 16))
+    parts = 2 if queries <= 256 else 8 if queries < 2048 else 16
+    most = min(256, max(64, queries // parts))
     blocks = -(-queries // most)
     return -(-queries // (blocks * WORD)) * WORD
 

@@ -66,20 +66,14 @@ class Plan(NamedTuple):
 
 
 def choose_plan(inputs: Inputs, scale: float, static_mask: StaticMask) -> Plan:
-    """Choose the groups: pairs of about 2048 queries together, or a part for every device."""
+    """Choose the groups: a pair of many queries or some of few, or a part for every device."""
     batch, queries = inputs.query.shape[:2]
     keys, key_heads = inputs.key.shape[1:3]
     devices = _count_devices()
-    most = min(8, max(1, 2048 // queries))
-    heads = _choose_parts(key_heads, most, devices)
-    return Plan(
-        scale,
-        static_mask,
-        _choose_parts(batch, most // heads.together, devices),
-        heads,
-        queries,
-        keys,
-    )
+    most = 8 if queries <= 256 else 1
+    batch_parts = _choose_parts(batch, most, devices)
+    head_parts = _choose_parts(key_heads, most // batch_parts.together, devices)
+    return Plan(scale, static_mask, batch_parts, head_parts, queries, keys)
 
 
 def _count_devices() -> int:
