@@ -44,7 +44,8 @@ def assert_equal(actual, wanted):
 
 def _assert_leaf_equal(actual, wanted):
     assert actual.dtype == wanted.dtype, (actual.dtype, wanted.dtype)
-    scale = float(np.abs(wanted).max(initial=0)) if wanted.dtype != bool else 0
+    wanted = np.asarray(wanted)
+    scale = float(np.abs(wanted[np.isfinite(wanted)]).max(initial=0)) if wanted.dtype != bool else 0
     np.testing.assert_allclose(actual, wanted, rtol=RTOL, atol=RTOL * scale)
 
 
