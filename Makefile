@@ -52,6 +52,7 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/bench_train_step.py $(FULL)
 	$(BIN)/python benchmarks/bench_compile.py
 	$(BIN)/python benchmarks/bench_bernoulli.py
+	$(BIN)/python benchmarks/bench_mask.py
 	$(BIN)/python benchmarks/bench_checkpoint.py
 
 # Every experiment of examples/claims: its tests, then itself, and docs/claims.md from its results.

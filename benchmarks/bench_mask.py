@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dropout_jax import ops, random
-from dropout_jax.random import _masks
+from dropout_jax.random import _masks, _packing
 
 RATE, ROUNDS = 0.1, 25
 RATE_OF_16_BITS = 6553 / 2**16  # its T has no bit below those of the planes
@@ -46,7 +46,7 @@ def drop(axis, key, x):
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def apply(x, words):
-        keep = _masks._unpack_along(words, axis, x.shape[axis])
+        keep = _packing.unpack_along(words, axis, x.shape[axis])
         return ops.apply_mask(x, keep, rate)
 
     return apply(x, words)

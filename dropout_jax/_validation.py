@@ -534,3 +534,26 @@ def check_path_part(value: Any, name: str = "path") -> Any:
         remedy = "Fold a large number in as two parts: n >> 32, n & 0xFFFFFFFF."
         fail(ValueError, name, value, allowed, remedy)
     return number
+
+
+def check_probability(value: Any, name: str) -> float:
+    """Return a Python float for a known real number in [0, 1]."""
+    allowed = "a probability of dropping, a Python number in [0, 1]"
+    if isinstance(value, bool | np.bool_) or not isinstance(value, _NUMBER):
+        is_scalar = getattr(value, "ndim", 1) == 0 and not isinstance(value, Tracer)
+        remedy = f"Pass float({name})." if is_scalar else "Pass a float such as 0.1."
+        fail(TypeError, name, value, allowed, remedy)
+    if not 0 <= value <= 1:  # also refuses NaN
+        remedy = "It is the share that is dropped: 0.1 drops a tenth."
+        fail(ValueError, name, value, allowed, remedy)
+    return float(value)
+
+
+def check_scalar_integer(value: Any, name: str, low: int, high: int) -> int | jax.Array:
+    """Return a Python integer from low to high; a traced scalar integer is returned as it is."""
+    if not isinstance(value, Tracer):
+        return check_integer(value, name, low, high)
+    if value.ndim or not jnp.issubdtype(value.dtype, jnp.integer):
+        allowed = f"an integer from {low} to {high}, or a scalar integer array"
+        fail(TypeError, name, value, allowed, f"Convert it: {name}.astype(jnp.uint32).")
+    return value

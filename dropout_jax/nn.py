@@ -3,6 +3,11 @@
 All follow the conventions of Flax: `deterministic` and `rngs` in the constructor or in the call;
 `train()`, `eval()` and `nnx.view` switch them; a stored stream is a fork. The options of a layer
 follow its rate, by name, and those of `Stochastic` follow them.
+
+Every layer is an `nnx.Dropout`, so that `model.set_attributes(nnx.Dropout, deterministic=True)`,
+`nnx.view(model, only=nnx.Dropout, deterministic=True)` and any other filter for Flax's layer reach
+all that is random, and nothing stays on at evaluation. The layers of one kind are found by their
+class, those of one rate by `RateLayer`, and all of this module by `Stochastic`.
 """
 
 from __future__ import annotations
@@ -27,8 +32,11 @@ from dropout_jax import _validation, ops
 Rngs = nnx.Rngs | nnx.RngStream
 
 
-class Stochastic(nnx.Module):
+class Stochastic(nnx.Dropout):
     """The base of all layers: whether to draw, and where the key comes from.
+
+    It is an `nnx.Dropout` to be found as one. It sets the attributes of Flax's constructor but the
+    rate, which a learned layer does not have.
 
     Args:
       deterministic: True evaluates; `model.train()`, `model.eval()` and `nnx.view` set it.
@@ -51,28 +59,49 @@ class Stochastic(nnx.Module):
         self.rng_collection = rng_collection
         self.rngs = nnx.data(_fork_stream(rngs, rng_collection))
 
-    def set_view(self, deterministic: bool | None = None) -> None:
-        """Let `nnx.view(model, deterministic=...)` switch this layer.
-
-        Args:
-          deterministic: True evaluates, False trains, None changes nothing.
-        """
-        if deterministic is not None:
-            self.deterministic = deterministic
-
     def _next_key(
         self, deterministic: bool | None, rngs: Rngs | jax.Array | None, rate: object = None
     ) -> jax.Array | None:
-        """Return a key for training, and None for evaluation or for a known rate of 0."""
-        deterministic = _first_given(
-            deterministic, self.deterministic, "deterministic", "True or False"
-        )
-        if deterministic or (isinstance(rate, int | float | np.number) and rate == 0):
+        """Return a key for training, and None for evaluation or for a known rate of 0.
+
+        As in Flax, a known rate of 0 or 1 needs no stream and draws from none (at 1 any key does).
+        """
+        deterministic = self._first_given(deterministic, self.deterministic, _NOT_DETERMINISTIC)
+        if deterministic:
             return None
-        rngs = _first_given(rngs, self.rngs, "rngs", "nnx.Rngs(0)")
+        if isinstance(rate, int | float | np.number) and rate in (0, 1):
+            return jax.random.key(0) if rate else None
+        rngs = self._first_given(rngs, self.rngs, _NO_RNGS)
         if isinstance(rngs, nnx.Rngs):
             return rngs[self.rng_collection]()
-        return rngs() if isinstance(rngs, nnx.RngStream) else rngs
+        if isinstance(rngs, nnx.RngStream):
+            return rngs()
+        if not isinstance(rngs, jax.Array | np.ndarray):
+            raise TypeError(
+                f"key={rngs!r} is not allowed: the call's rngs must be a Rngs, RngStream or "
+                f"jax.Array, but got {type(rngs)}. Pass rngs=jax.random.key(seed)."
+            )
+        return rngs
+
+    def _first_given(self, argument: Any, attribute: Any, message: str) -> Any:
+        value = attribute if argument is None else argument
+        if value is None:
+            raise ValueError(message.format(type(self).__name__))
+        return value
+
+
+# The sentences of Flax, for those who look for them.
+_NOT_DETERMINISTIC = (
+    "deterministic=None is not allowed in the constructor and in the call at once. No "
+    "`deterministic` argument was provided to {0}. Consider one of the following options: pass "
+    "deterministic=True or False to the constructor or to the call, or use "
+    "nnx.view(model, deterministic=...), model.train() or model.eval()."
+)
+_NO_RNGS = (
+    "`deterministic` is False, but no `rngs` argument was provided to {0} as either a __call__ "
+    "argument or class attribute: rngs=None is not allowed. Pass rngs=nnx.Rngs(0) to the "
+    "constructor or to the call."
+)
 
 
 class RateLayer(Stochastic):
@@ -117,7 +146,7 @@ class Dropout(Layer):
       rngs: an `nnx.Rngs`, an `nnx.RngStream` (a fork of it is stored), or None.
 
     Differs from Flax: the mask is that of `dropout_jax.keep_mask`, which costs less; a rate outside
-    [0, 1] and an integer input are errors; and rate 1 uses a key like any other rate.
+    [0, 1] and an integer input are errors.
 
     Example:
       >>> import jax.numpy as jnp
@@ -276,7 +305,7 @@ class DropPath(Layer):
 class MaskedDropout(RateLayer):
     """`masked_dropout`: call it on (inputs, where)."""
 
-    def __call__(
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]  # one input more
         self,
         inputs: ArrayLike,
         where: ArrayLike,
@@ -292,7 +321,7 @@ class MaskedDropout(RateLayer):
 class Zoneout(RateLayer):
     """`zoneout`: call it on (new, old) states."""
 
-    def __call__(
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]  # one input more
         self,
         new: ArrayLike,
         old: ArrayLike,
@@ -393,16 +422,6 @@ def _fork_stream(rngs: object, collection: str) -> nnx.RngStream | None:
     if rngs is None:
         return None
     raise TypeError(
-        f"rngs={rngs!r} is not allowed: the constructor's rngs must be an nnx.Rngs, an "
-        "nnx.RngStream or None. Pass a plain key at the call: layer(x, rngs=key)."
+        f"rngs={rngs!r} is not allowed: the constructor's rngs must be a Rngs, RngStream or None, "
+        f"but got {type(rngs)}. Pass a plain key at the call: layer(x, rngs=key)."
     )
-
-
-def _first_given(argument: Any, attribute: Any, name: str, example: str) -> Any:
-    value = attribute if argument is None else argument
-    if value is None:
-        raise ValueError(
-            f"{name}=None is not allowed: {name} must be an argument of the constructor or of the "
-            f"call. Pass {name}={example} (nnx.view and model.eval() set deterministic)."
-        )
-    return value

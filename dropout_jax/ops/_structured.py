@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import jax
+import jax.export
 import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
@@ -314,6 +315,9 @@ def drop_block(
     x = _validation.check_real_array(x)
     _validation.check_ndim(x, 3, 5, "x", "(batch, 1 to 3 spatial axes, channel)")
     rate = _validation.check_rate(rate)
+    if any(jax.export.is_symbolic_dim(size) for size in x.shape[1:-1]):
+        remedy = "Export for fixed sizes: its probabilities depend on them."
+        _validation.fail(ValueError, "x.shape", x.shape, "of known spatial sizes", remedy)
     blocks = _check_block_size(block_size, x.shape[1:-1])
     key = _validation.check_key(key)
     _check_resolution(rate, x.shape[1:-1], blocks)

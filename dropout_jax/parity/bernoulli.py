@@ -6,7 +6,8 @@ On a CPU, JAX evaluates its generator as a loop over whole arrays; here it is un
 comparison is on integers. Element i, in C order, has the block of the counter (0, i). Its number is
 the top 23 bits of the exclusive or of the words of the block (for float64, the top 52 bits of the
 first two words). The element is kept if number < ceil(p 2^23), which equals u < p for the u in
-[0, 1) that JAX computes from those bits. This is jax_threefry_partitionable=True, JAX's default.
+[0, 1) that JAX computes from those bits. This is jax_threefry_partitionable=True, JAX's default;
+with False JAX counts otherwise, and keys of threefry2x32 are refused.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from dropout_jax import _validation
@@ -39,7 +42,8 @@ def keep_mask(
     Args:
       key: one PRNG key, typed or raw, of threefry2x32 or philox4x32: the key that the
         framework passes to its bernoulli.
-      rate: the probability of dropping, in [0, 1]; a number or a scalar array, traced or not.
+      rate: the probability of dropping, in [0, 1]; a number or a scalar array, traced or not. (JAX
+        draws another mask for a float16 or bfloat16 p, so a rate of these is refused.)
       shape: the shape of the mask.
       dtype: the dtype of p in the call of JAX: "float32", or "float64", which gives another mask.
         Under jax_enable_x64 a Python float is float64. Then the rate must be a number.
@@ -49,7 +53,8 @@ def keep_mask(
 
     Raises:
       TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
-      NotImplementedError: for 2^32 elements or more, or a key of another implementation.
+      NotImplementedError: for 2^32 elements or more, a key of another implementation, or a key of
+        threefry2x32 where jax_threefry_partitionable is False.
 
     Source: jax.random.bernoulli and jax.random.uniform of jax 0.10.
 
@@ -62,30 +67,59 @@ def keep_mask(
       True
     """
     typed_key = _validation.check_key(key)
-    rate = _validation.check_rate(rate)
+    p = _check_rate(rate)
     shape = _validation.check_shape(shape)
+    dtype = _validation.check_choice(dtype, "dtype", ("float32", "float64"))
     if typed_key is None:
         raise TypeError("key=None is not allowed: key must be one PRNG key. Pass the layer's key.")
-    if math.prod(shape) >= 2**32:
+    size = math.prod(shape)
+    if not jax.export.is_symbolic_dim(size) and size >= 2**32:
         raise NotImplementedError(
-            f"shape={shape} is not supported: it must have fewer than 2^32 elements."
+            f"shape={shape} is not supported: it must have fewer than 2^32 elements. Draw parts of "
+            "the array with keys of their own."
         )
-    impl = str(jax.random.key_impl(typed_key))
-    if impl not in _BLOCKS:
-        raise NotImplementedError(
-            f"a key of {impl} is not supported: it must be of {' or '.join(_BLOCKS)}."
-        )
-    dtype = _validation.check_choice(dtype, "dtype", ("float32", "float64"))
+    impl = _check_impl(typed_key)
     if dtype == "float64":
         if isinstance(rate, jax.Array):
             allowed = "a Python number for float64"
-            _validation.fail(TypeError, "rate", rate, allowed, "Pass a number.")
-        limit = math.ceil((1 - rate) * 2**52)
+            _validation.fail(TypeError, "rate", rate, allowed, "Pass float(rate).")
+        limit = math.ceil(p * 2**52)
         limits = jnp.array([limit >> 32, limit & 0xFFFFFFFF], jnp.uint32)
     else:
-        p = 1 - rate if isinstance(rate, jax.Array) else np.float32(1 - rate)
-        limits = jnp.ceil(jnp.float32(p) * 2**23).astype(jnp.uint32)[None]
+        # A traced rate may be outside [0, 1] or NaN, whose conversion depends on the platform.
+        share = jnp.where(p > 0, jnp.minimum(p, 1), 0)
+        limits = jnp.ceil(share * 2**23).astype(jnp.uint32)[None]
     return _draw_mask(jax.random.key_data(typed_key), limits, impl=impl, shape=shape)
+
+
+def _check_rate(rate: ArrayLike) -> float | jax.Array:
+    """Return p = 1 - rate: in float64 of a known rate, in float32 of a traced one."""
+    dtype = getattr(rate, "dtype", np.dtype(np.float32))
+    if jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4:
+        allowed = "a Python number or of float32 (JAX draws another mask for p of another dtype)"
+        _validation.fail(TypeError, "rate", rate, allowed, "Convert it: jnp.float32(rate).")
+    if isinstance(rate, Tracer):
+        _validation.check_rate(rate)
+        return (1 - jnp.asarray(rate)).astype(jnp.float32)
+    if isinstance(rate, np.ndarray | jax.Array) and rate.ndim == 0:
+        rate = np.asarray(rate)[()]
+    return 1 - _validation.check_probability(rate, "rate")
+
+
+def _check_impl(key: jax.Array) -> str:
+    impl = str(jax.random.key_impl(key))
+    if impl not in _BLOCKS:
+        raise NotImplementedError(
+            f"a key of {impl} is not supported: it must be of {' or '.join(_BLOCKS)}. Pass "
+            "jax.random.key(seed, impl='threefry2x32'), in the framework too."
+        )
+    is_partitionable = jax.config.jax_threefry_partitionable  # pyright: ignore
+    if impl == "threefry2x32" and not is_partitionable:
+        raise NotImplementedError(
+            "jax_threefry_partitionable=False is not supported: JAX draws other masks then. Call "
+            "jax.config.update('jax_threefry_partitionable', True), which is JAX's default."
+        )
+    return impl
 
 
 @functools.partial(jax.jit, static_argnames=("impl", "shape"))

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+
+from dropout_jax import _validation
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Shaped, UInt32
@@ -33,7 +36,7 @@ def linen(key: jax.Array, path: Sequence[str], call: int = 1) -> Shaped[Array, "
       A key of the same implementation.
 
     Raises:
-      OverflowError: for a negative call.
+      TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
 
     Source: flax 0.12, flax/core/scope.py (with flax_fix_rng_separator off, its default).
 
@@ -43,12 +46,18 @@ def linen(key: jax.Array, path: Sequence[str], call: int = 1) -> Shaped[Array, "
       >>> keys.linen(jax.random.key(0), ("Dropout_0",)).shape
       ()
     """
+    _check_key(key)
+    call = _validation.check_integer(call, "call", 1)
+    if not isinstance(path, tuple | list) or not all(isinstance(name, str) for name in path):
+        allowed = "a tuple or list of names"
+        remedy = "Pass ('Block_0', 'Dropout_0'), or () for the outermost module."
+        _validation.fail(TypeError, "path", path, allowed, remedy)
     number = call.to_bytes((call.bit_length() + 7) // 8, "big")
     digest = hashlib.sha1(b"".join(name.encode() for name in path) + number).digest()
     return jax.random.fold_in(key, int.from_bytes(digest[:4], "big"))
 
 
-def nnx(key: jax.Array, count: int = 0) -> Shaped[Array, "*words"]:
+def nnx(key: jax.Array, count: int | jax.Array = 0) -> Shaped[Array, "*words"]:
     """Derive the key of draw number `count` (from 0) of a flax.nnx stream of `key`.
 
     Formula: fold_in(key, count). The key of the streams of nnx.Rngs(0) and nnx.Rngs(dropout=0) is
@@ -57,13 +66,13 @@ def nnx(key: jax.Array, count: int = 0) -> Shaped[Array, "*words"]:
 
     Args:
       key: the key of the stream.
-      count: the number of earlier draws.
+      count: the number of earlier draws, below 2^32; traced or not.
 
     Returns:
       A key of the same implementation.
 
     Raises:
-      TypeError: from JAX, if `key` is not a key.
+      TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
 
     Source: flax 0.12, flax/nnx/rnglib.py.
 
@@ -73,7 +82,8 @@ def nnx(key: jax.Array, count: int = 0) -> Shaped[Array, "*words"]:
       >>> keys.nnx(jax.random.key(0), 3) == jax.random.fold_in(jax.random.key(0), 3)
       Array(True, dtype=bool)
     """
-    return jax.random.fold_in(key, count)
+    _check_key(key)
+    return jax.random.fold_in(key, _validation.check_scalar_integer(count, "count", 0, 2**32 - 1))
 
 
 def haiku(key: jax.Array, call: int = 1) -> Shaped[Array, "*words"]:
@@ -89,7 +99,7 @@ def haiku(key: jax.Array, call: int = 1) -> Shaped[Array, "*words"]:
       A key of the same implementation.
 
     Raises:
-      ValueError: for a call below 1.
+      TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
 
     Source: haiku 0.0.16, haiku/_src/base.py (with rng_reserve_size 1, its default).
 
@@ -99,30 +109,33 @@ def haiku(key: jax.Array, call: int = 1) -> Shaped[Array, "*words"]:
       >>> keys.haiku(jax.random.key(0)) == jax.random.split(jax.random.key(0))[1]
       Array(True, dtype=bool)
     """
-    if call < 1:
-        raise ValueError(
-            f"call={call} is not allowed: it must be at least 1. Pass 1 for the first key."
-        )
-    key, sub = jax.random.split(key)
-    for _ in range(call - 1):
-        key, sub = jax.random.split(key)
-    return sub
+    typed_key = _check_key(key)
+    last = _split_again(typed_key, _validation.check_integer(call, "call", 1, 2**31 - 1))
+    # A raw key of any implementation is uint32: jit would take one for another.
+    return last if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.key_data(last)
 
 
-def keras(seed: int, call: int = 0) -> UInt32[Array, "2"]:
+@jax.jit
+def _split_again(key: jax.Array, call: jax.Array | int) -> jax.Array:
+    """Split `call` times, each time the first key of the last split; return the last second."""
+    keys = jnp.stack([key, key])
+    return lax.fori_loop(0, call, lambda _, keys: jax.random.split(keys[0]), keys)[1]
+
+
+def keras(seed: int | jax.Array, call: int | jax.Array = 0) -> UInt32[Array, "2"]:
     """Derive the raw key of call number `call` (from 0) of a Keras layer with a seed, on JAX.
 
     Formula: the two words are the seed and the number of the call, without a hash.
 
     Args:
-      seed: as in keras.layers.Dropout(rate, seed=seed).
-      call: the number of earlier calls of the layer in training.
+      seed: as in keras.layers.Dropout(rate, seed=seed), from 0 to 2^32 - 1; traced or not.
+      call: the number of earlier calls of the layer in training; traced or not.
 
     Returns:
       Two uint32 words.
 
     Raises:
-      OverflowError: for a number that does not fit 32 bits.
+      TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
 
     Source: keras 3, keras/src/random/seed_generator.py.
 
@@ -131,4 +144,16 @@ def keras(seed: int, call: int = 0) -> UInt32[Array, "2"]:
       >>> keys.keras(7, 2)
       Array([7, 2], dtype=uint32)
     """
-    return jnp.array([seed, call], jnp.uint32)
+    words = [
+        _validation.check_scalar_integer(value, name, 0, 2**32 - 1)
+        for value, name in ((seed, "seed"), (call, "call"))
+    ]
+    return jnp.stack([jnp.asarray(word, jnp.uint32) for word in words])
+
+
+def _check_key(key: jax.Array) -> jax.Array:
+    """Return the key as a typed one."""
+    typed_key = _validation.check_key(key)
+    if typed_key is None:
+        raise TypeError("key=None is not allowed: key must be one PRNG key. Pass the user's key.")
+    return typed_key

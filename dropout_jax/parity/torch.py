@@ -30,6 +30,8 @@ import numpy.typing as npt
 from jax import lax
 from jax.typing import ArrayLike
 
+from dropout_jax import _validation
+
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, UInt32
 
@@ -46,7 +48,7 @@ def cpu_mask(
     Formula: see the docstring of this module. True is kept.
 
     Args:
-      seed: an integer.
+      seed: an integer from -2^63 to 2^64 - 1, as for torch.manual_seed; its low 32 bits count.
       shape: the shape of the tensor.
       p: the probability of dropping, in [0, 1].
       memory_order: the axes of a dense tensor from the slowest to the fastest in memory, such as
@@ -56,7 +58,7 @@ def cpu_mask(
       A bool array of `shape`.
 
     Raises:
-      ValueError: p or memory_order, with what is allowed.
+      TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
 
     Source: PyTorch 2.13, aten/src/ATen/native/cpu/DistributionTemplates.h; Matsumoto and Nishimura,
       "Mersenne Twister", 1998.
@@ -73,23 +75,26 @@ class CPUGenerator:
     """The default CPU generator of PyTorch: masks in the order of calls, and its state."""
 
     def __init__(self, seed: int) -> None:
+        seed = _check_seed(seed)
         seeded: Any = np.random.RandomState(seed & 0xFFFFFFFF).get_state(legacy=False)
-        self._seed, self._is_fresh, self._tail = seed & (2**64 - 1), True, None
+        self._seed, self._is_fresh, self._tail = seed, True, None
         self._bits = np.random.MT19937()
         self._set_words(seeded["state"]["key"], N)
 
     @classmethod
     def from_state(cls, state: bytes | npt.ArrayLike) -> CPUGenerator:
         """Restore a generator from `torch.get_rng_state()`, as bytes or a uint8 array."""
-        raw = bytes(np.asarray(state, np.uint8)) if not isinstance(state, bytes) else state
-        if len(raw) != _STATE_BYTES:
+        seed, left, seeded, following, *words = _STATE.unpack_from(raw := _check_state(state))
+        is_fresh = left == 1 and following == 0
+        is_known = is_fresh or (1 <= left <= N and left + following == N + 1)
+        if not is_known or seeded != 1 or max(words) >= 2**32:
             raise ValueError(
-                f"a state of {len(raw)} bytes is not allowed: it must have {_STATE_BYTES}. Pass "
+                f"a state with left={left}, next={following} and seeded={seeded} is not allowed: "
+                "it must be one that PyTorch's generator can have. Pass "
                 "torch.get_rng_state().numpy()."
             )
-        seed, left, _, following, *words = _STATE.unpack_from(raw)
         generator = cls(seed)
-        generator._is_fresh = left == 1 and following == 0
+        generator._is_fresh = is_fresh
         generator._tail = raw[_STATE.size :]
         generator._set_words(np.array(words, np.uint32), N if left == 1 else following)
         return generator
@@ -107,12 +112,8 @@ class CPUGenerator:
         self, shape: Sequence[int], p: float, *, memory_order: Sequence[int] | None = None
     ) -> np.ndarray:
         """Draw the mask of the next dropout; arguments as in `cpu_mask`."""
-        shape = tuple(shape)
+        shape, p = _validation.check_shape(shape), _validation.check_probability(p, "p")
         order = _check_memory_order(memory_order, len(shape))
-        if not 0 <= p <= 1:
-            raise ValueError(
-                f"p={p!r} is not allowed: it must be a probability, in [0, 1]. Pass 0.1."
-            )
         count = math.prod(shape)
         if p in (0, 1) or count == 0:
             return np.full(shape, p == 0)
@@ -128,8 +129,27 @@ class CPUGenerator:
         self._bits.state = state
 
 
+def _check_seed(seed: int) -> int:
+    """Return a seed of torch.manual_seed as 64 bits, as PyTorch does with a negative one."""
+    return _validation.check_integer(seed, "seed", -(2**63), 2**64 - 1) & (2**64 - 1)
+
+
+def _check_state(state: bytes | npt.ArrayLike) -> bytes:
+    array = np.frombuffer(state, np.uint8) if isinstance(state, bytes) else np.asarray(state)
+    if array.dtype != np.uint8 or array.shape != (_STATE_BYTES,):
+        raise ValueError(
+            f"a state of {array.dtype} and shape {array.shape} is not allowed: it must be "
+            f"{_STATE_BYTES} bytes. Pass torch.get_rng_state().numpy()."
+        )
+    return array.tobytes()
+
+
 def _check_memory_order(order: Sequence[int] | None, ndim: int) -> tuple[int, ...]:
-    order = tuple(range(ndim)) if order is None else tuple(order)
+    order = tuple(range(ndim)) if order is None else order
+    order = tuple(
+        _validation.check_integer(axis, "memory_order", -ndim)
+        for axis in _validation.check_sequence(order, "memory_order")
+    )
     if sorted(order) != list(range(ndim)):
         raise ValueError(
             f"memory_order={order} is not allowed: it must name each of the {ndim} axes once. List "
@@ -146,15 +166,15 @@ def cpu_dropout(x: np.ndarray, mask: np.ndarray, p: float) -> np.ndarray:
     and a dropped infinity NaN. `dropout_jax.apply_mask` differs: both are 0.
 
     Args:
-      x: a floating array, bfloat16 (of ml_dtypes) included.
-      mask: bool, True is kept, of the shape of x.
-      p: the probability of dropping, in [0, 1).
+      x: an array of float16, bfloat16 (of ml_dtypes), float32 or float64.
+      mask: bool, True is kept, of the shape of x, or of one that broadcasts to it (dropout2d).
+      p: the probability of dropping, in [0, 1]. At 1, PyTorch multiplies by 0.
 
     Returns:
       An array of the shape and dtype of x.
 
     Raises:
-      ValueError: from NumPy, when the shapes do not agree.
+      TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
 
     Source: PyTorch 2.13, aten/src/ATen/native/Dropout.cpp.
 
@@ -164,20 +184,31 @@ def cpu_dropout(x: np.ndarray, mask: np.ndarray, p: float) -> np.ndarray:
       >>> torch.cpu_dropout(np.array([1.0, -1.0]), np.array([True, False]), 0.5)
       array([ 2., -0.])
     """
+    p = _validation.check_probability(p, "p")
+    if not isinstance(x, np.ndarray) or x.dtype.name not in _CPU_DTYPES:
+        allowed = f"a NumPy array of {', '.join(_CPU_DTYPES)}"
+        remedy = "Convert it: np.asarray(x, np.float32)."
+        _validation.fail(TypeError, "x", x, allowed, remedy)
+    mask = np.asarray(_validation.check_mask(mask, x.shape, "mask"))
+    if p == 1 and mask.any():
+        allowed = "False everywhere at p=1"
+        _validation.fail(ValueError, "mask", mask, allowed, "Pass the p that it was drawn with.")
     wide = np.float64 if x.dtype == np.float64 else np.float32
-    noise = (np.asarray(mask, wide) / wide(1 - p)).astype(x.dtype)
+    noise = (np.asarray(mask, wide) / wide(1 - p if p < 1 else 1)).astype(x.dtype)
     with np.errstate(invalid="ignore", over="ignore"):
-        return (x.astype(wide) * noise.astype(wide)).astype(x.dtype)
+        return np.asarray(x.astype(wide) * noise.astype(wide)).astype(x.dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("shape", "p"))
-def jax_cpu_mask(seed: ArrayLike, shape: tuple[int, ...], p: float) -> Bool[Array, "..."]:
+_CPU_DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+def jax_cpu_mask(seed: ArrayLike, shape: Sequence[int], p: float) -> Bool[Array, "..."]:
     """Draw `cpu_mask` in JAX, jitted; the seed may be traced.
 
     Formula: as `cpu_mask`, with the comparison in integers: r < ceil((1 - p) 2^53).
 
     Args:
-      seed: an integer below 2^32, or an unsigned scalar, traced or not.
+      seed: as in `cpu_mask`, or a traced scalar of an integer dtype.
       shape: the shape of the tensor, in C order.
       p: the probability of dropping, in [0, 1]; a Python number, for a comparison in float64.
 
@@ -185,7 +216,7 @@ def jax_cpu_mask(seed: ArrayLike, shape: tuple[int, ...], p: float) -> Bool[Arra
       A bool array of `shape`.
 
     Raises:
-      TypeError, OverflowError: from JAX, for any other seed.
+      TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
 
     Source: as `cpu_mask`.
 
@@ -194,10 +225,20 @@ def jax_cpu_mask(seed: ArrayLike, shape: tuple[int, ...], p: float) -> Bool[Arra
       >>> torch.jax_cpu_mask(0, (10,), 0.5).astype(int)
       Array([0, 0, 1, 0, 0, 0, 1, 1, 0, 1], dtype=int32)
     """
+    seed = _validation.check_scalar_integer(seed, "seed", -(2**63), 2**64 - 1)
+    word = jnp.uint32(seed & 0xFFFFFFFF) if isinstance(seed, int) else seed.astype(jnp.uint32)
+    shape, p = _validation.check_shape(shape), _validation.check_probability(p, "p")
+    return _draw_cpu_mask(word, shape=shape, p=p)
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "p"))
+def _draw_cpu_mask(
+    seed: UInt32[Array, ""], *, shape: tuple[int, ...], p: float
+) -> Bool[Array, "..."]:
     count = math.prod(shape)
     if p in (0, 1) or count == 0:
         return jnp.full(shape, p == 0)
-    _, words = lax.scan(_twist, _derive_state(jnp.uint32(seed)), length=-(-2 * count // N))
+    _, words = lax.scan(_twist, _derive_state(seed), length=-(-2 * count // N))
     words = words.reshape(-1)[: 2 * count].reshape(-1, 2)
     high, low = words[:, 0] & jnp.uint32(0x1FFFFF), words[:, 1]
     limit = math.ceil((1 - p) * 2**53)  # at most 2^53 - 1 unless p is below 2^-53
@@ -258,7 +299,7 @@ def philox4x32(
       Four uint64 arrays of 32-bit words.
 
     Raises:
-      OverflowError: from NumPy, for a negative number.
+      TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
 
     Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011.
 
@@ -267,8 +308,8 @@ def philox4x32(
       >>> [hex(int(word)) for word in philox4x32((0, 0, 0, 0), (0, 0))]
       ['0x6627e8d5', '0xe169c58d', '0xbc57ac4c', '0x9b00dbd8']
     """
-    c0, c1, c2, c3 = (np.asarray(word, np.uint64) for word in counter)
-    k0, k1 = (int(word) for word in key)
+    c0, c1, c2, c3 = _check_words(counter, "counter", 4)
+    k0, k1 = (int(word) for word in _check_words(key, "key", 2))
     low = np.uint64(0xFFFFFFFF)
     for _ in range(10):
         first, second = np.uint64(0xD2511F53) * c0, np.uint64(0xCD9E8D57) * c2
@@ -280,6 +321,21 @@ def philox4x32(
         )
         k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
     return np.asarray(c0), np.asarray(c1), np.asarray(c2), np.asarray(c3)
+
+
+def _check_words(words: Sequence[npt.ArrayLike], name: str, count: int) -> list[np.ndarray]:
+    """Return 32-bit words as uint64, and refuse what is no integer or does not fit."""
+    allowed = f"{count} integers{' or arrays of integers' if name == 'counter' else ''} below 2^32"
+    remedy = "Split a larger number: n & 0xFFFFFFFF, n >> 32."
+    if not isinstance(words, tuple | list | np.ndarray) or len(words) != count:
+        _validation.fail(TypeError, name, words, allowed, f"Pass a tuple of {count}.")
+    arrays = [np.asarray(word) for word in words]
+    for array in arrays:
+        if array.dtype.kind not in "iu" or (name == "key" and array.ndim):
+            _validation.fail(TypeError, name, words, allowed, remedy)
+        if array.size and not 0 <= array.min() <= array.max() < 2**32:
+            _validation.fail(ValueError, name, words, allowed, remedy)
+    return [array.astype(np.uint64) for array in arrays]
 
 
 def cuda_mask(
@@ -305,20 +361,21 @@ def cuda_mask(
 
     Args:
       seed: `torch.cuda.initial_seed()`.
-      offset: of the generator before the call; `cuda_offset_after` computes the next.
+      offset: of the generator before the call, a multiple of 4; `cuda_offset_after` computes the
+        next.
       shape: the shape of the dense tensor, in memory order.
-      p: the probability of dropping, in [0, 1).
+      p: the probability of dropping, in [0, 1].
       num_sms: multi_processor_count of the device.
-      threads_per_sm: max_threads_per_multi_processor of the device.
-      itemsize: bytes per element. (Before PyTorch 2.7 a load has at most 4 elements: pass 4 for
-        16-bit dtypes.)
-      alignment: of the tensor's address, in bytes.
+      threads_per_sm: max_threads_per_multi_processor of the device, at least 256.
+      itemsize: bytes per element, 2, 4 or 8. (Before PyTorch 2.7 a load has at most 4 elements:
+        pass 4 for 16-bit dtypes.)
+      alignment: of the tensor's address, in bytes, a power of two.
 
     Returns:
       A bool array of `shape`.
 
     Raises:
-      ZeroDivisionError: for an itemsize of 0.
+      TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
 
     Source: PyTorch, aten/src/ATen/native/cuda/Dropout.cu; cuRAND's Philox.
 
@@ -328,10 +385,14 @@ def cuda_mask(
       >>> m.shape
       (4, 8)
     """
+    seed, offset = _check_seed(seed), _check_offset(offset)
+    shape, p = _validation.check_shape(shape), _validation.check_probability(p, "p")
+    itemsize = _check_power_of_two(itemsize, "itemsize", 2, 8)
+    alignment = _check_power_of_two(alignment, "alignment", itemsize, 2**63)
     count = math.prod(shape)
+    threads = _count_threads(max(count, 1), num_sms, threads_per_sm)
     if p in (0, 1) or count == 0:
         return np.full(shape, p == 0)
-    threads = _count_threads(count, num_sms, threads_per_sm)
     width = min(16, alignment) // itemsize
     while width > 1 and count % width:
         width //= 2
@@ -343,7 +404,7 @@ def cuda_mask(
     else:
         thread, turn = element % threads, element // threads
         block, number = turn // 4, turn % 4
-    uniform = _draw_cuda_uniform(seed, offset // 4 + block, thread, number)
+    uniform = _draw_cuda_uniform(seed, np.uint64(offset // 4) + block, thread, number)
     return (uniform < np.float32(1 - p)).reshape(shape)
 
 
@@ -353,8 +414,8 @@ def cuda_offset_after(offset: int, count: int, *, num_sms: int, threads_per_sm: 
     Formula: offset + 4 ((count - 1) // (4 T) + 1), with T as in `cuda_mask`.
 
     Args:
-      offset: of the generator before the call.
-      count: the number of elements, at least 1.
+      offset: of the generator before the call, a multiple of 4.
+      count: the number of elements; for 0, as at a rate of 0 or 1, PyTorch draws nothing.
       num_sms: multi_processor_count of the device.
       threads_per_sm: max_threads_per_multi_processor of the device.
 
@@ -362,7 +423,7 @@ def cuda_offset_after(offset: int, count: int, *, num_sms: int, threads_per_sm: 
       An integer.
 
     Raises:
-      ZeroDivisionError: for a count of 0, where PyTorch draws nothing.
+      TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
 
     Source: as `cuda_mask`.
 
@@ -371,7 +432,8 @@ def cuda_offset_after(offset: int, count: int, *, num_sms: int, threads_per_sm: 
       >>> torch.cuda_offset_after(0, 1000, num_sms=132, threads_per_sm=2048)
       4
     """
-    threads = _count_threads(count, num_sms, threads_per_sm)
+    offset, count = _check_offset(offset), _validation.check_integer(count, "count", 0)
+    threads = _count_threads(max(count, 1), num_sms, threads_per_sm)
     return offset + ((count - 1) // (4 * threads) + 1) * 4
 
 
@@ -384,7 +446,7 @@ def cuda_sdpa_mask(seed: int, offset: int, shape: Sequence[int], p: float) -> np
 
     Args:
       seed: `torch.cuda.initial_seed()`.
-      offset: of the generator before the call.
+      offset: of the generator before the call, a multiple of 4.
       shape: (batch, heads, queries, keys).
       p: the probability of dropping, in [0, 1].
 
@@ -392,7 +454,7 @@ def cuda_sdpa_mask(seed: int, offset: int, shape: Sequence[int], p: float) -> np
       A bool array of `shape`.
 
     Raises:
-      TypeError: from Python, if `shape` is not a sequence of sizes.
+      TypeError, ValueError: naming the argument, its value, what is allowed and the remedy.
 
     Source: PyTorch, aten/src/ATen/native/transformers/cuda/mem_eff_attention/kernel_forward.h.
 
@@ -401,12 +463,36 @@ def cuda_sdpa_mask(seed: int, offset: int, shape: Sequence[int], p: float) -> np
       >>> torch.cuda_sdpa_mask(0, 0, (1, 1, 2, 4), 0.5).shape
       (1, 1, 2, 4)
     """
-    word = offset + np.arange(math.prod(shape), dtype=np.uint64)
+    seed, offset = _check_seed(seed), _check_offset(offset)
+    shape, p = _validation.check_shape(shape), _validation.check_probability(p, "p")
+    if len(shape) != 4:
+        allowed = "(batch, heads, queries, keys)"
+        _validation.fail(ValueError, "shape", shape, allowed, "Use 1 for an axis without entries.")
+    word = np.uint64(offset) + np.arange(math.prod(shape), dtype=np.uint64)
     uniform = _draw_cuda_uniform(seed, word // 4, np.uint64(0), word % 4)
     return (uniform > np.float32(p)).reshape(shape)
 
 
+def _check_offset(offset: int) -> int:
+    """Return an offset of PyTorch's CUDA generator, which counts words in blocks of 4."""
+    offset = _validation.check_integer(offset, "offset", 0, 2**62)
+    if offset % 4:
+        remedy = "Pass what cuda_offset_after returns, or 0 after torch.cuda.manual_seed."
+        _validation.fail(ValueError, "offset", offset, "a multiple of 4", remedy)
+    return offset
+
+
+def _check_power_of_two(value: int, name: str, low: int, high: int) -> int:
+    value = _validation.check_integer(value, name, low, high)
+    if value & (value - 1):
+        allowed, remedy = f"a power of two from {low} to {high}", f"Pass {low}."
+        _validation.fail(ValueError, name, value, allowed, remedy)
+    return value
+
+
 def _count_threads(count: int, num_sms: int, threads_per_sm: int) -> int:
+    num_sms = _validation.check_integer(num_sms, "num_sms", 1)
+    threads_per_sm = _validation.check_integer(threads_per_sm, "threads_per_sm", 256)
     return 256 * min(-(-count // 256), num_sms * (threads_per_sm // 256))
 
 

@@ -6,7 +6,6 @@ The docstring of `_masks.py` is the specification of the mask, that of `_noise.p
 
 from dropout_jax.random._keys import fold
 from dropout_jax.random._masks import (
-    WORD,
     MaskParams,
     check_row_offset,
     draw_packed_mask,
@@ -17,8 +16,7 @@ from dropout_jax.random._masks import (
     mask_params,
     mask_shape,
     threshold,
-    unpack_mask,
-    unpack_tile,
 )
 from dropout_jax.random._noise import draw_normal, draw_uniform
+from dropout_jax.random._packing import WORD, unpack_mask, unpack_tile
 from dropout_jax.random._threefry import fold_in, threefry2x32

@@ -69,7 +69,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.export
@@ -79,6 +79,18 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from dropout_jax import _validation
+from dropout_jax.random._packing import (
+    WORD,
+    as_uint32,
+    candidate_axes,
+    locate_element,
+    packed_axis,
+    unpack_along_packed_axis,
+    unpack_mask,
+    word_count,
+    word_counters,
+    words_shape,
+)
 from dropout_jax.random._threefry import fold_in, threefry2x32
 
 if TYPE_CHECKING:
@@ -86,7 +98,6 @@ if TYPE_CHECKING:
 
 FOLD = 0x64726F70  # "drop" in ASCII
 NOISE_FOLD = 0x6E6F6973  # "nois"
-WORD = 32  # elements per word
 PAIRS = 8  # of planes
 BORROWED = 8  # bits of T / 2^8 below those of the planes
 ONE = 1 << 24  # T / 2^8 of a mask that keeps everything
@@ -164,7 +175,7 @@ def check_row_offset(
 def _largest_row_offset(shape: tuple[int, ...]) -> int:
     """Return the largest offset at which no counter wraps; symbolic sizes are not known."""
     try:
-        words = _words_shape(shape, packed_axis(shape))
+        words = words_shape(shape, packed_axis(shape))
     except jax.errors.InconclusiveDimensionOperation:
         return MAX_ROWS - 1
     if len(words) == 1:
@@ -248,23 +259,13 @@ def draw_packed_mask(
         return _draw_along_chosen_axis(combine, shape, row_offset)
 
 
-def packed_axis(shape: tuple[int, ...]) -> int | None:
-    """Return the packed axis of a mask of a shape, None for a flat one."""
-    return next((axis for axis in _candidate_axes(shape) if shape[axis] >= WORD), None)
-
-
-def _candidate_axes(shape: tuple[int, ...]) -> list[int]:
-    """Return the axes that may be packed, in order: not axis 0, whose parts are drawn alone."""
-    return ([len(shape) - 2] if len(shape) > 2 else []) + ([len(shape) - 1] if shape else [])
-
-
 def _draw_along_chosen_axis(
     combine: Callable, shape: tuple[int, ...], row_offset: UInt32[Array, ""] | None
 ) -> Bool[Array, "..."]:
     """Draw the mask along the packed axis that the sizes choose when the program runs."""
 
     def draw(axis):
-        return _unpack(_draw_words(combine, shape, axis, row_offset), shape, axis)
+        return unpack_along_packed_axis(_draw_words(combine, shape, axis, row_offset), shape, axis)
 
     def choose(axes):
         if not axes:
@@ -273,7 +274,7 @@ def _draw_along_chosen_axis(
         is_long = jnp.asarray(shape[first]) >= WORD
         return lax.cond(is_long, lambda: draw(first), lambda: choose(others))
 
-    return choose(_candidate_axes(shape))
+    return choose(candidate_axes(shape))
 
 
 def _draw_words(
@@ -282,29 +283,19 @@ def _draw_words(
     axis: int | None,
     row_offset: UInt32[Array, ""] | None,
 ) -> UInt32[Array, "..."]:
-    words = _words_shape(shape, axis)
+    words = words_shape(shape, axis)
     _check_sizes(shape, words)
     if row_offset is None:
-        return combine(lambda: _word_counters(words))
+        return combine(lambda: word_counters(words))
     if len(words) == 1:
         return _draw_flat_words(combine, row_offset, math.prod(shape[1:]), words[0])
-    rows_before = row_offset * _as_uint32(math.prod(words[1:-1]))
+    rows_before = row_offset * as_uint32(math.prod(words[1:-1]))
 
     def counters():
-        row, column = _word_counters(words)
+        row, column = word_counters(words)
         return row + rows_before, column
 
     return combine(counters)
-
-
-def _words_shape(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
-    if axis is None:
-        return (_word_count(math.prod(shape)),)
-    return (*shape[:axis], _word_count(shape[axis]), *shape[axis + 1 :])
-
-
-def _word_count(size: int) -> int:
-    return -(-size // WORD)
 
 
 def _check_sizes(shape: tuple[int, ...], words: tuple[int, ...]) -> None:
@@ -326,32 +317,15 @@ def _draw_flat_words(
     combine: Callable, row_offset: UInt32[Array, ""], size: int, count: int
 ) -> UInt32[Array, " words"]:
     """Draw `count` words of a flat mask whose rows have `size` elements, from any row on."""
-    first_word, shift = _locate_element(row_offset, size)
+    first_word, shift = locate_element(row_offset, size)
 
     def counters():
-        row, column = _word_counters((count + 1,))
+        row, column = word_counters((count + 1,))
         return row, column + first_word
 
     words = combine(counters)
     high = jnp.where(shift == 0, jnp.uint32(0), words[1:] << ((WORD - shift) % WORD))
     return (words[:-1] >> shift) | high
-
-
-def _locate_element(
-    row: UInt32[Array, "*shape"], size: int
-) -> tuple[UInt32[Array, "*shape"], UInt32[Array, "*shape"]]:
-    """Return the word and the bit of element row * size, a number that may exceed 32 bits."""
-    high, low = row // WORD, row % WORD
-    bit = low * _as_uint32(size % WORD)
-    word = high * _as_uint32(size) + low * _as_uint32(size // WORD) + bit // WORD
-    return word, bit % WORD
-
-
-def _as_uint32(size: int) -> UInt32[Array, ""]:
-    """Convert a size, also a symbolic one, modulo 2^32."""
-    if jax.export.is_symbolic_dim(size):
-        return jnp.asarray(size).astype(jnp.uint32)
-    return jnp.uint32(size % 2**32)
 
 
 def draw_packed_tile(
@@ -374,9 +348,9 @@ def draw_packed_tile(
     if axis is None:
         return _draw_flat_tile(combine, index, sizes, rows, columns)
     if axis == 1:
-        first_row, row_count, size = first_row // WORD, _word_count(row_count), _word_count(size)
+        first_row, row_count, size = first_row // WORD, word_count(row_count), word_count(size)
     else:
-        first_column, column_count = first_column // WORD, _word_count(column_count)
+        first_column, column_count = first_column // WORD, word_count(column_count)
     words = (*index.shape, row_count, column_count)
 
     def counters():
@@ -400,7 +374,7 @@ def _draw_flat_tile(
     def locate():
         row, column = (lax.broadcasted_iota(jnp.uint32, tile, index.ndim + n) for n in (0, 1))
         row, column = row + jnp.uint32(rows[0]), column + jnp.uint32(columns[0])
-        word, bit = _locate_element(index[..., None, None], sizes[0] * sizes[1])
+        word, bit = locate_element(index[..., None, None], sizes[0] * sizes[1])
         bit = bit + row * jnp.uint32(sizes[1]) + column
         return word + bit // WORD, bit % WORD
 
@@ -472,76 +446,6 @@ def _rotate_right(word: UInt32[Array, "*words"], distance: int) -> UInt32[Array,
     return (word >> distance) | (word << (WORD - distance))
 
 
-def unpack_mask(
-    words: UInt32[Array, "..."] | Bool[Array, "..."], shape: tuple[int, ...]
-) -> Bool[Array, "..."]:
-    """Unpack words into a bool array of the shape of the mask."""
-    return words if words.dtype == bool else _unpack(words, shape, packed_axis(shape))
-
-
-def _unpack(
-    words: UInt32[Array, "..."], shape: tuple[int, ...], axis: int | None
-) -> Bool[Array, "..."]:
-    if axis is None:
-        return _look_up_bits(words, shape)
-    return _unpack_along(words, axis, shape[axis])
-
-
-def unpack_tile(
-    words: UInt32[Array, "*lead _ _"], sizes: tuple[int, int], rows: int, columns: int
-) -> Bool[Array, "*lead {rows} {columns}"]:
-    """Unpack a tile of `rows` and `columns` of a mask whose last two axes have `sizes`."""
-    axis = packed_axis((1, *sizes))
-    if axis is None:
-        return (words & 1) != 0
-    return _unpack_along(words, words.ndim - 3 + axis, rows if axis == 1 else columns)
-
-
-def _unpack_along(words: UInt32[Array, "..."], axis: int, size: int) -> Bool[Array, "..."]:
-    """Unpack the first `size` bits along an axis."""
-    if jax.export.is_symbolic_dim(size):
-        return _look_up_along(words, axis, size)
-    one_bit = [1] * (words.ndim + 1)
-    one_bit[axis + 1] = WORD
-    bit = lax.broadcasted_iota(jnp.uint32, tuple(one_bit), axis + 1)
-    bits = (jnp.expand_dims(words, axis + 1) >> bit) & 1
-    bits = bits.reshape(*words.shape[:axis], words.shape[axis] * WORD, *words.shape[axis + 1 :])
-    return lax.slice_in_dim(bits, 0, size, axis=axis) != 0
-
-
-def _look_up_along(words: UInt32[Array, "..."], axis: int, size: Any) -> Bool[Array, "..."]:
-    """Unpack along an axis of symbolic size, which cannot be sliced to it."""
-    place = jnp.arange(size, dtype=jnp.uint32)
-    shift = jnp.expand_dims(place % WORD, [n for n in range(words.ndim) if n != axis])
-    return ((jnp.take(words, place // WORD, axis, mode="clip") >> shift) & 1) != 0
-
-
-def _look_up_bits(words: UInt32[Array, " words"], shape: tuple[int, ...]) -> Bool[Array, "..."]:
-    """Look up the bit of each element of a flat mask.
-
-    (A reshape from words to elements would send words between devices. A flat mask has few words,
-    and they are not sharded.)
-    """
-    lead, last = shape[:-1], math.prod(shape[-1:])
-    row, column = _word_counters((*lead, last))
-    word, bit = _locate_element(row, last)
-    bit = bit + column
-    bits = words.at[word + bit // WORD].get(mode="promise_in_bounds") >> (bit % WORD)
-    return (bits & 1).reshape(shape) != 0
-
-
-def _word_counters(
-    shape: tuple[int, ...],
-) -> tuple[UInt32[Array, "*words"], UInt32[Array, "*words"]]:
-    """Compute the row and the column of every word, as iotas without communication."""
-    *lead, _ = shape
-    row, stride = jnp.zeros(shape, jnp.uint32), 1
-    for axis in reversed(range(len(lead))):
-        row = row + lax.broadcasted_iota(jnp.uint32, shape, axis) * _as_uint32(stride)
-        stride *= lead[axis]
-    return row, lax.broadcasted_iota(jnp.uint32, shape, len(lead))
-
-
 def _spread_bit(bit: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     """Return all ones if the lowest bit is 1, else all zeros."""
     return -(bit & 1)
@@ -576,4 +480,4 @@ def _reduce_to_two_words(key: Key[Array, ""], fold: int) -> UInt32[Array, "2"]:
 
 def draw_noise_words(key: Key[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, "*shape"]:
     """Draw one word per element by the specification of the noise (see `_noise.py`)."""
-    return threefry2x32(_derive_seed(key, NOISE_FOLD), _word_counters(shape or (1,)))[0]
+    return threefry2x32(_derive_seed(key, NOISE_FOLD), word_counters(shape or (1,)))[0]

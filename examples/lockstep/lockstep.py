@@ -31,7 +31,8 @@ from minigpt.model import GPT, draw_masks, site_specs
 from minigpt.training import build_optimizer, build_train_functions, learning_rate_schedule
 
 RATE, SEED = 0.2, 1337
-SCALE = 1 / (1 - RATE)
+OUR_SCALE = 1 / float(np.float32(1) - np.float32(RATE))  # 1.5e-8 off PyTorch's, in float64
+TORCH_SCALE = 1 / (1 - RATE)
 FLIPPED = "block/0/mlp_out"
 
 
@@ -54,7 +55,7 @@ def train_minigpt_with_masks(masks_at, config, vocab, batches, dtype):
     @jax.jit
     def step(params, opt_state, each, masks):
         def mean_loss(params):
-            scaled_masks = {name: (mask, SCALE) for name, mask in masks.items()}
+            scaled_masks = {name: (mask, TORCH_SCALE) for name, mask in masks.items()}
             logits = nnx.merge(graph, params)(each.inputs, key=None, masks=scaled_masks)
             return optax.softmax_cross_entropy_with_integer_labels(logits, each.targets).mean()
 
@@ -76,7 +77,7 @@ def train_torch(masks_at, config, vocab, batches, dtype):
     adamw, masks = torch_port.make_optimizer(model, config.optim), {}
     rates = list_learning_rates(config, dtype)
     if masks_at is not None:
-        hooks.give_masks(model, masks)
+        hooks.give_masks(model, masks, scale=OUR_SCALE)
     torch.manual_seed(config.seed)
     losses = []
     for i, each in enumerate(track(batches, "PyTorch                 ")):

@@ -18,16 +18,21 @@ CELLS = [
     for mode, (_, has_mode) in modes.MODES.items()
     if has_mode(case)
 ]
-# For every change: one function of each kind in every mode.
-FIRST = ("dropout", "gaussian_dropout", "dot_product_attention, 130 queries", "predictive_entropy")
+EVERY_NTH = 30
 
 
 @pytest.mark.parametrize(
     ("case", "mode"),
-    [cell if cell[0].name in FIRST else slow(*cell) for cell in CELLS],
+    [
+        # For every change: dropout in every mode, and a few of the others.
+        cell if cell[0].name == "dropout" or i % EVERY_NTH == 0 else slow(*cell)
+        for i, cell in enumerate(CELLS)
+    ],
     ids=str,
 )
-def test_a_cell(case, mode):
+def test_a_cell(case, mode, request):
+    if "symbolic" in mode:  # the annotations say int, which a symbolic size is not
+        request.getfixturevalue("without_type_checker")
     check, _ = modes.MODES[mode]
     refusal = modes.REFUSALS.get((case.name, mode))
     if refusal is None:

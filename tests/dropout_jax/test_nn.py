@@ -85,15 +85,86 @@ def test_deterministic_needs_no_key_and_neither_does_rate_zero():
     np.testing.assert_array_equal(Dropout(0.0)(X), X)
 
 
+def test_rate_one_needs_no_key_and_draws_none_as_in_flax():
+    np.testing.assert_array_equal(Dropout(1.0)(X), nnx.Dropout(1.0)(X))
+    counts = []
+    for layer in (Dropout(1.0), nnx.Dropout(1.0)):
+        rngs = nnx.Rngs(dropout=0)
+        layer(X, rngs=rngs)
+        counts.append(int(rngs.dropout.count[...]))
+    assert counts == [0, 0]
+
+
+class Mixed(nnx.Module):
+    """Flax's layer and all of ours."""
+
+    def __init__(self, rngs):
+        self.layers = nnx.List([nnx.Dropout(0.5, rngs=rngs)])
+        for make, options, _ in LAYERS.values():
+            self.layers.append(make(0.5, **options, rngs=rngs))
+        for make in (layers.Zoneout, layers.MaskedDropout, layers.ConcreteDropout):
+            self.layers.append(make(0.5, rngs=rngs))
+        self.layers.append(layers.VariationalDropout(rngs=rngs))
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+
+
+def switches(model):
+    return {layer.deterministic for layer in model.layers}
+
+
+def test_every_filter_for_flaxs_dropout_finds_every_layer():
+    model = Mixed(nnx.Rngs(0))
+    public = {
+        layer
+        for layer in vars(layers).values()
+        if isinstance(layer, type) and issubclass(layer, layers.Stochastic)
+    }
+    bases = {layers.Stochastic, layers.RateLayer, layers.Layer}
+    assert public - bases == {type(layer) for layer in model.layers} - {nnx.Dropout}
+    assert switches(nnx.view(model, only=nnx.Dropout, deterministic=True)) == {True}
+    assert switches(model) == {False}
+    model.set_attributes(nnx.Dropout, deterministic=True)
+    assert switches(model) == {True}
+    model.train()
+    assert switches(model) == {False}
+    model.set_attributes(nnx.OfType(nnx.Dropout), deterministic=True)
+    assert switches(model) == {True}
+    assert not model.norm.use_running_average
+    assert all(type(layer).set_view is nnx.Dropout.set_view for layer in model.layers)
+
+
+def test_a_layer_is_found_by_its_own_class_and_base():
+    model = Mixed(nnx.Rngs(0))
+    model.set_attributes(layers.DropPath, deterministic=True)
+    assert {type(layer) for layer in model.layers if layer.deterministic} == {layers.DropPath}
+    model.set_attributes(layers.Stochastic, deterministic=True)
+    assert [type(layer) for layer in model.layers if not layer.deterministic] == [nnx.Dropout]
+    model.set_attributes(layers.RateLayer, rate=0.25)
+    assert all(layer.rate == 0.25 for layer in model.layers if isinstance(layer, layers.RateLayer))
+
+
+def test_messages_have_flaxs_sentences():
+    for deterministic in (False, None):
+        messages = []
+        for make in (Dropout, nnx.Dropout):
+            with pytest.raises(ValueError, match="argument was provided to Dropout") as raised:
+                make(0.5, deterministic=deterministic)(X)
+            messages.append(str(raised.value))
+        ours, theirs = messages
+        assert theirs.partition(" as either")[0].partition("\n")[0].strip() in ours
+    with pytest.raises(ValueError, match="argument was provided to DropPath"):
+        layers.DropPath(0.5)(X)
+
+
 @pytest.mark.usefixtures("without_type_checker")
 def test_missing_arguments_are_errors():
     with pytest.raises(ValueError, match="rngs=None is not allowed"):
         Dropout(0.5)(X)
     with pytest.raises(ValueError, match="deterministic=None is not allowed"):
         Dropout(0.5, deterministic=None)(X)
-    with pytest.raises(TypeError, match="rngs='x' is not allowed"):
+    with pytest.raises(TypeError, match=r"rngs='x' is not allowed.*Rngs, RngStream or None"):
         Dropout(0.5, rngs="x")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(TypeError, match="key='x' is not allowed"):
+    with pytest.raises(TypeError, match=r"key='x' is not allowed.*Rngs, RngStream or jax.Array"):
         Dropout(0.5)(X, rngs="x")  # pyright: ignore[reportArgumentType]
 
 

@@ -391,7 +391,7 @@ LABELS = np.array([0, 1, 2, 0])
         (TypeError, "start", 1.5, lambda k: dj.late_dropout(0.1, 1.5)),
         (ValueError, "rate", 1.0, lambda k: dj.curriculum_dropout(1.0, 0.1)),
         (TypeError, "dtype", None, lambda k: dj.dropkey_bias((2,), 0.1, dtype=None, key=k)),
-        (ValueError, "rate", 5e-6, lambda k: dj.drop_block(IMAGE, 5e-6, 5, key=k)),
+        (ValueError, "rate", 2e-8, lambda k: dj.drop_block(IMAGE, 2e-8, 5, key=k)),
         (TypeError, "rate", KEY, lambda k: dj.dropout(X, KEY, key=k)),
         (ValueError, "gamma", -1, lambda k: dj.curriculum_dropout(0.1, -1)),
     ],

@@ -44,22 +44,36 @@ MUTATIONS = [
     Mutation(
         "the counter",
         "dropout_jax/random/_masks.py",
-        "(row, word * (PLANES // 2) + pair)",
-        "(row, word + pair)",
+        "column * PAIRS + jnp.uint32(pair)",
+        "column + jnp.uint32(pair)",
         "tests/dropout_jax/random/test_masks.py",
     ),
     Mutation(
         "the threshold",
         "dropout_jax/random/_masks.py",
-        "jnp.rint((1 - rate) * ONE)",
-        "jnp.floor((1 - rate) * ONE)",
+        "(1 - rate) * ONE, ONE)",
+        "jnp.rint((1 - rate) * 65536) * 256, ONE)",
+        "tests/dropout_jax/random/test_masks.py",
+    ),
+    Mutation(
+        "the borrowed bits",
+        "dropout_jax/random/_masks.py",
+        "_rotate_right(even, BORROWED - bit)",
+        "_rotate_right(even, BORROWED - bit + 1)",
+        "tests/dropout_jax/random/test_masks.py",
+    ),
+    Mutation(
+        "the packed axis",
+        "dropout_jax/random/_packing.py",
+        "if len(shape) > 2 else []",
+        "if len(shape) > 1 else []",
         "tests/dropout_jax/random/test_masks.py",
     ),
     Mutation(
         "the scale",
         "dropout_jax/ops/_apply.py",
-        "inverse = random.ONE / jnp.maximum(threshold, 1)",
-        "inverse = 1.00001 * random.ONE / jnp.maximum(threshold, 1)",
+        "inverse = 1 / jnp.where(share > 0, share, 1)",
+        "inverse = 1.00001 / jnp.where(share > 0, share, 1)",
         "tests/dropout_jax/ops/test_apply.py",
     ),
     Mutation(
@@ -93,8 +107,8 @@ MUTATIONS = [
     Mutation(
         "rows of a part of a batch",
         "dropout_jax/random/_masks.py",
-        "return row + rows_before, word",
-        "return row, word",
+        "return row + rows_before, column",
+        "return row, column",
         "tests/dropout_jax/random/test_masks.py",
     ),
     Mutation(

@@ -1,5 +1,7 @@
 """PyTorch's masks: known answers without PyTorch, and PyTorch itself where it is installed."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -235,3 +237,117 @@ def four(block, thread):
     words = parity.philox4x32((block, 0, thread, 0), (99, 0))
     uniform = [np.float32(word) * np.float32(2**-32) + np.float32(2**-33) for word in words]
     return [bool(u < np.float32(0.7)) for u in uniform]
+
+
+@given(seed=st.integers(-(2**63), 2**64 - 1))
+def test_every_seed_of_torch(seed):
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(seed)
+    generator = parity.CPUGenerator(seed)
+    np.testing.assert_array_equal(generator.state(), torch.get_rng_state().numpy())
+    theirs = kept(torch, torch.ones(20), 0.5)
+    np.testing.assert_array_equal(generator.mask((20,), 0.5), theirs)
+    np.testing.assert_array_equal(parity.jax_cpu_mask(seed, (20,), 0.5), theirs)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "uint32"])
+def test_traced_seeds_of_every_dtype(dtype):
+    for seed in (3, np.iinfo(dtype).min, np.iinfo(dtype).max):
+        ours = jax.jit(lambda s: parity.jax_cpu_mask(s, (20,), 0.5))(np.array(seed, dtype))
+        np.testing.assert_array_equal(ours, parity.cpu_mask(int(seed), (20,), 0.5))
+
+
+def test_outputs_at_the_ends_and_without_axes_are_torchs(torch):
+    x = np.array([1.0, -1.0, np.inf, np.nan], np.float32)
+    for p in (0.0, 1.0):
+        theirs = torch.nn.functional.dropout(torch.from_numpy(x), p).numpy()
+        ours = parity.cpu_dropout(x, np.full(4, p == 0), p)
+        np.testing.assert_array_equal(bits(ours), bits(theirs))
+    scalar = parity.cpu_dropout(np.array(3, np.float32), np.array(True), 0.5)
+    assert isinstance(scalar, np.ndarray)
+    assert (scalar, scalar.shape, scalar.dtype) == (6, (), np.float32)
+    image = np.ones((2, 3, 4, 4), np.float32)
+    torch.manual_seed(0)
+    theirs = torch.nn.functional.dropout2d(torch.from_numpy(image), 0.3).numpy()
+    ours = parity.cpu_dropout(image, parity.cpu_mask(0, (2, 3, 1, 1), 0.3), 0.3)
+    np.testing.assert_array_equal(ours, theirs)
+
+
+untyped: Any = parity  # for arguments that the annotations forbid
+DEVICE = {"num_sms": 2, "threads_per_sm": 2048}
+CUDA: dict[str, Any] = {"seed": 0, "offset": 0, "shape": (4,), "p": 0.5, "itemsize": 4, **DEVICE}
+AFTER: dict[str, Any] = {"offset": 0, "count": 4, **DEVICE}
+SDPA: dict[str, Any] = {"seed": 0, "offset": 0, "shape": (1, 1, 2, 4), "p": 0.5}
+CPU: dict[str, Any] = {"seed": 0, "shape": (4,), "p": 0.5}
+DROP: dict[str, Any] = {"x": np.ones(4), "mask": np.ones(4, bool), "p": 0.5}
+FUNCTIONS = {
+    "cpu_mask": (parity.cpu_mask, CPU),
+    "jax_cpu_mask": (parity.jax_cpu_mask, CPU),
+    "generator": (lambda seed, **call: parity.CPUGenerator(seed).mask(**call), CPU),
+    "cpu_dropout": (parity.cpu_dropout, DROP),
+    "cuda_mask": (parity.cuda_mask, CUDA),
+    "cuda_sdpa_mask": (parity.cuda_sdpa_mask, SDPA),
+    "cuda_offset_after": (parity.cuda_offset_after, AFTER),
+}
+WRONG: dict[str, tuple[Any, ...]] = {
+    "p": (-0.1, 1.5, float("nan"), float("inf"), True, "0.5", None, np.array([0.5]), 1j),
+    "seed": (2**64, -(2**63) - 1, 0.5, True, None, "0", float("nan")),
+    "shape": ((-1,), (1.5,), 3, "ab", None, (float("nan"),), (2, True, "3")),
+    "offset": (-4, 6, 0.0, True, None, 2**64),
+    "count": (-1, 0.5, True, None),
+    "num_sms": (0, -1, 1.5, True),
+    "threads_per_sm": (0, 255, 256.0, True),
+    "itemsize": (0, 1, 3, 16, 4.0, True),
+    "x": ([1.0], 1.0, None, np.ones(4, int), np.ones(4, complex), np.ones(4, bool)),
+    "mask": (np.ones(4), np.ones(3, bool), [True] * 4, None),
+}
+
+
+@pytest.mark.usefixtures("without_type_checker")
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_wrong_arguments_are_named_alike(name):
+    function, call = FUNCTIONS[name]
+    function(**call)
+    for argument in call:
+        for value in WRONG[argument]:
+            with pytest.raises((TypeError, ValueError)) as raised:
+                function(**(call | {argument: value}))
+            assert str(raised.value).startswith((f"{argument}=", f"{argument}.")), (argument, value)
+            assert "is not allowed" in str(raised.value)
+
+
+@pytest.mark.usefixtures("without_type_checker")
+def test_other_wrong_arguments_are_named():
+    for call, message in (
+        (lambda: untyped.cuda_mask(**CUDA, alignment=12), "alignment=12"),
+        (lambda: untyped.cuda_mask(**CUDA, alignment=2), "alignment=2"),
+        (lambda: untyped.cuda_sdpa_mask(**(SDPA | {"shape": (4,)})), r"shape=\(4,\)"),
+        (lambda: untyped.philox4x32((0, 0, 0), (0, 0)), "counter="),
+        (lambda: untyped.philox4x32((0, 0, 0, 2**32), (0, 0)), "counter="),
+        (lambda: untyped.philox4x32((0, 0, 0, 1.5), (0, 0)), "counter="),
+        (lambda: untyped.philox4x32((0, 0, 0, True), (0, 0)), "counter="),
+        (lambda: untyped.philox4x32((0, 0, 0, 0), (0, -1)), "key="),
+        (lambda: untyped.cpu_mask(0, (2, 3), 0.5, memory_order=(0, 2)), "memory_order="),
+        (lambda: untyped.cpu_mask(0, (2, 3), 0.5, memory_order=(False, True)), "memory_order="),
+        (lambda: untyped.cpu_mask(0, (2, 3), 0.5, memory_order=(1.0, 0.0)), "memory_order="),
+        (lambda: untyped.cpu_mask(0, (2, 3), 0.5, memory_order=1), "memory_order=1"),
+        (lambda: untyped.cpu_dropout(np.ones(2), np.array([True, False]), 1.0), "mask=array"),
+        (lambda: jax.jit(untyped.jax_cpu_mask, static_argnums=(1, 2))(1.5, (3,), 0.5), "seed="),
+        (lambda: jax.jit(untyped.jax_cpu_mask, static_argnums=1)(1, (3,), 0.5), "p="),
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"^{message}.*is not allowed"):
+            call()
+
+
+@pytest.mark.usefixtures("without_type_checker")
+def test_states_that_pytorch_cannot_have_are_refused():
+    state = parity.CPUGenerator(0).state()
+    left = np.array(state)
+    left[8] = 7
+    for wrong in (bytes(5056), bytes(5055), b"", state.astype(float), state[None], left, 3):
+        with pytest.raises(ValueError, match=r"a state .* is not allowed.*get_rng_state"):
+            untyped.CPUGenerator.from_state(wrong)
+
+
+def test_an_empty_draw_on_cuda_leaves_the_offset():
+    assert parity.cuda_offset_after(8, 0, **DEVICE) == 8

@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax import export
 from marks import slow
 
 import dropout_jax
 from dropout_jax import drop_path, dropout, keep_mask, reference
 from dropout_jax.random import _masks as masks
+from dropout_jax.random._packing import packed_axis
 
 short_axes = st.sampled_from([1, 5, 31, 32, 33, 64, 70])
 last_axes = st.sampled_from([1, 31, 32, 33, 100]) | st.integers(0, 3000)
@@ -71,6 +73,15 @@ def test_known_answer(key):
     ]
 
 
+def test_borrowed_bits_are_the_oracles(key):
+    """About sixteen of 2^20 elements are decided by bits of their neighbours."""
+    shape, rate = (8, 128, 1024), 0.3
+    words = np.asarray(jax.random.key_data(key))
+    np.testing.assert_array_equal(
+        keep_mask(key, rate, shape), reference.keep_mask(words, rate, shape)
+    )
+
+
 def test_the_known_answers_of_the_specification():
     """The lines of the docstring: a key, a shape, a rate, and the words in hexadecimal."""
     assert masks.__doc__
@@ -81,7 +92,7 @@ def test_the_known_answers_of_the_specification():
     for key, shape, rate, words in lines:
         raw = jnp.array(ast.literal_eval(key), jnp.uint32)
         mask = np.asarray(keep_mask(raw, float(rate), ast.literal_eval(shape)))
-        axis = masks.packed_axis(mask.shape)
+        axis = packed_axis(mask.shape)
         bits = mask.ravel() if axis is None else np.moveaxis(mask, axis, -1)
         unused = np.zeros((*bits.shape[:-1], -bits.shape[-1] % 32), bool)
         bits = np.concatenate([bits, unused], axis=-1)
@@ -234,3 +245,30 @@ def test_bad_row_offsets_are_named(row_offset, error, key):
         keep_mask(key, 0.3, (4, 40), row_offset=row_offset)
     with pytest.raises(TypeError, match="row_offset"):
         keep_mask(key, 0.3, (4, 40), row_offset=jnp.float32(1))
+
+
+@pytest.mark.parametrize(
+    ("spec", "shapes"),
+    [
+        ("b, 128, 16", [(2, 128, 16)]),
+        ("2, t, 16", [(2, 5, 16), (2, 33, 16), (2, 64, 16)]),
+        ("2, 64, c", [(2, 64, 5), (2, 64, 40)]),
+        ("n", [(5,), (100,)]),
+        slow("a, b, c", [(2, 33, 5), (3, 4, 5), (3, 4, 50)]),
+    ],
+)
+@pytest.mark.parametrize("row_offset", [None, 3])
+def test_symbolic_sizes_choose_the_packed_axis_when_the_program_runs(
+    spec, shapes, row_offset, key, without_type_checker
+):
+    words = jax.random.key_data(key)
+
+    def mask(words, x):
+        k = jax.random.wrap_key_data(words)
+        return keep_mask(k, 0.3, x.shape, row_offset=row_offset)
+
+    x = jax.ShapeDtypeStruct(export.symbolic_shape(spec), jnp.float32)
+    exported = export.export(jax.jit(mask))(words, x)
+    for shape in shapes:
+        expected = keep_mask(key, 0.3, shape, row_offset=row_offset)
+        np.testing.assert_array_equal(exported.call(words, np.ones(shape, np.float32)), expected)

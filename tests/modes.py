@@ -6,6 +6,7 @@ under jit, on one device, without the mode.
 
 import functools
 import threading
+import warnings
 from typing import NamedTuple
 
 import jax
@@ -43,7 +44,8 @@ def assert_equal(actual, wanted):
 
 def _assert_leaf_equal(actual, wanted):
     assert actual.dtype == wanted.dtype, (actual.dtype, wanted.dtype)
-    scale = float(np.abs(wanted).max(initial=0)) if wanted.dtype != bool else 0
+    wanted = np.asarray(wanted)
+    scale = float(np.abs(wanted[np.isfinite(wanted)]).max(initial=0)) if wanted.dtype != bool else 0
     np.testing.assert_allclose(actual, wanted, rtol=RTOL, atol=RTOL * scale)
 
 
@@ -169,7 +171,7 @@ def map_over(case, axes):
     """vmap over those of (arrays, rate, key) that `axes` names equals a loop."""
     several = [case.arrays(BATCH) for _ in range(3)]
     several = [tuple(_vary(x, i) for x in arrays) for i, arrays in enumerate(several)]
-    rates, ks = np.float32([0, RATE, 0.5]), jax.random.split(key(), 3)
+    rates, ks = np.array([0, RATE, 0.5], np.float32), jax.random.split(key(), 3)
     arrays = jax.tree.map(lambda *xs: np.stack(xs), *several)
     names = ("arrays", "rate", "key")
     first = several[0], rates[1], ks[0]
@@ -353,7 +355,9 @@ def donate(case):
     arrays, rate, k = inputs(case)
     donated = tuple(jnp.asarray(x) for x in arrays)
     fn = jax.jit(lambda arrays, rate, k: call(case, arrays, rate, k), donate_argnums=0)
-    assert_equal(fn(donated, rate, k), expected(case))
+    with warnings.catch_warnings():  # JAX says so where a result is smaller than its input
+        warnings.filterwarnings("ignore", "Some donated buffers were not usable")
+        assert_equal(fn(donated, rate, k), expected(case))
 
 
 def run_with(case, context):
@@ -499,10 +503,18 @@ _ONLY_COUNTERS = Refusal(
 )
 
 REFUSALS = {
+    ("dropkey_bias", "debug_infs"): Refusal(
+        FloatingPointError, "inf", "JAX reports its -inf, which is the result"
+    ),
     ("calibration.auroc", "export, symbolic batch"): Refusal(
         ValueError,
         "scores.shape.*Export for a fixed number of examples",
         "refused, as JAX has no cumulative sum of a symbolic size",
+    ),
+    ("parity.bernoulli.keep_mask", "threefry_partitionable off"): Refusal(
+        NotImplementedError,
+        "jax_threefry_partitionable=False is not supported",
+        "refused, as JAX draws other masks then",
     ),
     ("parity.bernoulli.keep_mask", "keys of rbg"): _ONLY_COUNTERS,
     ("parity.bernoulli.keep_mask", "keys of unsafe_rbg"): _ONLY_COUNTERS,

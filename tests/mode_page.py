@@ -1,4 +1,4 @@
-"""Write docs/modes.md: PYTHONPATH=tests python tests/dropout_jax/mode_page.py > docs/modes.md."""
+"""Write docs/modes.md: python tests/mode_page.py > docs/modes.md."""
 
 import mode_cases
 import modes
@@ -12,7 +12,7 @@ In each cell the result, or the derivative, is that of the function under `jit` 
 without the mode, or the call is refused with an error that names the reason and the remedy.
 
 `pytest -m "slow or not slow" tests/dropout_jax/test_modes.py` runs all cells, and
-tests/dropout_jax/mode_page.py writes this page from the same table. Nothing here ran on a GPU or a
+tests/mode_page.py writes this page from the same table. Nothing here ran on a GPU or a
 TPU: programs for cuda and tpu are exported, that is traced and lowered.
 """
 

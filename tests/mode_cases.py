@@ -75,7 +75,7 @@ def _op(name, shape=(34, 3), *, also=(), **options):
     op = getattr(dropout_jax, name)
 
     def fn(arrays, rate, key, **offset):
-        return op(*arrays, rate, key=key, **options, **offset)
+        return op(arrays[0], rate, key=key, **options, **offset)
 
     label = name + "".join(f", {word}" for word in also)
     offset = {"offset"} if name in ("dropout", "drop_path") else set()
@@ -108,7 +108,7 @@ CASES = [
     _op("drop_block", (9, 3), block_size=2),
     Case(
         "zoneout",
-        lambda arrays, rate, key: dropout_jax.zoneout(*arrays, rate, key=key),
+        lambda arrays, rate, key: dropout_jax.zoneout(arrays[0], arrays[1], rate, key=key),
         lambda batch: (_normals((batch, 34, 3)), _normals((batch, 34, 3), 1)),
     ),
     Case(
@@ -118,32 +118,32 @@ CASES = [
     ),
     Case(
         "layer_drop",
-        lambda arrays, rate, key: dropout_jax.layer_drop(_square, *arrays, rate, key=key),
+        lambda arrays, rate, key: dropout_jax.layer_drop(_square, arrays[0], rate, key=key),
         numbers(34, 3),
     ),
     Case(
         "multi_sample_dropout",
         lambda arrays, rate, key: dropout_jax.multi_sample_dropout(
-            _square, *arrays, rate, key=key, samples=3
+            _square, arrays[0], rate, key=key, samples=3
         ),
         numbers(34, 3),
     ),
     _plain(
         "concrete_dropout",
-        lambda arrays, rate, key: dropout_jax.concrete_dropout(*arrays, -1.0, key=key),
+        lambda arrays, rate, key: dropout_jax.concrete_dropout(arrays[0], -1.0, key=key),
         numbers(34, 3),
         "key",
     ),
     _plain(
         "concrete_dropout_penalty",
         lambda arrays, rate, key: dropout_jax.concrete_dropout_penalty(
-            *arrays, -1.0, weight_scale=0.1, dropout_scale=0.2
+            arrays[0], -1.0, weight_scale=0.1, dropout_scale=0.2
         ),
         numbers(3),
     ),
     _plain(
         "variational_dropout",
-        lambda arrays, rate, key: dropout_jax.variational_dropout(*arrays, -1.0, key=key),
+        lambda arrays, rate, key: dropout_jax.variational_dropout(arrays[0], -1.0, key=key),
         numbers(34, 3),
         "key",
     ),
@@ -162,7 +162,7 @@ CASES = [
     ),
     _plain(
         "apply_mask",
-        lambda arrays, rate, key: dropout_jax.apply_mask(*arrays, rate),
+        lambda arrays, rate, key: dropout_jax.apply_mask(arrays[0], arrays[1], rate),
         lambda batch: (_normals((batch, 34, 3)), _normals((batch, 34, 3), 1) > 0),
         "rate",
     ),
@@ -213,7 +213,7 @@ CASES = [
     Case(
         "mc_dropout",
         lambda arrays, rate, key: dropout_jax.mc_dropout(
-            lambda k: dropout_jax.dropout(*arrays, rate, key=k), key, 3
+            lambda k: dropout_jax.dropout(arrays[0], rate, key=k), key, 3
         ),
         numbers(34, 3),
         frozenset(("rate", "key")),

@@ -1,0 +1,125 @@
+"""Where the words of a mask are, and which bit of them belongs to an element: steps 3 and 4."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+from jax import lax
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, UInt32
+
+WORD = 32  # elements per word
+
+
+def packed_axis(shape: tuple[int, ...]) -> int | None:
+    """Return the packed axis of a mask of a shape, None for a flat one."""
+    return next((axis for axis in candidate_axes(shape) if shape[axis] >= WORD), None)
+
+
+def candidate_axes(shape: tuple[int, ...]) -> list[int]:
+    """Return the axes that may be packed, in order: not axis 0, whose parts are drawn alone."""
+    return ([len(shape) - 2] if len(shape) > 2 else []) + ([len(shape) - 1] if shape else [])
+
+
+def words_shape(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
+    if axis is None:
+        return (word_count(math.prod(shape)),)
+    return (*shape[:axis], word_count(shape[axis]), *shape[axis + 1 :])
+
+
+def word_count(size: int) -> int:
+    return -(-size // WORD)
+
+
+def word_counters(
+    shape: tuple[int, ...],
+) -> tuple[UInt32[Array, "*words"], UInt32[Array, "*words"]]:
+    """Compute the row and the column of every word, as iotas without communication."""
+    *lead, _ = shape
+    row, stride = jnp.zeros(shape, jnp.uint32), 1
+    for axis in reversed(range(len(lead))):
+        row = row + lax.broadcasted_iota(jnp.uint32, shape, axis) * as_uint32(stride)
+        stride *= lead[axis]
+    return row, lax.broadcasted_iota(jnp.uint32, shape, len(lead))
+
+
+def locate_element(
+    row: UInt32[Array, "*shape"], size: int
+) -> tuple[UInt32[Array, "*shape"], UInt32[Array, "*shape"]]:
+    """Return the word and the bit of element row * size, a number that may exceed 32 bits."""
+    high, low = row // WORD, row % WORD
+    bit = low * as_uint32(size % WORD)
+    word = high * as_uint32(size) + low * as_uint32(size // WORD) + bit // WORD
+    return word, bit % WORD
+
+
+def as_uint32(size: int) -> UInt32[Array, ""]:
+    """Convert a size, also a symbolic one, modulo 2^32."""
+    if jax.export.is_symbolic_dim(size):
+        return jnp.asarray(size).astype(jnp.uint32)
+    return jnp.uint32(size % 2**32)
+
+
+def unpack_mask(
+    words: UInt32[Array, "..."] | Bool[Array, "..."], shape: tuple[int, ...]
+) -> Bool[Array, "..."]:
+    """Unpack words into a bool array of the shape of the mask."""
+    return (
+        words if words.dtype == bool else unpack_along_packed_axis(words, shape, packed_axis(shape))
+    )
+
+
+def unpack_along_packed_axis(
+    words: UInt32[Array, "..."], shape: tuple[int, ...], axis: int | None
+) -> Bool[Array, "..."]:
+    if axis is None:
+        return _look_up_bits(words, shape)
+    return unpack_along(words, axis, shape[axis])
+
+
+def unpack_tile(
+    words: UInt32[Array, "*lead _ _"], sizes: tuple[int, int], rows: int, columns: int
+) -> Bool[Array, "*lead {rows} {columns}"]:
+    """Unpack a tile of `rows` and `columns` of a mask whose last two axes have `sizes`."""
+    axis = packed_axis((1, *sizes))
+    if axis is None:
+        return (words & 1) != 0
+    return unpack_along(words, words.ndim - 3 + axis, rows if axis == 1 else columns)
+
+
+def unpack_along(words: UInt32[Array, "..."], axis: int, size: int) -> Bool[Array, "..."]:
+    """Unpack the first `size` bits along an axis."""
+    if jax.export.is_symbolic_dim(size):
+        return _look_up_along(words, axis, size)
+    one_bit = [1] * (words.ndim + 1)
+    one_bit[axis + 1] = WORD
+    bit = lax.broadcasted_iota(jnp.uint32, tuple(one_bit), axis + 1)
+    bits = (jnp.expand_dims(words, axis + 1) >> bit) & 1
+    bits = bits.reshape(*words.shape[:axis], words.shape[axis] * WORD, *words.shape[axis + 1 :])
+    return lax.slice_in_dim(bits, 0, size, axis=axis) != 0
+
+
+def _look_up_along(words: UInt32[Array, "..."], axis: int, size: Any) -> Bool[Array, "..."]:
+    """Unpack along an axis of symbolic size, which cannot be sliced to it."""
+    place = jnp.arange(size, dtype=jnp.uint32)
+    shift = jnp.expand_dims(place % WORD, [n for n in range(words.ndim) if n != axis])
+    return ((jnp.take(words, place // WORD, axis, mode="clip") >> shift) & 1) != 0
+
+
+def _look_up_bits(words: UInt32[Array, " words"], shape: tuple[int, ...]) -> Bool[Array, "..."]:
+    """Look up the bit of each element of a flat mask.
+
+    (A reshape from words to elements would send words between devices. A flat mask has few words,
+    and they are not sharded.)
+    """
+    lead, last = shape[:-1], math.prod(shape[-1:])
+    row, column = word_counters((*lead, last))
+    word, bit = locate_element(row, last)
+    bit = bit + column
+    bits = words.at[word + bit // WORD].get(mode="promise_in_bounds") >> (bit % WORD)
+    return (bits & 1).reshape(shape) != 0
