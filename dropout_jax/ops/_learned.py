@@ -126,7 +126,9 @@ def concrete_dropout_penalty(
     dropout_scale = _validation.check_scalar(dropout_scale, "dropout_scale").astype(logit.dtype)
     # Weights of 0 cost nothing, also where 1 - p underflows.
     kept = jnp.where(square == 0, 1, jax.nn.sigmoid(-logit))
-    return weight_scale * square / kept + dropout_scale * float(count) * _negative_entropy(logit)
+    is_known = isinstance(count, int)  # also beyond int32; else a symbolic size of jax.export
+    count = float(count) if is_known else jnp.asarray(count).astype(logit.dtype)
+    return weight_scale * square / kept + dropout_scale * count * _negative_entropy(logit)
 
 
 def _negative_entropy(logit: Float[Array, ""]) -> Float[Array, ""]:
