@@ -152,7 +152,9 @@ def _differentiate(
 
     @jax.checkpoint  # keeps its arguments for the backward pass, and nothing else
     def push_forward(given, inputs, out, log_sum, dropout):
-        operands = Operands(inputs, out, log_sum, Tangents._make(given))
+        # Wide, so that the gradients of key, value and bias are summed over the blocks so.
+        tangents = Tangents._make(jax.tree.map(ops.widen, given))
+        operands = Operands(inputs, out, log_sum, tangents)
         return _map_blocks(plan, _push_forward_block, operands, dropout)
 
     return (out, log_sum), push_forward(tuple(given), inputs, out, log_sum, dropout)
@@ -299,12 +301,10 @@ def _push_forward_block(
     if t_logits is not None:
         product = weights * t_logits
         t_log_sum = product.sum(axis=-1, keepdims=True)
-        narrow = drop_weights(product).astype(inputs.value.dtype)
-        t_out = _multiply_keys(narrow, inputs.value) * keep_scale
+        t_out = _multiply_keys(drop_weights(product), ops.widen(inputs.value)) * keep_scale
         t_out = t_out - out.astype(log_sum.dtype) * t_log_sum
     if tangents.value is not None:
-        kept = drop_weights(weights).astype(inputs.value.dtype)
-        t_out = t_out + _multiply_keys(kept, tangents.value) * keep_scale
+        t_out = t_out + _multiply_keys(drop_weights(weights), tangents.value) * keep_scale
     return t_out.astype(out.dtype), t_log_sum
 
 
@@ -314,11 +314,11 @@ def _push_forward_logits(
     inputs, tangents = block.inputs, block.tangents
     parts = []
     if tangents.query is not None:
-        parts.append(_multiply_dim(tangents.query, inputs.key) * plan.scale)
+        parts.append(_multiply_dim(tangents.query, ops.widen(inputs.key)) * plan.scale)
     if tangents.key is not None:
-        parts.append(_multiply_dim(inputs.query, tangents.key) * plan.scale)
+        parts.append(_multiply_dim(ops.widen(inputs.query), tangents.key) * plan.scale)
     if tangents.bias is not None:
-        parts.append(tangents.bias.astype(ops.compute_dtype(inputs.query)))
+        parts.append(tangents.bias)
     return functools.reduce(jnp.add, parts) if parts else None
 
 
