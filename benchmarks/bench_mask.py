@@ -106,13 +106,13 @@ def estimate_cycles(topology):
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
     key = jax.eval_shape(lambda: jax.random.key(0))
-    place = functools.partial(jax.ShapeDtypeStruct, sharding=SingleDeviceSharding(device))
+    abstract = functools.partial(jax.ShapeDtypeStruct, sharding=SingleDeviceSharding(device))
     table = Table("array", "x * 2", "bernoulli", "second-to-last axis packed", "last axis packed")
     for shape in ((8192, 4096), (32, 256, 4096), (8, 12, 1024, 1024), (32, 56, 56, 64)):
         axes = len(shape) - 2, len(shape) - 1
         programs = [lambda key, x: x * 2, select_bernoulli]
         programs += [functools.partial(drop, axis) for axis in axes]
-        args = place(key.shape, key.dtype), place(shape, jnp.bfloat16)
+        args = abstract(key.shape, key.dtype), abstract(shape, jnp.bfloat16)
         texts = [jax.jit(fn).lower(*args).compile().as_text() or "" for fn in programs]
         cycles = [sum(map(int, re.findall(r'estimated_cycles":"(\d+)"', text))) for text in texts]
         table.add_row(str(shape), *(f"{count:,}" for count in cycles))

@@ -15,8 +15,6 @@ from jax.core import Tracer
 _NUMBER = int | float | np.integer | np.floating
 
 _INT32_MAX = 2**31 - 1
-# The rows and the elements of a flat mask are counted in 32 bits.
-
 # float8_e8m0fnu has no 0; the others have no NaN.
 _UNUSABLE_DTYPES = ("float4_e2m1fn", "float6_e2m3fn", "float6_e3m2fn", "float8_e8m0fnu")
 
@@ -264,7 +262,7 @@ def check_row_offset(
         remedy = "Number the rows within a part of the array, and give each part its own key."
     if not 0 <= number <= largest:
         fail(ValueError, name, value, allowed, remedy)
-    return jnp.uint32(number)
+    return jax.device_put(np.uint32(number))  # explicit, as jax.transfer_guard wants
 
 
 def _widen_to_32_bits(value: jax.Array) -> jax.Array:

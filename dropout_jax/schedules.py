@@ -144,10 +144,12 @@ def curriculum_dropout(rate: ArrayLike, gamma: float) -> Schedule:
         )
     limit = jnp.float32(checked)
     gamma = _validation.check_positive(gamma, "gamma")
-    return lambda step: (
-        limit
-        * -jnp.expm1(-jnp.float32(gamma) * jnp.asarray(_validation.check_step(step), jnp.float32))
-    )
+
+    def schedule(step: ArrayLike) -> jax.Array:
+        steps = jnp.asarray(_validation.check_step(step), jnp.float32)
+        return limit * -jnp.expm1(-jnp.float32(gamma) * steps)
+
+    return schedule
 
 
 def _check_rate_and_step(rate: ArrayLike, step: int, name: str) -> tuple[Float32[Array, ""], int]:

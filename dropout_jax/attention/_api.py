@@ -148,11 +148,11 @@ def dot_product_attention(
     offset = random.check_row_offset(dropout_row_offset, weights, name="dropout_row_offset")
     dropout = None
     if dropout_key is not None and not ops.keeps_everything(rate):
-        dropout = Dropout(dropout_key, jnp.float32(rate), offset)
+        dropout = Dropout(dropout_key, random.rate_array(rate), offset)
     choice = attention_implementation(*inputs[:2], implementation=implementation)
     _refuse_symbolic_shapes(choice.implementation, inputs)
     attend = functools.partial(_attend, choice.implementation, scale, static_mask)
-    out = ops.with_sharding_of(inputs.query, attend)(inputs, dropout)
+    out = ops.with_type_of(inputs.query, attend)(inputs, dropout)
     return out.reshape(jnp.shape(query))
 
 

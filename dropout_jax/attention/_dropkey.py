@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from dropout_jax import _validation, random
+from dropout_jax import _validation, ops, random
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Float32, Key
@@ -63,7 +63,7 @@ def dropkey_bias(
     key = _validation.check_key(key)
     if key is None:
         return jnp.zeros(shape, dtype)
-    return _draw_bias(key, jnp.float32(rate), shape=shape, dtype=dtype)
+    return _draw_bias(key, random.rate_array(rate), shape=shape, dtype=dtype)
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "dtype"))
@@ -74,4 +74,4 @@ def _draw_bias(
     keep = random.unpack_mask(words, shape)
     keep = keep | ~keep.any(axis=-1, keepdims=True)
     bias = jnp.where(keep, jnp.zeros((), dtype), jnp.full((), -jnp.inf, dtype))
-    return jnp.where(random.is_valid_rate(rate), bias, jnp.full((), jnp.nan, dtype))
+    return ops.nan_if_invalid_rate(rate, bias)

@@ -9,11 +9,12 @@ from dropout_jax.ops._apply import (
     compute_dtype,
     compute_keep_scale,
     keeps_everything,
+    nan_if_invalid_rate,
     select_unscaled,
     widen,
     with_mask,
     with_replicated_result,
-    with_sharding_of,
+    with_type_of,
 )
 from dropout_jax.ops._elementwise import (
     alpha_dropout,

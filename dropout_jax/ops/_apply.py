@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
 from dropout_jax import _validation, random
@@ -58,9 +59,9 @@ def apply_mask(
             _validation.fail(TypeError, "scale", scale, "None if a rate is given", remedy)
         exact = np.float64(scale) if isinstance(scale, float) else scale
         scale = _validation.check_scalar(exact, "scale").astype(compute_dtype(x))
-        return with_weak_type_of(x, with_sharding_of(x, select_scaled)(keep, x, scale))
-    rate = jnp.float32(_validation.check_rate(rate))
-    return with_weak_type_of(x, with_sharding_of(x, select_and_scale)(x, keep, rate))
+        return with_type_of(x, select_scaled)(keep, x, scale)
+    rate = random.rate_array(_validation.check_rate(rate))
+    return with_type_of(x, select_and_scale)(x, keep, rate)
 
 
 def drop(
@@ -91,12 +92,12 @@ def with_mask(
 ) -> Any:
     """Return fn(*operands, keep, rate) with a new mask of `mask_shape`.
 
-    The result has the sharding of the first operand. `fn` is a key of the compilation cache: it is
+    The result has the type of the first operand. `fn` is a key of the compilation cache: it is
     a module-level function, with no closure but static values bound by functools.partial.
     """
     lowest = random.lowest_bit(rate)
     call = functools.partial(_with_mask, fn=fn, mask_shape=mask_shape, lowest=lowest)
-    return with_sharding_of(operands[0], call)(operands, jnp.float32(rate), key, row_offset)
+    return with_type_of(operands[0], call)(operands, random.rate_array(rate), key, row_offset)
 
 
 @functools.partial(jax.jit, static_argnames=("fn", "mask_shape", "lowest"))
@@ -190,23 +191,26 @@ def compute_keep_scale(rate: Float32[Array, ""], dtype: DTypeLike) -> Float[Arra
 
 
 def nan_if_invalid_rate(
-    rate: Float32[Array, ""], value: Float[Array, "*shape"]
-) -> Float[Array, "*shape"]:
+    rate: Float32[Array, ""], value: Inexact[Array, "*shape"]
+) -> Inexact[Array, "*shape"]:
     """Return the value, or NaN where a traced rate is outside [0, 1]."""
+    if not isinstance(rate, Tracer):  # under jax.disable_jit: it has been checked
+        return value
     return jnp.where(random.is_valid_rate(rate), value, jnp.nan)
 
 
-def with_sharding_of(x: jax.Array, fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Give the result of `fn` the sharding of x, and let the compiler choose those inside `fn`.
+def with_type_of(x: jax.Array, fn: Callable[..., jax.Array]) -> Callable[..., Any]:
+    """Give the result of `fn` the sharding and the weak type of x.
 
-    Only meshes with explicit sharding need it: there every intermediate has a sharding in its type,
-    and that of the mask would be "replicated". Elsewhere `fn` is returned unchanged.
+    The compiler chooses the shardings inside `fn`. Only meshes with explicit sharding need that:
+    there every intermediate has a sharding in its type, and the mask's would be "replicated".
     """
-    return _with_auto_axes(fn, jax.typeof(x).sharding)
+    call = _with_auto_axes(fn, jax.typeof(x).sharding)
+    return lambda *args: with_weak_type_of(x, call(*args))
 
 
 def with_replicated_result(x: jax.Array, fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Give the result of `fn` to every device of the mesh of x; otherwise as `with_sharding_of`."""
+    """Give the result of `fn` to every device of the mesh of x, if its sharding is explicit."""
     mesh = jax.typeof(x).sharding.mesh
     return _with_auto_axes(fn, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 

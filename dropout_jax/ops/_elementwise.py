@@ -11,7 +11,6 @@ from jax.typing import ArrayLike
 
 from dropout_jax import _validation, random
 from dropout_jax.ops import _apply
-from dropout_jax.ops._weak_types import with_weak_type_of
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Float32, Inexact, Key
@@ -68,8 +67,7 @@ def dropout(
     shared_axes = _validation.check_axes(broadcast_dims, x.ndim)
     shape = random.mask_shape(x.shape, shared_axes)
     offset = random.check_row_offset(row_offset, x.shape, shared_axes)
-    y = _apply.drop(x, rate, _validation.check_key(key), shape, offset)
-    return with_weak_type_of(x, y)
+    return _apply.drop(x, rate, _validation.check_key(key), shape, offset)
 
 
 def dropout_unscaled(
@@ -107,9 +105,8 @@ def dropout_unscaled(
     if _apply.keeps_everything(rate):
         return x
     if key is None:
-        return with_weak_type_of(x, _expected_share(x, jnp.float32(rate)))
-    y = _apply.with_mask(_apply.select_unscaled, (x,), rate, key, x.shape)
-    return with_weak_type_of(x, y)
+        return _apply.with_type_of(x, _expected_share)(x, random.rate_array(rate))
+    return _apply.with_mask(_apply.select_unscaled, (x,), rate, key, x.shape)
 
 
 @jax.jit
@@ -163,7 +160,7 @@ def alpha_dropout(
     key = _validation.check_key(key)
     if key is None or _apply.keeps_everything(rate):
         return x
-    return with_weak_type_of(x, _apply.with_mask(_select_alpha, (x,), rate, key, shape))
+    return _apply.with_mask(_select_alpha, (x,), rate, key, shape)
 
 
 def _select_alpha(
@@ -215,8 +212,7 @@ def gaussian_dropout(
     key = _validation.check_key(key)
     if key is None:
         return x
-    y = _apply.with_sharding_of(x, _gaussian)(x, jnp.float32(rate), key)
-    return with_weak_type_of(x, y)
+    return _apply.with_type_of(x, _gaussian)(x, random.rate_array(rate), key)
 
 
 @jax.jit
@@ -269,8 +265,7 @@ def masked_dropout(
     key = _validation.check_key(key)
     if key is None or _apply.keeps_everything(rate):
         return x
-    y = _apply.with_mask(_select_where, (x, where), rate, key, x.shape)
-    return with_weak_type_of(x, y)
+    return _apply.with_mask(_select_where, (x, where), rate, key, x.shape)
 
 
 def _select_where(

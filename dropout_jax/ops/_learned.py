@@ -10,7 +10,6 @@ from jax.typing import ArrayLike
 
 from dropout_jax import _validation, random
 from dropout_jax.ops import _apply
-from dropout_jax.ops._weak_types import with_weak_type_of
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Float32, Key
@@ -58,8 +57,7 @@ def concrete_dropout(
     key = _validation.check_key(key)
     if key is None:
         return x
-    call = _apply.with_sharding_of(x, _apply_concrete)
-    return with_weak_type_of(x, call(x, rate_logit, key, jnp.float32(temperature)))
+    return _apply.with_type_of(x, _apply_concrete)(x, rate_logit, key, jnp.float32(temperature))
 
 
 @jax.jit
@@ -176,8 +174,7 @@ def variational_dropout(
     key = _validation.check_key(key)
     if key is None:
         return x
-    y = _apply.with_sharding_of(x, _apply_variational)(x, log_alpha, key)
-    return with_weak_type_of(x, y)
+    return _apply.with_type_of(x, _apply_variational)(x, log_alpha, key)
 
 
 @jax.jit

@@ -69,10 +69,8 @@ def drop_path(
     shape = tuple(size if axis == 0 and mode == "row" else 1 for axis, size in enumerate(x.shape))
     offset = random.check_row_offset(row_offset, shape, () if mode == "row" else (0,))
     if scale or key is None or _apply.keeps_everything(rate):
-        y = _apply.drop(x, rate, key, shape, offset)
-    else:
-        y = _apply.with_mask(_apply.select_unscaled, (x,), rate, key, shape, offset)
-    return with_weak_type_of(x, y)
+        return _apply.drop(x, rate, key, shape, offset)
+    return _apply.with_mask(_apply.select_unscaled, (x,), rate, key, shape, offset)
 
 
 def drop_connect(
@@ -104,10 +102,9 @@ def drop_connect(
       Array([4., 6.], dtype=float32)
     """
     weights = _validation.check_array(weights, "weights")
-    y = _apply.drop(
+    return _apply.drop(
         weights, _validation.check_rate(rate), _validation.check_key(key), weights.shape
     )
-    return with_weak_type_of(weights, y)
 
 
 def zoneout(
@@ -149,10 +146,8 @@ def zoneout(
     if _apply.keeps_everything(rate):
         return new
     if key is None:
-        y = _apply.with_sharding_of(new, _compute_expected_state)(new, old, jnp.float32(rate))
-    else:
-        y = _apply.with_mask(_select_state, (new, old), rate, key, new.shape)
-    return with_weak_type_of(new, y)
+        return _apply.with_type_of(new, _compute_expected_state)(new, old, random.rate_array(rate))
+    return _apply.with_mask(_select_state, (new, old), rate, key, new.shape)
 
 
 def _select_state(
@@ -161,9 +156,7 @@ def _select_state(
     keep: Bool[Array, "*#shape"],
     rate: Float32[Array, ""],
 ) -> Inexact[Array, "*shape"]:
-    return jnp.where(random.is_valid_rate(rate), jnp.where(keep, new, old), jnp.nan).astype(
-        new.dtype
-    )
+    return _apply.nan_if_invalid_rate(rate, jnp.where(keep, new, old)).astype(new.dtype)
 
 
 @jax.jit
@@ -228,7 +221,7 @@ def layer_drop(
         return out
     out = jax.eval_shape(layer, x)
     _validation.check_same_shape_and_dtype(out, x, "layer(x)", "x")
-    keep, is_valid = _draw_decision(key, jnp.float32(rate))
+    keep, is_valid = _draw_decision(key, random.rate_array(rate))
     y = lax.cond(keep, layer, _identity, x)
     y = jnp.where(is_valid, y, jnp.full_like(y, jnp.nan)) if isinstance(rate, Tracer) else y
     return with_weak_type_of(out, y)

@@ -16,7 +16,6 @@ from jax.typing import ArrayLike, DTypeLike
 
 from dropout_jax import _validation, random
 from dropout_jax.ops import _apply
-from dropout_jax.ops._weak_types import with_weak_type_of
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Float32, Inexact, Integer, Key, Shaped
@@ -179,7 +178,7 @@ def _drop_ids(
     if key is None or _apply.keeps_everything(rate):
         return ids
     operands = (ids, jnp.asarray(fill, ids.dtype))
-    return with_weak_type_of(ids, _apply.with_mask(_select_ids, operands, rate, key, ids.shape))
+    return _apply.with_mask(_select_ids, operands, rate, key, ids.shape)
 
 
 def _select_ids(
@@ -266,7 +265,7 @@ def _drop_along(
     """Apply dropout with a mask along `mask_axes`, shared along all other axes."""
     rate = _validation.check_rate(rate)
     shape = tuple(size if axis in mask_axes else 1 for axis, size in enumerate(x.shape))
-    return with_weak_type_of(x, _apply.drop(x, rate, _validation.check_key(key), shape))
+    return _apply.drop(x, rate, _validation.check_key(key), shape)
 
 
 def drop_block(
@@ -324,7 +323,7 @@ def drop_block(
     if key is None or _apply.keeps_everything(rate) or x.size == 0:
         return x
     call = functools.partial(_drop_block, blocks=blocks, scale_by_keep=bool(scale_by_keep))
-    return with_weak_type_of(x, _apply.with_sharding_of(x, call)(x, jnp.float32(rate), key))
+    return _apply.with_type_of(x, call)(x, random.rate_array(rate), key)
 
 
 def _check_resolution(

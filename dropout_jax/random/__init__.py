@@ -15,6 +15,7 @@ from dropout_jax.random._masks import (
     lowest_bit,
     mask_params,
     mask_shape,
+    rate_array,
     threshold,
 )
 from dropout_jax.random._noise import draw_normal, draw_uniform

@@ -154,7 +154,7 @@ def keep_mask(
     shared_axes = _validation.check_axes(broadcast_dims, len(shape))
     offset = check_row_offset(row_offset, shape, shared_axes)
     sizes = mask_shape(shape, shared_axes)
-    return _draw_mask(typed_key, jnp.float32(rate), sizes, offset, lowest_bit(rate))
+    return _draw_mask(typed_key, rate_array(rate), sizes, offset, lowest_bit(rate))
 
 
 def check_row_offset(
@@ -179,12 +179,12 @@ def _largest_row_offset(shape: tuple[int, ...]) -> int:
     except jax.errors.InconclusiveDimensionOperation:
         return MAX_ROWS - 1
     if len(words) == 1:
-        limit, places = MAX_COLUMNS * WORD, math.prod(shape[1:])
+        limit, per_row = MAX_COLUMNS * WORD, math.prod(shape[1:])
     else:
-        limit, places = MAX_ROWS, math.prod(words[1:-1])
-    if not shape or any(jax.export.is_symbolic_dim(size) for size in (places, shape[0])):
+        limit, per_row = MAX_ROWS, math.prod(words[1:-1])
+    if not shape or any(jax.export.is_symbolic_dim(size) for size in (per_row, shape[0])):
         return MAX_ROWS - 1
-    return max(min(limit // max(places, 1) - shape[0], MAX_ROWS - 1), 0)
+    return max(min(limit // max(per_row, 1) - shape[0], MAX_ROWS - 1), 0)
 
 
 def mask_shape(shape: tuple[int, ...], shared_axes: tuple[int, ...]) -> tuple[int, ...]:
@@ -202,6 +202,11 @@ def _draw_mask(
 ) -> Bool[Array, "..."]:
     words = draw_packed_mask(mask_params(key, rate), shape, row_offset, lowest=lowest)
     return unpack_mask(words, shape)
+
+
+def rate_array(rate: float | Float32[Array, ""]) -> Float32[Array, ""]:
+    """Convert a checked rate, by an explicit transfer, which jax.transfer_guard allows."""
+    return rate if isinstance(rate, jax.Array) else jax.device_put(np.float32(rate))
 
 
 def threshold(rate: Float32[Array, ""]) -> UInt32[Array, ""]:

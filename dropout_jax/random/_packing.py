@@ -27,6 +27,7 @@ def candidate_axes(shape: tuple[int, ...]) -> list[int]:
 
 
 def words_shape(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
+    """Return the shape of the array of words of a mask whose packed axis is `axis`."""
     if axis is None:
         return (word_count(math.prod(shape)),)
     return (*shape[:axis], word_count(shape[axis]), *shape[axis + 1 :])
@@ -69,14 +70,15 @@ def unpack_mask(
     words: UInt32[Array, "..."] | Bool[Array, "..."], shape: tuple[int, ...]
 ) -> Bool[Array, "..."]:
     """Unpack words into a bool array of the shape of the mask."""
-    return (
-        words if words.dtype == bool else unpack_along_packed_axis(words, shape, packed_axis(shape))
-    )
+    if words.dtype == bool:  # of a symbolic shape, see `draw_packed_mask`
+        return words
+    return unpack_along_packed_axis(words, shape, packed_axis(shape))
 
 
 def unpack_along_packed_axis(
     words: UInt32[Array, "..."], shape: tuple[int, ...], axis: int | None
 ) -> Bool[Array, "..."]:
+    """Unpack words whose packed axis is known; None is that of a flat mask."""
     if axis is None:
         return _look_up_bits(words, shape)
     return unpack_along(words, axis, shape[axis])
@@ -106,9 +108,9 @@ def unpack_along(words: UInt32[Array, "..."], axis: int, size: int) -> Bool[Arra
 
 def _look_up_along(words: UInt32[Array, "..."], axis: int, size: Any) -> Bool[Array, "..."]:
     """Unpack along an axis of symbolic size, which cannot be sliced to it."""
-    place = jnp.arange(size, dtype=jnp.uint32)
-    shift = jnp.expand_dims(place % WORD, [n for n in range(words.ndim) if n != axis])
-    return ((jnp.take(words, place // WORD, axis, mode="clip") >> shift) & 1) != 0
+    index = jnp.arange(size, dtype=jnp.uint32)
+    shift = jnp.expand_dims(index % WORD, [n for n in range(words.ndim) if n != axis])
+    return ((jnp.take(words, index // WORD, axis, mode="clip") >> shift) & 1) != 0
 
 
 def _look_up_bits(words: UInt32[Array, " words"], shape: tuple[int, ...]) -> Bool[Array, "..."]:
