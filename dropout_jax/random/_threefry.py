@@ -14,6 +14,7 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 
 
+@jax.jit  # traced once for its eight calls in a mask
 def threefry2x32(
     key: tuple[UInt32[Array, "*#words"], UInt32[Array, "*#words"]],
     counter: tuple[UInt32[Array, "*#words"], UInt32[Array, "*#words"]],

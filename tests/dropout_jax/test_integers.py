@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from marks import slow
 
 import dropout_jax as dj
 from dropout_jax import _validation, calibration, reference
@@ -17,7 +18,12 @@ pytestmark = pytest.mark.usefixtures("without_type_checker")
 KEY = jax.random.key(0)
 DTYPES = ["int4", "uint4", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32))]
 WIDE = ["int64", "uint64"]
-X64 = pytest.mark.parametrize("x64", [False, True], ids=["x32", "x64"])
+# A narrow, a common and a wide one for every change; the others are slow.
+FAST = ("int4", "uint8", "int64")
+all_dtypes = pytest.mark.parametrize(
+    "dtype", [name if name in FAST else slow(name) for name in (*DTYPES, *WIDE)]
+)
+X64 = pytest.mark.parametrize("x64", [False, slow(True)], ids=["x32", "x64"])
 
 
 def integers(values, dtype):
@@ -43,7 +49,7 @@ all_scores = pytest.mark.parametrize("score", SCORES.values(), ids=list(SCORES))
 
 @all_scores
 @X64
-@pytest.mark.parametrize("dtype", [*DTYPES, *WIDE])
+@all_dtypes
 def test_labels_of_every_dtype_are_those_of_int32(score, x64, dtype):
     """300 classes, more than 8 bits count."""
     probabilities = np.asarray(jax.nn.softmax(jax.random.normal(KEY, (4, 300))))
@@ -93,7 +99,7 @@ all_offsets = pytest.mark.parametrize("call", OFFSETS.values(), ids=list(OFFSETS
 
 
 @all_offsets
-@pytest.mark.parametrize("dtype", [*DTYPES, *WIDE])
+@all_dtypes
 def test_offsets_of_every_dtype_are_the_same(call, dtype):
     offset = 7 if "4" in dtype and "64" not in dtype else 100
     expected, given = call(offset), integers(offset, dtype)
@@ -142,7 +148,7 @@ def test_an_offset_that_would_wrap_the_elements_of_a_flat_mask_is_refused():
     assert (far != first).any()
 
 
-@pytest.mark.parametrize("dtype", [*DTYPES, *WIDE])
+@all_dtypes
 def test_lengths_of_every_dtype_are_those_of_int32(dtype):
     q = jnp.asarray(np.random.default_rng(0).standard_normal((2, 300, 1, 4)), jnp.float32)
     lengths = np.array([3, 7])
@@ -178,7 +184,7 @@ def test_a_negative_length_is_refused(name, dtype):
         dj.dot_product_attention(q, q, q, **{name: np.array([-1], dtype)})
 
 
-@pytest.mark.parametrize("dtype", [*DTYPES, *WIDE])
+@all_dtypes
 def test_windows_of_every_dtype_are_those_of_python(dtype):
     q = np.random.default_rng(0).standard_normal((1, 9, 1, 4)).astype(np.float32)
     expected = dj.dot_product_attention(q, q, q, local_window_size=(2, 0))
@@ -260,7 +266,7 @@ def test_steps_out_of_range_are_refused(schedule, step, error):
         schedule(step)
 
 
-@pytest.mark.parametrize("dtype", [*DTYPES, *WIDE])
+@all_dtypes
 def test_path_parts_of_every_dtype_are_those_of_python(dtype):
     number, given = 5, integers(5, dtype)
     for part in (given, given[()], jnp.asarray(given)):
@@ -363,7 +369,7 @@ def test_an_integer_that_no_float_holds_is_refused(value):
         dj.dot_product_attention(*[ones(1, 2, 1, 4)] * 3, scale=value)
 
 
-@pytest.mark.parametrize("dtype", [*DTYPES, *WIDE])
+@all_dtypes
 def test_saturation_to_int32_at_both_ends(dtype):
     limits = jnp.iinfo(jnp.dtype(getattr(ml_dtypes, dtype, dtype)))
     ends = [int(limits.min), 0, int(limits.max)]

@@ -16,7 +16,8 @@ from dropout_jax import attention_implementation, dot_product_attention, keep_ma
 
 IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["naive", "blockwise", "kernel"])
 LONG_ON_THE_KERNEL = pytest.mark.parametrize(
-    "implementation", ["naive", "blockwise", pytest.param("kernel", marks=pytest.mark.torture)]
+    "implementation",
+    [slow("naive"), "blockwise", pytest.param("kernel", marks=pytest.mark.torture)],
 )
 RATE = 0.3
 
@@ -114,19 +115,27 @@ CORE = ("short keys, causal, many rows", "all at once")
 DRAWN = ("causal", "ragged, many blocks", "short keys", "short keys, causal, many rows", "window")
 SMALL = [case for case in CASES if case.queries < 1000]
 # A case of each kind for every change; the others are slow.
-FAST = (
-    *("causal", "ragged, many blocks", "short keys", "short keys, causal, many rows", "grouped"),
-    *("bias", "mask", "window", "lengths", "all at once"),
-)
+FAST = {
+    "blockwise": (
+        *("causal", "ragged, many blocks", "short keys", "short keys, causal, many rows"),
+        *("grouped", "bias", "mask", "window", "lengths", "all at once"),
+    ),
+    "naive": ("causal", "all at once"),
+    "kernel": CORE,
+}
+FAST_GRADIENTS = {
+    "blockwise": ("ragged, many blocks", "grouped", "bias", "all at once"),
+    "kernel": CORE,
+}
 
 
-def each(cases, implementations=("naive", "blockwise", "kernel"), short=None):
+def each(cases, implementations=("naive", "blockwise", "kernel"), fast=FAST, short=None):
     """Every case on every implementation; long are those not in `short`, most of the kernel's."""
 
     def marks(case, name):
         if (short and case.name not in short) or (name == "kernel" and case.name not in CORE):
             return pytest.mark.torture
-        return () if case.name in FAST else pytest.mark.slow
+        return () if case.name in fast[name] else pytest.mark.slow
 
     pairs = [(case, name) for case in cases for name in implementations]
     return pytest.mark.parametrize(
@@ -205,7 +214,7 @@ def skip_gradient_of_bias(case, implementation):
         pytest.skip("the kernel refuses it: test_the_kernel_refuses_the_gradient_of_a_bias")
 
 
-@each(CASES, ("blockwise", "kernel"), short=SHORT_GRADIENTS)
+@each(CASES, ("blockwise", "kernel"), fast=FAST_GRADIENTS, short=SHORT_GRADIENTS)
 def test_gradients_are_the_naive_ones(case, implementation, key):
     """Naive's gradients come from JAX's differentiation of the formula; the others have theirs."""
     cotangent = np.random.default_rng(3).normal(size=operands(case)[0].shape).astype(np.float32)
@@ -256,6 +265,7 @@ def test_the_kernel_refuses_the_gradient_of_a_bias(key):
     np.testing.assert_allclose(results, expected, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 @each([CASES[2], CASES[9]], ("blockwise", "kernel"), short=("ragged, many blocks",))
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, slow(jnp.float16), slow(jnp.float32)])
 def test_error_is_at_most_twice_the_naive_one(case, dtype, implementation, key):
@@ -280,7 +290,7 @@ def test_error_is_at_most_twice_the_naive_one(case, dtype, implementation, key):
         assert np.abs(errors[1]).max() <= 2 * np.abs(errors[0]).max() + 1e-6
 
 
-@IMPLEMENTATIONS
+@pytest.mark.parametrize("implementation", [slow("naive"), "blockwise", slow("kernel")])
 def test_rows_that_see_nothing_are_zeros_with_zero_gradients(implementation, key):
     case = Case("blind", options=CAUSAL)
     mask = jnp.ones((1, 1, 40, 40), bool).at[:, :, 5].set(False)
@@ -338,6 +348,7 @@ def test_padding_may_hold_anything(implementation, how, key):
         np.testing.assert_array_equal(ours, expected)
 
 
+@pytest.mark.slow
 @LONG_ON_THE_KERNEL
 @pytest.mark.parametrize(
     ("options", "first"),
@@ -420,6 +431,7 @@ def test_rates_traced_and_at_the_ends(implementation, key):
     assert gradient == 0
 
 
+@pytest.mark.slow
 @LONG_ON_THE_KERNEL
 def test_vmap_over_keys_and_rates_equals_a_loop(implementation, key):
     case = CASES[2]
@@ -435,6 +447,7 @@ def test_vmap_over_keys_and_rates_equals_a_loop(implementation, key):
             np.testing.assert_allclose(ours[i], expected, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 @LONG_ON_THE_KERNEL
 def test_same_under_jit_scan_and_remat(implementation, key):
     case = CASES[2]
@@ -453,7 +466,7 @@ def test_same_under_jit_scan_and_remat(implementation, key):
 
 
 @LONG_ON_THE_KERNEL
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize("kind", [AxisType.Auto, slow(AxisType.Explicit)], ids=str)
 @pytest.mark.parametrize(
     "spec", [slow(("data", None, None)), slow((None, None, "data")), ("data", None, "tensor")]
 )

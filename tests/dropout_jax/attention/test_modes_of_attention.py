@@ -16,7 +16,7 @@ from dropout_jax.attention import _blockwise
 from dropout_jax.attention._inputs import StaticMask
 
 RATE = 0.3
-BOTH = pytest.mark.parametrize("implementation", ["naive", "blockwise"])
+BOTH = pytest.mark.parametrize("implementation", [slow("naive"), "blockwise"])
 
 
 def make_arrays(batch=2, queries=80, heads=2, dim=4, count=3):
@@ -62,7 +62,7 @@ def derive(fn, order, arrays, tangents):
     return jax.grad(scalar, argnums=(0, 1, 2, 3))(*arrays)
 
 
-@pytest.mark.parametrize("order", ["f", "fr", slow("ff"), slow("rf"), slow("rr")])
+@pytest.mark.parametrize("order", ["f", slow("fr"), slow("ff"), slow("rf"), slow("rr")])
 def test_forward_mode_and_second_derivatives_are_the_naive_ones(order, key):
     arrays = (*make_arrays(1, heads=1), make_bias(1, 1, 80))
     tangents = tuple(jnp.cos(x) for x in arrays)
@@ -75,6 +75,7 @@ def test_forward_mode_and_second_derivatives_are_the_naive_ones(order, key):
         np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=atol)
 
 
+@pytest.mark.slow
 def test_linearize_and_hessian_are_the_naive_ones(key):
     query, k, value = make_arrays(1, 70, 1, 1)
     fns = [attend(key, name) for name in (None, "naive")]
@@ -85,7 +86,7 @@ def test_linearize_and_hessian_are_the_naive_ones(key):
 
 
 @BOTH
-@pytest.mark.parametrize("shared", ["bias", "key and value"])
+@pytest.mark.parametrize("shared", [slow("bias"), "key and value"])
 def test_gradients_of_replicated_arrays_under_shard_map(shared, implementation, key):
     """Queries vary over the devices; the gradient of what they share is summed over them."""
     query, k, value = make_arrays(4)
@@ -121,8 +122,8 @@ def test_gradients_of_replicated_arrays_under_shard_map(shared, implementation, 
     ("shape", "key_shape", "chosen"),
     [
         ("b, 80, h, 4", "b, 80, h, 4", "blockwise"),
-        ("2, t, 2, 4", "2, 80, 2, 4", "naive"),
-        ("2, 80, 2, 4", "2, t, 2, 4", "naive"),
+        slow("2, t, 2, 4", "2, 80, 2, 4", "naive"),
+        slow("2, 80, 2, 4", "2, t, 2, 4", "naive"),
         ("b, t, h, 4", "b, s, h, 4", "naive"),
     ],
 )
@@ -158,6 +159,7 @@ def test_a_symbolic_dim_needs_a_scale(key):
         jax.export.export(jax.jit(attend(key, None)))(struct, struct, struct)
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, slow(jnp.float16)])
 @pytest.mark.parametrize("swapped", ["value", slow("query"), slow("key"), slow("all, and out")])
@@ -191,6 +193,7 @@ def test_transposed_arrays_of_half_precision(swapped, dtype, implementation, key
         )
 
 
+@pytest.mark.slow
 @BOTH
 def test_strict_modes(implementation, key):
     """Ranks and dtypes are never promoted, nothing leaks, and checks of every equation hold."""

@@ -58,6 +58,7 @@ def test_no_key_is_evaluation():
     assert variational_dropout(x, 0.0, key=None) is x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit", [False, True])
 def test_gradients_to_learned_rates_against_finite_differences(jit, key):
     """The key fixes the noise, so the loss is a smooth function of the rate; float64."""

@@ -196,8 +196,8 @@ def test_only_the_random_wing_draws_random_bits():
 @pytest.mark.parametrize(
     "shape",
     [
-        *[(8, 40), (6, 2, 3, 33), (12, 5), (90,), (40, 33), (7, 40, 3)],
-        *map(slow, [(8, 3, 40), (12, 1, 1), (40, 1), (6, 64, 64)]),
+        *[(8, 40), (12, 5), (90,), (7, 40, 3)],
+        *map(slow, [(6, 2, 3, 33), (40, 33), (8, 3, 40), (12, 1, 1), (40, 1), (6, 64, 64)]),
     ],
 )
 @pytest.mark.parametrize("row_offset", [0, 5, slow(1), slow(3)])
@@ -250,14 +250,14 @@ def test_bad_row_offsets_are_named(row_offset, error, key):
 @pytest.mark.parametrize(
     ("spec", "shapes"),
     [
-        ("b, 128, 16", [(2, 128, 16)]),
+        slow("b, 128, 16", [(2, 128, 16)]),
         ("2, t, 16", [(2, 5, 16), (2, 33, 16), (2, 64, 16)]),
-        ("2, 64, c", [(2, 64, 5), (2, 64, 40)]),
+        slow("2, 64, c", [(2, 64, 5), (2, 64, 40)]),
         ("n", [(5,), (100,)]),
         slow("a, b, c", [(2, 33, 5), (3, 4, 5), (3, 4, 50)]),
     ],
 )
-@pytest.mark.parametrize("row_offset", [None, 3])
+@pytest.mark.parametrize("row_offset", [None, slow(3)])
 def test_symbolic_sizes_choose_the_packed_axis_when_the_program_runs(
     spec, shapes, row_offset, key, without_type_checker
 ):

@@ -27,7 +27,7 @@ MESHES = [
 ]
 
 
-def config(mesh, rate=0.2, **changes):
+def config(mesh, rate=0.25, **changes):
     model = dataclasses.replace(CONFIG.model, n_head=8, n_embd=32)
     model = with_dropout(model, **dict.fromkeys(SITES, rate))
     return dataclasses.replace(CONFIG, mesh=mesh, batch_size=8, steps=50, model=model, **changes)

@@ -21,7 +21,7 @@ from minigpt.run import metrics
 HERE = pathlib.Path(__file__).parent
 BOUND_S = 90  # by which the others have ended when one process dies; HEARTBEAT_S is 20
 COMMAND = [
-    *("train", "--data", "text.txt", "--dropout", "0.2", "--batch-size", "4"),
+    *("train", "--data", "text.txt", "--dropout", "0.25", "--batch-size", "4"),
     *("--log-every", "2", "--sample-tokens", "2", "--eval-every", "10", "--eval-batches", "2"),
     *("--model.n-layer", "1", "--model.n-embd", "8", "--model.block-size", "16"),
 ]

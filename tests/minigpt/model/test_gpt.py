@@ -16,7 +16,7 @@ from minigpt.model.dropout_sites import DropoutSite, draw_masks, site_specs
 from minigpt.model.gpt import GPT
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 11, (3, 32)))
-ALL = with_dropout(**dict.fromkeys(SITES, 0.3))
+ALL = with_dropout(**dict.fromkeys(SITES, 0.25))
 
 
 def gpt(config=MODEL, vocab=11):
@@ -196,10 +196,10 @@ def test_masks_differ_by_step_layer_site_head_and_row(key):
 def test_each_sites_key_is_its_name_folded_in(key):
     masks = drawn(gpt(ALL), key)
     expected = {
-        "embed": keep_mask(fold(key, "embed"), 0.3, (3, 32, 8)),
-        "block/1/mlp_hidden": keep_mask(fold(key, "block", 1, "mlp_hidden"), 0.3, (3, 32, 32)),
+        "embed": keep_mask(fold(key, "embed"), 0.25, (3, 32, 8)),
+        "block/1/mlp_hidden": keep_mask(fold(key, "block", 1, "mlp_hidden"), 0.25, (3, 32, 32)),
         "block/1/drop_path/mlp": keep_mask(
-            fold(key, "block", 1, "drop_path", "mlp"), 0.3, (3, 1, 1)
+            fold(key, "block", 1, "drop_path", "mlp"), 0.25, (3, 1, 1)
         ),
     }
     for name, mask in expected.items():

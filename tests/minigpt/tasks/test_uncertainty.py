@@ -28,7 +28,7 @@ from minigpt.tasks.uncertainty.estimate import (
 )
 from minigpt.training.trainer import train
 
-RATES = DropoutConfig.uniform(0.3)
+RATES = DropoutConfig.uniform(0.25)
 STRANGE = "<b>&amp; \"quoted\" 'single'\n\n  two spaces\ttab\r\nüber\n"
 
 

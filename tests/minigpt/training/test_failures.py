@@ -38,8 +38,8 @@ from minigpt.training import trainer
 
 LAST = 12
 COMMAND = [
-    *("train", "--data", "text.txt", "--run-dir", "out", "--dropout", "0.2"),
-    *("--model.dropout.mlp-hidden", "0.2", "--model.dropout.drop-path", "0.2"),
+    *("train", "--data", "text.txt", "--run-dir", "out", "--dropout", "0.25"),
+    *("--model.dropout.mlp-hidden", "0.25", "--model.dropout.drop-path", "0.25"),
     *("--steps", str(LAST), "--batch-size", "3", "--log-every", "2", "--sample-tokens", "2"),
     *("--eval-every", "4", "--eval-batches", "2", "--keep-checkpoints", "2"),
     *("--model.n-layer", "1", "--model.n-embd", "8", "--model.block-size", "16"),

@@ -40,7 +40,7 @@ from minigpt.training.train_step import build_train_functions
 # Fewer characters than the parent's text has, so its own tokenizer would be another.
 OTHER = "".join(random.Random(5).choices("To be or not ", k=1500))
 PARENT = [
-    *("train", "--data", "text.txt", "--run-dir", "parent", "--dropout", "0.2", "--steps", "12"),
+    *("train", "--data", "text.txt", "--run-dir", "parent", "--dropout", "0.25", "--steps", "12"),
     *("--batch-size", "3", "--log-every", "2", "--sample-tokens", "2", "--eval-every", "4"),
     *("--eval-batches", "2", "--keep-checkpoints", "2", "--optim.learning-rate", "0.05"),
     *("--model.n-layer", "1", "--model.n-embd", "8", "--model.block-size", "16"),
@@ -48,7 +48,7 @@ PARENT = [
 LAST = 12
 COMMAND = [
     *("finetune", "parent", "--data", "other.txt", "--run-dir", "out", "--steps", str(LAST)),
-    *("--eval-every", "4", "--patience", "9", "--model.dropout.mlp-hidden", "0.2"),
+    *("--eval-every", "4", "--patience", "9", "--model.dropout.mlp-hidden", "0.25"),
 ]
 TIMED = ("tokens_per_s", "elapsed_s")
 ARRAYS = "arrays.safetensors"

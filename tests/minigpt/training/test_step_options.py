@@ -22,7 +22,7 @@ KEY = jax.random.key(3)
 
 
 def config(model=(), **changes):
-    shape = with_dropout(**dict.fromkeys(SITES, 0.2))
+    shape = with_dropout(**dict.fromkeys(SITES, 0.25))
     shape = dataclasses.replace(shape, **dict(model))
     base = dataclasses.replace(CONFIG, batch_size=8, mesh="data=1", model=shape)
     return dataclasses.replace(base, **changes)

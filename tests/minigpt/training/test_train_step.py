@@ -19,7 +19,7 @@ from minigpt.training.train_step import build_train_functions
 
 TOKENS = np.random.default_rng(0).integers(0, 11, 500).astype(np.uint16)
 BATCH = make_batch(TOKENS, 0, 0, 3, 32)
-DROPPED = dataclasses.replace(CONFIG, model=with_dropout(**dict.fromkeys(SITES, 0.2)))
+DROPPED = dataclasses.replace(CONFIG, model=with_dropout(**dict.fromkeys(SITES, 0.25)))
 
 
 compiled = functools.cache(lambda config: build_train_functions(config, 11))
