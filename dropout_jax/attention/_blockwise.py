@@ -114,7 +114,7 @@ def _vary_alike(arrays: Any) -> Any:
 def split_queries(static_mask: StaticMask, queries: int, keys: int) -> list[Segment]:
     """Split the queries into segments; their first rows and keys are multiples of 32."""
     is_one_segment = static_mask == StaticMask(False, None)
-    rows = _choose_rows(queries, is_one_segment)
+    rows = _choose_rows(queries)
     blocks = -(-queries // rows)
     turns = blocks if is_one_segment else -(-blocks // MAX_SEGMENTS)
     segments = []
@@ -126,11 +126,9 @@ def split_queries(static_mask: StaticMask, queries: int, keys: int) -> list[Segm
     return segments
 
 
-def _choose_rows(queries: int, is_one_segment: bool) -> int:
+def _choose_rows(queries: int) -> int:
     """Choose the rows of a block: a multiple of 32 of which whole blocks have few to spare."""
-    most = max(64, queries // (2 if queries <= 256 else 8))
-    if queries >= (1024 if is_one_segment else 2048):
-        most = 256
+    most = min(256, max(64, queries // (2 if queries <= 256 else 4)))
     blocks = -(-queries // most)
     return -(-queries // (blocks * WORD)) * WORD
 

@@ -70,7 +70,7 @@ def choose_plan(inputs: Inputs, scale: float, static_mask: StaticMask) -> Plan:
     batch, queries = inputs.query.shape[:2]
     keys, key_heads = inputs.key.shape[1:3]
     devices = _count_devices()
-    most = 8 if queries <= 256 else 1
+    most = 8 if queries <= 512 else 1
     batch_parts = _choose_parts(batch, most, devices)
     head_parts = _choose_parts(key_heads, most // batch_parts.together, devices)
     return Plan(scale, static_mask, batch_parts, head_parts, queries, keys)
