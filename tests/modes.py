@@ -484,7 +484,7 @@ MODES = {
     "keys of rbg": (part(run_with_default_keys_of, impl="rbg"), has("key")),
     "keys of unsafe_rbg": (part(run_with_default_keys_of, impl="unsafe_rbg"), has("key")),
     "threads": (run_in_threads, any_case),
-    "transfer guard": (run_under_a_transfer_guard, any_case),
+    "transfer guard, under jit": (run_under_a_transfer_guard, any_case),
 }
 
 
