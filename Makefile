@@ -13,7 +13,7 @@ train: .venv/train
 
 # For every change: minutes, and no promise without a test. XLA's older code generator compiles in
 # two thirds of the time; what `make test-all` adds runs with the one that users have.
-test: export XLA_FLAGS = --xla_cpu_use_fusion_emitters=false
+test: export XLA_FLAGS := $(XLA_FLAGS) --xla_cpu_use_fusion_emitters=false
 test: .venv/dev
 	$(PYTEST)
 

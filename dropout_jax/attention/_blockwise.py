@@ -32,9 +32,8 @@ from dropout_jax.random import WORD
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int32, UInt32
 
-MAX_SEGMENTS = (
-    4  # each is a program of its own, and works on keys that some of its queries do not see
-)
+# Each is a program of its own, and works on keys that some of its queries do not see.
+MAX_SEGMENTS = 4
 # Draw the mask of a group at once up to this many weights (2 MB of mask): less to compile.
 MAX_WEIGHTS_AT_ONCE = 2**24
 QUERIES, KEYS = 3, 4  # the axes of positions in (batch, key heads, heads, queries, keys)

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from marks import ONE_OP_A_FAMILY, one_op_a_family, slow
-from op_registry import OPS, sample
+from op_registry import sample
 from scipy import special
 
 import dropout_jax as dj
@@ -20,14 +20,6 @@ pytestmark = pytest.mark.usefixtures("without_type_checker")
 KEY = jax.random.key(3)
 WORDS = np.asarray(jax.random.key_data(KEY))
 INF = np.inf
-all_ops = pytest.mark.parametrize("op", OPS, ids=str)
-
-
-def ops_but(*names):
-    """The rows to which a promise applies; those left out are named with the test."""
-    return pytest.mark.parametrize("op", [op for op in OPS if op.name not in names], ids=str)
-
-
 NARROW = ["float8_e4m3fn"]
 OTHERS = [
     "float8_e5m2",
@@ -476,9 +468,8 @@ def test_the_oracle_at_evaluation_takes_complex_and_infinite_states():
     np.testing.assert_array_equal(reference.zoneout(old, new, 1.0, key=None), new)
 
 
-@one_op_a_family(
-    "multi_sample_dropout", "zoneout", "layer_drop"
-)  # the rows compute with x: inf - inf
+# The rows that are left out compute with x: inf - inf.
+@one_op_a_family("multi_sample_dropout", "zoneout", "layer_drop")
 def test_the_oracle_takes_nan_and_infinities(op):
     x = np.resize(np.array([INF, -INF, np.nan, 0, -0.0, 1.5, 3e38], np.float32), op.small)
     for key, words in ((KEY, WORDS), (None, None)):

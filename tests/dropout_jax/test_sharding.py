@@ -75,7 +75,8 @@ def test_every_op_is_the_same_with_its_batch_sharded(kind, op, key):
 @pytest.mark.parametrize(
     ("shape", "axis"),
     [
-        *[((16, 8, 16), 1), ((8, 16), 1)],
+        ((16, 8, 16), 1),
+        ((8, 16), 1),
         *(slow(*case) for case in [((16, 8, 16), 0), ((8,), 0), ((24, 5), 0)]),
     ],
 )
@@ -106,7 +107,8 @@ def test_a_packed_axis_before_the_last_needs_no_collective(kind, axis, key):
 @pytest.mark.parametrize(
     ("shape", "axis"),
     [
-        *[((8, 104), 1), ((2, 104, 40), 1)],
+        ((8, 104), 1),
+        ((2, 104, 40), 1),
         *(slow(*case) for case in [((8, 96), 1), ((3, 40), 1), ((2, 128, 5), 1)]),
     ],
 )

@@ -267,7 +267,7 @@ def test_the_kernel_refuses_the_gradient_of_a_bias(key):
 
 @pytest.mark.slow
 @each([CASES[2], CASES[9]], ("blockwise", "kernel"), short=("ragged, many blocks",))
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, slow(jnp.float16), slow(jnp.float32)])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_error_is_at_most_twice_the_naive_one(case, dtype, implementation, key):
     """Both errors against float64: root mean square, and the largest as flash-attention's tests.
 

@@ -34,3 +34,10 @@ def test_no_row_loses_all_its_keys(dtype, key):
 def test_evaluation_and_rates_out_of_range(key):
     np.testing.assert_array_equal(dropkey_bias((2, 3), 0.5, key=None), jnp.zeros((2, 3)))
     assert jnp.isnan(jax.jit(lambda r: dropkey_bias((2, 3), r, key=key))(2.0)).all()
+
+
+def test_a_known_rate_makes_no_nan_op_by_op(key):
+    """jax.debug_nans without jit sees the constants of a program too."""
+    with jax.disable_jit(), jax.debug_nans(True):
+        bias = dropkey_bias((2, 40), 0.3, key=key)
+    np.testing.assert_array_equal(bias, dropkey_bias((2, 40), 0.3, key=key))

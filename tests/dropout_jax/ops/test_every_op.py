@@ -130,6 +130,17 @@ def test_a_traced_rate_out_of_range_gives_nan(op, rate, key):
     assert np.isnan(y).all()
 
 
+# Excluded: their rows make arrays of NumPy's in the call.
+@one_op_a_family("zoneout", "masked_dropout")
+def test_an_eager_call_moves_nothing_implicitly(op, key):
+    """The transfer of a known rate is explicit, which jax.transfer_guard allows."""
+    x = jnp.asarray(sample(op.shapes[-1]))
+    expected = op.fn(x, 0.3, key=key)
+    with jax.transfer_guard("disallow"):
+        y = op.fn(x, 0.3, key=key)
+    assert_same(op, y, expected)
+
+
 @ONE_OP_A_FAMILY
 def test_a_rate_that_changes_does_not_retrace(op, key):
     traces = []
