@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
 def _attend_in_kernel(
     inputs: Inputs, scale: float, static_mask: StaticMask, dropout: Dropout | None
 ) -> Float[Array, "batch queries heads dim"]:
-    from dropout_jax.attention import _pallas  # slow to import
+    from dropout_jax.attention import _kernel  # slow to import
 
-    return _pallas.attend(inputs, scale, static_mask, dropout)
+    return _kernel.attend(inputs, scale, static_mask, dropout)
 
 
 IMPLEMENTATIONS = {
@@ -39,6 +40,7 @@ IMPLEMENTATIONS = {
     "kernel": _attend_in_kernel,
 }
 
+ENVIRONMENT = "DROPOUT_JAX_ATTENTION"  # names the implementation where no argument does
 MAX_NAIVE_QUERIES = 64  # the naive implementation is the default up to this many
 
 
@@ -275,11 +277,12 @@ def attention_implementation(
       >>> attention_implementation(x, x).implementation
       'blockwise'
     """
-    if implementation is not None:
-        if implementation not in IMPLEMENTATIONS:
-            allowed = f"None or one of {', '.join(map(repr, IMPLEMENTATIONS))}"
-            _validation.fail(ValueError, "implementation", implementation, allowed, "Pass None.")
-        return Choice(implementation, "implementation names it")
+    for name, value in (("implementation", implementation), (ENVIRONMENT, os.getenv(ENVIRONMENT))):
+        if value is not None:
+            if value not in IMPLEMENTATIONS:
+                allowed = f"None or one of {', '.join(map(repr, IMPLEMENTATIONS))}"
+                _validation.fail(ValueError, name, value, allowed, "Pass None.")
+            return Choice(value, f"{name} names it")
     queries, keys = jnp.shape(query)[-3], jnp.shape(key)[-3]
     if is_symbolic(queries, keys):
         reason = f"blocks need known lengths, and those of {queries} queries or {keys} keys are not"

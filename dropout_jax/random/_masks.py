@@ -341,6 +341,7 @@ def draw_packed_tile(
     columns: tuple[int | Int[Array, ""], int],
     *,
     in_kernel: bool = False,
+    is_transposed: bool = False,
 ) -> UInt32[Array, "*lead _ _"]:
     """Draw a tile of the last two axes of a mask in words, which `unpack_tile` unpacks.
 
@@ -351,15 +352,14 @@ def draw_packed_tile(
     (first_row, row_count), (first_column, column_count) = rows, columns
     axis, size = packed_axis((1, *sizes)), sizes[0]
     if axis is None:
-        return _draw_flat_tile(combine, index, sizes, rows, columns)
+        return _draw_flat_tile(combine, index, sizes, rows, columns, is_transposed)
     if axis == 1:
         first_row, row_count, size = first_row // WORD, word_count(row_count), word_count(size)
     else:
         first_column, column_count = first_column // WORD, word_count(column_count)
-    words = (*index.shape, row_count, column_count)
 
     def counters():
-        row, column = (lax.broadcasted_iota(jnp.uint32, words, index.ndim + n) for n in (0, 1))
+        row, column = _build_tile_iotas(index, (row_count, column_count), is_transposed)
         first = index[..., None, None] * jnp.uint32(size) + jnp.uint32(first_row)
         return first + row, column + jnp.uint32(first_column)
 
@@ -372,12 +372,12 @@ def _draw_flat_tile(
     sizes: tuple[int, int],
     rows: tuple[int | Int[Array, ""], int],
     columns: tuple[int | Int[Array, ""], int],
+    is_transposed: bool,
 ) -> UInt32[Array, "*lead _ _"]:
     """Draw the tile of a flat mask, whose rows are shorter than a word: a word for each element."""
-    tile = (*index.shape, rows[1], columns[1])
 
     def locate():
-        row, column = (lax.broadcasted_iota(jnp.uint32, tile, index.ndim + n) for n in (0, 1))
+        row, column = _build_tile_iotas(index, (rows[1], columns[1]), is_transposed)
         row, column = row + jnp.uint32(rows[0]), column + jnp.uint32(columns[0])
         word, bit = locate_element(index[..., None, None], sizes[0] * sizes[1])
         bit = bit + row * jnp.uint32(sizes[1]) + column
@@ -390,10 +390,29 @@ def _draw_flat_tile(
     return combine(counters) >> locate()[1]
 
 
+def _build_tile_iotas(
+    index: UInt32[Array, "*lead"], counts: tuple[int, int], is_transposed: bool
+) -> tuple[UInt32[Array, "*lead _ _"], UInt32[Array, "*lead _ _"]]:
+    """Return the row and the column of every word of a tile."""
+    shape = (*index.shape, *(counts[::-1] if is_transposed else counts))
+    first, second = (lax.broadcasted_iota(jnp.uint32, shape, index.ndim + n) for n in (0, 1))
+    return (second, first) if is_transposed else (first, second)
+
+
 def _combine_planes(
     params: MaskParams, counters: Callable, *, lowest: int = 0
 ) -> UInt32[Array, "..."]:
     """Combine the planes of the words at `counters()`."""
+    in_conditional, alone = (
+        functools.partial(combine, params, counters, lowest)
+        for combine in (_combine_in_conditional, _combine_on_gpu)
+    )
+    return lax.platform_dependent(cuda=alone, rocm=alone, default=in_conditional)
+
+
+def _combine_in_conditional(
+    params: MaskParams, counters: Callable, lowest: int
+) -> UInt32[Array, "..."]:
     # The barrier hides a constant, so that the conditional stays one: XLA then materialises the
     # words once, and does not compute them again in each of the 32 elements that it would fuse them
     # into. The counters are computed inside, or they would be arrays in memory.
@@ -409,9 +428,22 @@ def _combine_planes(
     return lax.cond(keep == ONE, keep_all, draw)
 
 
-def _combine_in_kernel(params: MaskParams, counters: Callable) -> UInt32[Array, "..."]:
+def _combine_on_gpu(params: MaskParams, counters: Callable, lowest: int) -> UInt32[Array, "..."]:
+    # On a GPU a conditional waits for the host, and words that 32 elements use are one kernel
+    # without it. Where a counter depends on one axis, XLA would compute the first rounds along that
+    # axis, in a kernel for each plane; this one depends on both.
+    row, column = counters()
+    both = row ^ column
+    words = _combine_in_kernel(params, lambda: (both ^ column, both ^ row), lowest)
+    return lax.optimization_barrier(words)
+
+
+def _combine_in_kernel(
+    params: MaskParams, counters: Callable, lowest: int = 0
+) -> UInt32[Array, "..."]:
     """Combine the planes without a conditional, which a kernel cannot have."""
-    return _spread_bit(params.threshold >> 24) | _draw_planes(params, *counters())
+    planes = _draw_planes(params, *counters(), lowest=lowest)
+    return _spread_bit(params.threshold >> 24) | planes
 
 
 def _build_zeros(

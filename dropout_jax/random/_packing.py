@@ -85,13 +85,19 @@ def unpack_along_packed_axis(
 
 
 def unpack_tile(
-    words: UInt32[Array, "*lead _ _"], sizes: tuple[int, int], rows: int, columns: int
-) -> Bool[Array, "*lead {rows} {columns}"]:
+    words: UInt32[Array, "*lead _ _"],
+    sizes: tuple[int, int],
+    rows: int,
+    columns: int,
+    *,
+    is_transposed: bool = False,
+) -> Bool[Array, "*lead _ _"]:
     """Unpack a tile of `rows` and `columns` of a mask whose last two axes have `sizes`."""
     axis = packed_axis((1, *sizes))
     if axis is None:
         return (words & 1) != 0
-    return unpack_along(words, words.ndim - 3 + axis, rows if axis == 1 else columns)
+    size, axis = rows if axis == 1 else columns, 3 - axis if is_transposed else axis
+    return unpack_along(words, words.ndim - 3 + axis, size)
 
 
 def unpack_along(words: UInt32[Array, "..."], axis: int, size: int) -> Bool[Array, "..."]:
@@ -103,7 +109,9 @@ def unpack_along(words: UInt32[Array, "..."], axis: int, size: int) -> Bool[Arra
     bit = lax.broadcasted_iota(jnp.uint32, tuple(one_bit), axis + 1)
     bits = (jnp.expand_dims(words, axis + 1) >> bit) & 1
     bits = bits.reshape(*words.shape[:axis], words.shape[axis] * WORD, *words.shape[axis + 1 :])
-    return lax.slice_in_dim(bits, 0, size, axis=axis) != 0
+    if bits.shape[axis] > size:  # Triton knows no slices
+        bits = lax.slice_in_dim(bits, 0, size, axis=axis)
+    return bits != 0
 
 
 def _look_up_along(words: UInt32[Array, "..."], axis: int, size: Any) -> Bool[Array, "..."]:

@@ -1,0 +1,85 @@
+"""Attention by a kernel, which the platform chooses that the program is lowered for.
+
+That is Triton for a GPU (`_triton.py`) and Mosaic for a TPU (`_mosaic_tpu.py`); a CPU interprets
+the one for GPUs. A kernel has no forward mode and no second derivatives.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+
+from dropout_jax import ops, random
+from dropout_jax.attention import _triton
+from dropout_jax.attention._inputs import Dropout, Inputs, StaticMask
+from dropout_jax.attention._kernel_inputs import Operands, Plan
+from dropout_jax.attention._partition import partition_pairs
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, UInt32
+
+
+def attend(
+    inputs: Inputs, scale: float, static_mask: StaticMask, dropout: Dropout | None
+) -> Float[Array, "batch queries heads dim"]:
+    """Compute attention; `dropout` of None is evaluation."""
+    plan = Plan(scale, static_mask, dropout is not None, interpret=False)
+    words, keep_scale = _pack_dropout(dropout, ops.compute_dtype(inputs.query))
+    heads = _compute_head_index(inputs, None if dropout is None else dropout.row_offset)
+    return _attend(plan, Operands(inputs, heads, words, keep_scale))
+
+
+def _pack_dropout(
+    dropout: Dropout | None, wide: DTypeLike
+) -> tuple[UInt32[Array, "3"], Float[Array, "1"]]:
+    """Return the seed and the threshold as one array, and the scale of kept weights as another."""
+    if dropout is None:
+        return jnp.zeros(3, jnp.uint32), jnp.ones(1, wide)
+    params = random.mask_params(dropout.key, dropout.rate)
+    keep_scale = ops.compute_keep_scale(dropout.rate, wide)
+    return jnp.stack([*params.seed, params.threshold]), keep_scale[None]
+
+
+def _compute_head_index(
+    inputs: Inputs, row_offset: UInt32[Array, ""] | None
+) -> UInt32[Array, "batch heads"]:
+    shape = inputs.query.shape[0], inputs.query.shape[2]
+    row, head = (lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in (0, 1))
+    row = row if row_offset is None else row + row_offset
+    return row * jnp.uint32(shape[1]) + head
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(plan: Plan, operands: Operands) -> Float[Array, "batch queries heads dim"]:
+    return _forward(plan, operands)[0]
+
+
+def _forward(plan: Plan, operands: Operands) -> tuple[Float[Array, "..."], Any]:
+    out, log_sum = _run("forward", plan, operands)
+    return out, (operands, out, log_sum)
+
+
+def _backward(plan: Plan, residuals: Any, d_out: Float[Array, "..."]) -> tuple[Operands]:
+    operands, out, log_sum = residuals
+    gradients = _run("backward", plan, operands, out, log_sum, d_out)
+    return (Operands(Inputs(*gradients, None), None, None, None),)
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _run(name: str, plan: Plan, *arrays: Any) -> Any:
+    """Run "forward" or "backward", on every device on its part of the batch and the heads."""
+    run = functools.partial(_run_on_platform, name, plan)
+    return partition_pairs(run, name, *arrays)
+
+
+def _run_on_platform(name: str, plan: Plan, *arrays: Any) -> Any:
+    compiled = functools.partial(getattr(_triton, name), plan)
+    interpreted = functools.partial(getattr(_triton, name), plan._replace(interpret=True))
+    return lax.platform_dependent(*arrays, cuda=compiled, rocm=compiled, default=interpreted)

@@ -1,0 +1,28 @@
+"""What a kernel of attention gets: the plan, known when tracing, and the arrays."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dropout_jax.attention._inputs import Inputs, StaticMask
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, UInt32
+
+
+class Plan(NamedTuple):
+    """What is known when the program is traced."""
+
+    scale: float
+    static_mask: StaticMask
+    drops: bool
+    interpret: Any  # False, True, or parameters of an interpreter
+
+
+class Operands(NamedTuple):
+    """The arrays of a kernel. Those of `inputs` may be a part of a larger batch and its heads."""
+
+    inputs: Inputs
+    heads: UInt32[Array, "batch heads"]  # the index of each head among all heads of the mask
+    words: UInt32[Array, "3"]  # the seed of the mask, and T / 2^8
+    keep_scale: Float[Array, "1"]

@@ -1,0 +1,165 @@
+"""Attention on a mesh: every device works on its part of the batch and the heads, by itself.
+
+The compiler cannot cut up a kernel, and would gather its operands. Where the mesh has Auto axes,
+custom_partitioning tells it how; where it has Explicit ones, jax.shard_map does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+from jax import lax
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from dropout_jax.attention._kernel_inputs import Operands
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
+
+    Axes = str | tuple[str, ...] | None  # of the mesh, along which an axis is sharded
+
+
+def partition_pairs(run: Callable, name: str, *arrays: Any) -> Any:
+    """Return run(*arrays), "forward" or "backward", computed by each device for its part.
+
+    `arrays` are the Operands and what else the function takes.
+    """
+    types = jax.sharding.get_abstract_mesh().axis_types
+    if AxisType.Manual in types:
+        return run(*arrays)
+    if AxisType.Explicit in types:
+        return _run_explicit(run, name, arrays)
+    return _run_auto(run, name, arrays)
+
+
+def _run_explicit(run: Callable, name: str, arrays: tuple) -> Any:
+    query = arrays[0].inputs.query
+    batch, _, heads, _ = (*jax.typeof(query).sharding.spec, None, None, None, None)[:4]
+    mesh = jax.sharding.get_abstract_mesh()
+    heads = _choose_head_axes(mesh, heads, arrays[0].inputs.key.shape[2])
+    in_specs, out_specs = _build_specs(name, arrays, batch, heads)
+    local = _sum_bias_gradient(run, name, arrays, batch, heads)
+    explicit = {
+        x for x, t in zip(mesh.axis_names, mesh.axis_types, strict=True) if t == AxisType.Explicit
+    }
+    arrays = jax.tree.map(lambda x, spec: jax.sharding.reshard(x, spec), arrays, in_specs)
+    return jax.shard_map(
+        local, in_specs=in_specs, out_specs=out_specs, axis_names=explicit, check_vma=False
+    )(*arrays)
+
+
+def _run_auto(run: Callable, name: str, arrays: tuple) -> Any:
+    @custom_partitioning
+    def partitioned(*arrays):
+        return run(*arrays)
+
+    def partition(mesh, arg_shapes, result_shape):
+        batch, _, heads, _ = arg_shapes[0].inputs.query.sharding.spec
+        heads = _choose_head_axes(mesh, heads, arg_shapes[0].inputs.key.shape[2])
+        specs = _build_specs(name, arg_shapes, batch, heads)
+        arg_shardings, result_shardings = jax.tree.map(
+            lambda spec: NamedSharding(mesh, spec), specs
+        )
+        return (
+            mesh,
+            _sum_bias_gradient(run, name, arrays, batch, heads),
+            result_shardings,
+            arg_shardings,
+        )
+
+    rule, sizes = _build_sharding_rule(name, arrays)
+    partitioned.def_partition(
+        partition, sharding_rule=rule, need_replication_factors=("t", "s", "d"), **sizes
+    )
+
+    @jax.custom_batching.custom_vmap
+    def call(*arrays):
+        return partitioned(*arrays)
+
+    @call.def_vmap  # custom_partitioning has no rule of its own
+    def _(_, is_batched, *arrays):
+        in_axes = jax.tree.map(lambda x: 0 if x else None, is_batched)
+        results = jax.vmap(run, in_axes)(*arrays)
+        return results, jax.tree.map(lambda _: True, results)
+
+    return call(*arrays)
+
+
+def _choose_head_axes(mesh: Any, axes: Axes, key_heads: int) -> Axes:
+    """Return the axes of the mesh that shard the heads, if they cut no group of heads."""
+    names = (axes,) if isinstance(axes, str) else axes or ()
+    count = 1
+    for name in names:
+        count *= mesh.shape[name]
+    return axes if key_heads % count == 0 else None
+
+
+def _build_specs(name: str, arrays: tuple, batch: Axes, heads: Axes) -> tuple[Any, Any]:
+    """Build the specs of the arguments and of the results."""
+
+    def of_tile(x):
+        shared = [
+            None if size == 1 else axes for size, axes in zip(x.shape, (batch, heads), strict=False)
+        ]
+        return PartitionSpec(*shared, None, None)
+
+    positions, rows = PartitionSpec(batch, None, heads, None), PartitionSpec(batch, heads, None)
+    inputs = arrays[0].inputs
+    tiles = jax.tree.map(of_tile, inputs[3:])
+    in_specs = Operands(
+        inputs._make([positions] * 3 + list(tiles)),
+        PartitionSpec(batch, heads),
+        PartitionSpec(None),
+        PartitionSpec(None),
+    )
+    if name == "forward":
+        return (in_specs,), (positions, rows)
+    return (in_specs, positions, rows, positions), (*[positions] * 3, tiles[0])
+
+
+def _sum_bias_gradient(
+    run: Callable, name: str, arrays: tuple, batch: Axes, heads: Axes
+) -> Callable:
+    """Sum the gradient of a bias over the devices whose rows of the batch, or heads, share it."""
+    bias = arrays[0].inputs.bias
+    if name == "forward" or bias is None:
+        return run
+    axes: list[str] = []
+    for size, names in zip(bias.shape, (batch, heads), strict=False):
+        if size == 1 and names is not None:
+            axes += [names] if isinstance(names, str) else names
+
+    def run_and_sum(*arrays: Any) -> tuple[Array, ...]:
+        *others, d_bias = run(*arrays)
+        return *others, lax.psum(d_bias, axes) if axes else d_bias
+
+    return run_and_sum
+
+
+def _build_sharding_rule(name: str, arrays: tuple) -> tuple[str, dict[str, int]]:
+    """Build the rule of Shardy: which axes of the operands and the results are one."""
+    inputs = arrays[0].inputs
+    group = inputs.query.shape[2] // inputs.key.shape[2]
+    head, sizes = ("g", {}) if group == 1 else ("(g r)", {"r": group})
+    positions, of_keys, rows = f"b t {head} d", "b s g d", f"b {head} t"
+    count = 0
+
+    def of_tile(x):
+        nonlocal count
+        names = []
+        for size, factor in zip(x.shape, ("b", head, "t", "s"), strict=True):
+            count += size == 1
+            names.append(f"o{count}" if size == 1 else factor)
+        return " ".join(names)
+
+    tiles = jax.tree.map(of_tile, inputs[3:])
+    operands = [positions, of_keys, of_keys, *jax.tree.leaves(tiles), f"b {head}", "w", "k"]
+    if name == "forward":
+        results = [positions, rows]
+    else:
+        operands += [positions, rows, positions]
+        results = [positions, of_keys, of_keys, *jax.tree.leaves(tiles[0])]
+    return f"{', '.join(operands)} -> {', '.join(results)}", sizes
