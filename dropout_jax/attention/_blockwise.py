@@ -127,7 +127,7 @@ def split_queries(static_mask: StaticMask, queries: int, keys: int) -> list[Segm
 
 def _choose_rows(queries: int) -> int:
     """Choose the rows of a block: a multiple of 32 of which whole blocks have few to spare."""
-    most = min(256, max(64, queries // (2 if queries <= 256 else 4)))
+    most = min(_groups.MAX_ROWS, max(64, queries // (2 if queries <= 256 else 4)))
     blocks = -(-queries // most)
     return -(-queries // (blocks * WORD)) * WORD
 

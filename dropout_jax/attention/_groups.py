@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float, Shaped, UInt32
 
 
+MAX_ROWS = 256  # of a tile
+MAX_TILE = 2**26  # weights that an accelerator computes together
+
+
 class Parts(NamedTuple):
     """How the elements of an axis are grouped: `together` of them in each of `turns` turns.
 
@@ -66,14 +70,26 @@ class Plan(NamedTuple):
 
 
 def choose_plan(inputs: Inputs, scale: float, static_mask: StaticMask) -> Plan:
-    """Choose the groups: a pair of many queries or some of few, or a part for every device."""
+    """Choose the groups: of every device's pairs, as many as are fast together."""
     batch, queries = inputs.query.shape[:2]
     keys, key_heads = inputs.key.shape[1:3]
     devices = _count_devices()
-    most = 8 if queries <= 512 else 1
+    most = _count_pairs_together(queries, keys)
     batch_parts = _choose_parts(batch, most, devices)
-    head_parts = _choose_parts(key_heads, most // batch_parts.together, devices)
+    head_parts = _choose_parts(key_heads, max(1, most // batch_parts.together), devices)
     return Plan(scale, static_mask, batch_parts, head_parts, queries, keys)
+
+
+def _count_pairs_together(queries: int, keys: int) -> int:
+    """Return how many pairs of a device are fast together, a power of two.
+
+    A CPU wants what its caches hold, an accelerator much work at once. Results do not depend on it.
+    """
+    if is_symbolic(queries, keys):
+        return 1
+    if jax.default_backend() == "cpu":
+        return 8 if queries <= 512 and _count_devices() == 1 else 1
+    return 1 << max(0, (MAX_TILE // (MAX_ROWS * keys)).bit_length() - 1)
 
 
 def _count_devices() -> int:
@@ -86,7 +102,7 @@ def _count_devices() -> int:
 def _choose_parts(size: int, most: int, devices: int) -> Parts:
     if is_symbolic(size):
         return Parts(1, size, False)
-    together = math.gcd(size, devices if devices > 1 else most)
+    together = math.gcd(size, devices * most)
     return Parts(together, size // together, devices > 1)
 
 

@@ -399,15 +399,15 @@ def _compute_tile(
     def orient(tile):
         return tile.T if is_transposed else tile
 
-    keep: Any = True
-    if kernel.plan.drops:  # first: the generator needs the registers that the products fill
-        keep = _draw_keep_tile(kernel, refs, pair, at, is_transposed)
     wide = refs.keep_scale.dtype
     logits = _multiply(*query_key, wide, is_transposed) * kernel.plan.scale
     if refs.inputs.bias is not None:
         logits = logits + orient(_load_tile(kernel, refs.inputs.bias, pair, at).astype(wide))
     visibility = orient(_compute_visibility(kernel, refs, pair, at))
-    return jnp.where(visibility, logits, -jnp.inf), keep
+    logits = jnp.where(visibility, logits, -jnp.inf)
+    if not kernel.plan.drops:
+        return logits, True
+    return logits, _draw_keep_tile(kernel, refs, pair, at, is_transposed)
 
 
 def _multiply(
