@@ -72,7 +72,7 @@ def _run_auto(run: Callable, name: str, arrays: tuple) -> Any:
 
     rule, sizes = _build_sharding_rule(name, arrays)
     partitioned.def_partition(
-        partition, sharding_rule=rule, need_replication_factors=("t", "s", "d"), **sizes
+        partition, sharding_rule=rule, need_replication_factors=("t", "d", "s"), **sizes
     )
 
     @jax.custom_batching.custom_vmap

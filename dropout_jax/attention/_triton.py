@@ -43,24 +43,27 @@ class Blocks(NamedTuple):
 # on an H100 among those that spill no registers there.
 BLOCKS = {
     "forward": {
-        (2, 128): Blocks(128, 64, 8, 2),
+        (4, 64): Blocks(128, 64, 8, 2),
+        (2, 64): Blocks(64, 128, 4, 2),
+        (2, 128): Blocks(128, 64, 8, 3),
         (2, 256): Blocks(128, 32, 8, 2),
         (4, 128): Blocks(128, 64, 8, 2),
         (4, 256): Blocks(32, 32, 8, 1),
     },
     "query": {
-        (2, 128): Blocks(128, 64, 8, 2),
+        (2, 64): Blocks(64, 128, 4, 2),
+        (2, 128): Blocks(128, 64, 8, 3),
         (2, 256): Blocks(128, 32, 8, 2),
         (4, 64): Blocks(128, 64, 8, 2),
         (4, 128): Blocks(128, 32, 8, 2),
         (4, 256): Blocks(32, 32, 8, 1),
     },
     "key": {
-        (2, 64): Blocks(64, 128, 8, 2),
-        (2, 128): Blocks(32, 128, 8, 2),
+        (2, 64): Blocks(64, 64, 4, 2),
+        (2, 128): Blocks(32, 64, 4, 2),
         (2, 256): Blocks(128, 32, 8, 1),
         (4, 32): Blocks(64, 128, 8, 2),
-        (4, 64): Blocks(32, 128, 8, 2),
+        (4, 64): Blocks(64, 128, 8, 2),
         (4, 128): Blocks(32, 32, 4, 2),
         (4, 256): Blocks(32, 16, 8, 1),
     },
@@ -194,7 +197,8 @@ def _build_position_output(x: Float[Array, "batch positions heads dim"], block: 
 
 
 def _cut_padding(
-    padded: Float[Array, "batch positions heads dim"], x: Float[Array, "batch positions heads dim"]
+    padded: Float[Array, "batch more heads padded_dim"],
+    x: Float[Array, "batch positions heads dim"],
 ) -> Float[Array, "batch positions heads dim"]:
     return padded[:, : x.shape[1], :, : x.shape[3]]
 
@@ -374,7 +378,7 @@ def _compute_gradient_tile(
     at: Pair,
     *,
     is_transposed: bool = False,
-) -> tuple[Float[Array, "rows keys"], Float[Array, "rows keys"]]:
+) -> tuple[Float[Array, "_ _"], Float[Array, "_ _"]]:
     """Compute the dropped, unscaled weights of a tile, and the gradient of its logits."""
     query, d_out, centre, log_sum = of_rows
     key, value = key_value
@@ -393,7 +397,7 @@ def _compute_tile(
     query_key: tuple[Array, Array],
     at: Pair,
     is_transposed: bool = False,
-) -> tuple[Float[Array, "rows keys"], Bool[Array, "rows keys"] | bool]:
+) -> tuple[Float[Array, "_ _"], Bool[Array, "_ _"] | bool]:
     """Compute the logits of a tile, -inf where invisible, and which weights dropout keeps."""
 
     def orient(tile):
@@ -415,14 +419,12 @@ def _multiply(
     by_key: Float[Array, "keys dim"],
     wide: Any,
     transposed: bool,
-) -> Float[Array, "rows keys"]:
+) -> Float[Array, "_ _"]:
     a, b = (by_key, by_query) if transposed else (by_query, by_key)
     return jnp.dot(a, b.T, preferred_element_type=wide)
 
 
-def _compute_visibility(
-    kernel: Kernel, refs: Operands, pair: Pair, at: Pair
-) -> Bool[Array, "rows keys"]:
+def _compute_visibility(kernel: Kernel, refs: Operands, pair: Pair, at: Pair) -> Bool[Array, "_ _"]:
     rows, keys = (
         first + lax.iota(jnp.int32, size) for first, size in zip(at, kernel.blocks, strict=False)
     )
@@ -438,7 +440,7 @@ def _compute_visibility(
 
 def _draw_keep_tile(
     kernel: Kernel, refs: Operands, pair: Pair, at: Pair, is_transposed: bool
-) -> Bool[Array, "rows keys"]:
+) -> Bool[Array, "_ _"]:
     params = random.MaskParams((refs.words[0], refs.words[1]), refs.words[2])
     sizes, (rows, keys) = (kernel.queries, kernel.keys), kernel.blocks[:2]
     tile, order = ((at[0], rows), (at[1], keys)), {"is_transposed": is_transposed}

@@ -348,7 +348,7 @@ def draw_packed_tile(
     `index` is linear over the leading axes of a mask whose last two axes have `sizes`. `rows` and
     `columns` are (first, count); along the packed axis, first is a multiple of 32.
     """
-    combine = functools.partial(_combine_in_loop if in_kernel else _combine_planes, params)
+    combine = functools.partial(_combine_in_kernel if in_kernel else _combine_planes, params)
     (first_row, row_count), (first_column, column_count) = rows, columns
     axis, size = packed_axis((1, *sizes)), sizes[0]
     if axis is None:
@@ -446,23 +446,6 @@ def _combine_in_kernel(
     return _spread_bit(params.threshold >> 24) | planes
 
 
-def _combine_in_loop(params: MaskParams, counters: Callable) -> UInt32[Array, "..."]:
-    """Combine the planes in a loop, which takes the fewest registers of a kernel."""
-    row, column = counters()
-
-    def add_pair(pair, mask):
-        pair = pair.astype(jnp.uint32)
-        planes = threefry2x32(params.seed, (row, column * PAIRS + pair))
-        shifted = params.threshold >> (BORROWED + 2 * pair)
-        for plane, bit in zip(planes, (shifted, shifted >> 1), strict=True):
-            mask = _combine_plane(mask, plane, bit)
-        return mask
-
-    mask = _draw_planes(params, row, column, pairs=1)
-    mask = lax.fori_loop(1, PAIRS, add_pair, mask)
-    return _spread_bit(params.threshold >> 24) | mask
-
-
 def _build_zeros(
     params: MaskParams, row: UInt32[Array, "*words"], column: UInt32[Array, "*words"]
 ) -> UInt32[Array, "*words"]:
@@ -476,15 +459,14 @@ def _draw_planes(
     column: UInt32[Array, "*words"],
     *,
     lowest: int = 0,
-    pairs: int = PAIRS,
     divide: Callable = lambda mask: mask,
 ) -> UInt32[Array, "*words"]:
-    """Combine the planes of the first pairs from the lowest that matters upward; T = 2^32 gives 0.
+    """Combine the planes from the lowest that matters upward; T = 2^32 gives 0.
 
     `divide` is a barrier in the middle: one kernel of eight evaluations spills registers on a TPU.
     """
     mask = _build_zeros(params, row, column)
-    for pair in range(max(lowest - BORROWED, 0) // 2, pairs):
+    for pair in range(max(lowest - BORROWED, 0) // 2, PAIRS):
         mask = divide(mask) if pair == PAIRS // 2 else mask
         counter = row, column * PAIRS + jnp.uint32(pair)
         even, odd = threefry2x32(params.seed, counter)

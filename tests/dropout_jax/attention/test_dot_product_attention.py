@@ -209,16 +209,10 @@ def test_drops_exactly_the_weights_of_keep_mask(case, implementation, key):
     np.testing.assert_array_equal(weights.transpose(0, 2, 1, 3) != 0, keep)
 
 
-def skip_gradient_of_bias(case, implementation):
-    if implementation == "kernel" and case.bias:
-        pytest.skip("the kernel refuses it: test_the_kernel_refuses_the_gradient_of_a_bias")
-
-
 @each(CASES, ("blockwise", "kernel"), fast=FAST_GRADIENTS, short=SHORT_GRADIENTS)
 def test_gradients_are_the_naive_ones(case, implementation, key):
     """Naive's gradients come from JAX's differentiation of the formula; the others have theirs."""
     cotangent = np.random.default_rng(3).normal(size=operands(case)[0].shape).astype(np.float32)
-    skip_gradient_of_bias(case, implementation)
     results = {}
     for name in ("naive", implementation):
         _, pullback = jax.vjp(attend(case, name, key), *operands(case))
@@ -232,7 +226,6 @@ def test_gradients_are_the_naive_ones(case, implementation, key):
 @each([case for case in CASES if case.name in DIFFERENTIATED], ("naive",))
 def test_gradients_are_finite_differences(case, implementation, key):
     """Float64: a central difference of step 1e-5 is off by about 1e-10 of its size."""
-    skip_gradient_of_bias(case, implementation)
     with jax.enable_x64(True):
         arrays = [jnp.asarray(x, jnp.float64) for x in operands(case)]
         fn = jax.jit(attend(case, implementation, key))
@@ -248,21 +241,6 @@ def test_gradients_are_finite_differences(case, implementation, key):
             np.testing.assert_allclose(
                 (gradients[i] * step).sum(), difference, rtol=1e-6, atol=1e-7
             )
-
-
-@pytest.mark.slow
-def test_the_kernel_refuses_the_gradient_of_a_bias(key):
-    case = Case("biased", bias=(2, 2, 40, 40))
-    query, k, value, bias = operands(case)
-    fn = attend(case, "kernel", key)
-    with pytest.raises(NotImplementedError, match="gradient for bias"):
-        jax.grad(lambda bias: fn(query, k, value, bias).sum())(bias)
-
-    def constant(query, name):
-        return attend(case, name, key)(query, k, value, bias).sum()
-
-    results, expected = (jax.grad(constant)(query, name) for name in ("kernel", "naive"))
-    np.testing.assert_allclose(results, expected, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.slow
@@ -484,8 +462,7 @@ def test_sharded_batch_and_heads(spec, kind, implementation, key):
         program = fn.lower(*sharded).compile()
     for ours, truth in zip(results, expected, strict=True):
         np.testing.assert_allclose(ours, truth, rtol=1e-5, atol=1e-5)
-    if implementation != "kernel":  # whose grid is not cut up: for jax.shard_map(check_vma=False)
-        assert not find_collectives(program)
+    assert not find_collectives(program)
 
 
 @each([case for case in CASES if case.name in AS_JAX])
@@ -578,7 +555,7 @@ def test_errors_name_the_argument(change, error, words, key):
         dot_product_attention(**arguments)
 
 
-@pytest.mark.parametrize("implementation", [slow("naive"), "blockwise"])
+@pytest.mark.parametrize("implementation", [slow("naive"), "blockwise", slow("kernel")])
 def test_a_part_of_a_batch_drops_what_the_batch_drops_there(implementation, key):
     arrays = np.random.default_rng(0).standard_normal((3, 6, 100, 4, 8)).astype(np.float32)
 
@@ -614,10 +591,3 @@ def test_a_part_of_a_batch_drops_what_the_batch_drops_there(implementation, key)
                 one, other[row_offset : row_offset + 2], rtol=1e-4, atol=1e-5
             )
     assert (abs(attend(*(x[2:4] for x in arrays)) - whole[2:4]) > 1e-3).any()
-
-
-def test_the_kernel_refuses_a_row_offset(key):
-    x = jnp.ones((1, 32, 2, 16))
-    options = {"dropout_rate": 0.1, "dropout_key": key, "dropout_row_offset": 1}
-    with pytest.raises(NotImplementedError, match="dropout_row_offset"):
-        dot_product_attention(x, x, x, implementation="kernel", **options)
