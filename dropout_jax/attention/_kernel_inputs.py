@@ -1,0 +1,28 @@
+"""What a kernel of attention gets: the same for a GPU and for a TPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dropout_jax.attention._inputs import Inputs, StaticMask
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, UInt32
+
+
+class Plan(NamedTuple):
+    """What is known when the program is traced."""
+
+    scale: float
+    static_mask: StaticMask
+    drops: bool
+    interpret: Any  # False, True, or pltpu.InterpretParams(...)
+
+
+class Operands(NamedTuple):
+    """The arrays: those of attention, and those that decide the mask."""
+
+    inputs: Inputs
+    heads: UInt32[Array, "batch heads"]  # the index of each head in the mask
+    words: UInt32[Array, "3"]  # the seed, and the threshold T / 2^8
+    keep_scale: Float[Array, "1"]  # 1 / (1 - rate), in the dtype of the sums
