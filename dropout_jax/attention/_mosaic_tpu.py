@@ -268,7 +268,7 @@ def _call(
 
 def _walk_keys(layout: Layout) -> Walk:
     """For every block of queries, go over the blocks of keys that it may see."""
-    low, high = _key_block_range(layout, np.arange(layout.row_blocks), np)
+    low, high = _key_block_range(layout, np.arange(layout.row_blocks, dtype=np.int32), np)
 
     def locate(batch, head, i, step):
         low, high = _key_block_range(layout, i, jnp)
@@ -281,7 +281,7 @@ def _walk_keys(layout: Layout) -> Walk:
 
 def _walk_queries(layout: Layout) -> Walk:
     """For every block of keys, go over the heads, and the blocks of queries, that may see it."""
-    low, high = _query_block_range(layout, np.arange(layout.column_blocks), np)
+    low, high = _query_block_range(layout, np.arange(layout.column_blocks, dtype=np.int32), np)
 
     def locate(batch, key_head, j, member, step):
         low, high = _query_block_range(layout, j, jnp)
@@ -305,21 +305,30 @@ def _walk_bias(layout: Layout, shape: tuple[int, ...]) -> Walk:
     return Walk(tuple(sizes[axis] for axis in order), shape.count(1), locate)
 
 
-def _key_block_range(layout: Layout, i: Any, np: Any) -> tuple[Any, Any]:
+def _key_block_range(layout: Layout, i: Any, xp: Any) -> tuple[Any, Any]:
     """Return the range of blocks of keys that a block of queries may see."""
     left, right = _resolve_window(layout)
     row = i * layout.rows
-    low = np.maximum(row - left, 0) // layout.columns
-    return low, np.minimum(row + layout.rows - 1 + right, layout.keys - 1) // layout.columns + 1
+    low = xp.maximum(row - left, 0)
+    last = xp.minimum(row + layout.rows - 1 + right, layout.keys - 1)
+    return _divide(low, layout.columns), _divide(last, layout.columns) + 1
 
 
-def _query_block_range(layout: Layout, j: Any, np: Any) -> tuple[Any, Any]:
+def _query_block_range(layout: Layout, j: Any, xp: Any) -> tuple[Any, Any]:
     """Return the range of blocks of queries that may see a block of keys."""
     left, right = _resolve_window(layout)
     column = j * layout.columns
-    low = np.maximum(column - right, 0) // layout.rows
-    high = np.minimum(column + layout.columns - 1 + left, layout.queries - 1) // layout.rows + 1
-    return low, high
+    low = xp.maximum(column - right, 0)
+    last = xp.minimum(column + layout.columns - 1 + left, layout.queries - 1)
+    return _divide(low, layout.rows), _divide(last, layout.rows) + 1
+
+
+def _divide(x: Any, size: int) -> Any:
+    """Divide numbers that are not negative.
+
+    (`//` of a signed number looks at its sign, and Mosaic asks the machine's own chip how.)
+    """
+    return (x.astype(np.uint32) // np.uint32(size)).astype(np.int32)
 
 
 def _resolve_window(layout: Layout) -> tuple[int, int]:
@@ -348,7 +357,7 @@ def _query_spec(layout: Layout, walk: Walk, dim: int) -> pl.BlockSpec:
 def _key_spec(layout: Layout, walk: Walk, dim: int) -> pl.BlockSpec:
     def index(*place):
         tile = walk.locate(*place)
-        return tile.batch, tile.head // layout.group, tile.j, 0
+        return tile.batch, _divide(tile.head, layout.group), tile.j, 0
 
     return pl.BlockSpec((None, None, layout.columns, dim), index)
 
@@ -550,7 +559,8 @@ def _drop(layout: Layout, refs: Arrays, tile: Tile) -> Callable:
     head = refs.heads[tile.batch * layout.heads + tile.head]
     params = random.MaskParams((refs.words[0], refs.words[1]), refs.words[2])
     sizes, rows, columns = (layout.queries, layout.keys), layout.rows, layout.columns
-    first_row, first_column = tile.i * rows, tile.j * columns
+    # Unsigned, as `//` of a signed number looks at its sign.
+    first_row, first_column = (x.astype(jnp.uint32) for x in (tile.i * rows, tile.j * columns))
     packed = random.draw_packed_tile(
         params, head, sizes, (first_row, rows), (first_column, columns), in_kernel=True
     )
