@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 BLOCK = 512  # queries, and keys, of a tile at most
 LANES = 128
 SUBLANES = 32  # of the narrowest dtype, that of the mask
+ZERO = np.int32(0)  # where x64 is on, 0 in an index map has 64 bits, which Mosaic refuses
 
 
 class Layout(NamedTuple):
@@ -275,7 +276,7 @@ def _walk_keys(layout: Layout) -> Walk:
         j = low + step
         return Tile(batch, head, i, jnp.minimum(j, layout.column_blocks - 1), j < high)
 
-    grid = layout.batch, layout.heads, layout.row_blocks, max((high - low).max(), 1)
+    grid = layout.batch, layout.heads, layout.row_blocks, max(int((high - low).max()), 1)
     return Walk(grid, 1, locate)
 
 
@@ -289,7 +290,7 @@ def _walk_queries(layout: Layout) -> Walk:
         return Tile(batch, head, jnp.minimum(i, layout.row_blocks - 1), j, i < high)
 
     lead = layout.batch, layout.heads // layout.group, layout.column_blocks
-    return Walk((*lead, layout.group, max((high - low).max(), 1)), 2, locate)
+    return Walk((*lead, layout.group, max(int((high - low).max()), 1)), 2, locate)
 
 
 def _walk_bias(layout: Layout, shape: tuple[int, ...]) -> Walk:
@@ -342,14 +343,18 @@ def _build_specs(layout: Layout, walk: Walk, arguments: tuple) -> list[Any]:
     query, row = _query_spec(layout, walk, dim), _row_spec(layout, walk)
     key = _key_spec(layout, walk, dim)
     tiles = [None if x is None else _tile_spec(layout, walk, x) for x in arrays[3:5]]
-    scalars = [None if x is None else pl.BlockSpec(memory_space=pltpu.SMEM) for x in arrays[5:]]
+    scalars = [None if x is None else _scalar_spec(x) for x in arrays[5:]]
     return [Arrays(query, key, key, *tiles, *scalars), *(Rows(query, row, row) for _ in rows)]
+
+
+def _scalar_spec(x: Any) -> pl.BlockSpec:
+    return pl.BlockSpec(x.shape, lambda *_: (ZERO,), memory_space=pltpu.SMEM)
 
 
 def _query_spec(layout: Layout, walk: Walk, dim: int) -> pl.BlockSpec:
     def index(*place):
         tile = walk.locate(*place)
-        return tile.batch, tile.head, tile.i, 0
+        return tile.batch, tile.head, tile.i, ZERO
 
     return pl.BlockSpec((None, None, layout.rows, dim), index)
 
@@ -357,7 +362,7 @@ def _query_spec(layout: Layout, walk: Walk, dim: int) -> pl.BlockSpec:
 def _key_spec(layout: Layout, walk: Walk, dim: int) -> pl.BlockSpec:
     def index(*place):
         tile = walk.locate(*place)
-        return tile.batch, _divide(tile.head, layout.group), tile.j, 0
+        return tile.batch, _divide(tile.head, layout.group), tile.j, ZERO
 
     return pl.BlockSpec((None, None, layout.columns, dim), index)
 
@@ -365,7 +370,7 @@ def _key_spec(layout: Layout, walk: Walk, dim: int) -> pl.BlockSpec:
 def _row_spec(layout: Layout, walk: Walk) -> pl.BlockSpec:
     def index(*place):
         tile = walk.locate(*place)
-        return tile.batch, tile.head, 0, tile.i
+        return tile.batch, tile.head, ZERO, tile.i
 
     return pl.BlockSpec((None, None, 1, layout.rows), index)
 
@@ -373,7 +378,7 @@ def _row_spec(layout: Layout, walk: Walk) -> pl.BlockSpec:
 def _tile_spec(layout: Layout, walk: Walk, x: Any) -> pl.BlockSpec:
     def index(*place):
         tile = walk.locate(*place)
-        return tuple(0 if size == 1 else at for size, at in zip(x.shape, tile[:4], strict=True))
+        return tuple(ZERO if size == 1 else at for size, at in zip(x.shape, tile[:4], strict=True))
 
     return pl.BlockSpec((None, None, *_tile_shape(layout, x)), index)
 
