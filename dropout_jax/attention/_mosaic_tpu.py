@@ -137,9 +137,10 @@ def backward(
     arguments = _arrange(layout, operands), _arrange_rows(layout, operands, out, log_sum, d_out)
     d_query = _compute_query_gradient(layout, arguments)
     d_key, d_value = _compute_key_gradients(layout, arguments)
-    d_bias = None if operands.inputs.bias is None else _compute_bias_gradient(layout, arguments)
-    if d_bias is not None:
-        d_bias = d_bias[tuple(slice(size) for size in operands.inputs.bias.shape)]
+    bias, d_bias = operands.inputs.bias, None
+    if bias is not None:
+        padded = _compute_bias_gradient(layout, arguments)
+        d_bias = padded[:, :, : bias.shape[2], : bias.shape[3]]
     return (
         d_query[:, :, : layout.queries].swapaxes(1, 2),
         d_key[:, :, : layout.keys].swapaxes(1, 2),
@@ -149,6 +150,11 @@ def backward(
 
 
 def _plan_layout(plan: Plan, operands: Operands) -> Layout:
+    if operands.inputs.query.dtype == jnp.float16 and plan.interpret is False:
+        raise NotImplementedError(
+            "query has the dtype float16, which a kernel for a TPU cannot load: it must be bfloat16 "
+            "or float32. Cast it, or pass implementation='blockwise'."
+        )
     batch, queries, heads, _ = operands.inputs.query.shape
     _, keys, key_heads, _ = operands.inputs.key.shape
     # Few queries, as in decoding, are one block that needs no whole lanes.
@@ -253,8 +259,8 @@ def _call(
     out_specs: list[Any],
     scratch: list[tuple[int, int]],
 ) -> Any:
-    parallel = len(walk.grid) - walk.reductions
-    semantics = ("parallel",) * parallel + ("arbitrary",) * walk.reductions
+    parallel = [pltpu.PARALLEL] * (len(walk.grid) - walk.reductions)
+    semantics = (*parallel, *[pltpu.ARBITRARY] * walk.reductions)
     return pl.pallas_call(
         functools.partial(kernel, layout, walk),
         grid=walk.grid,
@@ -575,8 +581,24 @@ def _drop(layout: Layout, refs: Arrays, tile: Tile) -> Callable:
 
 def _multiply(a: Any, b: Any, axes: tuple[int, int], wide: Any) -> Float[Array, "_ _"]:
     """Multiply along an axis of each, in the dtype of b."""
-    contract = (((axes[0],), (axes[1],)), ((), ()))
-    return lax.dot_general(a.astype(b.dtype), b, contract, preferred_element_type=wide)
+    return lax.dot_general(
+        a.astype(b.dtype),
+        b,
+        (((axes[0],), (axes[1],)), ((), ())),
+        precision=_choose_precision(b.dtype),
+        preferred_element_type=wide,
+    )
+
+
+def _choose_precision(dtype: Any) -> lax.Precision:
+    """Follow jax.default_matmul_precision as far as Mosaic can.
+
+    It has one pass or full float32, and no choice for narrower dtypes, whose products are exact.
+    """
+    one_pass = None, "default", "fastest", "bfloat16"
+    if dtype != jnp.float32 or jax.default_matmul_precision.value in one_pass:
+        return lax.Precision.DEFAULT
+    return lax.Precision.HIGHEST
 
 
 def _to_row(x: Float[Array, "rows 1"]) -> Float[Array, "1 rows"]:

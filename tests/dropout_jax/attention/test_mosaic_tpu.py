@@ -6,6 +6,7 @@ copies, fills memory that nobody wrote with NaN, and prints the races that it se
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,7 @@ class Case:
     def __str__(self):
         return self.name
 
-    def arrays(self, dtype=np.float32):
+    def arrays(self, dtype: Any = np.float32):
         """Query, key, value, bias, and the gradient of the output."""
         rng = np.random.default_rng(7)
         query, d_out = rng.normal(size=(2, self.batch, self.queries, self.heads, self.dim))
@@ -77,12 +78,12 @@ def pack(case, key, query, key_array, value, bias):
     return Operands(inputs, heads, words, scale[None])
 
 
-def plan_of(case, interpret=True):
+def plan_of(case, interpret: Any = True):
     mask = StaticMask(case.is_causal, case.window)
     return Plan(case.dim**-0.5, mask, case.rate > 0, interpret)
 
 
-def run_kernel(case, key, arrays=None, interpret=True):
+def run_kernel(case, key, arrays=None, interpret: Any = True):
     """The output, and the gradients of query, key, value and bias."""
     plan = plan_of(case, interpret)
 
@@ -215,17 +216,28 @@ def test_gradients_are_the_differences_of_the_output(key):
     plan = plan_of(case)
 
     @jax.custom_vjp
-    def attend(*inputs):
-        return _mosaic_tpu.forward(plan, pack(case, key, *inputs))[0]
+    def attend(query, key_array, value, bias):
+        return _mosaic_tpu.forward(plan, pack(case, key, query, key_array, value, bias))[0]
 
-    def attend_forward(*inputs):
-        operands = pack(case, key, *inputs)
+    def attend_forward(query, key_array, value, bias):
+        operands = pack(case, key, query, key_array, value, bias)
         out, log_sum = _mosaic_tpu.forward(plan, operands)
         return out, (operands, out, log_sum)
 
-    attend.defvjp(attend_forward, lambda saved, d_out: _mosaic_tpu.backward(plan, *saved, d_out))
+    def attend_backward(saved, d_out):
+        operands, out, log_sum = saved
+        return _mosaic_tpu.backward(plan, operands, out, log_sum, d_out)
+
+    attend.defvjp(attend_forward, attend_backward)
     with jax.enable_x64(True):
         check_grads(jax.jit(attend), case.arrays(np.float64)[:4], order=1, modes=["rev"])
+
+
+def test_float16_is_refused(key):
+    case = Case("float16")
+    operands = pack(case, key, *case.arrays(np.float16)[:4])
+    with pytest.raises(NotImplementedError, match="float16"):
+        _mosaic_tpu.forward(plan_of(case, interpret=False), operands)
 
 
 TWO_CORES = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2)
