@@ -152,7 +152,7 @@ def backward(
 def _plan_layout(plan: Plan, operands: Operands) -> Layout:
     if operands.inputs.query.dtype == jnp.float16 and plan.interpret is False:
         raise NotImplementedError(
-            "query has the dtype float16, which a kernel for a TPU cannot load: it must be bfloat16 "
+            "query is float16, which a kernel for a TPU cannot load: it must be bfloat16 "
             "or float32. Cast it, or pass implementation='blockwise'."
         )
     batch, queries, heads, _ = operands.inputs.query.shape
