@@ -9,6 +9,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -64,6 +65,19 @@ class Case:
         rng = np.random.default_rng(8)
         mask = None if self.mask is None else jnp.array(rng.random(self.mask) < 0.6)
         return mask, *(None if x is None else jnp.array(x, jnp.int32) for x in self.lengths)
+
+
+EVERYTHING = Case(
+    "everything",
+    *(2, 300, 300, 4, 2, 32),
+    bias=(2, 1, 1, 300),
+    mask=(1, 4, 300, 300),
+    is_causal=True,
+    window=(20, 0),
+    lengths=((300, 90), (100, 300)),
+)
+DECODING = Case("decoding", queries=1, keys=300)
+SMALL = Case("small", queries=5, keys=7)
 
 
 def pack(case, key, query, key_array, value, bias):
@@ -231,6 +245,24 @@ def test_gradients_are_the_differences_of_the_output(key):
     attend.defvjp(attend_forward, attend_backward)
     with jax.enable_x64(True):
         check_grads(jax.jit(attend), case.arrays(np.float64)[:4], order=1, modes=["rev"])
+
+
+@pytest.mark.parametrize("case", [EVERYTHING, slow(DECODING), slow(SMALL)], ids=str)
+@pytest.mark.parametrize("x64", [True, slow(False)])
+def test_both_passes_lower_for_a_tpu(case, x64, key):
+    """To Mosaic's input, without a TPU or its compiler; 64-bit constants would end there."""
+
+    def run(key, arrays):
+        *inputs, d_out = arrays
+        operands, plan = pack(case, key, *inputs), plan_of(case, interpret=False)
+        out, log_sum = _mosaic_tpu.forward(plan, operands)
+        return _mosaic_tpu.backward(plan, operands, out, log_sum, d_out)
+
+    with jax.enable_x64(x64):
+        arrays = jax.tree.map(lambda x: x.astype(jnp.bfloat16), case.arrays())
+        exported = jax.export.export(jax.jit(run), platforms=["tpu"])(key, arrays)
+    calls = 2 if case.bias is None else 3
+    assert exported.mlir_module().count("@tpu_custom_call") == 1 + calls
 
 
 def test_float16_is_refused(key):
