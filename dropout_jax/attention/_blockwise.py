@@ -14,18 +14,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
-from jax.sharding import AxisType
 
 from dropout_jax import ops, random
 from dropout_jax.attention import _groups
 from dropout_jax.attention._groups import Plan
-from dropout_jax.attention._inputs import Dropout, Inputs, StaticMask, compute_visibility
+from dropout_jax.attention._inputs import (
+    Dropout,
+    Inputs,
+    StaticMask,
+    compute_visibility,
+    vary_alike,
+)
 from dropout_jax.attention._products import multiply
 from dropout_jax.random import WORD
 
@@ -93,21 +98,8 @@ def attend(
         row_offset = jnp.uint32(0) if row_offset is None else row_offset
         params = DropoutParams(random.mask_params(key, rate), keep_scale, row_offset)
     plan = _groups.choose_plan(inputs, scale, static_mask)
-    inputs, params = _vary_alike((inputs, params))
+    inputs, params = vary_alike((inputs, params))
     return _attend(plan, inputs, params)[0]
-
-
-def _vary_alike(arrays: Any) -> Any:
-    """Under jax.shard_map, make all arrays vary over the devices as any of them does.
-
-    Loops then carry one type, and the gradient of a replicated array is summed once, at the end.
-    """
-    if AxisType.Manual not in jax.sharding.get_abstract_mesh().axis_types:
-        return arrays
-    never = functools.reduce(
-        jnp.logical_or, (lax.full_like(x, False, bool, ()) for x in jax.tree.leaves(arrays))
-    )
-    return jax.tree.map(lambda x: jnp.where(never, jnp.zeros_like(x), x), arrays)
 
 
 def split_queries(static_mask: StaticMask, queries: int, keys: int) -> list[Segment]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.export
 import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, UInt32
@@ -56,6 +59,19 @@ class Dropout(NamedTuple):
     key: Key[Array, ""]
     rate: Float32[Array, ""]
     row_offset: UInt32[Array, ""] | None
+
+
+def vary_alike(arrays: Any) -> Any:
+    """Under jax.shard_map, make all arrays vary over the devices as any of them does.
+
+    Loops then carry one type, and the gradient of a replicated array is summed once, at the end.
+    """
+    if AxisType.Manual not in jax.sharding.get_abstract_mesh().axis_types:
+        return arrays
+    never = functools.reduce(
+        jnp.logical_or, (lax.full_like(x, False, bool, ()) for x in jax.tree.leaves(arrays))
+    )
+    return jax.tree.map(lambda x: jnp.where(never, jnp.zeros_like(x), x), arrays)
 
 
 def compute_visibility(

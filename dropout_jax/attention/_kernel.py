@@ -7,6 +7,7 @@ the one for GPUs. A kernel has no forward mode and no second derivatives.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -15,8 +16,8 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from dropout_jax import ops, random
-from dropout_jax.attention import _triton
-from dropout_jax.attention._inputs import Dropout, Inputs, StaticMask
+from dropout_jax.attention import _mosaic_tpu, _triton
+from dropout_jax.attention._inputs import Dropout, Inputs, StaticMask, vary_alike
 from dropout_jax.attention._kernel_inputs import Operands, Plan
 from dropout_jax.attention._partition import partition_pairs
 
@@ -31,7 +32,7 @@ def attend(
     plan = Plan(scale, static_mask, dropout is not None, interpret=False)
     words, keep_scale = _pack_dropout(dropout, ops.compute_dtype(inputs.query))
     heads = _compute_head_index(inputs, None if dropout is None else dropout.row_offset)
-    return _attend(plan, Operands(inputs, heads, words, keep_scale))
+    return _attend(plan, vary_alike(Operands(inputs, heads, words, keep_scale)))
 
 
 def _pack_dropout(
@@ -67,7 +68,7 @@ def _forward(plan: Plan, operands: Operands) -> tuple[Float[Array, "..."], Any]:
 def _backward(plan: Plan, residuals: Any, d_out: Float[Array, "..."]) -> tuple[Operands]:
     operands, out, log_sum = residuals
     gradients = _run("backward", plan, operands, out, log_sum, d_out)
-    return (Operands(Inputs(*gradients, None), None, None, None),)
+    return (Operands._make([Inputs._make([*gradients, None]), None, None, None]),)
 
 
 _attend.defvjp(_forward, _backward)
@@ -80,6 +81,24 @@ def _run(name: str, plan: Plan, *arrays: Any) -> Any:
 
 
 def _run_on_platform(name: str, plan: Plan, *arrays: Any) -> Any:
-    compiled = functools.partial(getattr(_triton, name), plan)
-    interpreted = functools.partial(getattr(_triton, name), plan._replace(interpret=True))
-    return lax.platform_dependent(*arrays, cuda=compiled, rocm=compiled, default=interpreted)
+    on_gpu, on_tpu = (getattr(module, name) for module in (_triton, _mosaic_tpu))
+    interpreted = functools.partial(on_gpu, plan._replace(interpret=True))
+    return lax.platform_dependent(
+        *arrays,
+        cpu=interpreted,
+        cuda=functools.partial(on_gpu, plan),
+        tpu=functools.partial(_run_wide, on_tpu, plan),
+    )
+
+
+def _run_wide(run: Callable, plan: Plan, operands: Operands, *arrays: Any) -> Any:
+    """Run on float16 arrays as on float32 ones, as a TPU cannot load float16."""
+    given = operands.inputs
+    operands, arrays = jax.tree.map(
+        lambda x: x.astype(jnp.float32) if x.dtype == jnp.float16 else x, (operands, arrays)
+    )
+    results = run(plan, operands, *arrays)
+    narrow = given.query.dtype
+    if not arrays:
+        return results[0].astype(narrow), results[1]
+    return jax.tree.map(lambda d, x: d.astype(x.dtype), tuple(results), tuple(given[:4]))

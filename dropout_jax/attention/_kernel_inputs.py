@@ -1,4 +1,4 @@
-"""What a kernel of attention gets: the plan, known when tracing, and the arrays."""
+"""What a kernel of attention gets: the same for a GPU and for a TPU."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Plan(NamedTuple):
     scale: float
     static_mask: StaticMask
     drops: bool
-    interpret: Any  # False, True, or parameters of an interpreter
+    interpret: Any  # False, True, or pltpu.InterpretParams(...)
 
 
 class Operands(NamedTuple):
-    """The arrays of a kernel. Those of `inputs` may be a part of a larger batch and its heads."""
+    """The arrays. Those of `inputs` may be a part of a larger batch and its heads."""
 
     inputs: Inputs
     heads: UInt32[Array, "batch heads"]  # the index of each head among all heads of the mask
     words: UInt32[Array, "3"]  # the seed of the mask, and T / 2^8
-    keep_scale: Float[Array, "1"]
+    keep_scale: Float[Array, "1"]  # 1 / (1 - rate), in the dtype of the sums

@@ -71,9 +71,8 @@ def _run_auto(run: Callable, name: str, arrays: tuple) -> Any:
         )
 
     rule, sizes = _build_sharding_rule(name, arrays)
-    partitioned.def_partition(
-        partition, sharding_rule=rule, need_replication_factors=("t", "d", "s"), **sizes
-    )
+    factors: dict[str, Any] = {"need_replication_factors": ("t", "d", "s")} | sizes
+    partitioned.def_partition(partition, sharding_rule=rule, **factors)
 
     @jax.custom_batching.custom_vmap
     def call(*arrays):
@@ -109,11 +108,13 @@ def _build_specs(name: str, arrays: tuple, batch: Axes, heads: Axes) -> tuple[An
     positions, rows = PartitionSpec(batch, None, heads, None), PartitionSpec(batch, heads, None)
     inputs = arrays[0].inputs
     tiles = jax.tree.map(of_tile, inputs[3:])
-    in_specs = Operands(
-        inputs._make([positions] * 3 + list(tiles)),
-        PartitionSpec(batch, heads),
-        PartitionSpec(None),
-        PartitionSpec(None),
+    in_specs = Operands._make(
+        [
+            inputs._make([positions, positions, positions, *tiles]),
+            PartitionSpec(batch, heads),
+            PartitionSpec(None),
+            PartitionSpec(None),
+        ]
     )
     if name == "forward":
         return (in_specs,), (positions, rows)

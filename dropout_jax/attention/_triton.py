@@ -333,7 +333,8 @@ def _key_kernel(kernel: Kernel, refs: Operands, rows: Rows, d_key: Any, d_value:
 
 def _bias_kernel(kernel: Kernel, refs: Operands, rows: Rows, d_bias: Any) -> None:
     """Sum the gradients of the logits over what shares an element of the bias."""
-    bias, wide = refs.inputs.bias, refs.keep_scale.dtype
+    bias: Any = refs.inputs.bias
+    wide = refs.keep_scale.dtype
     batch, queries, heads = refs.inputs.query.shape[:3]
     sizes = (
         batch,

@@ -94,7 +94,7 @@ from dropout_jax.random._packing import (
 from dropout_jax.random._threefry import fold_in, threefry2x32
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float32, Int, Key, UInt32
+    from jaxtyping import Array, Bool, Float32, Integer, Key, UInt32
 
 FOLD = 0x64726F70  # "drop" in ASCII
 NOISE_FOLD = 0x6E6F6973  # "nois"
@@ -337,8 +337,8 @@ def draw_packed_tile(
     params: MaskParams,
     index: UInt32[Array, "*lead"],
     sizes: tuple[int, int],
-    rows: tuple[int | Int[Array, ""], int],
-    columns: tuple[int | Int[Array, ""], int],
+    rows: tuple[int | Integer[Array, ""], int],
+    columns: tuple[int | Integer[Array, ""], int],
     *,
     in_kernel: bool = False,
     is_transposed: bool = False,
@@ -370,8 +370,8 @@ def _draw_flat_tile(
     combine: Callable,
     index: UInt32[Array, "*lead"],
     sizes: tuple[int, int],
-    rows: tuple[int | Int[Array, ""], int],
-    columns: tuple[int | Int[Array, ""], int],
+    rows: tuple[int | Integer[Array, ""], int],
+    columns: tuple[int | Integer[Array, ""], int],
     is_transposed: bool,
 ) -> UInt32[Array, "*lead _ _"]:
     """Draw the tile of a flat mask, whose rows are shorter than a word: a word for each element."""
@@ -407,7 +407,7 @@ def _combine_planes(
         functools.partial(combine, params, counters, lowest)
         for combine in (_combine_in_conditional, _combine_on_gpu)
     )
-    return lax.platform_dependent(cuda=alone, rocm=alone, default=in_conditional)
+    return lax.platform_dependent(cuda=alone, default=in_conditional)
 
 
 def _combine_in_conditional(
