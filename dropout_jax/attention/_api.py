@@ -26,12 +26,10 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Shaped
 
 
-def _attend_in_kernel(
-    inputs: Inputs, scale: float, static_mask: StaticMask, dropout: Dropout | None
-) -> Float[Array, "batch queries heads dim"]:
+def _attend_in_kernel(*arguments: Any) -> Float[Array, "batch queries heads dim"]:
     from dropout_jax.attention import _kernel  # slow to import
 
-    return _kernel.attend(inputs, scale, static_mask, dropout)
+    return _kernel.attend(*arguments)
 
 
 IMPLEMENTATIONS = {
@@ -153,7 +151,7 @@ def dot_product_attention(
         dropout = Dropout(dropout_key, random.rate_array(rate), offset)
     choice = attention_implementation(*inputs[:2], implementation=implementation)
     _refuse_symbolic_shapes(choice.implementation, inputs)
-    attend = functools.partial(_attend, choice.implementation, scale, static_mask)
+    attend = functools.partial(_attend, _specify(choice, inputs), scale, static_mask)
     out = ops.with_type_of(inputs.query, attend)(inputs, dropout)
     return out.reshape(jnp.shape(query))
 
@@ -173,16 +171,26 @@ def _refuse_symbolic_shapes(implementation: str, inputs: Inputs) -> None:
         )
 
 
+def _specify(choice: Choice, inputs: Inputs) -> tuple[Any, ...]:
+    """Return the name of the implementation and the options that it alone has."""
+    if choice.implementation != "kernel":
+        return (choice.implementation,)
+    from dropout_jax.attention import _partition  # slow to import
+
+    return choice.implementation, _partition.find_explicit_axes(inputs.query)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _attend(
-    implementation: str,
+    implementation: tuple[Any, ...],
     scale: float,
     static_mask: StaticMask,
     inputs: Inputs,
     dropout: Dropout | None,
 ) -> Float[Array, "batch queries heads dim"]:
     inputs = _zero_invisible(static_mask, inputs)
-    return IMPLEMENTATIONS[implementation](inputs, scale, static_mask, dropout)
+    name, *options = implementation
+    return IMPLEMENTATIONS[name](inputs, scale, static_mask, dropout, *options)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -16,20 +16,24 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from dropout_jax import ops, random
-from dropout_jax.attention import _mosaic_tpu, _triton
+from dropout_jax.attention import _mosaic_tpu, _partition, _triton
 from dropout_jax.attention._inputs import Dropout, Inputs, StaticMask, vary_alike
 from dropout_jax.attention._kernel_inputs import Operands, Plan
-from dropout_jax.attention._partition import partition_pairs
+from dropout_jax.attention._partition import PairAxes
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, UInt32
 
 
 def attend(
-    inputs: Inputs, scale: float, static_mask: StaticMask, dropout: Dropout | None
+    inputs: Inputs,
+    scale: float,
+    static_mask: StaticMask,
+    dropout: Dropout | None,
+    axes: PairAxes | None = None,
 ) -> Float[Array, "batch queries heads dim"]:
-    """Compute attention; `dropout` of None is evaluation."""
-    plan = Plan(scale, static_mask, dropout is not None, interpret=False)
+    """Compute attention; `dropout` of None is evaluation. `axes` are those that a type tells."""
+    plan = Plan(scale, static_mask, dropout is not None, interpret=False, axes=axes)
     words, keep_scale = _pack_dropout(dropout, ops.compute_dtype(inputs.query))
     heads = _compute_head_index(inputs, None if dropout is None else dropout.row_offset)
     return _attend(plan, vary_alike(Operands(inputs, heads, words, keep_scale)))
@@ -76,19 +80,22 @@ _attend.defvjp(_forward, _backward)
 
 def _run(name: str, plan: Plan, *arrays: Any) -> Any:
     """Run "forward" or "backward", on every device on its part of the batch and the heads."""
-    run = functools.partial(_run_on_platform, name, plan)
-    return partition_pairs(run, name, *arrays)
+    on_gpu = functools.partial(getattr(_triton, name), plan)
+    interpreted = functools.partial(getattr(_triton, name), plan._replace(interpret=True))
+    on_tpu = functools.partial(_run_wide, getattr(_mosaic_tpu, name), plan)
+    by_platform = {
+        "cpu": (interpreted, _partition.partition_by_compiler),
+        "cuda": (on_gpu, _partition.partition_by_compiler),
+        "tpu": (on_tpu, _partition.partition_by_names),
+    }
 
+    def split(run, partition):
+        if plan.axes is not None:
+            return lambda *arrays: _partition.partition_by_type(run, name, plan.axes, arrays)
+        return lambda *arrays: partition(run, name, arrays)
 
-def _run_on_platform(name: str, plan: Plan, *arrays: Any) -> Any:
-    on_gpu, on_tpu = (getattr(module, name) for module in (_triton, _mosaic_tpu))
-    interpreted = functools.partial(on_gpu, plan._replace(interpret=True))
-    return lax.platform_dependent(
-        *arrays,
-        cpu=interpreted,
-        cuda=functools.partial(on_gpu, plan),
-        tpu=functools.partial(_run_wide, on_tpu, plan),
-    )
+    branches = {platform: split(*each) for platform, each in by_platform.items()}
+    return lax.platform_dependent(*arrays, **branches)
 
 
 def _run_wide(run: Callable, plan: Plan, operands: Operands, *arrays: Any) -> Any:

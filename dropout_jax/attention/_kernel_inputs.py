@@ -17,6 +17,7 @@ class Plan(NamedTuple):
     static_mask: StaticMask
     drops: bool
     interpret: Any  # False, True, or pltpu.InterpretParams(...)
+    axes: Any = None  # the PairAxes of a mesh with Explicit axes
 
 
 class Operands(NamedTuple):

@@ -1,13 +1,16 @@
 """Attention on a mesh: every device works on its part of the batch and the heads, by itself.
 
-The compiler cannot cut up a kernel, and would gather its operands. Where the mesh has Auto axes,
-custom_partitioning tells it how; where it has Explicit ones, jax.shard_map does.
+The compiler cannot cut up a kernel, and would gather its operands. Where the mesh has Explicit axes
+the type of the query says how it is sharded, and jax.shard_map cuts the kernel up. Where it has
+Auto axes, only the compiler knows: on CPU and GPU custom_partitioning asks it. JAX has no
+custom_partitioning on TPU; there the axes' names decide, and arrays sharded otherwise are moved.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 from jax import lax
@@ -17,41 +20,64 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from dropout_jax.attention._kernel_inputs import Operands
 
 if TYPE_CHECKING:
-    from jaxtyping import Array
+    from jaxtyping import Array, Float
 
     Axes = str | tuple[str, ...] | None  # of the mesh, along which an axis is sharded
 
-
-def partition_pairs(run: Callable, name: str, *arrays: Any) -> Any:
-    """Return run(*arrays), "forward" or "backward", computed by each device for its part.
-
-    `arrays` are the Operands and what else the function takes.
-    """
-    types = jax.sharding.get_abstract_mesh().axis_types
-    if AxisType.Manual in types:
-        return run(*arrays)
-    if AxisType.Explicit in types:
-        return _run_explicit(run, name, arrays)
-    return _run_auto(run, name, arrays)
+BATCH_NAMES = "data", "fsdp", "batch", "dp", "replica"
+HEAD_NAMES = "tensor", "model", "tp", "heads"
 
 
-def _run_explicit(run: Callable, name: str, arrays: tuple) -> Any:
-    query = arrays[0].inputs.query
-    batch, _, heads, _ = (*jax.typeof(query).sharding.spec, None, None, None, None)[:4]
+class PairAxes(NamedTuple):
+    """The axes of the mesh along which the batch and the heads are sharded."""
+
+    batch: Axes
+    heads: Axes
+
+
+def find_explicit_axes(query: Float[Array, "batch queries heads dim"]) -> PairAxes | None:
+    """Return what the type of the query says; None without a mesh of Explicit axes."""
+    if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
+        return None
+    batch, _, heads, _ = (*jax.typeof(query).sharding.spec, *[None] * 4)[:4]
+    return PairAxes(batch, heads)
+
+
+def partition_by_type(run: Callable, name: str, axes: PairAxes, arrays: tuple) -> Any:
+    """Return run(*arrays), computed by each device for its part; `name` is that of the pass."""
     mesh = jax.sharding.get_abstract_mesh()
-    heads = _choose_head_axes(mesh, heads, arrays[0].inputs.key.shape[2])
+    batch = axes.batch
+    heads = _choose_head_axes(mesh, axes.heads, arrays[0].inputs.key.shape[2])
     in_specs, out_specs = _build_specs(name, arrays, batch, heads)
-    local = _sum_bias_gradient(run, name, arrays, batch, heads)
-    explicit = {
-        x for x, t in zip(mesh.axis_names, mesh.axis_types, strict=True) if t == AxisType.Explicit
-    }
-    arrays = jax.tree.map(lambda x, spec: jax.sharding.reshard(x, spec), arrays, in_specs)
     return jax.shard_map(
-        local, in_specs=in_specs, out_specs=out_specs, axis_names=explicit, check_vma=False
+        _sum_bias_gradient(run, name, arrays, batch, heads),
+        in_specs=in_specs,
+        out_specs=out_specs,
+        axis_names={*_list_axes(batch), *_list_axes(heads)},
+        check_vma=False,
     )(*arrays)
 
 
-def _run_auto(run: Callable, name: str, arrays: tuple) -> Any:
+def partition_by_names(run: Callable, name: str, arrays: tuple) -> Any:
+    """Do it along the axes of the mesh in context that have the usual names, if they fit."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or AxisType.Manual in mesh.axis_types:
+        return run(*arrays)
+    size = arrays[0].inputs.query.shape[0]
+    batch = tuple(axis for axis in mesh.axis_names if axis in BATCH_NAMES)
+    heads = tuple(axis for axis in mesh.axis_names if axis in HEAD_NAMES)
+    if size % math.prod(mesh.shape[axis] for axis in batch):
+        batch = ()
+    if not batch + heads:
+        return run(*arrays)
+    return partition_by_type(run, name, PairAxes(batch, heads), arrays)
+
+
+def partition_by_compiler(run: Callable, name: str, arrays: tuple) -> Any:
+    """Do it as the compiler shards the batch and the heads."""
+    if AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types:
+        return run(*arrays)
+
     @custom_partitioning
     def partitioned(*arrays):
         return run(*arrays)
@@ -89,11 +115,12 @@ def _run_auto(run: Callable, name: str, arrays: tuple) -> Any:
 
 def _choose_head_axes(mesh: Any, axes: Axes, key_heads: int) -> Axes:
     """Return the axes of the mesh that shard the heads, if they cut no group of heads."""
-    names = (axes,) if isinstance(axes, str) else axes or ()
-    count = 1
-    for name in names:
-        count *= mesh.shape[name]
+    count = math.prod(mesh.shape[name] for name in _list_axes(axes))
     return axes if key_heads % count == 0 else None
+
+
+def _list_axes(axes: Axes) -> tuple[str, ...]:
+    return (axes,) if isinstance(axes, str) else axes or ()
 
 
 def _build_specs(name: str, arrays: tuple, batch: Axes, heads: Axes) -> tuple[Any, Any]:
@@ -130,8 +157,7 @@ def _sum_bias_gradient(
         return run
     axes: list[str] = []
     for size, names in zip(bias.shape, (batch, heads), strict=False):
-        if size == 1 and names is not None:
-            axes += [names] if isinstance(names, str) else names
+        axes += _list_axes(names) if size == 1 else ()
 
     def run_and_sum(*arrays: Any) -> tuple[Array, ...]:
         *others, d_bias = run(*arrays)
