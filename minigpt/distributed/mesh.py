@@ -35,7 +35,7 @@ _MATRIX_AXES = {
 }
 
 
-def make_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
     """Build the mesh of config.mesh; None puts as many devices on "data" as divide the batch.
 
     `devices` replace those of this process; they need not be there (see topology.py).

@@ -79,7 +79,7 @@ def build_train_functions(config: Config, vocab_size: int) -> CompiledSteps:
 
 
 def build_abstract_train_functions(
-    config: Config, vocab_size: int, devices: Sequence[jax.Device]
+    config: Config, vocab_size: int, devices: Sequence[Any]
 ) -> CompiledSteps:
     """Build the same steps for devices that need not be there; no array is made.
 
