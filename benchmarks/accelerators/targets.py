@@ -20,7 +20,7 @@ class Chip:
     venv: str
     topologies: dict[int, str]
     compiles_everything: bool = False
-    """whether the short form compiles every op and every preset for it, and not a part of them"""
+    """whether the short form compiles every op for it, and not one of each family"""
 
     @property
     def is_tpu(self) -> bool:
