@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 from typing import Any
+
+COMPILING = "compiling: "
+"""what compile.py writes between the compilers' logs, before each program"""
 
 Row = dict[str, Any]
 
@@ -16,6 +20,16 @@ def failures(rows: list[Row]) -> list[str]:
     ] + _group_failures(rows)
 
 
+def count_rematerializations(log: str) -> dict[str, int]:
+    """Count XLA's warnings that it replicates an array as a last resort, by program."""
+    label, counts = "", collections.Counter[str]()
+    for line in log.splitlines():
+        if line.startswith(COMPILING):
+            label = line.removeprefix(COMPILING)
+        counts[label] += "Involuntary full rematerialization" in line
+    return dict(counts)
+
+
 def _row_failures(row: Row) -> list[str]:
     if "error" in row:
         return [f"does not compile: {row['error']}"]
@@ -26,6 +40,8 @@ def _row_failures(row: Row) -> list[str]:
         reasons.append(f"peak memory of {row['peak_mib']} MiB, bound {row['bound_mib']}")
     if row["mask_collectives"]:
         reasons.append(f"{row['mask_collectives']} collectives carry a mask")
+    if row.get("rematerializations"):
+        reasons.append(f"{row['rematerializations']} involuntary full rematerializations")
     if "bfloat16" in row["program"] and row.get("spill_bytes"):
         reasons.append(f"{row['spill_bytes']} bytes of spills in bfloat16")
     return reasons

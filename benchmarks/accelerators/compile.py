@@ -14,9 +14,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ["JAX_PLATFORMS"] = "cpu"  # no device is opened
+# Warnings of the compilers are written to standard error, where run.py looks for them.
+os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "0", "TPU_MIN_LOG_LEVEL": "0", "TPU_STDERR_LOG_LEVEL": "0"}
 
 
 def main() -> None:
+    from checks import COMPILING
     from evidence import PtxDump, measure
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -36,6 +39,7 @@ def main() -> None:
             if not label.startswith(settings.only):
                 continue
             row = {"device": name, "kind": program.kind, "program": program.name}
+            print(f"{COMPILING}{name} {label}", file=sys.stderr, flush=True)
             row |= measure(program.lower)
             if dump and program.kind in ("op", "attention"):
                 row |= dump.assemble()

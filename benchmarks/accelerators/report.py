@@ -19,8 +19,9 @@ Three words on this page have one meaning each.
 `make accelerators` writes this page and `benchmarks/results/accelerators.json`, with the versions
 of `benchmarks/accelerators/pins.txt`; `make accelerators FULL=--full` compiles the large programs
 too. It fails if a program does not compile, if its peak memory exceeds the stated bound, if dropout
-changes the collectives of a mesh, if a collective carries a mask, or if a bfloat16 program on an
-H100 spills registers.
+changes the collectives of a mesh, if a collective carries a mask, if XLA replicates an array as its
+last resort ("involuntary full rematerialization"), or if a bfloat16 op or attention on an H100
+spills registers.
 """
 
 NOTES = """\

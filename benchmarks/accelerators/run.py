@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from checks import failures
+from checks import count_rematerializations, failures
 from report import render
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +46,13 @@ def compile_in(venv: str, chips: tuple[str, ...], *, full: bool) -> list[dict]:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         sys.exit(f"{' '.join(map(str, command))}\n{result.stderr}")
-    return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    rows = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    warnings = count_rematerializations(result.stderr)
+    labels = [f"{row['device']} {row['kind']} {row['program']}" for row in rows]
+    return [
+        row | {"rematerializations": warnings.get(label, 0)}
+        for row, label in zip(rows, labels, strict=True)
+    ]
 
 
 if __name__ == "__main__":

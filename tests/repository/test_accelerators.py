@@ -38,6 +38,7 @@ def test_a_row_as_it_should_be_passes():
         ({"error": "INTERNAL: no"}, "does not compile: INTERNAL: no"),
         ({"peak_mib": 21.0}, "peak memory of 21.0 MiB, bound 20.0"),
         ({"mask_collectives": 1}, "1 collectives carry a mask"),
+        ({"rematerializations": 2}, "2 involuntary full rematerializations"),
         ({"spill_bytes": 8}, "8 bytes of spills in bfloat16"),
         ({"collectives": {"all-reduce": 3}}, "dropout changes the collectives"),
     ],
@@ -67,6 +68,13 @@ def gathered(gather):
 def test_a_mask_that_is_gathered_is_noticed():
     assert evidence.measure(lambda: gathered(True))["mask_collectives"]
     assert evidence.measure(lambda: gathered(False))["mask_collectives"] == 0
+
+
+def test_a_warning_belongs_to_the_program_that_is_compiled():
+    warning = "W1 spmd_partitioner.cc:1] [SPMD] Involuntary full rematerialization. The compiler"
+    log = f"I0 start\n{checks.COMPILING}v5e step a\n{warning}\n{warning}\n{checks.COMPILING}v5e b\n"
+    assert checks.count_rematerializations(log)["v5e step a"] == 2
+    assert not checks.count_rematerializations(log).get("v5e b")
 
 
 def test_an_error_of_the_compiler_is_a_row():
