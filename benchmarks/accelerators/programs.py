@@ -50,7 +50,7 @@ def programs(chip: Chip, *, full: bool) -> Iterator[Program]:
     yield from _attention(chip, full=full)
     yield from _small_steps(chip, full=full)
     yield from _preset_steps(chip, full=full)
-    yield from _generation(chip, every=every)
+    yield from _generation(chip, large=full or not chip.is_tpu)
 
 
 def _ops(chip: Chip, *, every: bool, dtypes: tuple[str, ...]) -> Iterator[Program]:
@@ -115,8 +115,7 @@ def _small_steps(chip: Chip, *, full: bool) -> Iterator[Program]:
     settings: dict[str, Any] = {} if full else {"n_layer": 2}
     bound = 64 if full else 32
     yield _step(chip, SMALL, "data=1", RATE, batch_size=12, bound_mib=bound, **settings)
-    short = {"v5e": MESHES, "h100": (MESHES[0], MESHES[-1])}.get(chip.name, MESHES[-1:])
-    for mesh in MESHES if full else short:
+    for mesh in MESHES if full or chip.name == "v5e" else MESHES[-1:]:
         for rate in (0.0, RATE):
             group = f"{SMALL} {mesh}"
             yield _step(chip, SMALL, mesh, rate, bound_mib=bound, group=group, **settings)
@@ -138,7 +137,7 @@ def _preset_steps(chip: Chip, *, full: bool) -> Iterator[Program]:
         bounds = {"shakespeare-char": 1200, "gpt2": 15750}
     for preset, bound in bounds.items():
         for mesh in meshes:
-            rows = 12 if mesh == "data=1" else MESH_BATCH
+            rows = 12 if mesh == "data=1" else MESH_BATCH if full else 8
             yield _step(chip, preset, mesh, RATE, batch_size=rows, bound_mib=bound, **settings)
     if full:
         yield from _large_steps(chip)
@@ -186,9 +185,9 @@ def _step(
     return Program("step", name, lower, bound_mib, group)
 
 
-def _generation(chip: Chip, *, every: bool) -> Iterator[Program]:
+def _generation(chip: Chip, *, large: bool) -> Iterator[Program]:
     """One token of generation: the logits of a window."""
-    for preset in ("shakespeare-char-cpu", "gpt2") if every else ("shakespeare-char-cpu",):
+    for preset in ("shakespeare-char-cpu", "gpt2") if large else ("shakespeare-char-cpu",):
         config = PRESETS[preset]
         model = dataclasses.replace(config.model, scan_layers=True)
         config = dataclasses.replace(config, model=model, mesh="data=1")
