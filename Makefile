@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq
 PYTEST := $(BIN)/pytest -n auto
 
-.PHONY: train test test-all torture mutants lint wheel bench claims clean
+.PHONY: train test test-all torture mutants lint wheel bench accelerators claims clean
 
 # Huge pages spare page faults: about a quarter of the step on a CPU.
 train: .venv/train
@@ -57,6 +57,12 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/bench_mask.py
 	$(BIN)/python benchmarks/bench_checkpoint.py
 
+# Compiles for TPUs and an H100 that are not there; writes docs/accelerators.md. FULL=--full takes
+# hours and adds the large programs. Both environments have the versions of pins.txt.
+ACCELERATORS := benchmarks/accelerators
+accelerators: .venv-tpu/ready .venv-cuda/ready
+	$(PYTHON) $(ACCELERATORS)/run.py $(FULL)
+
 # Every experiment of examples/claims: its tests, then itself, and docs/claims.md from its results.
 claims: .venv/dev
 	$(PYTEST) -m claims
@@ -70,9 +76,22 @@ claims: .venv/dev
 	$(INSTALL) -e ".[dev]"
 	touch $@
 
+.venv-tpu/ready: pyproject.toml $(ACCELERATORS)/pins.txt
+	$(PYTHON) -m venv .venv-tpu
+	.venv-tpu/bin/python -m pip install -qq -c $(ACCELERATORS)/pins.txt -e ".[train]" libtpu
+	touch $@
+
+# --no-deps: the compiler needs none of NVIDIA's libraries, which take gigabytes.
+.venv-cuda/ready: pyproject.toml $(ACCELERATORS)/pins.txt
+	$(PYTHON) -m venv .venv-cuda
+	.venv-cuda/bin/python -m pip install -qq -c $(ACCELERATORS)/pins.txt -e ".[train]"
+	.venv-cuda/bin/python -m pip install -qq -c $(ACCELERATORS)/pins.txt --no-deps \
+		jax-cuda12-plugin jax-cuda12-pjrt nvidia-cuda-nvcc-cu12
+	touch $@
+
 .venv:
 	$(PYTHON) -m venv .venv
 	$(INSTALL) --upgrade pip
 
 clean:
-	rm -rf .venv .venv-wheel .jax_cache dist
+	rm -rf .venv .venv-tpu .venv-cuda .venv-wheel .jax_cache dist

@@ -15,6 +15,7 @@ except ModuleNotFoundError as missing:
 from minigpt.cli.classify import Classify, run_classify
 from minigpt.cli.evaluate import Eval, run_eval
 from minigpt.cli.finetune import Finetune, run_finetune
+from minigpt.cli.plan import Plan, run_plan
 from minigpt.cli.replay import Replay, run_replay
 from minigpt.cli.sample import Sample, run_sample
 from minigpt.cli.train import Train, run_train
@@ -26,6 +27,7 @@ HANDLERS: dict[type, Any] = {
     Sample: run_sample,
     Eval: run_eval,
     Replay: run_replay,
+    Plan: run_plan,
     Uncertainty: run_uncertainty,
     Classify: run_classify,
 }
@@ -46,7 +48,7 @@ def main(args: list[str] | None = None) -> None:
 
 def parse(args: list[str]) -> Any:
     """Parse the arguments to an instance of one of the classes in HANDLERS."""
-    commands: Any = Train | Finetune | Sample | Eval | Replay | Uncertainty | Classify
+    commands: Any = Train | Finetune | Sample | Eval | Replay | Plan | Uncertainty | Classify
     return tyro.cli(commands, args=args, prog="minigpt")
 
 

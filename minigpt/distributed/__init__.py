@@ -1,8 +1,13 @@
 """Many devices and many processes: the mesh, sharding, and agreement between processes."""
 
+from minigpt.distributed.collectives import COLLECTIVES, count_collectives
 from minigpt.distributed.mesh import (
+    abstract_batch,
+    abstract_state,
     constrain_batch_sharding,
+    constrain_replicated,
     make_mesh,
+    parse_mesh_spec,
     replicated,
     shard_batch,
     shard_state,
@@ -16,4 +21,10 @@ from minigpt.distributed.multihost import (
     is_main_process,
     is_single_process,
     require_equal,
+)
+from minigpt.distributed.topology import (
+    MissingCompilerError,
+    Topology,
+    describe_topology,
+    parse_topology,
 )

@@ -8,7 +8,7 @@ same for one device and for many. Dropout masks need no communication.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -35,14 +35,18 @@ _MATRIX_AXES = {
 }
 
 
-def make_mesh(config: Config) -> Mesh:
-    """Build the mesh of config.mesh; None puts as many devices on "data" as divide the batch."""
-    device_count, rows = jax.device_count(), config.batch_size // config.accumulate
-    sizes = parse_mesh_spec(config.mesh) if config.mesh else {"data": math.gcd(rows, device_count)}
+def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
+    """Build the mesh of config.mesh; None puts as many devices on "data" as divide the batch.
+
+    `devices` replace those of this process; they need not be there (see topology.py).
+    """
+    devices = jax.devices() if devices is None else devices
+    rows = config.batch_size // config.accumulate
+    sizes = parse_mesh_spec(config.mesh) if config.mesh else {"data": math.gcd(rows, len(devices))}
     shape = tuple(sizes.get(axis, 1) for axis in AXES)
-    _check_mesh(config, dict(zip(AXES, shape, strict=True)), device_count)
-    devices = jax.devices()[: math.prod(shape)]
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    _check_mesh(config, dict(zip(AXES, shape, strict=True)), len(devices))
+    used = devices[: math.prod(shape)]
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=used)
 
 
 def parse_mesh_spec(text: str) -> dict[str, int]:
@@ -113,14 +117,34 @@ def shard_state(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(shard, tree, state_shardings(mesh, tree))
 
 
+def abstract_state(mesh: Mesh, tree: Any) -> Any:
+    """The shapes, dtypes and shardings of a state on the mesh, without its arrays."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        state_shardings(mesh, tree),
+    )
+
+
+def abstract_batch(mesh: Mesh, shape: tuple[int, int], dtype: Any = np.int32) -> Batch:
+    """The shape, dtype and sharding of a batch on the mesh, without its arrays."""
+    tokens: Any = jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
+    return Batch(tokens, tokens)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of an array that every device holds completely."""
     return NamedSharding(mesh, P())
 
 
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of a batch: its rows over "data" and "fsdp"."""
+    return NamedSharding(mesh, P(("data", "fsdp")))
+
+
 def shard_batch(mesh: Mesh, shape: tuple[int, int], load_rows: Callable[[slice], Batch]) -> Batch:
     """A batch on the mesh; `load_rows` is called for the rows of this process's devices only."""
-    sharding = NamedSharding(mesh, P(("data", "fsdp")))
+    sharding = batch_sharding(mesh)
     loaded: dict[tuple[int, int], Batch] = {}
 
     def shard(index: Any, field: int) -> np.ndarray:
@@ -144,6 +168,12 @@ def constrain_batch_sharding(x: jax.Array, axis: int = 0) -> jax.Array:
     if "fsdp" not in mesh.axis_names or x.shape[axis] % (mesh.shape["data"] * mesh.shape["fsdp"]):
         return x
     return jax.lax.with_sharding_constraint(x, P(*(None,) * axis, ("data", "fsdp")))
+
+
+def constrain_replicated(x: jax.Array) -> jax.Array:
+    """Gather an array on every device; its gradient is summed and sharded again."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.lax.with_sharding_constraint(x, P()) if "fsdp" in mesh.axis_names else x
 
 
 def use_mesh(mesh: Mesh) -> AbstractContextManager[Any]:

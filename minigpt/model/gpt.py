@@ -22,7 +22,7 @@ from jax.core import Tracer
 
 from dropout_jax import dot_product_attention
 from minigpt.config import DropoutConfig, ModelConfig
-from minigpt.distributed import constrain_batch_sharding
+from minigpt.distributed import constrain_batch_sharding, constrain_replicated
 from minigpt.model.dropout_sites import Captures, DropoutSite
 
 if TYPE_CHECKING:
@@ -56,10 +56,10 @@ class GPT(nnx.Module):
         `masks` replace the key, `captures` receives the inputs, masks and outputs of the sites, and
         `row_offset` is this batch's first row in a larger batch: see DropoutSite.
         """
-        features = self.features(
-            tokens, key=key, masks=masks, captures=captures, row_offset=row_offset
-        )
-        logits = _apply_per_token(self.tokens.attend, features)
+        table = _gather_table(self.tokens)
+        root = DropoutSite(key, masks, captures, row_offset=row_offset)
+        features = self._features(tokens, table, root)
+        logits = _apply_per_token(lambda x: jnp.dot(x, table.T), features)
         return logits.astype(jnp.promote_types(logits.dtype, "float32"))
 
     def features(
@@ -72,6 +72,13 @@ class GPT(nnx.Module):
         row_offset: jax.Array | None = None,
     ) -> Float[Array, "batch time dim"]:
         """The input of the output layer: one vector per position, a function of the text so far."""
+        root = DropoutSite(key, masks, captures, row_offset=row_offset)
+        return self._features(tokens, _gather_table(self.tokens), root)
+
+    def _features(
+        self, tokens: jax.Array | np.ndarray, table: jax.Array, root: DropoutSite
+    ) -> jax.Array:
+        """Features of tokens; the gathered token table is the caller's, who may use it again."""
         if tokens.shape[1] > self.config.block_size:
             raise ValueError(
                 f"tokens.shape={tokens.shape} is not allowed: a row may have at most "
@@ -79,9 +86,9 @@ class GPT(nnx.Module):
             )
         _check_known_tokens(tokens, self.tokens.num_embeddings)
         x = constrain_batch_sharding(
-            self.tokens(jnp.asarray(tokens)) + self.positions(jnp.arange(tokens.shape[1]))
+            jnp.take(table, jnp.asarray(tokens), axis=0)
+            + _gather_table(self.positions)[: tokens.shape[1]]
         )
-        root = DropoutSite(key, masks, captures, row_offset=row_offset)
         x = root.at("embed").dropout(x, self.config.dropout.embed)
         x = self._apply_blocks(x, root)
         return self.norm(x) if self.norm else x
@@ -253,6 +260,15 @@ def _embed(config: ModelConfig, rows: int, rngs: nnx.Rngs) -> nnx.Embed:
     table = nnx.Embed(rows, config.n_embd, embedding_init=init, rngs=rngs)
     table.dtype = _dtype(config)  # without this, Embed keeps the table's initial dtype
     return table
+
+
+def _gather_table(table: nnx.Embed) -> jax.Array:
+    """A table in the dtype of the computation, gathered on every device.
+
+    Rows that are looked up in a table sharded by columns are sharded by columns too, and to shard
+    them by rows XLA would replicate the activation ("involuntary full rematerialization").
+    """
+    return constrain_replicated(jnp.asarray(table.embedding[...], table.dtype))
 
 
 def _dense(

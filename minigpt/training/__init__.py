@@ -4,10 +4,13 @@ from minigpt.training.early_stopping import choose_run_dir
 from minigpt.training.evaluate import Evaluation, estimate_loss, evaluate_text
 from minigpt.training.finetune import finetune_defaults
 from minigpt.training.optimizer import build_optimizer, learning_rate_schedule
+from minigpt.training.plan import TrainPlan, plan_training
 from minigpt.training.throughput import flops_per_token
 from minigpt.training.train_step import (
     CompiledSteps,
     TrainState,
+    abstract_train_inputs,
+    build_abstract_train_functions,
     build_train_functions,
     initial_state,
     make_train_batch,

@@ -33,9 +33,14 @@ def flops_per_token(config: ModelConfig, parameters: int) -> float:
     return 6 * parameters + 12 * config.n_layer * config.n_embd * config.block_size
 
 
+def peak_flops_per_s(device_kind: str) -> float | None:
+    """The peak of one device; None if it is not known."""
+    return next((peak for kind, peak in PEAKS.items() if device_kind.startswith(kind)), None)
+
+
 def share_of_peak(flops_per_s: float, device_kind: str, devices: int) -> float | None:
     """The share of the devices' peak; None if the peak is not known."""
-    peak = next((peak for kind, peak in PEAKS.items() if device_kind.startswith(kind)), None)
+    peak = peak_flops_per_s(device_kind)
     return None if peak is None else flops_per_s / (peak * devices)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,8 @@ from dropout_jax import fold
 from minigpt.config import Config
 from minigpt.data import Batch, make_batch
 from minigpt.distributed import (
+    abstract_batch,
+    abstract_state,
     constrain_batch_sharding,
     make_mesh,
     replicated,
@@ -71,10 +73,52 @@ class CompiledSteps(NamedTuple):
 def build_train_functions(config: Config, vocab_size: int) -> CompiledSteps:
     """Build the model, its optimizer and the steps; config.seed decides the initial weights."""
     mesh = make_mesh(config)
-    model = GPT(config.model, vocab_size, rngs=nnx.Rngs(config.seed))
-    graph, params = nnx.split(model)
+    graph, params = nnx.split(_make_model(config, vocab_size))
     tx = build_optimizer(config.optim, config.steps)
-    state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+    return _build_steps(config, mesh, graph, tx, shard_state(mesh, _make_state(tx, params)))
+
+
+def build_abstract_train_functions(
+    config: Config, vocab_size: int, devices: Sequence[Any]
+) -> CompiledSteps:
+    """Build the same steps for devices that need not be there; no array is made.
+
+    The state is of `jax.ShapeDtypeStruct`, so the steps can be lowered and compiled, but not
+    called: `steps.train_step.lower(*abstract_train_inputs(steps, config)).compile()`.
+    """
+    mesh = make_mesh(config, devices)
+    graph, params = nnx.split(nnx.eval_shape(lambda: _make_model(config, vocab_size)))
+    tx = build_optimizer(config.optim, config.steps)
+    state = jax.eval_shape(lambda params: _make_state(tx, params), params)
+    return _build_steps(config, mesh, graph, tx, abstract_state(mesh, state))
+
+
+def abstract_train_inputs(
+    compiled: CompiledSteps, config: Config
+) -> tuple[TrainState, Batch, jax.Array]:
+    """The shapes, dtypes and shardings of what the training step takes: state, batch and key."""
+    mesh = compiled.mesh
+    key: Any = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
+    batch = abstract_batch(mesh, (config.batch_size, config.model.block_size))
+    return abstract_state(mesh, compiled.state), batch, key
+
+
+def _make_model(config: Config, vocab_size: int) -> GPT:
+    return GPT(config.model, vocab_size, rngs=nnx.Rngs(config.seed))
+
+
+def _make_state(tx: optax.GradientTransformation, params: Any) -> TrainState:
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+
+
+def _build_steps(
+    config: Config,
+    mesh: Mesh,
+    graph: nnx.GraphDef[GPT],
+    tx: optax.GradientTransformation,
+    state: TrainState,
+) -> CompiledSteps:
     sharded, whole = state_shardings(mesh, state), replicated(mesh)
 
     def eval_step(params: Any, batch: Batch) -> jax.Array:
@@ -88,7 +132,7 @@ def build_train_functions(config: Config, vocab_size: int) -> CompiledSteps:
     )
     return CompiledSteps(
         mesh=mesh,
-        state=shard_state(mesh, state),
+        state=state,
         train_step=MeshFunction(mesh, train_step),
         eval_step=MeshFunction(mesh, jax.jit(eval_step, out_shardings=whole)),
         logits=MeshFunction(mesh, jax.jit(logits, out_shardings=whole)),

@@ -1,0 +1,41 @@
+"""XLA shards the step of every mesh without replicating an activation as its last resort."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import dataclasses, sys
+import jax
+from minigpt.config import PRESETS, DropoutConfig
+from minigpt.training import abstract_train_inputs, build_abstract_train_functions
+
+preset, batch_size, vocabulary = sys.argv[1], 16, 65
+for mesh in sys.argv[2:]:
+    config = PRESETS[preset]
+    dropout = DropoutConfig.uniform(0.1)
+    model = dataclasses.replace(config.model, n_layer=2, scan_layers=True, dropout=dropout)
+    config = dataclasses.replace(config, model=model, mesh=mesh, batch_size=batch_size)
+    steps = build_abstract_train_functions(config, model.vocab_size or vocabulary, jax.devices())
+    steps.train_step.lower(*abstract_train_inputs(steps, config)).compile()
+    print("compiled", mesh)
+"""
+MESHES = ("data=8", "fsdp=8", "tensor=4", "data=2,fsdp=2,tensor=2")
+
+
+@pytest.mark.parametrize(
+    "preset", ["shakespeare-char-cpu", pytest.param("gpt2", marks=pytest.mark.slow)]
+)
+def test_no_mesh_makes_xla_replicate_an_activation(preset):
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM, preset, *MESHES],
+        env=os.environ | {"XLA_FLAGS": flags, "TF_CPP_MIN_LOG_LEVEL": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.stdout.split("\n")[:-1] == [f"compiled {mesh}" for mesh in MESHES], result.stderr
+    assert "rematerialization" not in result.stderr

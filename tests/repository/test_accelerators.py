@@ -1,0 +1,101 @@
+"""The checks of `make accelerators`, without the compilers: each fails where it must."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import checks
+import evidence
+import report
+from dropout_jax import keep_mask
+
+ROW = {
+    "device": "v5e",
+    "kind": "step",
+    "program": "tiny, bfloat16",
+    "cpu_s": 1.0,
+    "peak_mib": 10.0,
+    "bound_mib": 20.0,
+    "collectives": {"all-reduce": 2},
+    "mask_collectives": 0,
+    "cycles": 1234,
+    "group": "tiny data=8",
+    "command": "python compile.py",
+}
+
+
+def test_a_row_as_it_should_be_passes():
+    assert checks.failures([ROW, ROW]) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"error": "INTERNAL: no"}, "does not compile: INTERNAL: no"),
+        ({"peak_mib": 21.0}, "peak memory of 21.0 MiB, bound 20.0"),
+        ({"mask_collectives": 1}, "1 collectives carry a mask"),
+        ({"rematerializations": 2}, "2 involuntary full rematerializations"),
+        ({"spill_bytes": 8}, "8 bytes of spills in bfloat16"),
+        ({"collectives": {"all-reduce": 3}}, "dropout changes the collectives"),
+    ],
+)
+def test_each_check_fails_and_says_which(change, reason):
+    (failure,) = checks.failures([ROW, ROW | change])
+    assert failure.startswith("v5e ")
+    assert reason in failure
+
+
+def gathered(gather):
+    """A program that gathers a mask that each device makes its part of, or keeps it where it is."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+
+    def program(key, x):
+        mask = jax.lax.with_sharding_constraint(keep_mask(key, 0.1, x.shape), rows)
+        mask = jax.lax.with_sharding_constraint(mask, whole) if gather else mask
+        return jnp.where(mask, x, 0)
+
+    x = jax.ShapeDtypeStruct((64, 128), jnp.float32, sharding=whole if gather else rows)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    out = whole if gather else rows
+    return jax.jit(program, out_shardings=out).lower(key, x)
+
+
+def test_a_mask_that_is_gathered_is_noticed():
+    assert evidence.measure(lambda: gathered(True))["mask_collectives"]
+    assert evidence.measure(lambda: gathered(False))["mask_collectives"] == 0
+
+
+def test_a_warning_belongs_to_the_program_that_is_compiled():
+    warning = "W1 spmd_partitioner.cc:1] [SPMD] Involuntary full rematerialization. The compiler"
+    log = f"I0 start\n{checks.COMPILING}v5e step a\n{warning}\n{warning}\n{checks.COMPILING}v5e b\n"
+    assert checks.count_rematerializations(log)["v5e step a"] == 2
+    assert not checks.count_rematerializations(log).get("v5e b")
+
+
+def test_an_error_of_the_compiler_is_a_row():
+    def fail():
+        raise ValueError("no")
+
+    assert evidence.measure(fail)["error"] == "ValueError: no"
+
+
+def test_cycles_are_summed():
+    text = 'a {"estimated_cycles":"12"} \n b {"estimated_cycles":"30"}'
+    assert evidence.sum_cycles(text) == 42
+    assert evidence.sum_cycles("") is None
+
+
+def test_only_what_a_device_did_is_under_run(tmp_path):
+    page = report.render([ROW], tmp_path)
+    assert "Nothing has run on a device yet." in page
+    assert "| v5e | step: tiny, bfloat16 | 1.0 | 10 | 20 | 2 AR | 1,234 |" in page
+    row = {"what": "dropout", "figure": 3, "unit": "us", "command": "python check.py"}
+    file = {"device": "NVIDIA H100", "rows": [row]}
+    (tmp_path / "gpu-h100.json").write_text(json.dumps(file))
+    page = report.render([ROW], tmp_path)
+    assert "| NVIDIA H100 | dropout | 3 us | `python check.py` |" in page.split("## Run")[1]
