@@ -577,7 +577,7 @@ def _drop(layout: Layout, refs: Arrays, tile: Tile) -> Callable:
     packed = random.draw_packed_tile(
         params, head, sizes, (first_row, rows), (first_column, columns), in_kernel=True
     )
-    keep = random.unpack_tile(packed, sizes, rows, columns)
+    keep = random.unpack_tile(packed, sizes, rows, columns, in_kernel=True)
     return lambda x: jnp.where(keep, x, 0)
 
 

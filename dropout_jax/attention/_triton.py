@@ -446,7 +446,7 @@ def _draw_keep_tile(
     sizes, (rows, keys) = (kernel.queries, kernel.keys), kernel.blocks[:2]
     tile, order = ((at[0], rows), (at[1], keys)), {"is_transposed": is_transposed}
     words = random.draw_packed_tile(params, refs.heads[pair], sizes, *tile, in_kernel=True, **order)
-    return random.unpack_tile(words, sizes, rows, keys, **order)
+    return random.unpack_tile(words, sizes, rows, keys, in_kernel=True, **order)
 
 
 def _load_positions(

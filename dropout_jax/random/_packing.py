@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Bool, UInt32
 
 WORD = 32  # elements per word
+BYTE_DTYPE = jnp.bfloat16  # holds 0 to 255 exactly
+MAX_PRODUCT = 2**13  # places along the packed axis up to which a product is cheap on a TPU
 
 
 def packed_axis(shape: tuple[int, ...]) -> int | None:
@@ -90,6 +93,7 @@ def unpack_tile(
     rows: int,
     columns: int,
     *,
+    in_kernel: bool = False,
     is_transposed: bool = False,
 ) -> Bool[Array, "*lead _ _"]:
     """Unpack a tile of `rows` and `columns` of a mask whose last two axes have `sizes`."""
@@ -97,13 +101,25 @@ def unpack_tile(
     if axis is None:
         return (words & 1) != 0
     size, axis = rows if axis == 1 else columns, 3 - axis if is_transposed else axis
-    return unpack_along(words, words.ndim - 3 + axis, size)
+    unpack = _unpack_by_shifts if in_kernel else unpack_along
+    return unpack(words, words.ndim - 3 + axis, size)
 
 
 def unpack_along(words: UInt32[Array, "..."], axis: int, size: int) -> Bool[Array, "..."]:
     """Unpack the first `size` bits along an axis."""
     if jax.export.is_symbolic_dim(size):
         return _look_up_along(words, axis, size)
+    is_one_device = math.prod(jax.sharding.get_abstract_mesh().axis_sizes) == 1
+    if size > MAX_PRODUCT or words.ndim - axis > 2 or not is_one_device:
+        return _unpack_by_shifts(words, axis, size)
+    by_product, by_shifts = (
+        functools.partial(unpack, axis=axis, size=size)
+        for unpack in (_unpack_by_product, _unpack_by_shifts)
+    )
+    return lax.platform_dependent(words, tpu=by_product, default=by_shifts)
+
+
+def _unpack_by_shifts(words: UInt32[Array, "..."], axis: int, size: int) -> Bool[Array, "..."]:
     one_bit = [1] * (words.ndim + 1)
     one_bit[axis + 1] = WORD
     bit = lax.broadcasted_iota(jnp.uint32, tuple(one_bit), axis + 1)
@@ -112,6 +128,23 @@ def unpack_along(words: UInt32[Array, "..."], axis: int, size: int) -> Bool[Arra
     if bits.shape[axis] > size:  # Triton knows no slices
         bits = lax.slice_in_dim(bits, 0, size, axis=axis)
     return bits != 0
+
+
+def _unpack_by_product(words: UInt32[Array, "..."], axis: int, size: int) -> Bool[Array, "..."]:
+    """Unpack along one of the last two axes by a product that repeats the bytes of the words.
+
+    A TPU's vector units would move every word to 32 lanes or sublanes through memory. Its matrix
+    unit brings each element its byte, a number that bfloat16 holds exactly, times 1.
+    """
+    count = words.shape[axis]
+    parts = [((words >> (8 * n)) & 0xFF).astype(jnp.int32).astype(BYTE_DTYPE) for n in range(4)]
+    part, element = (lax.broadcasted_iota(jnp.int32, (4 * count, size), n) for n in (0, 1))
+    selects = (part == element % WORD // 8 * count + element // WORD).astype(BYTE_DTYPE)
+    subscripts = "...p,ps->...s" if axis == words.ndim - 1 else "...pc,ps->...sc"
+    parts = jnp.concatenate(parts, axis=axis)
+    of_element = jnp.einsum(subscripts, parts, selects, preferred_element_type=jnp.float32)
+    bit = lax.broadcasted_iota(jnp.int32, of_element.shape, axis) % 8
+    return ((of_element.astype(jnp.int32) >> bit) & 1) != 0
 
 
 def _look_up_along(words: UInt32[Array, "..."], axis: int, size: Any) -> Bool[Array, "..."]:

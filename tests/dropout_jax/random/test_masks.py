@@ -21,6 +21,7 @@ from marks import slow
 import dropout_jax
 from dropout_jax import drop_path, dropout, keep_mask, reference
 from dropout_jax.random import _masks as masks
+from dropout_jax.random import _packing
 from dropout_jax.random._packing import packed_axis
 
 short_axes = st.sampled_from([1, 5, 31, 32, 33, 64, 70])
@@ -272,3 +273,36 @@ def test_symbolic_sizes_choose_the_packed_axis_when_the_program_runs(
     for shape in shapes:
         expected = keep_mask(key, 0.3, shape, row_offset=row_offset)
         np.testing.assert_array_equal(exported.call(words, np.ones(shape, np.float32)), expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "size"),
+    [
+        ((5, 4), 1, 128),
+        ((5, 4), 1, 100),
+        ((2, 3, 7), 1, 96),
+        ((2, 3, 7), 1, 65),
+        ((1, 33), 1, 1056),
+    ],
+)
+def test_a_product_unpacks_as_shifts_do(shape, axis, size, monkeypatch):
+    """A TPU's form of step 4, on words with all bits. (A CPU lacks this product of bfloat16.)"""
+    monkeypatch.setattr(_packing, "BYTE_DTYPE", jnp.float32)
+    words = jax.random.bits(jax.random.key(3), shape, jnp.uint32)
+    by_product = jax.jit(_packing._unpack_by_product, static_argnums=(1, 2))(words, axis, size)
+    element = np.arange(size)
+    expected = np.take(np.asarray(words), element // 32, axis)
+    shift = np.expand_dims(element % 32, [n for n in range(len(shape)) if n != axis])
+    np.testing.assert_array_equal(by_product, expected >> shift & 1)
+
+
+def test_a_product_unpacks_on_one_tpu_and_shifts_on_several(key):
+    """Where an axis is sharded, a product over it would draw every word on every device."""
+
+    def text():
+        fn = jax.jit(lambda key: keep_mask(key, 0.1, (8, 64, 32)))
+        return export.export(fn, platforms=["tpu"])(key).mlir_module()
+
+    assert "dot_general" in text()
+    with jax.set_mesh(jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))):
+        assert "dot_general" not in text()
