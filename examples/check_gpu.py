@@ -10,7 +10,10 @@ where it sees the GPU. A time is the median of five; the quartiles are beside it
 import argparse
 import functools
 import json
+import os
 import platform
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -283,14 +286,13 @@ def _measure_attention(length, dim, dtype):
     shape = (16384 // length, length, 12, dim)
     arrays = [normal(seed, *shape, dtype=dtype) for seed in (1, 2, 3, 4)]
     runs = {f"ours, kernel, {rate}": _ours("kernel", rate) for rate in (RATE, 0.0)}
-    runs["jax.nn, cudnn, 0.0"] = _jax("cudnn")
+    if jax.default_backend() == "gpu" and dtype != "float32":
+        runs["jax.nn, cudnn, 0.0"] = _jax("cudnn")
     if (dim, dtype) == (64, "bfloat16"):
         runs |= {f"ours, blockwise, {rate}": _ours("blockwise", rate) for rate in (RATE, 0.0)}
         if length <= MAX_SQUARE:
             runs |= {f"ours, naive, {RATE}": _ours("naive", RATE), f"flax, {RATE}": _flax}
             runs["jax.nn, xla, 0.0"] = _jax("xla")
-    if dtype == "float32":
-        del runs["jax.nn, cudnn, 0.0"]
 
     def both(attend):
         return lambda q, k, v, g, key: jax.vjp(lambda *x: attend(*x, key), q, k, v)[1](g)
@@ -361,8 +363,6 @@ def _torch_attention(length, dim, dtype):
 
 def measure_training():
     """Training steps of the gpt2 preset in bfloat16: tokens/s, MFU and peak memory."""
-    import os
-
     for attention, rate in (
         ("kernel", RATE),
         ("kernel", 0.0),
@@ -418,6 +418,14 @@ def _measure_training(attention, rate, batch_size=16, steps=8):
     }
 
 
+def run_benches():
+    """The scripts of `make bench` that compare libraries; they write their own results."""
+    for name in ("bench_dropout", "bench_catalogue", "bench_attention", "bench_train_step"):
+        script = RESULTS.parent / f"{name}.py"
+        code = subprocess.run([sys.executable, script], check=False).returncode
+        yield {"what": name, "figure": code, "unit": "exit code"}
+
+
 CHECKS = {
     "masks": check_masks,
     "dropped": check_dropped_weights,
@@ -425,16 +433,18 @@ CHECKS = {
     "dropout": measure_dropout,
     "attention": measure_attention,
     "training": measure_training,
+    "bench": run_benches,
 }
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(kind="gpu"):
+    """Run the checks and write their rows after each."""
+    parser = argparse.ArgumentParser(description=f"Check dropout_jax and minigpt on a {kind}.")
     parser.add_argument("--only", nargs="+", choices=CHECKS, default=list(CHECKS))
     parser.add_argument("--out", type=Path)
     settings = parser.parse_args()
     device = jax.devices()[0]
-    out = settings.out or RESULTS / f"gpu-{device.device_kind.lower().replace(' ', '-')}.json"
+    out = settings.out or RESULTS / f"{kind}-{device.device_kind.lower().replace(' ', '-')}.json"
     torch = import_torch()
     result = {
         "device": device.device_kind,
@@ -448,7 +458,7 @@ def main():
     }
     for name in settings.only:
         start = time.perf_counter()
-        command = f"python examples/check_gpu.py --only {name}"
+        command = f"python examples/check_{kind}.py --only {name}"
         for row in CHECKS[name]():
             result["rows"].append({"check": name, "command": command} | row)
             print(json.dumps({"check": name} | row), flush=True)

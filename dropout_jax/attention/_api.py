@@ -101,8 +101,10 @@ def dot_product_attention(
       dropout_row_offset: the index in a larger batch of the first row of this one, an integer,
         traced or not. A part of a batch then drops the same weights as in the batch.
       implementation: "naive" keeps all weights in memory; "blockwise" keeps blocks of them, on any
-        backend; "kernel" is a Pallas kernel for GPUs, tested in interpret mode only, without a
-        gradient for bias, forward mode or second derivatives. None chooses one of the first two,
+        backend; "kernel" is a kernel for the platform that the program is lowered for: Triton on a
+        GPU, Mosaic on a TPU (compiled, never run), an interpreter on a CPU. It is the fastest on a
+        GPU and has neither forward mode nor second derivatives. None chooses one of the first two,
+        unless the environment variable DROPOUT_JAX_ATTENTION names one,
         and `attention_implementation` reports which. (The gradient of a bias of the size of all
         weights needs the memory of all weights.) In programs of jax.export, batch and heads may be
         symbolic, and with "naive", the default there, the lengths too.
@@ -265,7 +267,9 @@ def attention_implementation(
 ) -> Choice:
     """Report which implementation `dot_product_attention` chooses for these shapes, and why.
 
-    Formula: naive up to 64 queries and for symbolic lengths (jax.export), else blockwise.
+    Formula: what DROPOUT_JAX_ATTENTION names if it is set, else naive up to 64 queries and for
+    symbolic lengths (jax.export), else blockwise. On a GPU "kernel" is faster than both, and is not
+    chosen because it has neither forward mode nor second derivatives.
 
     Args:
       query: the query, or a `jax.ShapeDtypeStruct` of its shape and dtype.
@@ -297,7 +301,12 @@ def attention_implementation(
         return Choice("naive", reason)
     if queries <= MAX_NAIVE_QUERIES:
         return Choice("naive", f"{queries} queries are at most one block, so blocks save no memory")
-    return Choice("blockwise", f"it does not keep {queries} x {keys} weights per head in memory")
+    reason = f"it does not keep {queries} x {keys} weights per head in memory"
+    if jax.default_backend() != "cpu":
+        reason += (
+            "; 'kernel' is faster where neither forward mode nor second derivatives are needed"
+        )
+    return Choice("blockwise", reason)
 
 
 def _check_inputs(
