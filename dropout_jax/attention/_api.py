@@ -160,13 +160,12 @@ def dot_product_attention(
 
 def _refuse_symbolic_shapes(implementation: str, inputs: Inputs) -> None:
     """Refuse what an implementation cannot export: blockwise loops over blocks of known lengths."""
-    sizes = {
-        "naive": (),
-        "blockwise": (inputs.query.shape[1], inputs.key.shape[1]),
-        "kernel": (*inputs.query.shape, *inputs.key.shape),
-    }[implementation]
+    lengths = inputs.query.shape[1], inputs.key.shape[1]
+    sizes = {"naive": (), "blockwise": lengths}.get(
+        implementation, (*inputs.query.shape, *inputs.key.shape)
+    )
     if is_symbolic(*sizes):
-        what = "any symbolic size" if implementation == "kernel" else "a symbolic length"
+        what = "a symbolic length" if implementation == "blockwise" else "any symbolic size"
         raise NotImplementedError(
             f"implementation={implementation!r} does not support {what}, and the query and the key "
             f"are of {inputs.query.shape} and {inputs.key.shape}. Pass implementation=None."
@@ -175,7 +174,7 @@ def _refuse_symbolic_shapes(implementation: str, inputs: Inputs) -> None:
 
 def _specify(choice: Choice, inputs: Inputs) -> tuple[Any, ...]:
     """Return the name of the implementation and the options that it alone has."""
-    if choice.implementation != "kernel":
+    if choice.implementation in ("naive", "blockwise"):
         return (choice.implementation,)
     from dropout_jax.attention import _partition  # slow to import
 

@@ -13,11 +13,19 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from marks import slow
 
 from dropout_jax import attention_implementation, dot_product_attention, keep_mask, reference
+from dropout_jax.attention import _api, _kernel, _mosaic_tpu
 
-IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["naive", "blockwise", "kernel"])
+TPU_KERNEL = "kernel for TPUs"  # interpreted in place of the one for GPUs
+IMPLEMENTATIONS = pytest.mark.parametrize(
+    "implementation", ["naive", "blockwise", "kernel", slow(TPU_KERNEL)]
+)
 LONG_ON_THE_KERNEL = pytest.mark.parametrize(
     "implementation",
-    [slow("naive"), "blockwise", pytest.param("kernel", marks=pytest.mark.torture)],
+    [
+        slow("naive"),
+        "blockwise",
+        *(pytest.param(name, marks=pytest.mark.torture) for name in ("kernel", TPU_KERNEL)),
+    ],
 )
 RATE = 0.3
 
@@ -122,18 +130,33 @@ FAST = {
     ),
     "naive": ("causal", "all at once"),
     "kernel": CORE,
+    TPU_KERNEL: (),
 }
 FAST_GRADIENTS = {
     "blockwise": ("ragged, many blocks", "grouped", "bias", "all at once"),
     "kernel": CORE,
+    TPU_KERNEL: (),
 }
+KERNELS = "kernel", TPU_KERNEL
 
 
-def each(cases, implementations=("naive", "blockwise", "kernel"), fast=FAST, short=None):
-    """Every case on every implementation; long are those not in `short`, most of the kernel's."""
+@pytest.fixture(autouse=True)
+def kernel_for_tpus(request, monkeypatch):
+    """Let the tests name the kernel for TPUs, which a CPU does not choose."""
+    if TPU_KERNEL in getattr(request.node, "callspec", _NoParameters).params.values():
+        monkeypatch.setitem(_api.IMPLEMENTATIONS, TPU_KERNEL, _api.IMPLEMENTATIONS["kernel"])
+        monkeypatch.setattr(_kernel, "_triton", _mosaic_tpu)
+
+
+class _NoParameters:
+    params: dict[str, Any] = {}  # noqa: RUF012
+
+
+def each(cases, implementations=("naive", "blockwise", *KERNELS), fast=FAST, short=None):
+    """Every case on every implementation; long are those not in `short`, most of the kernels'."""
 
     def marks(case, name):
-        if (short and case.name not in short) or (name == "kernel" and case.name not in CORE):
+        if (short and case.name not in short) or (name in KERNELS and case.name not in CORE):
             return pytest.mark.torture
         return () if case.name in fast[name] else pytest.mark.slow
 
@@ -209,7 +232,7 @@ def test_drops_exactly_the_weights_of_keep_mask(case, implementation, key):
     np.testing.assert_array_equal(weights.transpose(0, 2, 1, 3) != 0, keep)
 
 
-@each(CASES, ("blockwise", "kernel"), fast=FAST_GRADIENTS, short=SHORT_GRADIENTS)
+@each(CASES, ("blockwise", *KERNELS), fast=FAST_GRADIENTS, short=SHORT_GRADIENTS)
 def test_gradients_are_the_naive_ones(case, implementation, key):
     """Naive's gradients come from JAX's differentiation of the formula; the others have theirs."""
     cotangent = np.random.default_rng(3).normal(size=operands(case)[0].shape).astype(np.float32)
@@ -244,7 +267,7 @@ def test_gradients_are_finite_differences(case, implementation, key):
 
 
 @pytest.mark.slow
-@each([CASES[2], CASES[9]], ("blockwise", "kernel"), short=("ragged, many blocks",))
+@each([CASES[2], CASES[9]], ("blockwise", *KERNELS), short=("ragged, many blocks",))
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_error_is_at_most_twice_the_naive_one(case, dtype, implementation, key):
     """Both errors against float64: root mean square, and the largest as flash-attention's tests.
@@ -268,7 +291,7 @@ def test_error_is_at_most_twice_the_naive_one(case, dtype, implementation, key):
         assert np.abs(errors[1]).max() <= 2 * np.abs(errors[0]).max() + 1e-6
 
 
-@pytest.mark.parametrize("implementation", [slow("naive"), "blockwise", slow("kernel")])
+@pytest.mark.parametrize("implementation", [slow("naive"), "blockwise", *map(slow, KERNELS)])
 def test_rows_that_see_nothing_are_zeros_with_zero_gradients(implementation, key):
     case = Case("blind", options=CAUSAL)
     mask = jnp.ones((1, 1, 40, 40), bool).at[:, :, 5].set(False)
@@ -555,7 +578,7 @@ def test_errors_name_the_argument(change, error, words, key):
         dot_product_attention(**arguments)
 
 
-@pytest.mark.parametrize("implementation", [slow("naive"), "blockwise", slow("kernel")])
+@pytest.mark.parametrize("implementation", [slow("naive"), "blockwise", *map(slow, KERNELS)])
 def test_a_part_of_a_batch_drops_what_the_batch_drops_there(implementation, key):
     arrays = np.random.default_rng(0).standard_normal((3, 6, 100, 4, 8)).astype(np.float32)
 
