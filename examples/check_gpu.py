@@ -171,9 +171,10 @@ def time_all(programs, least=0.05):
     for _ in range(5):
         for name, (call, wait) in programs.items():
             start = time.perf_counter()
+            result = None
             for _ in range(counts[name]):
-                last = call()
-            wait(last)
+                result = call()
+            wait(result)
             times[name].append((time.perf_counter() - start) / counts[name] * 1e3)
     return {
         name: [round(float(q), 4) for q in np.quantile(t, (0.25, 0.5, 0.75))]
@@ -188,7 +189,8 @@ def compile_all(functions):
     def build(item):
         fn, args = item
         compiled = jax.jit(fn).lower(*args).compile()
-        return (lambda: compiled(*args)), compiled.memory_analysis().temp_size_in_bytes
+        memory = compiled.memory_analysis()
+        return (lambda: compiled(*args)), memory.temp_size_in_bytes if memory else 0
 
     with ThreadPoolExecutor(12) as pool:
         built = dict(zip(functions, pool.map(build, functions.values()), strict=True))
@@ -321,7 +323,7 @@ def _ours(implementation, rate):
 
 def _jax(implementation):
     options = {"is_causal": True, "implementation": implementation}
-    return lambda q, k, v, _: jax.nn.dot_product_attention(q, k, v, **options)
+    return lambda q, k, v, key: jax.nn.dot_product_attention(q, k, v, **options)
 
 
 def _flax(q, k, v, key):
@@ -397,7 +399,8 @@ def _measure_training(attention, rate, batch_size=16, steps=8):
     batch, state = Batch(rows[:, :-1], rows[:, 1:]), training.state
     compiled = training.train_step.lower(state, batch, KEY).compile()
     memory = compiled.memory_analysis()
-    times = []
+    peak = memory.peak_memory_in_bytes if memory else 0
+    times, loss = [], float("nan")
     for _ in range(steps):
         start = time.perf_counter()
         state, metrics = compiled(state, batch, KEY)
@@ -413,7 +416,7 @@ def _measure_training(attention, rate, batch_size=16, steps=8):
         "figure": round(tokens),
         "unit": "tokens/s",
         "mfu": mfu and round(mfu, 3),
-        "peak_gib": round(memory.peak_memory_in_bytes / 2**30, 2),
+        "peak_gib": round(peak / 2**30, 2),
         "loss": round(loss, 3),
     }
 
