@@ -206,7 +206,7 @@ def _draw_mask(
 
 def rate_array(rate: float | Float32[Array, ""]) -> Float32[Array, ""]:
     """Convert a checked rate, by an explicit transfer, which jax.transfer_guard allows."""
-    return rate if isinstance(rate, jax.Array) else jax.device_put(np.float32(rate))
+    return rate if isinstance(rate, jax.Array) else _validation.put_number(rate, np.float32)
 
 
 def threshold(rate: Float32[Array, ""]) -> UInt32[Array, ""]:
