@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from typing import Any, NoReturn
@@ -11,6 +12,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.typing import DTypeLike
 
 _NUMBER = int | float | np.integer | np.floating
 
@@ -41,7 +43,7 @@ def check_rate(value: Any, name: str = "rate") -> float | jax.Array:
         fail(TypeError, name, value, allowed, "Pass a float such as 0.1.")
     if isinstance(value, Tracer):
         return jnp.asarray(value, jnp.float32)
-    number = float(value)
+    number = float(jax.device_get(value))  # explicit, as jax.transfer_guard wants
     if not 0 <= number <= 1:  # also refuses NaN
         remedy = "A rate is the share that is dropped: 0.1 drops a tenth."
         if 1 < number <= 100:
@@ -181,7 +183,7 @@ def _as_index(value: Any) -> int | None:
     if isinstance(value, bool | np.bool_):
         return None
     if _is_integer_array(value) and value.ndim == 0 and not isinstance(value, Tracer):
-        return int(value)  # int4 and uint4 have no __index__
+        return int(jax.device_get(value))  # int4 and uint4 have no __index__
     try:
         return operator.index(value)
     except TypeError:
@@ -262,7 +264,12 @@ def check_row_offset(
         remedy = "Number the rows within a part of the array, and give each part its own key."
     if not 0 <= number <= largest:
         fail(ValueError, name, value, allowed, remedy)
-    return jax.device_put(np.uint32(number))  # explicit, as jax.transfer_guard wants
+    return put_number(number, np.uint32)
+
+
+def put_number(value: Any, dtype: DTypeLike) -> jax.Array:
+    """Convert a number, or a NumPy array, by an explicit transfer, as jax.transfer_guard wants."""
+    return jax.device_put(np.asarray(value, dtype))
 
 
 def _widen_to_32_bits(value: jax.Array) -> jax.Array:
@@ -278,15 +285,21 @@ def _saturate_to_int32(value: Any) -> jax.Array:
     limits = jnp.iinfo(value.dtype)
     if limits.bits < 32 or value.dtype == jnp.int32:
         return jnp.asarray(value, jnp.int32)
-    xp = jnp if isinstance(value, jax.Array) else np  # JAX would cut a NumPy int64 to 32 bits
     low, high = max(int(limits.min), -_INT32_MAX - 1), _INT32_MAX
-    return jnp.asarray(xp.clip(value, low, high).astype(np.int32))
+    if isinstance(value, jax.Array):
+        return _clip_to_int32(value, low, high)
+    return jnp.asarray(value.clip(low, high).astype(np.int32))  # JAX would cut int64 to 32 bits
+
+
+@functools.partial(jax.jit, static_argnames=("low", "high"))
+def _clip_to_int32(value: jax.Array, low: int, high: int) -> jax.Array:
+    return jnp.clip(value, low, high).astype(jnp.int32)
 
 
 def _known_values(value: np.ndarray | np.generic | jax.Array) -> np.ndarray | None:
     """Return the values, or None if they are traced, on other hosts, or none at all."""
     is_known = not isinstance(value, Tracer) and getattr(value, "is_fully_addressable", True)
-    return np.asarray(value) if is_known and value.size else None
+    return np.asarray(jax.device_get(value)) if is_known and value.size else None
 
 
 def check_min_ndim(value: jax.Array, count: int, name: str) -> None:
@@ -409,7 +422,7 @@ def check_step(value: Any) -> np.ndarray | jax.Array:
         fail(TypeError, "step", value, allowed, "Pass the number of steps done, such as 0.")
     if isinstance(value, Tracer):
         return _widen_to_32_bits(value)
-    steps = np.asarray(_to_float(value) if is_number else value)
+    steps = np.asarray(_to_float(value) if is_number else jax.device_get(value))
     if not (steps >= 0).all():
         fail(ValueError, "step", value, allowed, "Steps count from 0.")
     return steps.astype(np.uint64 if _is_integer_array(steps) else np.float64)
@@ -435,7 +448,11 @@ def _check_floats(value: Any, name: str, allowed: str, shape: tuple[int, ...] | 
         fail(TypeError, name, value, allowed, f"Convert it: jnp.asarray({name}, jnp.float32).")
     if is_array:
         _check_has_zero_and_nan(value.dtype, name, value)
-    array = jnp.asarray(value) if is_array else jnp.float32(_to_float(value))
+    if isinstance(value, np.ndarray | jax.Array):
+        array = jnp.asarray(value)
+    else:
+        number, dtype = (value, value.dtype) if is_array else (_to_float(value), np.float32)
+        array = put_number(number, dtype)
     if shape is not None and not _broadcasts(array.shape, shape):
         remedy = "Use size 1 for an axis along which it is shared."
         fail(ValueError, f"{name}.shape", tuple(array.shape), allowed, remedy)

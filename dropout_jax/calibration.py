@@ -48,9 +48,16 @@ def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> Float[Array, ""]
       0.25
     """
     probabilities, labels = _check_scores_and_labels(probabilities, labels, "probabilities")
+    return _compute_brier_score(probabilities, labels)
+
+
+@jax.jit
+def _compute_brier_score(
+    probabilities: Float[Array, "*batch classes"], labels: Int32[Array, "*batch"]
+) -> Float[Array, ""]:
     target = jax.nn.one_hot(labels, probabilities.shape[-1], dtype=probabilities.dtype)
     error = jnp.square(probabilities - target).sum(-1)
-    return jnp.where(_is_class(labels, probabilities), error, jnp.nan).mean()
+    return ops.nan_unless(_is_class(labels, probabilities), error).mean()
 
 
 def negative_log_likelihood(probabilities: ArrayLike, labels: ArrayLike) -> Float[Array, ""]:
@@ -78,6 +85,13 @@ def negative_log_likelihood(probabilities: ArrayLike, labels: ArrayLike) -> Floa
       0.4904
     """
     probabilities, labels = _check_scores_and_labels(probabilities, labels, "probabilities")
+    return _compute_negative_log_likelihood(probabilities, labels)
+
+
+@jax.jit
+def _compute_negative_log_likelihood(
+    probabilities: Float[Array, "*batch classes"], labels: Int32[Array, "*batch"]
+) -> Float[Array, ""]:
     return -jnp.log(_scores_of_labels(probabilities, labels)).mean()
 
 
@@ -119,6 +133,7 @@ def expected_calibration_error(
     return ops.with_replicated_result(probabilities, compute)(probabilities, labels)
 
 
+@functools.partial(jax.jit, static_argnames=("bins", "binning"))
 def _compute_calibration_error(
     probabilities: Float[Array, "*batch classes"],
     labels: Int32[Array, "*batch"],
@@ -134,9 +149,7 @@ def _compute_calibration_error(
         index_of_rank = np.arange(confidence.size) * bins // max(confidence.size, 1)
         index = jnp.zeros(confidence.size, jnp.int32)
         index = index.at[jnp.argsort(confidence)].set(jnp.asarray(index_of_rank, jnp.int32))
-    accuracy = jnp.where(
-        _is_class(labels, probabilities), correct.astype(confidence.dtype), jnp.nan
-    )
+    accuracy = ops.nan_unless(_is_class(labels, probabilities), correct.astype(confidence.dtype))
     gap = accuracy.ravel() - confidence
     return jnp.abs(jax.ops.segment_sum(gap, index, bins)).sum() / confidence.size
 
@@ -182,6 +195,7 @@ def auroc(scores: ArrayLike, positive: ArrayLike) -> Float[Array, ""]:
     return ops.with_replicated_result(scores, _compute_auroc)(scores, positive)
 
 
+@jax.jit
 def _compute_auroc(
     scores: Float[Array, " examples"], positive: Bool[Array, " examples"]
 ) -> Float[Array, ""]:
@@ -198,7 +212,7 @@ def _compute_auroc(
     )
     wins = jnp.where(positive, (below + up_to) / 2, 0).sum()
     area = wins / positive_count / negative_count
-    return jnp.where(jnp.isnan(scores).any(), jnp.nan, area)
+    return ops.nan_unless(~jnp.isnan(scores).any(), area)
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> Float[Array, ""]:
@@ -254,8 +268,8 @@ def _fit_temperature(
     # It has the type of the loop's results, which may vary by device under shard_map.
     limit = jnp.where(False, target.sum(), jnp.log(jnp.asarray(1e3, logits.dtype)))
     low, high = lax.fori_loop(0, 60, halve, (-limit, limit))
-    is_invalid = jnp.isnan(logits).any() | ~jnp.isfinite(target).all()
-    return jnp.where(is_invalid, jnp.nan, jnp.exp(-(low + high) / 2))
+    is_valid = jnp.isfinite(target).all() & ~jnp.isnan(logits).any()
+    return ops.nan_unless(is_valid, jnp.exp(-(low + high) / 2))
 
 
 def _check_scores_and_labels(
@@ -271,7 +285,7 @@ def _scores_of_labels(
 ) -> Float[Array, "*batch"]:
     """Return the score of each label; NaN where a traced label is not a class."""
     label_scores = jnp.take_along_axis(scores, labels[..., None], -1)[..., 0]
-    return jnp.where(_is_class(labels, scores), label_scores, jnp.nan)
+    return ops.nan_unless(_is_class(labels, scores), label_scores)
 
 
 def _is_class(

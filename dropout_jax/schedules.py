@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from dropout_jax import _validation
+from dropout_jax.random import rate_array
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float32
@@ -81,7 +83,7 @@ def early_dropout(rate: ArrayLike, until: int) -> Schedule:
       (0.1, 0.0)
     """
     on, step_off = _check_rate_and_step(rate, until, "until")
-    return lambda step: jnp.where(_is_before(step, step_off), on, jnp.float32(0))
+    return lambda step: jnp.where(_is_before(step, step_off), rate_array(on), rate_array(0.0))
 
 
 def late_dropout(rate: ArrayLike, start: int) -> Schedule:
@@ -109,7 +111,7 @@ def late_dropout(rate: ArrayLike, start: int) -> Schedule:
       (0.0, 0.1)
     """
     on, step_on = _check_rate_and_step(rate, start, "start")
-    return lambda step: jnp.where(_is_before(step, step_on), jnp.float32(0), on)
+    return lambda step: jnp.where(_is_before(step, step_on), rate_array(0.0), rate_array(on))
 
 
 def curriculum_dropout(rate: ArrayLike, gamma: float) -> Schedule:
@@ -142,18 +144,22 @@ def curriculum_dropout(rate: ArrayLike, gamma: float) -> Schedule:
         _validation.fail(
             ValueError, "rate", rate, "in [0, 1)", "Pass the limit of the rate, such as 0.5."
         )
-    limit = jnp.float32(checked)
     gamma = _validation.check_positive(gamma, "gamma")
 
     def schedule(step: ArrayLike) -> jax.Array:
-        steps = jnp.asarray(_validation.check_step(step), jnp.float32)
-        return limit * -jnp.expm1(-jnp.float32(gamma) * steps)
+        steps = _validation.check_step(step)
+        is_known = isinstance(steps, np.ndarray)
+        steps = _validation.put_number(steps, np.float32) if is_known else steps.astype(jnp.float32)
+        decay = _validation.put_number(-gamma, np.float32)
+        return rate_array(checked) * -jnp.expm1(decay * steps)
 
     return schedule
 
 
-def _check_rate_and_step(rate: ArrayLike, step: int, name: str) -> tuple[Float32[Array, ""], int]:
-    return jnp.float32(_validation.check_rate(rate)), _validation.check_integer(step, name, 0)
+def _check_rate_and_step(
+    rate: ArrayLike, step: int, name: str
+) -> tuple[float | Float32[Array, ""], int]:
+    return _validation.check_rate(rate), _validation.check_integer(step, name, 0)
 
 
 def _is_before(step: ArrayLike, limit: int) -> Bool[Array, "..."]:
@@ -161,5 +167,8 @@ def _is_before(step: ArrayLike, limit: int) -> Bool[Array, "..."]:
     steps = _validation.check_step(step)
     is_integer = jnp.issubdtype(steps.dtype, jnp.integer)
     if is_integer and limit > int(jnp.iinfo(steps.dtype).max):
-        return jnp.ones(steps.shape, bool)
-    return jnp.asarray(steps < steps.dtype.type(limit))
+        return _validation.put_number(np.ones(steps.shape), bool)
+    is_before = steps < steps.dtype.type(limit)
+    return (
+        is_before if isinstance(is_before, jax.Array) else _validation.put_number(is_before, bool)
+    )

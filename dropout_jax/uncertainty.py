@@ -100,7 +100,13 @@ def predictive_mean_and_std(
       >>> mean.tolist(), std.tolist()
       ([2.0, 2.0], [1.0, 0.0])
     """
-    predictions = _check_predictions(predictions)
+    return _compute_mean_and_std(_check_predictions(predictions))
+
+
+@jax.jit
+def _compute_mean_and_std(
+    predictions: Float[Array, "samples ..."],
+) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
     variance = predictions.var(0)
     is_zero = variance == 0  # the derivative of the root at 0 is infinite; here it is 0
     return predictions.mean(0), jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, variance)))
@@ -128,7 +134,7 @@ def predictive_entropy(predictions: ArrayLike) -> Float[Array, "..."]:
       >>> round(float(predictive_entropy(jnp.array([[1.0, 0.0], [0.0, 1.0]]))), 4)
       0.6931
     """
-    return _compute_entropy(_check_probabilities(predictions).mean(0))
+    return _compute_predictive_entropy(_check_probabilities(predictions))
 
 
 def expected_entropy(predictions: ArrayLike) -> Float[Array, "..."]:
@@ -153,7 +159,7 @@ def expected_entropy(predictions: ArrayLike) -> Float[Array, "..."]:
       >>> float(expected_entropy(jnp.array([[1.0, 0.0], [0.0, 1.0]])))
       0.0
     """
-    return _compute_entropy(_check_probabilities(predictions)).mean(0)
+    return _compute_expected_entropy(_check_probabilities(predictions))
 
 
 def mutual_information(predictions: ArrayLike) -> Float[Array, "..."]:
@@ -179,7 +185,7 @@ def mutual_information(predictions: ArrayLike) -> Float[Array, "..."]:
       >>> round(float(mutual_information(jnp.array([[1.0, 0.0], [0.0, 1.0]]))), 4)
       0.6931
     """
-    return jnp.maximum(predictive_entropy(predictions) - expected_entropy(predictions), 0)
+    return _compute_mutual_information(_check_probabilities(predictions))
 
 
 def variation_ratio(predictions: ArrayLike) -> Float[Array, "..."]:
@@ -204,11 +210,42 @@ def variation_ratio(predictions: ArrayLike) -> Float[Array, "..."]:
       >>> float(variation_ratio(jnp.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]])))
       0.25
     """
-    predictions = _check_probabilities(predictions)
+    return _compute_variation_ratio(_check_probabilities(predictions))
+
+
+@jax.jit
+def _compute_variation_ratio(
+    predictions: Float[Array, "samples *batch classes"],
+) -> Float[Array, "*batch"]:
     choices = predictions.argmax(-1).astype(jnp.int32)
     votes = jax.nn.one_hot(choices, predictions.shape[-1], dtype=predictions.dtype)
     has_nan = jnp.isnan(predictions).any((0, -1))
-    return jnp.where(has_nan, jnp.nan, 1 - votes.mean(0).max(-1))
+    return ops.nan_unless(~has_nan, 1 - votes.mean(0).max(-1))
+
+
+@jax.jit
+def _compute_mutual_information(
+    predictions: Float[Array, "samples *batch classes"],
+) -> Float[Array, "*batch"]:
+    total, expected = (
+        _compute_predictive_entropy(predictions),
+        _compute_expected_entropy(predictions),
+    )
+    return jnp.maximum(total - expected, 0)
+
+
+@jax.jit
+def _compute_predictive_entropy(
+    predictions: Float[Array, "samples *batch classes"],
+) -> Float[Array, "*batch"]:
+    return _compute_entropy(predictions.mean(0))
+
+
+@jax.jit
+def _compute_expected_entropy(
+    predictions: Float[Array, "samples *batch classes"],
+) -> Float[Array, "*batch"]:
+    return _compute_entropy(predictions).mean(0)
 
 
 def _compute_entropy(probabilities: Float[Array, "*batch classes"]) -> Float[Array, "*batch"]:

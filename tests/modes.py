@@ -371,6 +371,29 @@ def run_with(case, context):
         assert_equal(jax.jit(jax.grad(loss))(floats), expected_gradient(case))
 
 
+def debug_nans_without_jit(case):
+    """Each operation is checked alone: even a constant NaN, which a valid input does not need."""
+    floats, merge = split_floats(inputs(case)[0])
+    _, rate, k = inputs(case)
+
+    def pull_back(floats):
+        outputs, vjp = jax.vjp(lambda floats: call(case, merge(floats), rate, k), floats)
+        return vjp(jax.tree.map(_build_cotangent, outputs))
+
+    gradient = jax.jit(pull_back)(floats)
+    with jax.debug_nans(True), jax.disable_jit():
+        assert_equal(call(case, *inputs(case)), expected(case))
+        assert_equal(pull_back(floats), gradient)
+        if "rate" in case.needs:
+            map_over(case, ["rate"])
+
+
+def _build_cotangent(y):
+    if jnp.issubdtype(y.dtype, jnp.floating):
+        return jnp.ones_like(y)
+    return np.zeros(y.shape, jax.dtypes.float0)
+
+
 def run_in_x64(case):
     """float32 arrays give the same with 64-bit types enabled."""
     with jax.enable_x64(True):
@@ -401,6 +424,19 @@ def run_in_threads(case):
         thread.join()
     for i in range(4):
         assert_equal(results[i], expected(case))
+
+
+def run_eagerly_under_a_transfer_guard(case):
+    """Only explicit transfers: of a known rate and of constants too."""
+    arrays, rate, k = inputs(case)
+    arrays, rate = jax.tree.map(jax.device_put, (arrays, rate))
+    calls = [(rate, k), (RATE, k)] if "rate" in case.needs else [(rate, k)]
+    if "evaluation" in case.needs:
+        calls += [(rate, None), (RATE, None)]
+    wanted = [call(case, arrays, *each) for each in calls]
+    with jax.transfer_guard("disallow"):
+        outputs = [call(case, arrays, *each) for each in calls]
+    assert_equal(outputs, wanted)
 
 
 def run_under_a_transfer_guard(case):
@@ -470,6 +506,7 @@ MODES = {
     "eval_shape": (evaluate_shapes, any_case),
     "donated arguments": (donate, any_case),
     "debug_nans": (_setting(jax.debug_nans, True), any_case),
+    "debug_nans, disable_jit": (debug_nans_without_jit, any_case),
     "debug_infs": (_setting(jax.debug_infs, True), any_case),
     "enable_checks": (_setting(jax.enable_checks, True), any_case),
     "checking_leaks": (part(run_with, context=jax.checking_leaks), any_case),
@@ -484,6 +521,7 @@ MODES = {
     "keys of rbg": (part(run_with_default_keys_of, impl="rbg"), has("key")),
     "keys of unsafe_rbg": (part(run_with_default_keys_of, impl="unsafe_rbg"), has("key")),
     "threads": (run_in_threads, any_case),
+    "transfer guard, eager": (run_eagerly_under_a_transfer_guard, any_case),
     "transfer guard, under jit": (run_under_a_transfer_guard, any_case),
 }
 

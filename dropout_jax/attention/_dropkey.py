@@ -62,8 +62,13 @@ def dropkey_bias(
     dtype = _validation.check_floating_dtype(dtype, "dtype")
     key = _validation.check_key(key)
     if key is None:
-        return jnp.zeros(shape, dtype)
+        return _build_zeros(shape, dtype)
     return _draw_bias(key, random.rate_array(rate), shape=shape, dtype=dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "dtype"))
+def _build_zeros(shape: tuple[int, ...], dtype: np.dtype) -> Float[Array, "*shape"]:
+    return jnp.zeros(shape, dtype)
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "dtype"))

@@ -10,6 +10,7 @@ from dropout_jax.ops._apply import (
     compute_keep_scale,
     keeps_everything,
     nan_if_invalid_rate,
+    nan_unless,
     select_unscaled,
     widen,
     with_mask,

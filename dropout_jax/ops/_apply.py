@@ -196,7 +196,18 @@ def nan_if_invalid_rate(
     """Return the value, or NaN where a traced rate is outside [0, 1]."""
     if not isinstance(rate, Tracer):  # under jax.disable_jit: it has been checked
         return value
-    return jnp.where(random.is_valid_rate(rate), value, jnp.nan)
+    return nan_unless(random.is_valid_rate(rate), value)
+
+
+def nan_unless(
+    is_valid: Bool[Array, "*#shape"], value: Inexact[Array, "*shape"]
+) -> Inexact[Array, "*shape"]:
+    """Return the value, or NaN where it is not valid.
+
+    (jax.debug_nans with jax.disable_jit refuses a constant NaN, so this one is a root of -1.)
+    """
+    nan = jnp.sqrt(jnp.where(is_valid, jnp.float32(0), jnp.float32(-1)))
+    return jnp.where(is_valid, value, nan.astype(value.dtype))
 
 
 def with_type_of(x: jax.Array, fn: Callable[..., jax.Array]) -> Callable[..., Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from dropout_jax import _validation, random
@@ -57,7 +59,8 @@ def concrete_dropout(
     key = _validation.check_key(key)
     if key is None:
         return x
-    return _apply.with_type_of(x, _apply_concrete)(x, rate_logit, key, jnp.float32(temperature))
+    divisor = _validation.put_number(temperature, np.float32)
+    return _apply.with_type_of(x, _apply_concrete)(x, rate_logit, key, divisor)
 
 
 @jax.jit
@@ -115,13 +118,31 @@ def concrete_dropout_penalty(
     """
     weights = _validation.check_real_array(weights, "weights")
     _validation.check_min_ndim(weights, 1, "weights")
-    logit = _validation.check_scalar(rate_logit, "rate_logit").astype(_apply.compute_dtype(weights))
-    count = weights.shape[0]
+    scalars = (
+        _validation.check_scalar(rate_logit, "rate_logit"),
+        _validation.check_scalar(weight_scale, "weight_scale"),
+        _validation.check_scalar(dropout_scale, "dropout_scale"),
+    )
     if features is not None:
-        count = _validation.check_integer(features, "features", 1)
-    square = jnp.sum(jnp.square(weights.astype(logit.dtype)))
-    weight_scale = _validation.check_scalar(weight_scale, "weight_scale").astype(logit.dtype)
-    dropout_scale = _validation.check_scalar(dropout_scale, "dropout_scale").astype(logit.dtype)
+        features = _validation.check_integer(features, "features", 1)
+    return _compute_penalty(weights, *scalars, features=features)
+
+
+@functools.partial(jax.jit, static_argnames="features")
+def _compute_penalty(
+    weights: Float[Array, "..."],
+    rate_logit: Float[Array, ""],
+    weight_scale: Float[Array, ""],
+    dropout_scale: Float[Array, ""],
+    *,
+    features: int | None,
+) -> Float[Array, ""]:
+    weights = _apply.widen(weights)
+    logit, weight_scale, dropout_scale = (
+        scalar.astype(weights.dtype) for scalar in (rate_logit, weight_scale, dropout_scale)
+    )
+    count = weights.shape[0] if features is None else features
+    square = jnp.sum(jnp.square(weights))
     # Weights of 0 cost nothing, also where 1 - p underflows.
     kept = jnp.where(square == 0, 1, jax.nn.sigmoid(-logit))
     is_known = isinstance(count, int)  # also beyond int32; else a symbolic size of jax.export
@@ -214,6 +235,11 @@ def variational_dropout_kl(log_alpha: ArrayLike) -> Float[Array, "..."]:
       0.4312
     """
     log_alpha = _validation.check_broadcastable(log_alpha, None, "log_alpha")
+    return _compute_kl(log_alpha)
+
+
+@jax.jit
+def _compute_kl(log_alpha: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     wide = _apply.widen(log_alpha)
     kl = _K1 * jax.nn.sigmoid(-(_K2 + _K3 * wide)) + 0.5 * jax.nn.softplus(-wide)
     return kl.astype(log_alpha.dtype)

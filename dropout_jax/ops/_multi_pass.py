@@ -96,6 +96,13 @@ def r_drop_divergence(logits_a: ArrayLike, logits_b: ArrayLike) -> Float[Array, 
     logits_b = _validation.check_real_array(logits_b, "logits_b")
     _validation.check_classes(logits_a, "logits_a")
     _validation.check_same_shape_and_dtype(logits_b, logits_a, "logits_b", "logits_a")
+    return _compute_divergence(logits_a, logits_b)
+
+
+@jax.jit
+def _compute_divergence(
+    logits_a: Float[Array, "*batch classes"], logits_b: Float[Array, "*batch classes"]
+) -> Float[Array, "*batch"]:
     log_a, log_b = (_log_softmax(_apply.widen(x)) for x in (logits_a, logits_b))
     # The two divergences add up to (a - b)(log a - log b); a class that both exclude (-inf) adds 0.
     # One that only one of them excludes adds inf, also where the other's probability underflows.

@@ -223,7 +223,7 @@ def layer_drop(
     _validation.check_same_shape_and_dtype(out, x, "layer(x)", "x")
     keep, is_valid = _draw_decision(key, random.rate_array(rate))
     y = lax.cond(keep, layer, _identity, x)
-    y = jnp.where(is_valid, y, jnp.full_like(y, jnp.nan)) if isinstance(rate, Tracer) else y
+    y = _apply.nan_unless(is_valid, y) if isinstance(rate, Tracer) else y
     return with_weak_type_of(out, y)
 
 

@@ -330,11 +330,12 @@ def _check_resolution(
     rate: float | jax.Array, spatial: tuple[int, ...], blocks: tuple[int, ...]
 ) -> None:
     """Refuse a known rate so small that it never drops a block."""
-    if isinstance(rate, Tracer) or not rate > 0 or math.prod(spatial) == 0:
+    if isinstance(rate, Tracer) or math.prod(spatial) == 0:
         return
+    known = float(jax.device_get(rate))  # explicit, as jax.transfer_guard wants
     positions = math.prod(n - b + 1 for n, b in zip(spatial, blocks, strict=True))
     least = 2.0**-25 * math.prod(blocks) * positions / math.prod(spatial)
-    if rate <= least:
+    if 0 < known <= least:
         _validation.fail(
             ValueError,
             "rate",

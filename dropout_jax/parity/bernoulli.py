@@ -29,7 +29,7 @@ from dropout_jax import _validation
 from dropout_jax.random import threefry2x32
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, UInt32
+    from jaxtyping import Array, Bool, Float, UInt32
 
 
 def keep_mask(
@@ -84,12 +84,17 @@ def keep_mask(
             allowed = "a Python number for float64"
             _validation.fail(TypeError, "rate", rate, allowed, "Pass float(rate).")
         limit = math.ceil(p * 2**52)
-        limits = jnp.array([limit >> 32, limit & 0xFFFFFFFF], jnp.uint32)
+        limits = _validation.put_number([limit >> 32, limit & 0xFFFFFFFF], np.uint32)
     else:
-        # A traced rate may be outside [0, 1] or NaN, whose conversion depends on the platform.
-        share = jnp.where(p > 0, jnp.minimum(p, 1), 0)
-        limits = jnp.ceil(share * 2**23).astype(jnp.uint32)[None]
+        limits = _compute_limits(jax.device_put(p))  # explicit, as jax.transfer_guard wants
     return _draw_mask(jax.random.key_data(typed_key), limits, impl=impl, shape=shape)
+
+
+@jax.jit
+def _compute_limits(p: Float[Array, ""]) -> UInt32[Array, "1"]:
+    # A traced rate may be outside [0, 1] or NaN, whose conversion depends on the platform.
+    share = jnp.where(p > 0, jnp.minimum(p, 1), 0)
+    return jnp.ceil(share * 2**23).astype(jnp.uint32)[None]
 
 
 def _check_rate(rate: ArrayLike) -> float | jax.Array:
@@ -102,7 +107,7 @@ def _check_rate(rate: ArrayLike) -> float | jax.Array:
         _validation.check_rate(rate)
         return (1 - jnp.asarray(rate)).astype(jnp.float32)
     if isinstance(rate, np.ndarray | jax.Array) and rate.ndim == 0:
-        rate = np.asarray(rate)[()]
+        rate = np.asarray(jax.device_get(rate))[()]
     return 1 - _validation.check_probability(rate, "rate")
 
 

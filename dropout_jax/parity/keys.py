@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from dropout_jax import _validation
@@ -54,7 +55,8 @@ def linen(key: jax.Array, path: Sequence[str], call: int = 1) -> Shaped[Array, "
         _validation.fail(TypeError, "path", path, allowed, remedy)
     number = call.to_bytes((call.bit_length() + 7) // 8, "big")
     digest = hashlib.sha1(b"".join(name.encode() for name in path) + number).digest()
-    return jax.random.fold_in(key, int.from_bytes(digest[:4], "big"))
+    word = _validation.put_number(int.from_bytes(digest[:4], "big"), np.uint32)
+    return jax.random.fold_in(key, word)
 
 
 def nnx(key: jax.Array, count: int | jax.Array = 0) -> Shaped[Array, "*words"]:
@@ -83,7 +85,7 @@ def nnx(key: jax.Array, count: int | jax.Array = 0) -> Shaped[Array, "*words"]:
       Array(True, dtype=bool)
     """
     _check_key(key)
-    return jax.random.fold_in(key, _validation.check_scalar_integer(count, "count", 0, 2**32 - 1))
+    return jax.random.fold_in(key, _check_word(count, "count"))
 
 
 def haiku(key: jax.Array, call: int = 1) -> Shaped[Array, "*words"]:
@@ -110,16 +112,17 @@ def haiku(key: jax.Array, call: int = 1) -> Shaped[Array, "*words"]:
       Array(True, dtype=bool)
     """
     typed_key = _check_key(key)
-    last = _split_again(typed_key, _validation.check_integer(call, "call", 1, 2**31 - 1))
+    call = _validation.check_integer(call, "call", 1, 2**31 - 1)
+    last = _split_again(typed_key, _validation.put_number(call, np.int32))
     # A raw key of any implementation is uint32: jit would take one for another.
     return last if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.key_data(last)
 
 
 @jax.jit
-def _split_again(key: jax.Array, call: jax.Array | int) -> jax.Array:
+def _split_again(key: jax.Array, call: jax.Array) -> jax.Array:
     """Split `call` times, each time the first key of the last split; return the last second."""
     keys = jnp.stack([key, key])
-    return lax.fori_loop(0, call, lambda _, keys: jax.random.split(keys[0]), keys)[1]
+    return lax.fori_loop(jnp.int32(0), call, lambda _, keys: jax.random.split(keys[0]), keys)[1]
 
 
 def keras(seed: int | jax.Array, call: int | jax.Array = 0) -> UInt32[Array, "2"]:
@@ -144,11 +147,15 @@ def keras(seed: int | jax.Array, call: int | jax.Array = 0) -> UInt32[Array, "2"
       >>> keys.keras(7, 2)
       Array([7, 2], dtype=uint32)
     """
-    words = [
-        _validation.check_scalar_integer(value, name, 0, 2**32 - 1)
-        for value, name in ((seed, "seed"), (call, "call"))
-    ]
-    return jnp.stack([jnp.asarray(word, jnp.uint32) for word in words])
+    return jnp.stack([_check_word(seed, "seed"), _check_word(call, "call")])
+
+
+def _check_word(value: int | jax.Array, name: str) -> jax.Array:
+    """Return an integer below 2^32, traced or not, as uint32."""
+    word = _validation.check_scalar_integer(value, name, 0, 2**32 - 1)
+    if isinstance(word, int):
+        return _validation.put_number(word, np.uint32)
+    return word.astype(jnp.uint32)
 
 
 def _check_key(key: jax.Array) -> jax.Array:

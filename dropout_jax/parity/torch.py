@@ -226,7 +226,10 @@ def jax_cpu_mask(seed: ArrayLike, shape: Sequence[int], p: float) -> Bool[Array,
       Array([0, 0, 1, 0, 0, 0, 1, 1, 0, 1], dtype=int32)
     """
     seed = _validation.check_scalar_integer(seed, "seed", -(2**63), 2**64 - 1)
-    word = jnp.uint32(seed & 0xFFFFFFFF) if isinstance(seed, int) else seed.astype(jnp.uint32)
+    if isinstance(seed, int):
+        word = _validation.put_number(seed & 0xFFFFFFFF, np.uint32)
+    else:
+        word = seed.astype(jnp.uint32)
     shape, p = _validation.check_shape(shape), _validation.check_probability(p, "p")
     return _draw_cpu_mask(word, shape=shape, p=p)
 

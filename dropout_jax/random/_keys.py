@@ -58,8 +58,8 @@ def fold(key: jax.Array | None, *path: PathPart) -> jax.Array | None:
     return key
 
 
-def _path_word(part: PathPart) -> int | jax.Array:
+def _path_word(part: PathPart) -> jax.Array:
     word = _validation.check_path_part(part)
     if isinstance(word, str):
-        return int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big")
-    return word
+        word = int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big")
+    return word if isinstance(word, jax.Array) else _validation.put_number(word, np.uint32)

@@ -206,7 +206,7 @@ def _draw_mask(
 
 def rate_array(rate: float | Float32[Array, ""]) -> Float32[Array, ""]:
     """Convert a checked rate, by an explicit transfer, which jax.transfer_guard allows."""
-    return rate if isinstance(rate, jax.Array) else jax.device_put(np.float32(rate))
+    return rate if isinstance(rate, jax.Array) else _validation.put_number(rate, np.float32)
 
 
 def threshold(rate: Float32[Array, ""]) -> UInt32[Array, ""]:
@@ -471,11 +471,35 @@ def _draw_planes(
         counter = row, column * PAIRS + jnp.uint32(pair)
         even, odd = threefry2x32(params.seed, counter)
         if pair == 0:
-            for bit in range(lowest, BORROWED):
-                rotated = _rotate_right(even, BORROWED - bit)
-                mask = _combine_plane(mask, rotated, params.threshold >> bit)
-        for plane, bit in ((even, BORROWED + 2 * pair), (odd, BORROWED + 2 * pair + 1)):
-            mask = _combine_plane(mask, plane, params.threshold >> bit)
+            mask = _combine_borrowed(mask, even, params.threshold, lowest)
+        bit = BORROWED + 2 * pair
+        bits = params.threshold >> bit, params.threshold >> (bit + 1)
+        mask = _combine_pair(mask, (even, odd), bits)
+    return mask
+
+
+@jax.jit  # traced once for its eight calls in a mask, on each platform
+def _combine_pair(
+    mask: UInt32[Array, "*words"],
+    planes: tuple[UInt32[Array, "*words"], UInt32[Array, "*words"]],
+    bits: tuple[UInt32[Array, ""], UInt32[Array, ""]],
+) -> UInt32[Array, "*words"]:
+    """Combine two planes with the lowest of their bits."""
+    for plane, bit in zip(planes, bits, strict=True):
+        mask = _combine_plane(mask, plane, bit)
+    return mask
+
+
+@functools.partial(jax.jit, static_argnames="lowest")
+def _combine_borrowed(
+    mask: UInt32[Array, "*words"],
+    plane: UInt32[Array, "*words"],
+    threshold: UInt32[Array, ""],
+    lowest: int,
+) -> UInt32[Array, "*words"]:
+    """Combine the rotated copies of plane 0 for the bits from `lowest` up to those of planes."""
+    for bit in range(lowest, BORROWED):
+        mask = _combine_plane(mask, _rotate_right(plane, BORROWED - bit), threshold >> bit)
     return mask
 
 
