@@ -252,7 +252,7 @@ def _compute_entropy(probabilities: Float[Array, "*batch classes"]) -> Float[Arr
     # The derivative of -p log p at 0 is infinite; here it is 0, so that a class excluded by a logit
     # of -inf puts no NaN into the gradient of the others.
     positive = jnp.where(probabilities == 0, 1, probabilities)
-    return -(positive * jnp.log(positive)).sum(-1)
+    return (positive * -jnp.log(positive)).sum(-1)
 
 
 def _check_probabilities(predictions: ArrayLike) -> Float[Array, "samples *batch classes"]:

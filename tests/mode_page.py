@@ -14,6 +14,9 @@ without the mode, or the call is refused with an error that names the reason and
 `pytest -m "slow or not slow" tests/dropout_jax/test_modes.py` runs all cells, and
 tests/mode_page.py writes this page from the same table. Nothing here ran on a GPU or a
 TPU: programs for cuda and tpu are exported, that is traced and lowered.
+
+Under a transfer guard an eager call is checked, with arrays on the device, and not its eager
+derivative, for which JAX moves constants of its own.
 """
 
 
