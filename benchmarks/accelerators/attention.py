@@ -59,8 +59,11 @@ class Case:
             return (4 * weights + 4 * inputs) / MIB
         if self.implementation == "blockwise":
             return 9 * inputs / MIB
-        padding = max(1, 128 / self.dim)
-        times = 3.5 * padding if is_tpu else 2.5 * 2 ** math.ceil(math.log2(self.dim)) / self.dim
+        if is_tpu:
+            times = 3.5 * max(1, 128 / self.dim)
+        else:  # a power of two of dims, beside the arrays as given
+            padding = 2 ** math.ceil(math.log2(self.dim)) / self.dim
+            times = 2.5 * padding + (padding > 1)
         return (times * inputs + 3 * bias) / MIB
 
 

@@ -10,8 +10,8 @@ from typing import Any
 COMPILING = "compiling: "
 """what compile.py writes between the compilers' logs, before each program and what names it"""
 
-LIMIT_S = 120
-"""of CPU for one program; the longest of the short form takes 45"""
+LIMITS_S = {"op": 40, "attention": 40, "step": 120, "generation": 120, "largest batch": 120}
+"""of CPU for one program by its kind; those of the short form take a third of it"""
 SPILLS_IN_FLOAT32 = 128  # bytes
 
 Row = dict[str, Any]
@@ -42,10 +42,10 @@ def last_program(log: str) -> Row | None:
     return json.loads(lines[-1].removeprefix(COMPILING)) if lines else None
 
 
-def explain_end(code: int) -> str:
-    """Say how a process ended; XLA's exit code is the negative number of a signal."""
+def explain_end(code: int, kind: str) -> str:
+    """Say how a process ended; the code is the negative number of a signal, if one ended it."""
     if code == -signal.SIGXCPU:
-        return f"the compiler does not finish in {LIMIT_S} s of CPU"
+        return f"the compiler does not finish in {LIMITS_S[kind]} s of CPU"
     return f"the compiler ends its process with {code}"
 
 

@@ -19,7 +19,7 @@ os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "0", "TPU_MIN_LOG_LEVEL": "0", "TPU_STDER
 
 
 def main() -> None:
-    from checks import COMPILING
+    from checks import COMPILING, LIMITS_S
     from evidence import PtxDump, measure
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -43,7 +43,7 @@ def main() -> None:
         known = {"device": chip.name, "kind": program.kind, "program": program.name}
         known["command"] = program.command(chip, full=settings.full)
         print(COMPILING + json.dumps(known), file=sys.stderr, flush=True)
-        row = known | measure(program.lower)
+        row = known | measure(program.lower, LIMITS_S[program.kind])
         if dump and program.kind in ("op", "attention"):
             row |= dump.assemble()
         row |= {

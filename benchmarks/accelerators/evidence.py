@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 
-from checks import LIMIT_S
 from minigpt.distributed import COLLECTIVES, count_collectives
 
 MASK_SIZE = 1024  # elements; a key has 2 or 4 words, and no mask here is smaller
@@ -53,7 +52,7 @@ def cpu_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def limit_cpu_seconds(limit: int = LIMIT_S) -> None:
+def limit_cpu_seconds(limit: int) -> None:
     """Let the next `limit` seconds of CPU end this process, as a compiler can go on for ever.
 
     A signal handler of Python would wait for the compiler; this is the kernel's default.
@@ -62,10 +61,10 @@ def limit_cpu_seconds(limit: int = LIMIT_S) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (used + limit, resource.RLIM_INFINITY))
 
 
-def measure(lower: Any) -> dict[str, Any]:
-    """Compile what `lower()` gives; an error becomes the entry "error"."""
+def measure(lower: Any, limit: int = 120) -> dict[str, Any]:
+    """Compile what `lower()` gives, in `limit` s of CPU; an error becomes the entry "error"."""
     start = cpu_seconds()
-    limit_cpu_seconds()
+    limit_cpu_seconds(limit)
     try:
         compiled: jax.stages.Compiled = lower().compile()
     except Exception as error:  # whatever a compiler raises is what this reports

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from checks import LIMIT_S, SPILLS_IN_FLOAT32
+from checks import LIMITS_S, SPILLS_IN_FLOAT32
 from run_report import make_table, run_section
 
 INTRODUCTION = """\
@@ -25,7 +25,8 @@ Three words on this page have one meaning each.
 
 It fails if
 
-- a program does not compile, or takes its compiler more than {limit} s of CPU;
+- a program does not compile, or takes its compiler more than {limits[attention]} s of CPU (a step
+  {limits[step]} s);
 - the peak memory of a program exceeds its bound;
 - dropout changes the collectives of a training step on a mesh;
 - a collective carries a mask, or attention with batch and heads sharded has a collective;
@@ -40,7 +41,7 @@ causal. A step is one of training. To compile one row of a table alone, give its
 
     {command}
 
-- CPU s: seconds to compile.
+- CPU s: seconds to compile; more where other programs use the machine too.
 - Peak, Bound: the memory of one device in MiB, and what it must not exceed.
 - Collectives, by channel: all-gather (AG), all-reduce (AR), all-to-all (AA), collective-permute
   (CP), reduce-scatter (RS).
@@ -86,7 +87,7 @@ def render(rows: list[Row], results: Path) -> str:
         by_device.setdefault(row["device"], []).append(row)
     return "\n".join(
         [
-            INTRODUCTION.format(limit=LIMIT_S, spills=SPILLS_IN_FLOAT32),
+            INTRODUCTION.format(limits=LIMITS_S, spills=SPILLS_IN_FLOAT32),
             "## Run\n",
             run_section(results),
             f"## Simulated\n\n{SIMULATED}",

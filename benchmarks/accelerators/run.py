@@ -65,7 +65,8 @@ def compile_in(venv: str, chips: tuple[str, ...], options: list[str]) -> list[Ro
         program = last_program(result.stderr)
         if program is None or program["command"] in {row["command"] for row in rows}:
             sys.exit(f"{' '.join(map(str, command))}\n{result.stderr}")
-        rows.append(program | {"error": explain_end(result.returncode), "cpu_s": 0.0})
+        error = explain_end(result.returncode, program["kind"])
+        rows.append(program | {"error": error, "cpu_s": 0.0})
 
 
 def read_rows(stdout: str, stderr: str) -> list[Row]:

@@ -87,7 +87,7 @@ def _tables(rows: list[Row]) -> Iterator[tuple[str, str, str, tuple[str, ...], C
         yield (
             f"Dropout, {dtype}.",
             "dropout",
-            "Milliseconds; the median of five.",
+            "Milliseconds, the median of five. PyTorch's gradient runs its forward pass too.",
             ("", *(f"{each.removesuffix(' ' + dtype)}, {x}" for x, each in columns)),
             [
                 (name, *(_figure(by_what, f"{key}, {x}, {each}") for x, each in columns))

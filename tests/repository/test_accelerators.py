@@ -95,8 +95,8 @@ def test_a_program_that_ends_the_process_fails():
     assert program is not None
     assert program["command"] == "b"
     assert checks.last_program("error") is None
-    assert "does not finish in" in checks.explain_end(-signal.SIGXCPU)
-    assert "ends its process with -11" in checks.explain_end(-signal.SIGSEGV)
+    assert "does not finish in 40 s" in checks.explain_end(-signal.SIGXCPU, "op")
+    assert "ends its process with -11" in checks.explain_end(-signal.SIGSEGV, "op")
 
 
 def test_a_compiler_that_does_not_finish_is_stopped():
