@@ -14,6 +14,7 @@ import platform
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -168,6 +169,7 @@ def time_all(programs, least=0.05):
     for _ in range(5):
         for name, (call, wait) in programs.items():
             start = time.perf_counter()
+            last = None
             for _ in range(counts[name]):
                 last = call()
             wait(last)
@@ -185,7 +187,9 @@ def compile_all(functions):
     def build(item):
         fn, args = item
         compiled = jax.jit(fn).lower(*args).compile()
-        return (lambda: compiled(*args)), compiled.memory_analysis().temp_size_in_bytes
+        memory = compiled.memory_analysis()
+        assert memory is not None
+        return (lambda: compiled(*args)), memory.temp_size_in_bytes
 
     with ThreadPoolExecutor(12) as pool:
         built = dict(zip(functions, pool.map(build, functions.values()), strict=True))
@@ -282,7 +286,7 @@ def measure_attention():
 def _measure_attention(length, dim, dtype):
     shape = (16384 // length, length, 12, dim)
     arrays = [normal(seed, *shape, dtype=dtype) for seed in (1, 2, 3, 4)]
-    runs = {f"ours, kernel, {rate}": _ours("kernel", rate) for rate in (RATE, 0.0)}
+    runs: dict[str, Any] = {f"ours, kernel, {rate}": _ours("kernel", rate) for rate in (RATE, 0.0)}
     runs["jax.nn, cudnn, 0.0"] = _jax("cudnn")
     if (dim, dtype) == (64, "bfloat16"):
         runs |= {f"ours, blockwise, {rate}": _ours("blockwise", rate) for rate in (RATE, 0.0)}
@@ -397,7 +401,8 @@ def _measure_training(attention, rate, batch_size=16, steps=8):
     batch, state = Batch(rows[:, :-1], rows[:, 1:]), training.state
     compiled = training.train_step.lower(state, batch, KEY).compile()
     memory = compiled.memory_analysis()
-    times = []
+    assert memory is not None
+    times, loss = [], float("nan")
     for _ in range(steps):
         start = time.perf_counter()
         state, metrics = compiled(state, batch, KEY)
@@ -429,7 +434,7 @@ CHECKS = {
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=CHECKS, default=list(CHECKS))
     parser.add_argument("--out", type=Path)
     settings = parser.parse_args()
