@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import collections
+import json
+import signal
 from typing import Any
 
 COMPILING = "compiling: "
-"""what compile.py writes between the compilers' logs, before each program"""
+"""what compile.py writes between the compilers' logs, before each program and what names it"""
+
+LIMITS_S = {"op": 40, "attention": 40, "step": 120, "generation": 120, "largest batch": 120}
+"""of CPU for one program by its kind; those of the short form take a third of it"""
+SPILLS_IN_FLOAT32 = 128  # bytes
 
 Row = dict[str, Any]
 
@@ -21,13 +27,26 @@ def failures(rows: list[Row]) -> list[str]:
 
 
 def count_rematerializations(log: str) -> dict[str, int]:
-    """Count XLA's warnings that it replicates an array as a last resort, by program."""
-    label, counts = "", collections.Counter[str]()
+    """Count XLA's warnings that it replicates an array as a last resort, by program's command."""
+    command, counts = "", collections.Counter[str]()
     for line in log.splitlines():
         if line.startswith(COMPILING):
-            label = line.removeprefix(COMPILING)
-        counts[label] += "Involuntary full rematerialization" in line
+            command = json.loads(line.removeprefix(COMPILING))["command"]
+        counts[command] += "Involuntary full rematerialization" in line
     return dict(counts)
+
+
+def last_program(log: str) -> Row | None:
+    """The program that was being compiled when the log ends."""
+    lines = [line for line in log.splitlines() if line.startswith(COMPILING)]
+    return json.loads(lines[-1].removeprefix(COMPILING)) if lines else None
+
+
+def explain_end(code: int, kind: str) -> str:
+    """Say how a process ended; the code is the negative number of a signal, if one ended it."""
+    if code == -signal.SIGXCPU:
+        return f"the compiler does not finish in {LIMITS_S[kind]} s of CPU"
+    return f"the compiler ends its process with {code}"
 
 
 def _row_failures(row: Row) -> list[str]:
@@ -42,9 +61,21 @@ def _row_failures(row: Row) -> list[str]:
         reasons.append(f"{row['mask_collectives']} collectives carry a mask")
     if row.get("rematerializations"):
         reasons.append(f"{row['rematerializations']} involuntary full rematerializations")
-    if "bfloat16" in row["program"] and row.get("spill_bytes"):
-        reasons.append(f"{row['spill_bytes']} bytes of spills in bfloat16")
+    if row.get("has_collectives") is False and row["collectives"]:
+        reasons.append(f"collectives where each device has its part: {row['collectives']}")
+    expected, kernels = row.get("expected_kernels", 0), row.get("kernels", 0)
+    if kernels < expected:
+        reasons.append(f"{kernels} kernels are compiled, and {expected} were expected")
+    reasons += _spill_failures(row)
     return reasons
+
+
+def _spill_failures(row: Row) -> list[str]:
+    spilled, dtype = row.get("spill_bytes", 0), "bfloat16"
+    allowed = 0
+    if dtype not in row["program"]:
+        dtype, allowed = "float32", SPILLS_IN_FLOAT32
+    return [f"{spilled} bytes of spills in {dtype}"] if spilled > allowed else []
 
 
 def _group_failures(rows: list[Row]) -> list[str]:

@@ -19,38 +19,43 @@ os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "0", "TPU_MIN_LOG_LEVEL": "0", "TPU_STDER
 
 
 def main() -> None:
-    from checks import COMPILING
+    from checks import COMPILING, LIMITS_S
     from evidence import PtxDump, measure
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("chips", nargs="+")
     parser.add_argument("--only", default="", help="programs whose kind and name start so")
     parser.add_argument("--full", action="store_true", help="the large programs too")
+    parser.add_argument("--first", type=int, default=0, help="how many programs to pass over")
     settings = parser.parse_args()
     dump = PtxDump() if "h100" in settings.chips else None
     from largest_batch import largest_batches
     from programs import programs
     from targets import CHIPS
 
-    for name in settings.chips:
-        chip = CHIPS[name]
-        for program in programs(chip, full=settings.full):
-            label = f"{program.kind} {program.name}"
-            if not label.startswith(settings.only):
-                continue
-            row = {"device": name, "kind": program.kind, "program": program.name}
-            print(f"{COMPILING}{name} {label}", file=sys.stderr, flush=True)
-            row |= measure(program.lower)
-            if dump and program.kind in ("op", "attention"):
-                row |= dump.assemble()
-            row |= {"bound_mib": round(program.bound_mib, 1), "group": program.same_collectives}
-            command = (
-                f'{chip.venv}/bin/python benchmarks/accelerators/compile.py {name} --only "{label}"'
-            )
-            row["command"] = command + (" --full" if settings.full else "")
-            print(json.dumps(row), flush=True)
-        if settings.full and not settings.only:
-            for row in largest_batches(chip):
+    chosen = [
+        (CHIPS[name], program)
+        for name in settings.chips
+        for program in programs(CHIPS[name], full=settings.full)
+        if f"{program.kind} {program.name}".startswith(settings.only)
+    ]
+    for chip, program in chosen[settings.first :]:
+        known = {"device": chip.name, "kind": program.kind, "program": program.name}
+        known["command"] = program.command(chip, full=settings.full)
+        print(COMPILING + json.dumps(known), file=sys.stderr, flush=True)
+        row = known | measure(program.lower, LIMITS_S[program.kind])
+        if dump and program.kind in ("op", "attention"):
+            row |= dump.assemble()
+        row |= {
+            "bound_mib": round(program.bound_mib, 1),
+            "group": program.same_collectives,
+            "expected_kernels": program.attention_kernels,
+            "has_collectives": program.has_collectives,
+        }
+        print(json.dumps(row), flush=True)
+    if settings.full and not settings.only:
+        for name in settings.chips:
+            for row in largest_batches(CHIPS[name]):
                 print(json.dumps(row), flush=True)
 
 

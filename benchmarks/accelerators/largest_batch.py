@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from evidence import cpu_seconds
+from checks import LIMITS_S
+from evidence import cpu_seconds, limit_cpu_seconds
 from minigpt.config import PRESETS
 from minigpt.training import plan_training
 from targets import Chip
@@ -36,6 +37,7 @@ def largest_batches(chip: Chip) -> Iterator[dict[str, Any]]:
 
 
 def _fits(chip: Chip, batch_size: int) -> bool:
+    limit_cpu_seconds(LIMITS_S["largest batch"])
     config = PRESETS["gpt2"]
     model = dataclasses.replace(config.model, dtype="bfloat16", scan_layers=True)
     config = dataclasses.replace(config, model=model, mesh="data=1", batch_size=batch_size)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from checks import LIMITS_S, SPILLS_IN_FLOAT32
+from run_report import make_table, run_section
 
 INTRODUCTION = """\
 # Accelerators
@@ -16,26 +19,54 @@ Three words on this page have one meaning each.
 - **Simulated**: an interpreter ran the program as the device would, on a CPU.
 - **Run**: a device ran it. Only these figures are measurements.
 
-`make accelerators` writes this page and `benchmarks/results/accelerators.json`, with the versions
-of `benchmarks/accelerators/pins.txt`; `make accelerators FULL=--full` compiles the large programs
-too. It fails if a program does not compile, if its peak memory exceeds the stated bound, if dropout
-changes the collectives of a mesh, if a collective carries a mask, if XLA replicates an array as its
-last resort ("involuntary full rematerialization"), or if a bfloat16 op or attention on an H100
-spills registers.
+`make accelerators` compiles everything and writes this page and its JSON,
+[accelerators.json](../benchmarks/results/accelerators.json). The versions are those of
+`benchmarks/accelerators/pins.txt`. `make accelerators FULL=--full` adds the large programs.
+
+It fails if
+
+- a program does not compile, or takes its compiler more than {limits[attention]} s of CPU (a step
+  {limits[step]} s);
+- the peak memory of a program exceeds its bound;
+- dropout changes the collectives of a training step on a mesh;
+- a collective carries a mask, or attention with batch and heads sharded has a collective;
+- XLA replicates an array as its last resort ("involuntary full rematerialization");
+- attention by a kernel is compiled without one, as the interpreter would be;
+- a bfloat16 op or attention on an H100 spills registers, or a float32 one more than {spills} bytes.
 """
 
 NOTES = """\
-An op and attention are forward and backward in one program, at a rate of 0.1. CPU s is the time to
-compile. Peak is the largest memory of one device in MiB, and Bound what it must not exceed.
-Collectives are counted by channel: all-gather (AG), all-reduce (AR), all-to-all (AA),
-collective-permute (CP), reduce-scatter (RS). Cycles are estimated by XLA:TPU, and the body of a
-loop counts once. Registers (the most per thread), shared memory and spills (bytes) are ptxas's.
+An op and attention are forward and backward in one program, at a dropout rate of 0.1; attention is
+causal. A step is one of training. To compile one row of a table alone, give its first column:
+
+    {command}
+
+- CPU s: seconds to compile; more where other programs use the machine too.
+- Peak, Bound: the memory of one device in MiB, and what it must not exceed.
+- Collectives, by channel: all-gather (AG), all-reduce (AR), all-to-all (AA), collective-permute
+  (CP), reduce-scatter (RS).
+- Cycles: XLA:TPU's estimate. The body of a loop counts once, and a kernel of Pallas not at all.
+- Registers (of a thread), Shared (memory, bytes), Spills (bytes of a thread): the largest of the
+  program's kernels, by ptxas and XLA.
 """
 
-HEADER = (
-    *("Device", "Program", "CPU s", "Peak", "Bound", "Collectives", "Cycles"),
-    *("Registers", "Shared", "Spills", "Command"),
-)
+SIMULATED = """\
+Interpreters run both attention kernels in `make test`: against the naive form, with the set of
+dropped weights bit for bit that of `keep_mask`. The TPU's interpreter also looks for races, and a
+kernel with a race on purpose makes it report one.
+
+    pytest tests/dropout_jax/attention
+"""
+
+MEMORY = ("peak_mib", "Peak"), ("bound_mib", "Bound")
+GPU = ("registers", "Registers"), ("shared_bytes", "Shared"), ("spill_bytes", "Spills")
+COLUMNS = {
+    "cpu_s": "CPU s",
+    **dict(MEMORY),
+    "collectives": "Collectives",
+    "cycles": "Cycles",
+    **dict(GPU),
+}
 SHORT_NAMES = {
     "all-gather": "AG",
     "all-reduce": "AR",
@@ -43,52 +74,67 @@ SHORT_NAMES = {
     "collective-permute": "CP",
     "reduce-scatter": "RS",
 }
+VENVS = {"h100": ".venv-cuda"}
+
+Row = dict[str, Any]
 
 
-def render(rows: list[dict[str, Any]], results: Path) -> str:
+def render(rows: list[Row], results: Path) -> str:
     """The page; `results` is the folder of the gpu-*.json files."""
-    cells = [_cells(row) for row in rows]
     total = round(sum(row["cpu_s"] for row in rows))
+    by_device: dict[str, list[Row]] = {}
+    for row in rows:
+        by_device.setdefault(row["device"], []).append(row)
     return "\n".join(
         [
-            INTRODUCTION,
-            f"## Compiled\n\n{NOTES}\n{len(rows)} programs, {total} s of CPU.\n",
-            _table(HEADER, cells),
-            f"\n## Run\n\n{_run_section(results)}",
+            INTRODUCTION.format(limits=LIMITS_S, spills=SPILLS_IN_FLOAT32),
+            "## Run\n",
+            run_section(results),
+            f"## Simulated\n\n{SIMULATED}",
+            f"## Compiled\n\n{NOTES.format(command=_command('v5e'))}",
+            f"{len(rows)} programs, {total} s of CPU.\n",
+            *(_device_section(device, of_device) for device, of_device in by_device.items()),
         ]
     )
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    calls = row.get("collectives") or {}
-    names = ("peak_mib", "bound_mib")
-    gpu = ("registers", "shared_bytes", "spill_bytes")
-    return (
-        row["device"],
-        f"{row['kind']}: {row['program']}" + (" **fails to compile**" if "error" in row else ""),
-        f"{row['cpu_s']:.1f}",
-        *(f"{row[name]:.4g}" if name in row else "" for name in names),
-        ", ".join(f"{count} {SHORT_NAMES[kind]}" for kind, count in calls.items()),
-        f"{row['cycles']:,}" if row.get("cycles") else "",
-        *(str(row.get(name, "")) for name in gpu),
-        f"`{row['command']}`",
-    )
+def _command(device: str) -> str:
+    venv = VENVS.get(device, ".venv-tpu")
+    return f'{venv}/bin/python benchmarks/accelerators/compile.py {device} --only "PROGRAM"'
 
 
-def _run_section(results: Path) -> str:
-    """What devices did, from files with a "device" and rows of what, figure, unit and command."""
-    files = sorted(results.glob("gpu-*.json"))
-    if not files:
-        return "Nothing has run on a device yet.\n"
-    cells = []
-    for path in files:
-        content = json.loads(path.read_text())
-        for row in content["rows"]:
-            figure = f"{row['figure']} {row['unit']}".strip()
-            cells.append((content["device"], row["what"], figure, f"`{row['command']}`"))
-    return _table(("Device", "What", "Figure", "Command"), cells) + "\n"
+def _device_section(device: str, rows: list[Row]) -> str:
+    columns = [name for name in COLUMNS if any(row.get(name) for row in rows)]
+    table = [
+        (_label(row), *(_format_cell(name, row.get(name)) for name in columns)) for row in rows
+    ]
+    parts = [
+        f"### {device}\n\n    {_command(device)}\n",
+        make_table(("Program", *(COLUMNS[name] for name in columns)), table),
+    ]
+    if kernels := list(_kernel_cells(rows)):
+        parts.append("\nThe attention kernels of these programs:\n")
+        header = ("Program", "Kernel", *(name for _, name in GPU))
+        parts.append(make_table(header, kernels))
+    return "\n".join(parts) + "\n"
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [header, ("---",) * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+def _label(row: Row) -> str:
+    label = f"{row['kind']} {row['program']}"
+    return label + " **fails to compile**" if "error" in row else label
+
+
+def _format_cell(name: str, value: Any) -> str:
+    if value is None or value == {}:
+        return ""
+    if name == "collectives":
+        return ", ".join(f"{count} {SHORT_NAMES[kind]}" for kind, count in value.items())
+    if name in dict(MEMORY):
+        return f"{value:.4g}"
+    return f"{value:.1f}" if name == "cpu_s" else f"{value:,}"
+
+
+def _kernel_cells(rows: list[Row]) -> Iterator[tuple[str, ...]]:
+    for row in rows:
+        for kernel, figures in row.get("attention_kernels", {}).items():
+            yield row["program"], kernel, *(f"{figures[name]:,}" for name, _ in GPU)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from checks import count_rematerializations, failures
+from checks import Row, count_rematerializations, explain_end, failures, last_program
 from report import render
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,9 +22,21 @@ CHIPS = {".venv-tpu": ("v4", "v5e", "v5p", "v6e"), ".venv-cuda": ("h100",)}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true", help="the large programs too")
-    full = parser.parse_args().full
-    rows = [row for venv, chips in CHIPS.items() for row in compile_in(venv, chips, full=full)]
+    parser.add_argument("--only", default="", help="programs that start so; writes nothing")
+    settings = parser.parse_args()
+    options = ["--only", settings.only] + (["--full"] if settings.full else [])
+    rows = [row for venv, chips in CHIPS.items() for row in compile_in(venv, chips, options)]
     reasons = failures(rows)
+    if not settings.only:
+        write_page(rows, reasons, full=settings.full)
+    print(f"{len(rows)} programs, {sum(row['cpu_s'] for row in rows):.0f} s of CPU")
+    for reason in reasons:
+        print(f"FAILED {reason}")
+    sys.exit(bool(reasons))
+
+
+def write_page(rows: list[Row], reasons: list[str], *, full: bool) -> None:
+    """Write the page and its JSON."""
     pins = [
         line
         for line in Path(__file__).with_name("pins.txt").read_text().splitlines()
@@ -33,26 +45,35 @@ def main() -> None:
     content = {"full": full, "versions": pins, "failures": reasons, "rows": rows}
     (RESULTS / "accelerators.json").write_text(json.dumps(content, indent=1) + "\n")
     (ROOT / "docs" / "accelerators.md").write_text(render(rows, RESULTS))
-    print(f"{len(rows)} programs, {sum(row['cpu_s'] for row in rows):.0f} s of CPU")
-    for reason in reasons:
-        print(f"FAILED {reason}")
-    sys.exit(bool(reasons))
 
 
-def compile_in(venv: str, chips: tuple[str, ...], *, full: bool) -> list[dict]:
-    """The rows of some chips; the compilers' logs are shown only if the process fails."""
+def compile_in(venv: str, chips: tuple[str, ...], options: list[str]) -> list[Row]:
+    """The rows of some chips.
+
+    A compiler that crashes, or does not finish, ends its process: the program fails, and another
+    process goes on with the next one. Logs are shown only if a process ends without a program.
+    """
     command = [ROOT / venv / "bin" / "python", Path(__file__).with_name("compile.py"), *chips]
-    command += ["--full"] if full else []
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        sys.exit(f"{' '.join(map(str, command))}\n{result.stderr}")
-    rows = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
-    warnings = count_rematerializations(result.stderr)
-    labels = [f"{row['device']} {row['kind']} {row['program']}" for row in rows]
-    return [
-        row | {"rematerializations": warnings.get(label, 0)}
-        for row, label in zip(rows, labels, strict=True)
-    ]
+    command += options
+    rows: list[Row] = []
+    while True:
+        first = ["--first", str(len(rows))]
+        result = subprocess.run([*command, *first], capture_output=True, text=True, check=False)
+        rows += read_rows(result.stdout, result.stderr)
+        if not result.returncode:
+            return rows
+        program = last_program(result.stderr)
+        if program is None or program["command"] in {row["command"] for row in rows}:
+            sys.exit(f"{' '.join(map(str, command))}\n{result.stderr}")
+        error = explain_end(result.returncode, program["kind"])
+        rows.append(program | {"error": error, "cpu_s": 0.0})
+
+
+def read_rows(stdout: str, stderr: str) -> list[Row]:
+    """The rows that a process printed, with what the compiler's log says of each."""
+    warnings = count_rematerializations(stderr)
+    rows = [json.loads(line) for line in stdout.splitlines() if line.startswith("{")]
+    return [row | {"rematerializations": warnings.get(row["command"], 0)} for row in rows]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from minigpt.distributed import Topology, describe_topology
 
 @dataclass(frozen=True)
 class Chip:
-    """A chip, and topologies of 1, 8, 64 and 256 of it."""
+    """A chip, and topologies of 1, 4, 8, 64 and 256 of it."""
 
     name: str
     venv: str
@@ -34,10 +34,15 @@ CHIPS = {
     chip.name: chip
     for chip in (
         Chip("v4", ".venv-tpu", {1: "v4", 8: "v4:2x2x2"}),
-        Chip("v5e", ".venv-tpu", {1: "v5e", 8: "v5e:2x4", 64: "v5e:8x8", 256: "v5e:16x16"}, True),
+        Chip(
+            "v5e",
+            ".venv-tpu",
+            {1: "v5e", 4: "v5e:2x2", 8: "v5e:2x4", 64: "v5e:8x8", 256: "v5e:16x16"},
+            True,
+        ),
         Chip("v5p", ".venv-tpu", {1: "v5p", 8: "v5p:2x2x2"}),
         Chip("v6e", ".venv-tpu", {1: "v6e", 8: "v6e:2x4"}),
-        Chip("h100", ".venv-cuda", {1: "h100", 8: "h100:8"}, True),
+        Chip("h100", ".venv-cuda", {1: "h100", 4: "h100:4", 8: "h100:8"}, True),
     )
 }
 
@@ -48,6 +53,6 @@ def abstract_array(device: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=SingleDeviceSharding(device))
 
 
-def abstract_key(device: Any) -> Any:
+def abstract_key(sharding: Any) -> Any:
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return abstract_array(device, key.shape, key.dtype)
+    return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding)

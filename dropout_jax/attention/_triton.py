@@ -40,7 +40,7 @@ class Blocks(NamedTuple):
 
 
 # For a kernel, and for the bytes of an element and the dims of a head: the blocks that are fastest
-# on an H100 among those that spill no registers there.
+# on an H100 among those that spill no registers there; those of a bias are compiled only.
 BLOCKS = {
     "forward": {
         (4, 64): Blocks(128, 64, 8, 2),
@@ -65,6 +65,14 @@ BLOCKS = {
         (4, 32): Blocks(64, 128, 8, 2),
         (4, 64): Blocks(64, 128, 8, 2),
         (4, 128): Blocks(32, 32, 4, 2),
+        (4, 256): Blocks(32, 16, 8, 1),
+    },
+    "bias": {
+        (2, 64): Blocks(128, 64, 8, 2),
+        (2, 128): Blocks(128, 64, 8, 3),
+        (2, 256): Blocks(128, 32, 8, 1),
+        (4, 64): Blocks(128, 64, 8, 2),
+        (4, 128): Blocks(128, 32, 8, 2),
         (4, 256): Blocks(32, 16, 8, 1),
     },
 }
@@ -207,14 +215,25 @@ def _build_kernel(plan: Plan, inputs: Inputs, name: str) -> Kernel:
     queries, heads, dim = inputs.query.shape[1:]
     keys, key_heads = inputs.key.shape[1:3]
     blocks = _choose_blocks(name, inputs.query.dtype.itemsize, dim)
+    if plan.static_mask.window is not None:  # its second comparison needs registers
+        blocks = _halve_loop(name, blocks)
+    if inputs.bias is not None and dim > 128:  # shared memory has no room to load tiles ahead
+        blocks = blocks._replace(stages=1)
     return Kernel(plan, blocks, queries, keys, heads // key_heads)
 
 
 def _choose_blocks(name: str, itemsize: int, dim: int) -> Blocks:
-    of_kernel = BLOCKS["query" if name == "bias" else name]
+    of_kernel = BLOCKS[name]
     itemsize = min(itemsize, 4)  # float64 is interpreted only
     limits = [limit for size, limit in of_kernel if size == itemsize]
     return of_kernel[itemsize, min((x for x in limits if x >= dim), default=max(limits))]
+
+
+def _halve_loop(name: str, blocks: Blocks) -> Blocks:
+    """Halve the block that the loop of a gradient's kernel goes over."""
+    if name == "query":
+        return blocks._replace(keys=blocks.keys // 2)
+    return blocks._replace(rows=max(blocks.rows // 2, 32)) if name == "key" else blocks
 
 
 def _pad_operands(kernel: Kernel, operands: Operands) -> Operands:

@@ -217,6 +217,40 @@ MUTATIONS = [
         "tests/minigpt/training/test_step_options.py",
     ),
     Mutation(
+        "blocks of keys of whole lanes of a TPU",
+        "dropout_jax/attention/_mosaic_tpu.py",
+        "columns = _choose_block(keys, LANES)",
+        "columns = _choose_block(keys, 4)",
+        "tests/dropout_jax/attention/test_mosaic_tpu.py",
+    ),
+    Mutation(
+        "the kernel of the platform that is lowered for",
+        "dropout_jax/attention/_kernel.py",
+        "return lax.platform_dependent(*arrays, **branches)",
+        "return branches[jax.default_backend()](*arrays)",
+        "tests/dropout_jax/attention/test_kernel.py",
+    ),
+    Mutation(
+        "masks that every device makes where it is",
+        "dropout_jax/ops/_apply.py",
+        "    params = random.mask_params(key, rate)\n"
+        "    words = random.draw_packed_mask(params, mask_shape, row_offset, lowest=lowest)\n",
+        "    params = random.mask_params(key, rate)\n"
+        "    words = random.draw_packed_mask(params, mask_shape, row_offset, lowest=lowest)\n"
+        '    if "data" in jax.sharding.get_abstract_mesh().axis_names:\n'
+        '        for axes in (("data", "fsdp"), None):\n'
+        "            spec = jax.sharding.PartitionSpec(axes)\n"
+        "            words = lax.with_sharding_constraint(words, spec)\n",
+        "tests/minigpt/distributed/test_mesh.py",
+    ),
+    Mutation(
+        "activations that XLA need not replicate",
+        "minigpt/model/gpt.py",
+        "return constrain_replicated(jnp.asarray(table.embedding[...], table.dtype))",
+        "return jnp.asarray(table.embedding[...], table.dtype)",
+        "tests/minigpt/distributed/test_rematerialization.py",
+    ),
+    Mutation(
         "NaN that stops a run",
         "minigpt/training/nan_guard.py",
         "if not math.isfinite(step_metrics.get(name, 0.0)):",

@@ -1,6 +1,11 @@
 """The checks of `make accelerators`, without the compilers: each fails where it must."""
 
 import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 import checks
 import evidence
 import report
+import run_report
 from dropout_jax import keep_mask
 
 ROW = {
@@ -40,6 +46,9 @@ def test_a_row_as_it_should_be_passes():
         ({"mask_collectives": 1}, "1 collectives carry a mask"),
         ({"rematerializations": 2}, "2 involuntary full rematerializations"),
         ({"spill_bytes": 8}, "8 bytes of spills in bfloat16"),
+        ({"program": "tiny, float32", "spill_bytes": 129}, "129 bytes of spills in float32"),
+        ({"has_collectives": False}, "collectives where each device has its part"),
+        ({"expected_kernels": 3, "kernels": 2}, "2 kernels are compiled, and 3 were expected"),
         ({"collectives": {"all-reduce": 3}}, "dropout changes the collectives"),
     ],
 )
@@ -70,11 +79,31 @@ def test_a_mask_that_is_gathered_is_noticed():
     assert evidence.measure(lambda: gathered(False))["mask_collectives"] == 0
 
 
+def start_of(command):
+    return checks.COMPILING + json.dumps(ROW | {"command": command})
+
+
 def test_a_warning_belongs_to_the_program_that_is_compiled():
     warning = "W1 spmd_partitioner.cc:1] [SPMD] Involuntary full rematerialization. The compiler"
-    log = f"I0 start\n{checks.COMPILING}v5e step a\n{warning}\n{warning}\n{checks.COMPILING}v5e b\n"
-    assert checks.count_rematerializations(log)["v5e step a"] == 2
-    assert not checks.count_rematerializations(log).get("v5e b")
+    log = "\n".join(["I0 start", start_of("a"), warning, warning, start_of("b"), ""])
+    assert checks.count_rematerializations(log)["a"] == 2
+    assert not checks.count_rematerializations(log).get("b")
+
+
+def test_a_program_that_ends_the_process_fails():
+    program = checks.last_program(f"{start_of('a')}\n{start_of('b')}\nerror")
+    assert program is not None
+    assert program["command"] == "b"
+    assert checks.last_program("error") is None
+    assert "does not finish in 40 s" in checks.explain_end(-signal.SIGXCPU, "op")
+    assert "ends its process with -11" in checks.explain_end(-signal.SIGSEGV, "op")
+
+
+def test_a_compiler_that_does_not_finish_is_stopped():
+    code = "import evidence\nevidence.limit_cpu_seconds(1)\nwhile True: pass"
+    path = os.pathsep.join(sys.path)
+    result = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path})
+    assert result.returncode == -signal.SIGXCPU
 
 
 def test_an_error_of_the_compiler_is_a_row():
@@ -93,9 +122,17 @@ def test_cycles_are_summed():
 def test_only_what_a_device_did_is_under_run(tmp_path):
     page = report.render([ROW], tmp_path)
     assert "Nothing has run on a device yet." in page
-    assert "| v5e | step: tiny, bfloat16 | 1.0 | 10 | 20 | 2 AR | 1,234 |" in page
-    row = {"what": "dropout", "figure": 3, "unit": "us", "command": "python check.py"}
-    file = {"device": "NVIDIA H100", "rows": [row]}
-    (tmp_path / "gpu-h100.json").write_text(json.dumps(file))
-    page = report.render([ROW], tmp_path)
-    assert "| NVIDIA H100 | dropout | 3 us | `python check.py` |" in page.split("## Run")[1]
+    assert "| step tiny, bfloat16 | 1.0 | 10 | 20 | 2 AR | 1,234 |" in page
+    page = report.render([ROW], pathlib.Path("benchmarks/results"))
+    run, compiled = page.split("## Run")[1].split("## Compiled")
+    assert "NVIDIA H100" in run
+    assert "tiny" not in run
+    assert "NVIDIA H100" not in compiled
+
+
+def test_every_table_of_what_ran_has_figures():
+    section = run_report.run_section(pathlib.Path("benchmarks/results"))
+    for title in ("Masks", "Dropout, bfloat16", "Attention", "Training", "Errors of the kernel"):
+        table = section.split(f"**{title}")[1].split("\n**")[0]
+        assert len([line for line in table.splitlines() if line.startswith("|")]) > 3
+        assert table.count("|  |") < table.count("\n") * 2
