@@ -10,7 +10,14 @@ from typing import Any
 COMPILING = "compiling: "
 """what compile.py writes between the compilers' logs, before each program and what names it"""
 
-LIMITS_S = {"op": 40, "attention": 40, "step": 120, "generation": 120, "largest batch": 120}
+LIMITS_S = {
+    "op": 40,
+    "dropout": 40,
+    "attention": 40,
+    "step": 120,
+    "generation": 120,
+    "largest batch": 120,
+}
 """of CPU for one program by its kind; those of the short form take a third of it"""
 SPILLS_IN_FLOAT32 = 128  # bytes
 
@@ -23,7 +30,7 @@ def failures(rows: list[Row]) -> list[str]:
         f"{row['device']} {row['kind']} {row['program']}: {reason}"
         for row in rows
         for reason in _row_failures(row)
-    ] + _group_failures(rows)
+    ] + [*_group_failures(rows), *_cycle_failures(rows)]
 
 
 def count_rematerializations(log: str) -> dict[str, int]:
@@ -63,6 +70,9 @@ def _row_failures(row: Row) -> list[str]:
         reasons.append(f"{row['rematerializations']} involuntary full rematerializations")
     if row.get("has_collectives") is False and row["collectives"]:
         reasons.append(f"collectives where each device has its part: {row['collectives']}")
+    if row.get("whole_arrays") not in (None, row.get("arrays_written")):
+        written, expected = row["arrays_written"], row["whole_arrays"]
+        reasons.append(f"{written} arrays of the argument's size are written, not {expected}")
     expected, kernels = row.get("expected_kernels", 0), row.get("kernels", 0)
     if kernels < expected:
         reasons.append(f"{kernels} kernels are compiled, and {expected} were expected")
@@ -88,4 +98,15 @@ def _group_failures(rows: list[Row]) -> list[str]:
         f"{device} {group}: dropout changes the collectives: {[row['collectives'] for row in same]}"
         for (device, group), same in groups.items()
         if any(row["collectives"] != same[0]["collectives"] for row in same)
+    ]
+
+
+def _cycle_failures(rows: list[Row]) -> list[str]:
+    """A program takes no more cycles, by the compiler's estimate, than its rival."""
+    cycles = {(row["device"], row["program"]): row.get("cycles") for row in rows}
+    return [
+        f"{row['device']} {row['program']}: {row.get('cycles')} cycles, {row['rival']}: {most}"
+        for row in rows
+        if row.get("rival") and (most := cycles[row["device"], row["rival"]])
+        if (row.get("cycles") or 0) > most
     ]

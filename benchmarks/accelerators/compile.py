@@ -43,14 +43,16 @@ def main() -> None:
         known = {"device": chip.name, "kind": program.kind, "program": program.name}
         known["command"] = program.command(chip, full=settings.full)
         print(COMPILING + json.dumps(known), file=sys.stderr, flush=True)
-        row = known | measure(program.lower, LIMITS_S[program.kind])
-        if dump and program.kind in ("op", "attention"):
+        row = known | measure(program.lower, LIMITS_S[program.kind], program.elements)
+        if dump and program.kind in ("op", "dropout", "attention"):
             row |= dump.assemble()
         row |= {
             "bound_mib": round(program.bound_mib, 1),
             "group": program.same_collectives,
             "expected_kernels": program.attention_kernels,
             "has_collectives": program.has_collectives,
+            "rival": program.rival,
+            "whole_arrays": program.whole_arrays,
         }
         print(json.dumps(row), flush=True)
     if settings.full and not settings.only:

@@ -40,6 +40,13 @@ def count_mask_collectives(text: str) -> int:
     )
 
 
+def count_arrays_written(text: str, elements: int) -> int:
+    """Arrays of so many elements that the program's kernels write to memory."""
+    entry = text[text.index("ENTRY") :]
+    shapes = re.findall(r" = \(?\w+\[([\d,]+)\]\S* (?:fusion|copy|broadcast|custom-call)\(", entry)
+    return sum(math.prod(map(int, shape.split(","))) == elements for shape in shapes)
+
+
 def sum_cycles(text: str) -> int | None:
     """XLA:TPU's estimate; the body of a loop counts once."""
     cycles = [int(number) for number in _CYCLES.findall(text)]
@@ -61,7 +68,7 @@ def limit_cpu_seconds(limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (used + limit, resource.RLIM_INFINITY))
 
 
-def measure(lower: Any, limit: int = 120) -> dict[str, Any]:
+def measure(lower: Any, limit: int = 120, elements: int = 0) -> dict[str, Any]:
     """Compile what `lower()` gives, in `limit` s of CPU; an error becomes the entry "error"."""
     start = cpu_seconds()
     limit_cpu_seconds(limit)
@@ -78,6 +85,7 @@ def measure(lower: Any, limit: int = 120) -> dict[str, Any]:
         "mask_collectives": count_mask_collectives(text),
         "kernels": len(_KERNEL.findall(text)),
         "cycles": sum_cycles(text),
+        "arrays_written": count_arrays_written(text, elements),
     }
 
 

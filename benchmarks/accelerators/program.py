@@ -27,6 +27,12 @@ class Program:
     """how many it must call at least, compiled for the chip and not interpreted"""
     has_collectives: bool = True
     """False: it must have none"""
+    rival: str | None = None
+    """the name of a program of the kind that must not take fewer estimated cycles"""
+    elements: int = 0
+    """those of its argument"""
+    whole_arrays: int | None = None
+    """how many arrays of so many elements it writes"""
 
     def command(self, chip: Chip, *, full: bool) -> str:
         """The line that compiles this program alone."""

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from op_registry import FAMILIES, OPS
 
 from attention import attention_programs
+from dropout import dropout_programs
 from minigpt.config import PRESETS, DropoutConfig, PresetName
 from minigpt.training import abstract_train_inputs, build_abstract_train_functions
 from program import Program
@@ -31,6 +32,8 @@ def programs(chip: Chip, *, full: bool) -> Iterator[Program]:
     """All programs for a chip; the short form is a part of them."""
     every = full or chip.compiles_everything
     yield from _ops(chip, every=every, dtypes=("bfloat16", "float32") if full else ("bfloat16",))
+    if chip.compiles_everything:
+        yield from dropout_programs(chip, full=full)
     yield from attention_programs(chip, full=full)
     yield from _small_steps(chip, full=full)
     yield from _preset_steps(chip, full=full)

@@ -31,6 +31,8 @@ It fails if
 - dropout changes the collectives of a training step on a mesh;
 - a collective carries a mask, or attention with batch and heads sharded has a collective;
 - XLA replicates an array as its last resort ("involuntary full rematerialization");
+- dropout takes more cycles on a v5e than `jax.random.bernoulli` by XLA:TPU's estimate, or gelu,
+  dropout and add are more than one kernel;
 - attention by a kernel is compiled without one, as the interpreter would be;
 - a bfloat16 op or attention on an H100 spills registers, or a float32 one more than {spills} bytes.
 """

@@ -136,3 +136,25 @@ def test_every_table_of_what_ran_has_figures():
         table = section.split(f"**{title}")[1].split("\n**")[0]
         assert len([line for line in table.splitlines() if line.startswith("|")]) > 3
         assert table.count("|  |") < table.count("\n") * 2
+
+
+def test_a_program_that_takes_more_cycles_than_its_rival_fails():
+    rival = ROW | {"program": "bernoulli, bfloat16", "cycles": 1000}
+    ours = ROW | {"program": "dropout, bfloat16", "rival": rival["program"], "cycles": 1001}
+    assert "1001 cycles" in checks.failures([rival, ours])[0]
+    assert checks.failures([rival, ours | {"cycles": 1000}]) == []
+
+
+def test_an_array_that_is_written_twice_fails():
+    text = """
+    fused { %a = f32[8,4] multiply(%p, %p) }
+    ENTRY %main (x: f32[8,4]) -> f32[8,4] {
+      %x = f32[8,4]{1,0} parameter(0)
+      %copy = f32[8,4]{1,0} copy(%x)
+      %small = u32[8]{0} fusion(%x), kind=kLoop
+      ROOT %y = f32[8,4]{1,0} fusion(%copy, %small), kind=kLoop
+    }"""
+    assert evidence.count_arrays_written(text, 32) == 2
+    row = ROW | {"whole_arrays": 1, "arrays_written": 2}
+    assert "2 arrays" in checks.failures([row])[0]
+    assert checks.failures([row | {"arrays_written": 1}]) == []
