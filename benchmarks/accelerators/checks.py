@@ -12,7 +12,7 @@ COMPILING = "compiling: "
 
 LIMITS_S = {
     "op": 40,
-    "dropout": 40,
+    "dropout": 120,
     "attention": 40,
     "step": 120,
     "generation": 120,

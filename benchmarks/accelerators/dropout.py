@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,25 +19,20 @@ DTYPES = "bfloat16", "float32"
 
 
 def dropout_programs(chip: Chip, *, full: bool) -> Iterator[Program]:
-    """On a v5e the cycles of both; there and on an H100 one kernel for gelu, dropout and add.
-
-    XLA:TPU compiles the large shape in 17 s each time, so the short form takes it forward only.
-    """
+    """On a v5e the cycles of both; there and on an H100 one kernel for gelu, dropout and add."""
     device = chip.topology(1).devices[0]
-    for shape in SHAPES:
-        for dtype in DTYPES:
-            x = abstract_array(device, shape, dtype)
-            where = f"{' x '.join(map(str, shape))}, {dtype}"
-            is_whole = full or shape != SHAPES[0]
-            if is_whole or not chip.is_tpu:
-                yield _program(f"gelu, dropout, add, {where}", _gelu_dropout_add, x, whole_arrays=1)
-            if not chip.is_tpu:
-                continue
-            modes = {"forward": lambda op: op, "gradient": _gradient}
-            for mode, wrap in modes.items() if is_whole else [("forward", modes["forward"])]:
+    for shape, dtype in itertools.product(SHAPES, DTYPES):
+        x = abstract_array(device, shape, dtype)
+        where = f"{' x '.join(map(str, shape))}, {dtype}"
+        # XLA:TPU compiles the large shape in 17 s each time: the short form takes it once.
+        is_short = chip.is_tpu and not full and shape == SHAPES[0]
+        if not is_short:
+            yield _program(f"gelu, dropout, add, {where}", _gelu_dropout_add, x, whole_arrays=1)
+        if chip.is_tpu and not (is_short and dtype == "float32"):
+            for mode in ("forward",) if is_short else ("forward", "gradient"):
                 rival = f"bernoulli, {where}, {mode}"
-                yield _program(rival, wrap(_bernoulli), x)
-                yield _program(f"dropout, {where}, {mode}", wrap(_dropout), x, rival=rival)
+                yield _program(rival, MODES[mode](_bernoulli), x)
+                yield _program(f"dropout, {where}, {mode}", MODES[mode](_dropout), x, rival=rival)
 
 
 def _program(name: str, fn: Callable, x: Any, **checks: Any) -> Program:
@@ -65,3 +61,6 @@ def _gradient(op: Callable) -> Callable:
         return jax.vjp(lambda x: op(key, x), x)[1](x)[0]
 
     return gradient
+
+
+MODES = {"forward": lambda op: op, "gradient": _gradient}

@@ -57,7 +57,7 @@ def _ops(chip: Chip, *, every: bool, dtypes: tuple[str, ...]) -> Iterator[Progra
                 return jax.jit(both).lower(abstract_key(x.sharding), x, x)
 
             # XLA:TPU unpacks words to 32 bits a decision before it fuses.
-            bound = (12 if chip.is_tpu else 5) * x.size * x.dtype.itemsize / 2**20
+            bound = (14 if chip.is_tpu else 5) * x.size * x.dtype.itemsize / 2**20
             yield Program("op", f"{op.name}, {dtype}", lower, bound)
 
 
@@ -83,7 +83,7 @@ def _preset_steps(chip: Chip, *, full: bool) -> Iterator[Program]:
     """
     settings: dict[str, Any] = {"dtype": "bfloat16", "scan_layers": True}
     if full or chip.compiles_everything:
-        yield from _kernel_steps(chip, **settings, n_layer=2)
+        yield from _kernel_steps(chip, full=full, **settings, n_layer=2)
     if not full:
         return
     bounds: dict[PresetName, float] = {"shakespeare-char": 1200, "gpt2": 15750}
@@ -94,10 +94,14 @@ def _preset_steps(chip: Chip, *, full: bool) -> Iterator[Program]:
     yield from _large_steps(chip)
 
 
-def _kernel_steps(chip: Chip, **settings: Any) -> Iterator[Program]:
-    """The step with the attention kernel, on one device and on all axes of a mesh."""
+def _kernel_steps(chip: Chip, *, full: bool, **settings: Any) -> Iterator[Program]:
+    """The step with the attention kernel, on one device and on all axes of a mesh.
+
+    One v5e takes 35 s to compile, and is left to the full form.
+    """
     settings |= {"attention": "kernel", "bound_mib": 7000}
-    yield _step(chip, "gpt2", "data=1", RATE, batch_size=12, **settings)
+    if full or not chip.is_tpu:
+        yield _step(chip, "gpt2", "data=1", RATE, batch_size=12, **settings)
     for rate in (0.0, RATE):
         group = f"gpt2, kernel, {MESHES[-1]}"
         yield _step(chip, "gpt2", MESHES[-1], rate, batch_size=8, group=group, **settings)
