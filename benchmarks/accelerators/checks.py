@@ -14,11 +14,11 @@ LIMITS_S = {
     "op": 40,
     "dropout": 120,
     "attention": 40,
-    "step": 120,
+    "step": 600,
     "generation": 120,
     "largest batch": 120,
 }
-"""of CPU for one program by its kind; those of the short form take a third of it"""
+"""of CPU for one program by its kind; those of the short form take a part of it"""
 SPILLS_IN_FLOAT32 = 128  # bytes
 
 Row = dict[str, Any]
