@@ -96,9 +96,10 @@ def partition_by_compiler(run: Callable, name: str, arrays: tuple) -> Any:
             arg_shardings,
         )
 
-    rule, sizes = _build_sharding_rule(name, arrays)
-    factors: dict[str, Any] = {"need_replication_factors": ("t", "d", "s")} | sizes
-    partitioned.def_partition(partition, sharding_rule=rule, **factors)
+    def rule(mesh, value_types, result_types):
+        return _build_sharding_rule(name, arrays, mesh)
+
+    partitioned.def_partition(partition, sharding_rule=rule)
 
     @jax.custom_batching.custom_vmap
     def call(*arrays):
@@ -166,12 +167,19 @@ def _sum_bias_gradient(
     return run_and_sum
 
 
-def _build_sharding_rule(name: str, arrays: tuple) -> tuple[str, dict[str, int]]:
+def _build_sharding_rule(name: str, arrays: tuple, mesh: Any) -> tuple[str, dict[str, Any]]:
     """Build the rule of Shardy: which axes of the operands and the results are one."""
     inputs = arrays[0].inputs
-    group = inputs.query.shape[2] // inputs.key.shape[2]
-    head, sizes = ("g", {}) if group == 1 else ("(g r)", {"r": group})
-    positions, of_keys, rows = f"b t {head} d", "b s g d", f"b {head} t"
+    key_heads = inputs.key.shape[2]
+    group = inputs.query.shape[2] // key_heads
+    head, key_head, sizes = ("g", "g", {}) if group == 1 else ("(g r)", "g", {"r": group})
+    # Shardy would cut an axis of the mesh in two, which no PartitionSpec can say.
+    if group > 1 and any(
+        key_heads % size for axis, size in mesh.shape.items() if axis not in BATCH_NAMES
+    ):
+        head, key_head, sizes = "h", "g", {}
+    positions, of_keys, rows = f"b t {head} d", f"b s {key_head} d", f"b {head} t"
+    options = {"need_replication_factors": ("t", "d", "s")} | sizes
     count = 0
 
     def of_tile(x):
@@ -189,4 +197,4 @@ def _build_sharding_rule(name: str, arrays: tuple) -> tuple[str, dict[str, int]]
     else:
         operands += [positions, rows, positions]
         results = [positions, of_keys, of_keys, *jax.tree.leaves(tiles[0])]
-    return f"{', '.join(operands)} -> {', '.join(results)}", sizes
+    return f"{', '.join(operands)} -> {', '.join(results)}", options

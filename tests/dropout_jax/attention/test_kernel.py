@@ -5,7 +5,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dropout_jax import attention_implementation, dot_product_attention
 
@@ -25,8 +25,8 @@ def test_an_export_carries_the_kernel_of_each_platform(key, dtype):
         if platform == "cuda" and jax.__version__ >= "0.11":
             continue  # lowering for Triton asks for the GPU from there on
         text = export_gradient(key, query, platform)
-        found = {other for other, name in CALLS.items() if name and name in text}
-        assert found == ({platform} if call else set())
+        platforms = {other for other, name in CALLS.items() if name and name in text}
+        assert platforms == ({platform} if call else set())
 
 
 def export_gradient(key, query, platform):
@@ -77,3 +77,27 @@ def test_the_environment_names_the_implementation(monkeypatch):
     monkeypatch.setenv("DROPOUT_JAX_ATTENTION", "fast")
     with pytest.raises(ValueError, match="DROPOUT_JAX_ATTENTION='fast'"):
         attention_implementation(query, query)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("spec", [(None, None, "heads"), ()])
+def test_grouped_heads_on_more_devices_than_key_heads(key, kind, spec):
+    """The compiler gathers the heads then; and replicated arrays are computed everywhere."""
+    rng = np.random.default_rng(0)
+    query, k = (jnp.asarray(rng.normal(size=(2, 40, n, 8)), jnp.float32) for n in (4, 2))
+    mesh = jax.make_mesh((4,), ("heads",), devices=jax.devices()[:4], axis_types=(kind,))
+
+    @jax.jit
+    def gradients(query, k):
+        def total(query, k):
+            options = {"dropout_rate": 0.3, "dropout_key": key, "implementation": "kernel"}
+            return (dot_product_attention(query, k, k, **options) ** 2).sum()
+
+        return jax.grad(total, argnums=(0, 1))(query, k)
+
+    expected = gradients(query, k)
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(query, NamedSharding(mesh, PartitionSpec(*spec)))
+        results = gradients(sharded, jax.device_put(k, NamedSharding(mesh, PartitionSpec())))
+    for ours, truth in zip(results, expected, strict=True):
+        np.testing.assert_allclose(ours, truth, rtol=1e-4, atol=1e-5)
