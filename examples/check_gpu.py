@@ -164,18 +164,18 @@ def time_all(programs, least=0.05):
     counts = {}
     for name, (call, wait) in programs.items():
         wait(call())
-        start = time.perf_counter()
+        start_time = time.perf_counter()
         wait(call())
-        counts[name] = max(1, min(100, int(least / (time.perf_counter() - start))))
+        counts[name] = max(1, min(100, int(least / (time.perf_counter() - start_time))))
     times = {name: [] for name in programs}
     for _ in range(5):
         for name, (call, wait) in programs.items():
-            start = time.perf_counter()
+            start_time = time.perf_counter()
             result = None
             for _ in range(counts[name]):
                 result = call()
             wait(result)
-            times[name].append((time.perf_counter() - start) / counts[name] * 1e3)
+            times[name].append((time.perf_counter() - start_time) / counts[name] * 1e3)
     return {
         name: [round(float(q), 4) for q in np.quantile(t, (0.25, 0.5, 0.75))]
         for name, t in times.items()
@@ -402,10 +402,10 @@ def _measure_training(attention, rate, batch_size=16, steps=8):
     peak = memory.peak_memory_in_bytes if memory else 0
     times, loss = [], float("nan")
     for _ in range(steps):
-        start = time.perf_counter()
+        start_time = time.perf_counter()
         state, metrics = compiled(state, batch, KEY)
         loss = float(metrics["train_loss"])
-        times.append(time.perf_counter() - start)
+        times.append(time.perf_counter() - start_time)
     tokens = batch_size * model.block_size / np.median(times[2:])
     parameters = sum(x.size for x in jax.tree.leaves(state) if x.ndim > 1) // 3
     mfu = throughput.share_of_peak(
@@ -460,13 +460,13 @@ def main(kind="gpu"):
         "rows": [],
     }
     for name in settings.only:
-        start = time.perf_counter()
+        start_time = time.perf_counter()
         command = f"python examples/check_{kind}.py --only {name}"
         for row in CHECKS[name]():
             result["rows"].append({"check": name, "command": command} | row)
             print(json.dumps({"check": name} | row), flush=True)
             out.write_text(json.dumps(result, indent=1) + "\n")
-        result["seconds"][name] = round(time.perf_counter() - start, 1)
+        result["seconds"][name] = round(time.perf_counter() - start_time, 1)
     out.write_text(json.dumps(result, indent=1) + "\n")
     print(f"wrote {out}: {result['seconds']}")
 

@@ -104,9 +104,9 @@ def dot_product_attention(
         backend; "kernel" is a kernel for the platform that the program is lowered for: Triton on a
         GPU, Mosaic on a TPU (compiled, never run), an interpreter on a CPU. It is the fastest on a
         GPU and has neither forward mode nor second derivatives. None chooses one of the first two,
-        unless the environment variable DROPOUT_JAX_ATTENTION names one,
-        and `attention_implementation` reports which. (The gradient of a bias of the size of all
-        weights needs the memory of all weights.) In programs of jax.export, batch and heads may be
+        unless the environment variable DROPOUT_JAX_ATTENTION names one, and
+        `attention_implementation` reports which. (The gradient of a bias of the size of all weights
+        needs the memory of all weights.) In programs of jax.export, batch and heads may be
         symbolic, and with "naive", the default there, the lengths too.
 
     Returns:
@@ -288,11 +288,13 @@ def attention_implementation(
       >>> attention_implementation(x, x).implementation
       'blockwise'
     """
-    for name, value in (("implementation", implementation), (ENVIRONMENT, os.getenv(ENVIRONMENT))):
+    by_argument = "implementation", implementation, "Pass None."
+    by_environment = ENVIRONMENT, os.getenv(ENVIRONMENT), "Unset the environment variable."
+    for name, value, remedy in (by_argument, by_environment):
         if value is not None:
             if value not in IMPLEMENTATIONS:
                 allowed = f"None or one of {', '.join(map(repr, IMPLEMENTATIONS))}"
-                _validation.fail(ValueError, name, value, allowed, "Pass None.")
+                _validation.fail(ValueError, name, value, allowed, remedy)
             return Choice(value, f"{name} names it")
     queries, keys = jnp.shape(query)[-3], jnp.shape(key)[-3]
     if is_symbolic(queries, keys):

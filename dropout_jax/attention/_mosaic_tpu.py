@@ -29,7 +29,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from dropout_jax import random
-from dropout_jax.attention._kernel_inputs import Operands, Plan
+from dropout_jax.attention._kernel_inputs import Operands, Plan, pad_to_multiple
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
@@ -97,7 +97,7 @@ class Tile(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """The grid, how many of its last axes add to one block, and the tile of a place in it."""
+    """The grid, how many of its last axes add to one block, and the tile at indices of it."""
 
     grid: tuple[int, ...]
     reductions: int
@@ -170,9 +170,9 @@ def _choose_block(size: int, multiple: int) -> int:
 def _arrange(layout: Layout, operands: Operands) -> Arrays:
     query, key, value, bias, (mask, query_lengths, key_lengths) = operands.inputs
     return Arrays(
-        _pad_axis(query.swapaxes(1, 2), 2, layout.rows),
-        _pad_axis(key.swapaxes(1, 2), 2, layout.columns),
-        _pad_axis(value.swapaxes(1, 2), 2, layout.columns),
+        pad_to_multiple(query.swapaxes(1, 2), 2, layout.rows),
+        pad_to_multiple(key.swapaxes(1, 2), 2, layout.columns),
+        pad_to_multiple(value.swapaxes(1, 2), 2, layout.columns),
         None if bias is None else _pad_tiles(layout, bias),
         None if mask is None else _pad_tiles(layout, mask.astype(jnp.int8)),
         None if query_lengths is None else query_lengths.reshape(-1),
@@ -187,22 +187,16 @@ def _arrange_rows(layout: Layout, operands: Operands, out: Any, log_sum: Any, d_
     wide = operands.keep_scale.dtype
     centre = jnp.einsum("btnd,btnd->bnt", d_out.astype(wide), out.astype(wide))
     return Rows(
-        _pad_axis(d_out.swapaxes(1, 2), 2, layout.rows),
-        _pad_axis(centre, 2, layout.rows)[:, :, None],
-        _pad_axis(log_sum.astype(wide), 2, layout.rows, jnp.inf)[:, :, None],
+        pad_to_multiple(d_out.swapaxes(1, 2), 2, layout.rows),
+        pad_to_multiple(centre, 2, layout.rows)[:, :, None],
+        pad_to_multiple(log_sum.astype(wide), 2, layout.rows, jnp.inf)[:, :, None],
     )
-
-
-def _pad_axis(x: Any, axis: int, multiple: int, fill: float = 0) -> Any:
-    pads = [(0, 0)] * x.ndim
-    pads[axis] = (0, -x.shape[axis] % multiple)
-    return jnp.pad(x, pads, constant_values=fill) if pads[axis][1] else x
 
 
 def _pad_tiles(layout: Layout, x: Any) -> Any:
     """Pad a bias or a mask; an axis of length 1 is shared and stays."""
     for axis, multiple in ((2, layout.rows), (3, layout.columns)):
-        x = x if x.shape[axis] == 1 else _pad_axis(x, axis, multiple)
+        x = x if x.shape[axis] == 1 else pad_to_multiple(x, axis, multiple)
     return x
 
 
@@ -306,8 +300,8 @@ def _walk_bias(layout: Layout, shape: tuple[int, ...]) -> Walk:
     sizes = layout.batch, layout.heads, layout.row_blocks, layout.column_blocks
     order = sorted(range(4), key=lambda axis: shape[axis] == 1)
 
-    def locate(*place):
-        batch, head, i, j = (place[order.index(axis)] for axis in range(4))
+    def locate(*indices):
+        batch, head, i, j = (indices[order.index(axis)] for axis in range(4))
         low, high = _key_block_range(layout, i, jnp)
         return Tile(batch, head, i, j, (low <= j) & (j < high))
 
@@ -360,32 +354,32 @@ def _scalar_spec(x: Any) -> pl.BlockSpec:
 
 
 def _query_spec(layout: Layout, walk: Walk, dim: int) -> pl.BlockSpec:
-    def index(*place):
-        tile = walk.locate(*place)
+    def index(*indices):
+        tile = walk.locate(*indices)
         return tile.batch, tile.head, tile.i, ZERO
 
     return pl.BlockSpec((None, None, layout.rows, dim), index)
 
 
 def _key_spec(layout: Layout, walk: Walk, dim: int) -> pl.BlockSpec:
-    def index(*place):
-        tile = walk.locate(*place)
+    def index(*indices):
+        tile = walk.locate(*indices)
         return tile.batch, _divide(tile.head, layout.group), tile.j, ZERO
 
     return pl.BlockSpec((None, None, layout.columns, dim), index)
 
 
 def _row_spec(layout: Layout, walk: Walk) -> pl.BlockSpec:
-    def index(*place):
-        tile = walk.locate(*place)
+    def index(*indices):
+        tile = walk.locate(*indices)
         return tile.batch, tile.head, ZERO, tile.i
 
     return pl.BlockSpec((None, None, 1, layout.rows), index)
 
 
 def _tile_spec(layout: Layout, walk: Walk, x: Any) -> pl.BlockSpec:
-    def index(*place):
-        tile = walk.locate(*place)
+    def index(*indices):
+        tile = walk.locate(*indices)
         return tuple(ZERO if size == 1 else at for size, at in zip(x.shape, tile[:4], strict=True))
 
     return pl.BlockSpec((None, None, *_tile_shape(layout, x)), index)
@@ -505,12 +499,12 @@ def _bias_kernel(
 
 def _enter(layout: Layout, walk: Walk, refs: Arrays) -> tuple[Tile, Any, Any]:
     """Return the tile of this step, and whether it is the first and the last of its block."""
-    place = [pl.program_id(axis) for axis in range(len(walk.grid))]
-    tile = walk.locate(*place)
+    indices = [pl.program_id(axis) for axis in range(len(walk.grid))]
+    tile = walk.locate(*indices)
     is_first = is_last = True
-    for axis in range(len(place) - walk.reductions, len(place)):
-        is_first &= place[axis] == 0
-        is_last &= place[axis] == walk.grid[axis] - 1
+    for axis in range(len(indices) - walk.reductions, len(indices)):
+        is_first &= indices[axis] == 0
+        is_last &= indices[axis] == walk.grid[axis] - 1
     is_visible = tile.is_visible
     if refs.query_lengths is not None:
         is_visible &= tile.i * layout.rows < refs.query_lengths[tile.batch]

@@ -19,7 +19,7 @@ from jax.experimental.pallas import triton
 
 from dropout_jax import random
 from dropout_jax.attention._inputs import Inputs, compute_visibility
-from dropout_jax.attention._kernel_inputs import Operands, Plan
+from dropout_jax.attention._kernel_inputs import Operands, Plan, pad_to_multiple
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int32
@@ -241,13 +241,13 @@ def _pad_operands(kernel: Kernel, operands: Operands) -> Operands:
     query, key, value, bias, mask_arrays = operands.inputs
     rows, columns = kernel.blocks[:2]
     query, key, value = (
-        _pad_dim(_pad_axis(x, 1, block))
+        _pad_dim(pad_to_multiple(x, 1, block))
         for x, block in ((query, rows), (key, columns), (value, columns))
     )
 
     def pad_tile(x):
         for axis, block in ((2, rows), (3, columns)):
-            x = x if x.shape[axis] == 1 else _pad_axis(x, axis, block)
+            x = x if x.shape[axis] == 1 else pad_to_multiple(x, axis, block)
         return x
 
     bias, mask = (None if x is None else pad_tile(x) for x in (bias, mask_arrays.mask))
@@ -257,25 +257,17 @@ def _pad_operands(kernel: Kernel, operands: Operands) -> Operands:
 
 def _pad_rows(kernel: Kernel, rows: Rows) -> Rows:
     block = kernel.blocks.rows
-    d_out = _pad_dim(_pad_axis(rows.d_out, 1, block))
-    log_sum = _pad_axis(rows.log_sum, 2, block, jnp.inf)
-    return Rows(d_out, _pad_axis(rows.centre, 2, block), log_sum)
+    d_out = _pad_dim(pad_to_multiple(rows.d_out, 1, block))
+    log_sum = pad_to_multiple(rows.log_sum, 2, block, jnp.inf)
+    return Rows(d_out, pad_to_multiple(rows.centre, 2, block), log_sum)
 
 
 def _pad_dim(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    return _pad_axis(x, 3, _pad_size(x.shape[3]))
+    return pad_to_multiple(x, 3, _pad_size(x.shape[3]))
 
 
 def _pad_size(dim: int) -> int:
     return max(SMALLEST_DIM, pl.next_power_of_2(dim))
-
-
-def _pad_axis(x: Any, axis: int, multiple: int, value: float = 0) -> Any:
-    more = -x.shape[axis] % multiple
-    if not more:
-        return x
-    widths = [(0, more if i == axis else 0) for i in range(x.ndim)]
-    return jnp.pad(x, widths, constant_values=jnp.asarray(value, x.dtype))
 
 
 def _forward_kernel(kernel: Kernel, refs: Operands, out: Any, log_sum: Any) -> None:
@@ -363,8 +355,8 @@ def _bias_kernel(kernel: Kernel, refs: Operands, rows: Rows, d_bias: Any) -> Non
     )
     program = *(pl.program_id(axis) for axis in (3, 2)), *(pl.program_id(axis) for axis in (0, 1))
 
-    def add_tile(place, total):
-        *pair, i, j = place
+    def add_tile(indices, total):
+        *pair, i, j = indices
         row, column = i * kernel.blocks.rows, j * kernel.blocks.keys
         of_rows = _load_rows(kernel, refs, rows, tuple(pair), row)
         key_value = _load_key_value(kernel, refs, tuple(pair), column)
@@ -375,13 +367,13 @@ def _bias_kernel(kernel: Kernel, refs: Operands, rows: Rows, d_bias: Any) -> Non
             ]
         )
 
-    def add_all(place, total):
-        axis = len(place)
+    def add_all(indices, total):
+        axis = len(indices)
         if axis == len(sizes):
-            return add_tile(place, total)
+            return add_tile(indices, total)
         if bias.shape[axis] > 1 or sizes[axis] == 1:
-            return add_all((*place, program[axis]), total)
-        return lax.fori_loop(0, sizes[axis], lambda n, total: add_all((*place, n), total), total)
+            return add_all((*indices, program[axis]), total)
+        return lax.fori_loop(0, sizes[axis], lambda n, total: add_all((*indices, n), total), total)
 
     total = add_all((), jnp.zeros(kernel.blocks[:2], wide))
     for axis in (0, 1):

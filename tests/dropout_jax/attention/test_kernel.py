@@ -101,3 +101,22 @@ def test_grouped_heads_on_more_devices_than_key_heads(key, kind, spec):
         results = gradients(sharded, jax.device_put(k, NamedSharding(mesh, PartitionSpec())))
     for ours, truth in zip(results, expected, strict=True):
         np.testing.assert_allclose(ours, truth, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("shape", [(1, 2, 40, 40), (4, 1, 1, 40)])
+def test_the_gradient_of_a_shared_bias_is_summed_over_devices(key, kind, shape):
+    rng = np.random.default_rng(0)
+    query = jnp.asarray(rng.normal(size=(4, 40, 2, 8)), jnp.float32)
+    bias = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(kind,) * 2)
+
+    @jax.jit
+    def gradient(query, bias):
+        return jax.grad(lambda bias: (attend(key, query, bias=bias) ** 2).sum())(bias)
+
+    expected = gradient(query, bias)
+    with jax.set_mesh(mesh):
+        sharding = NamedSharding(mesh, PartitionSpec("data", None, "tensor"))
+        result = gradient(jax.device_put(query, sharding), bias)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
