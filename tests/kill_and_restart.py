@@ -3,7 +3,8 @@
     python kill_and_restart.py PLANS COMMAND...
 
 PLANS is JSON: a list of [what, where, signals]. ["time", s, ...] sends the signals s seconds after
-the steps begin, from outside; [function, k, ...] has the process send them to itself at the k-th
+the steps begin, from outside, and each step takes at least SECONDS_A_STEP, so that the fastest
+machine is still at work by then; [function, k, ...] has the process send them to itself at the k-th
 call of a function of its own, before or after it. Each start is a fork of this process, which has
 imported everything and started nothing. Prints a list: for each plan how the process ended (its
 exit code, or minus the signal) and the seconds from the signal to the end, and null if it was never
@@ -43,6 +44,17 @@ HOLDERS = {
 }
 
 
+SECONDS_A_STEP = 0.06
+
+
+def slowed(function):
+    def paused(*args, **kwargs):
+        time.sleep(SECONDS_A_STEP)
+        return function(*args, **kwargs)
+
+    return paused
+
+
 def disturbed(function, call, after, signals, sent):
     """The function, at whose `call`-th call the process gets the signals."""
     count = 0
@@ -73,7 +85,9 @@ def child(command, ready, sent, plan):
         return train_steps(trainer)
 
     setattr(Trainer, "train_steps", announced)  # noqa: B010 (pyright refuses to assign)
-    if plan and plan[0] != "time":
+    if plan and plan[0] == "time":
+        train_step.shard_batch = slowed(train_step.shard_batch)
+    elif plan:
         name, _, when = plan[0].partition(" ")
         holder, attribute = HOLDERS[name]
         aimed = disturbed(getattr(holder, attribute), plan[1], when == "after", plan[2], sent)
