@@ -82,6 +82,9 @@ class ModelConfig:
     """context length in tokens"""
     bias: bool = False
     """biases in dense layers and layer norms"""
+    activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu_tanh"
+    """of the MLP's hidden layer; gelu: x * Phi(x), as in nanoGPT; gelu_tanh: its approximation by
+    tanh, as in GPT-2; relu: as in the first Transformer"""
     vocab_size: int | None = None
     """rows of the token table; None: the tokenizer's vocabulary; extra rows stay unused"""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -107,8 +110,8 @@ class OptimConfig:
 
     learning_rate: float = 1e-3
     """peak learning rate, at the end of the warm-up"""
-    min_learning_rate: float = 1e-4
-    """learning rate at the end of the cosine"""
+    min_learning_rate: float | None = None
+    """learning rate at the end of the cosine; None: a tenth of learning_rate"""
     warmup_steps: int = 100
     """steps of the linear warm-up"""
     beta1: float = 0.9
@@ -123,14 +126,20 @@ class OptimConfig:
     def __post_init__(self) -> None:
         is_positive = 0 < self.learning_rate < float("inf")
         _require(is_positive, "learning_rate", self.learning_rate, "positive and finite")
-        in_range = 0 <= self.min_learning_rate <= self.learning_rate
-        allowed = f"in [0, learning_rate={self.learning_rate}]"
+        in_range = 0 <= self.final_learning_rate <= self.learning_rate
+        allowed = f"in [0, learning_rate={self.learning_rate}], or None for a tenth of it"
         _require(in_range, "min_learning_rate", self.min_learning_rate, allowed)
         _require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "at least 0")
         for name in ("beta1", "beta2"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
         _require(self.grad_clip > 0, "grad_clip", self.grad_clip, "positive")
+
+    @property
+    def final_learning_rate(self) -> float:
+        """The learning rate at the end of the cosine."""
+        minimum = self.min_learning_rate
+        return self.learning_rate / 10 if minimum is None else minimum
 
 
 @dataclass(frozen=True)
@@ -221,7 +230,7 @@ class ClassifyConfig:
     """steps between evaluations on the validation part; the best parameters are kept"""
     patience: int | None = 4
     """stop after this many evaluations without a better macro-F1; None: train to the last step"""
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(1e-3, 1e-4, warmup_steps=30))
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(1e-3, warmup_steps=30))
 
     def __post_init__(self) -> None:
         _require_counts(self, "steps", "batch_size", "eval_every")
@@ -234,24 +243,28 @@ class ClassifyConfig:
 
 
 def _shakespeare_char() -> Config:
-    model = ModelConfig(6, 6, 384, 256, dropout=DropoutConfig.uniform(0.2))
+    dropout = DropoutConfig.uniform(0.2)
+    model = ModelConfig(6, 6, 384, 256, activation="gelu", dropout=dropout)
     return Config(steps=5000, batch_size=64, eval_batches=4, model=model)
 
 
 def _gpt2() -> Config:
     dropout = DropoutConfig.uniform(0.1)
     model = ModelConfig(12, 12, 768, 1024, bias=True, vocab_size=50257, dropout=dropout)
-    optim = OptimConfig(6e-4, 6e-5, warmup_steps=2000, beta2=0.95)
-    return Config(steps=600_000, batch_size=12, tokenizer="byte", model=model, optim=optim)
+    optim = OptimConfig(6e-4, warmup_steps=2000, beta2=0.95)
+    sizes = {"steps": 600_000, "batch_size": 12, "eval_every": 1000}
+    return Config(**sizes, tokenizer="byte", model=model, optim=optim)
 
 
 PresetName = Literal["shakespeare-char-cpu", "shakespeare-char", "gpt2"]
 
-# The first two have the numbers of nanoGPT's published configurations (its README and its
-# config/train_shakespeare_char.py). The third has GPT-2's 124M architecture and dropout (Radford et
-# al., 2019) and the optimizer of nanoGPT's config/train_gpt2.py.
+# The first two are nanoGPT's: the command for a CPU in its README, and
+# config/train_shakespeare_char.py. Only the number of batches of a validation differs in the second
+# (4, spread evenly; there 200 random ones). The third is GPT-2's 124M model with its dropout
+# (Radford et al., 2019) and the optimizer of nanoGPT's config/train_gpt2.py, for one GPU: with
+# `--batch-size 480 --accumulate 40` a step has that file's number of tokens, 40 times as many.
 PRESETS: dict[PresetName, Config] = {
-    "shakespeare-char-cpu": Config(),
+    "shakespeare-char-cpu": Config(model=ModelConfig(activation="gelu")),
     "shakespeare-char": _shakespeare_char(),
     "gpt2": _gpt2(),
 }

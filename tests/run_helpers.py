@@ -107,6 +107,7 @@ OTHER_VALUES = {
     "model.n_embd": 16,
     "model.block_size": 16,
     "model.bias": True,
+    "model.activation": "relu",
     "model.norm": "post",
     "model.dtype": "bfloat16",
     "model.scan_layers": True,

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 class Classify:
     """Fine-tune a trained model as a text classifier and test it on held-out texts.
 
+    For example:
+
+      $ minigpt classify runs/shakespeare-char-cpu
+      $ minigpt classify runs/mine --data reviews.csv --dropout 0.2
+
     A text that is longer than the model's context is cut off. Without --data, the task is the genre
     of Shakespeare's speeches, split by play. The same command gives the same result.
     """

@@ -13,7 +13,12 @@ from minigpt.cli.common import CheckpointName, load_model
 
 @dataclass(frozen=True)
 class Eval:
-    """Measure the loss of a trained model on the whole validation text."""
+    """Measure the loss of a trained model on the whole validation text.
+
+    For example:
+
+      $ minigpt eval runs/shakespeare-char-cpu --checkpoint best --json
+    """
 
     run_dir: tyro.conf.Positional[Path]
     """directory of a run of `minigpt train`"""

@@ -13,27 +13,48 @@ from minigpt.cli.settings import options_of, resolve
 from minigpt.cli.train import TrainOptions, start_training
 from minigpt.config import Config
 
+DEFAULTS = {
+    "": "that of RUN_DIR",
+    "data": "required",
+    "run_dir": "runs/NAME-finetuned, where NAME is that of RUN_DIR",
+    "parent": "RUN_DIR",
+    "parent_checkpoint": "last",
+    "mesh": "None",
+    "steps": "a quarter of RUN_DIR's",
+    "eval_every": "a tenth of the steps",
+    "patience": "3",
+    "tensorboard": "false",
+    "profile_steps": "0",
+    "optim.learning_rate": "a tenth of RUN_DIR's",
+    "optim.min_learning_rate": "a tenth of RUN_DIR's, or of the learning rate",
+    "optim.warmup_steps": "that of RUN_DIR, but at most a tenth of the steps",
+}
+
+ARGUMENT = tyro.conf.arg(metavar="RUN_DIR", help_behavior_hint="(required)")
 if TYPE_CHECKING:
     FinetuneOptions = dict[str, Any]
 else:
-    FinetuneOptions = options_of(Config(), default="from RUN_DIR")
+    FinetuneOptions = options_of(Config(), DEFAULTS)
 
 
 @dataclass(frozen=True)
 class Finetune(TrainOptions):
     """Fine-tune the run in RUN_DIR on another text; the result is a new run.
 
+    For example:
+
+      $ minigpt finetune runs/shakespeare-char-cpu --data play:the-tempest
+      $ minigpt finetune runs/mine --data my.txt --dropout 0.3 --run-dir runs/tuned
+
     The defaults are the settings of RUN_DIR, but a tenth of its learning rate, a quarter of its
     steps, ten validations and --patience 3. Each of these overrides the ones before it: defaults,
     --config, --dropout, single options.
     """
 
-    parent_run: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="RUN_DIR")]] = (
-        None
-    )
+    parent_run: tyro.conf.Positional[Annotated[Path | None, ARGUMENT]] = None
     """directory of the run to fine-tune"""
-    options: Annotated[FinetuneOptions, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff] = (
-        dataclasses.field(default_factory=dict)
+    options: Annotated[FinetuneOptions, tyro.conf.arg(name="")] = dataclasses.field(
+        default_factory=dict
     )
 
 

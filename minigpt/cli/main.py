@@ -1,55 +1,60 @@
-"""The command `minigpt`: parse the arguments, run the command, convert errors to exit codes."""
+"""The command `minigpt`: run what the arguments say, convert errors to exit codes.
+
+This module imports little, so that Ctrl-C while the others are imported ends the command quietly.
+"""
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import sys
-from typing import Any
-
-try:
-    import rich  # noqa: F401
-    import tyro
-except ModuleNotFoundError as missing:
-    sys.exit(f"minigpt needs {missing.name}: pip install 'dropout-jax[train]'")
-
-from minigpt.cli.classify import Classify, run_classify
-from minigpt.cli.evaluate import Eval, run_eval
-from minigpt.cli.finetune import Finetune, run_finetune
-from minigpt.cli.plan import Plan, run_plan
-from minigpt.cli.replay import Replay, run_replay
-from minigpt.cli.sample import Sample, run_sample
-from minigpt.cli.train import Train, run_train
-from minigpt.cli.uncertainty import Uncertainty, run_uncertainty
-
-HANDLERS: dict[type, Any] = {
-    Train: run_train,
-    Finetune: run_finetune,
-    Sample: run_sample,
-    Eval: run_eval,
-    Replay: run_replay,
-    Plan: run_plan,
-    Uncertainty: run_uncertainty,
-    Classify: run_classify,
-}
 
 
 def main(args: list[str] | None = None) -> None:
     """Run a command; a bad value prints one line and exits with code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what the terminal cannot show is replaced
+            stream.reconfigure(errors="replace")
     try:
-        command = parse(sys.argv[1:] if args is None else args)
-        HANDLERS[type(command)](command)
+        commands = _import_commands()
+        commands.run(sys.argv[1:] if args is None else args)
+    except BrokenPipeError:  # the reader, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except (ValueError, OSError) as error:
-        print(f"minigpt: {error}", file=sys.stderr, flush=True)
+        print(f"minigpt: {_describe(error)}", file=sys.stderr, flush=True)
         _exit(2)
     except KeyboardInterrupt:
-        print("minigpt: interrupted; the last checkpoint is kept", file=sys.stderr)
+        print("minigpt: interrupted", file=sys.stderr)
         sys.exit(130)
 
 
-def parse(args: list[str]) -> Any:
-    """Parse the arguments to an instance of one of the classes in HANDLERS."""
-    commands: Any = Train | Finetune | Sample | Eval | Replay | Plan | Uncertainty | Classify
-    return tyro.cli(commands, args=args, prog="minigpt")
+def _import_commands():
+    """Import the commands; until then Ctrl-C ends the process as it ends any other."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    except ValueError:  # not in the main thread
+        handler = None
+    try:
+        import rich  # noqa: F401
+        import tyro  # noqa: F401
+
+        from minigpt.cli import commands
+    except ModuleNotFoundError as missing:
+        sys.exit(f"minigpt needs {missing.name}: pip install 'dropout-jax[train]'")
+    finally:
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
+    return commands
+
+
+def _describe(error: Exception) -> str:
+    """One line; an error of the operating system names the file first."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{os.fspath(error.filename)!r}: {error.strerror}"
+    return " ".join(str(error).splitlines())
 
 
 def _exit(code: int) -> None:

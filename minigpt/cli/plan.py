@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 class Plan:
     """Compile the training step for devices that are not there, and print whether it fits.
 
+    For example:
+
+      $ minigpt plan --preset gpt2 --topology v5e:4x4 --mesh data=8,fsdp=2
+
     It needs the devices' compiler and no device: for TPUs jax[tpu], for H100 the CUDA plugin of
     JAX; where it is missing, the error is the line that installs it. The settings are those of
     `minigpt train`, and each of these overrides the ones before it: --preset, --config, --dropout,
@@ -40,13 +44,13 @@ class Plan:
     preset: PresetName = DEFAULT_PRESET
     """default settings"""
     config: Path | None = None
-    """TOML file with any of the options below, such as the config.toml of a run"""
+    """TOML file of settings, such as the config.toml of a run"""
     dropout: float | None = None
     """one rate for nanoGPT's four dropout sites: embed, attn-weights, attn-out, mlp-out"""
     json: bool = False
     """print one JSON object"""
-    options: Annotated[ConfigOptions, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff] = (
-        dataclasses.field(default_factory=dict)
+    options: Annotated[ConfigOptions, tyro.conf.arg(name="")] = dataclasses.field(
+        default_factory=dict
     )
 
 

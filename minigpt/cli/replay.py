@@ -14,7 +14,12 @@ from minigpt.cli.common import make_console
 
 @dataclass(frozen=True)
 class Replay:
-    """Run one training step again, with the same batch and masks, and print every dropout site."""
+    """Run one training step again, with the same batch and masks, and print every dropout site.
+
+    For example:
+
+      $ minigpt replay runs/shakespeare-char-cpu --step 2000
+    """
 
     run_dir: tyro.conf.Positional[Path]
     """directory of a run of `minigpt train`"""

@@ -7,28 +7,37 @@ line. So the command line is parsed once, and defaults are distinguished from ex
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
+import difflib
 import inspect
+import io
 import itertools
 import tomllib
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import tyro
 
+from minigpt.cli.arguments import REGISTRY
 from minigpt.config import Config, DropoutConfig
 
 
-def options_of(config: Any, *, default: str | None = None) -> Any:
-    """The type of a config's options; the help shows the values of `config`, or `default`."""
-    hints, docs = typing.get_type_hints(type(config)), _field_docs(type(config))
+def options_of(config: Any, defaults: Mapping[str, str] | None = None, prefix: str = "") -> Any:
+    """The type of a config's options; the help shows the values of `config`, or `defaults`.
+
+    `defaults` has texts by the option's dotted name; "" is the text of the others.
+    """
+    hints, docs = typing.get_type_hints(type(config)), field_docs(type(config))
     options: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            options[field.name] = options_of(value, default=default)
+            options[field.name] = options_of(value, defaults, f"{prefix}{field.name}.")
         else:
+            default = defaults and defaults.get(prefix + field.name, defaults[""])
             hint = f"(default: {default or value})"
             argument = tyro.conf.arg(help=docs.get(field.name), help_behavior_hint=hint)
             options[field.name] = Annotated[hints[field.name], argument]
@@ -36,8 +45,16 @@ def options_of(config: Any, *, default: str | None = None) -> Any:
     return make_type(f"{type(config).__name__}Options", options, total=False)
 
 
-def _field_docs(config: type) -> dict[str, str]:
-    """The docstring below each field of a dataclass."""
+def field_docs(config: type) -> dict[str, str]:
+    """The docstring below each field of a dataclass, and of those it inherits."""
+    docs = {}
+    for base in reversed(config.__mro__):
+        if dataclasses.is_dataclass(base):
+            docs |= _own_field_docs(base)
+    return docs
+
+
+def _own_field_docs(config: type) -> dict[str, str]:
     (definition,) = ast.parse(inspect.getsource(config)).body
     assert isinstance(definition, ast.ClassDef)
     docs = {}
@@ -60,8 +77,12 @@ def merge(config: Any, options: dict[str, Any]) -> Any:
 def resolve(
     default: Config, config: Path | None, dropout: float | None, options: dict[str, Any]
 ) -> Config:
-    """The settings of a run: defaults, overridden by --config, --dropout and options in turn."""
-    settings = merge(default, _read_toml(config)) if config else default
+    """The settings of a run: defaults, overridden by --config, --dropout and options in turn.
+
+    The config.toml of a run has every setting, also where an earlier version had fewer of them.
+    """
+    is_whole = config is not None and (config.parent / "tokenizer.json").exists()
+    settings = merge(Config() if is_whole else default, _read_toml(config)) if config else default
     if dropout is not None:
         model = dataclasses.replace(settings.model, dropout=DropoutConfig.uniform(dropout))
         settings = dataclasses.replace(settings, model=model)
@@ -78,9 +99,51 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"config={str(path)!r} cannot be read: {error}.") from None
     tables.pop("run_dir", None)
-    args = [arg for name, value in _flatten(tables) for arg in (f"--{name}", str(value))]
-    prog = f"minigpt train --config {path}"
-    return tyro.cli(tyro.conf.FlagConversionOff[options_of(Config())], args=args, prog=prog)
+    settings = dict(_flatten(tables))
+    known = dict(_flatten(dataclasses.asdict(Config())))
+    for name in settings:
+        if name not in known:
+            raise ValueError(
+                f"config={str(path)!r} is not allowed: it sets {name!r}, which is not a setting "
+                f"of a file.{_suggest(name, list(known))}"
+            )
+    try:
+        return _parse_settings(settings)
+    except SystemExit:
+        name = next(name for name, value in settings.items() if not _is_allowed({name: value}))
+        raise ValueError(
+            f"config={str(path)!r} is not allowed: it sets {name} to {settings[name]!r}. What it "
+            "may be: minigpt train --help-all."
+        ) from None
+
+
+def _suggest(name: str, known: list[str]) -> str:
+    """What may be meant by the name of an unknown setting."""
+    last = name.rsplit(".", 1)[-1]
+    similar = [other for other in known if other.rsplit(".", 1)[-1] == last]
+    if similar := similar or difflib.get_close_matches(name, known, 2):
+        return f" Did you mean {' or '.join(map(repr, similar))}?"
+    if name in ("dropout", "preset", "resume"):
+        return f" Set --{name} on the command line."
+    return " The settings are the options of minigpt train --help-all from --data on."
+
+
+def _is_allowed(settings: dict[str, Any]) -> bool:
+    try:
+        _parse_settings(settings)
+    except SystemExit:
+        return False
+    return True
+
+
+def _parse_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Convert values like those of options; a value that is not allowed is a SystemExit."""
+    args = []
+    for name, value in settings.items():
+        args += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+    config = (tyro.conf.FlagConversionOff,)
+    with contextlib.redirect_stderr(io.StringIO()):
+        return tyro.cli(options_of(Config()), args=args, config=config, registry=REGISTRY)
 
 
 def _flatten(tables: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -26,7 +26,7 @@ class TrainOptions:
     """The options that the training commands share."""
 
     config: Path | None = None
-    """TOML file with any of the options below, such as the config.toml of a run"""
+    """TOML file of settings, such as the config.toml of a run"""
     dropout: float | None = None
     """one rate for nanoGPT's four dropout sites: embed, attn-weights, attn-out, mlp-out"""
     resume: Literal["auto", "never"] = "auto"
@@ -43,14 +43,21 @@ class TrainOptions:
 class Train(TrainOptions):
     """Train a GPT, or resume its training.
 
+    For example:
+
+      $ minigpt train --dropout 0.1
+      $ minigpt train --data my.txt --run-dir runs/mine --steps 1000
+      $ minigpt train --preset shakespeare-char --model.dtype bfloat16
+
     The defaults shown are those of the preset shakespeare-char-cpu. Each of these overrides the
-    ones before it: --preset, --config, --dropout, single options.
+    ones before it: --preset, --config, --dropout, single options. The same command again resumes
+    an unfinished run.
     """
 
     preset: PresetName = DEFAULT_PRESET
     """default settings"""
-    options: Annotated[ConfigOptions, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff] = (
-        dataclasses.field(default_factory=dict)
+    options: Annotated[ConfigOptions, tyro.conf.arg(name="")] = dataclasses.field(
+        default_factory=dict
     )
 
 

@@ -14,7 +14,12 @@ from minigpt.cli.common import CheckpointName, load_model, make_console
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """Color a text by the uncertainty of a model about every character, by Monte Carlo dropout."""
+    """Color a text by the uncertainty of a model about every character, by Monte Carlo dropout.
+
+    For example:
+
+      $ minigpt uncertainty runs/shakespeare-char-cpu --text "To be, or not to be" --html to-be.html
+    """
 
     run_dir: tyro.conf.Positional[Path]
     """directory of a run of `minigpt train`"""

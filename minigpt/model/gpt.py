@@ -2,13 +2,14 @@
 
 model(tokens, key=key) is training, model(tokens, key=None) is evaluation; the modules hold no
 random state. model(tokens, key=None, masks=masks) is training with masks from another source, by
-the site's name (dropout_sites.py). Pre-norm (or post-norm) blocks, learned positions, the tanh form
-of GELU, and an output layer that shares its weights with the token embedding.
+the site's name (dropout_sites.py). Pre-norm (or post-norm) blocks, learned positions, and an output
+layer that shares its weights with the token embedding.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float, Integer
 
 _INIT_STD = 0.02
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": functools.partial(nnx.gelu, approximate=False),
+    "gelu_tanh": functools.partial(nnx.gelu, approximate=True),
+    "relu": nnx.relu,
+}
 
 
 class GPT(nnx.Module):
@@ -203,10 +209,11 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """A dense layer four times as wide, GELU, and a dense layer back, with dropout after each."""
+    """A dense layer four times as wide, an activation, and a dense layer back, with dropout."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.rates = config.dropout
+        self.activation = ACTIVATIONS[config.activation]
         self.wide = _dense(config, config.n_embd, 4 * config.n_embd, rngs)
         self.out = _dense(config, 4 * config.n_embd, config.n_embd, rngs, residual=True)
 
@@ -214,7 +221,7 @@ class MLP(nnx.Module):
         self, x: Float[Array, "batch time dim"], site: DropoutSite
     ) -> Float[Array, "batch time dim"]:
         """Transform each position by itself."""
-        hidden = nnx.gelu(_apply_per_token(self.wide, x), approximate=True)
+        hidden = self.activation(_apply_per_token(self.wide, x))
         hidden = site.at("mlp_hidden").dropout(hidden, self.rates.mlp_hidden)
         return site.at("mlp_out").dropout(_apply_per_token(self.out, hidden), self.rates.mlp_out)
 

@@ -106,12 +106,19 @@ def create_or_resume(spec: RunSpec, run_dir: Path, *, fresh: bool = False) -> No
 
 def differences(saved: Config, config: Config) -> list[tuple[str, Any, Any]]:
     """The settings that prevent a run from resuming: (name, saved value, value)."""
-    saved_values, values = _flatten(saved), _flatten(config)
+    saved_values, values = _flatten(_without_none(saved)), _flatten(_without_none(config))
     return [
         (name, saved_values[name], values[name])
         for name in saved_values
         if name not in MAY_CHANGE and saved_values[name] != values[name]
     ]
+
+
+def _without_none(config: Config) -> Config:
+    """The same settings with the final learning rate as a number, as earlier runs saved it."""
+    optim = config.optim
+    optim = dataclasses.replace(optim, min_learning_rate=optim.final_learning_rate)
+    return dataclasses.replace(config, optim=optim)
 
 
 def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -21,7 +21,7 @@ PARENT_DIR = "parent"
 # The settings that decide the names, shapes or meaning of the weights.
 WEIGHT_FIELDS = (
     *("n_layer", "n_head", "n_embd", "block_size"),
-    *("bias", "vocab_size", "norm", "scan_layers"),
+    *("bias", "activation", "vocab_size", "norm", "scan_layers"),
 )
 
 

@@ -16,10 +16,11 @@ def finetune_defaults(config: Config, parent: Path, steps: int | None = None) ->
     a model soon overfits a short text.
     """
     steps = steps or max(config.steps // 4, 1)
+    minimum = config.optim.min_learning_rate
     optim = dataclasses.replace(
         config.optim,
         learning_rate=config.optim.learning_rate / 10,
-        min_learning_rate=config.optim.min_learning_rate / 10,
+        min_learning_rate=minimum and minimum / 10,
         warmup_steps=min(config.optim.warmup_steps, steps // 10),
     )
     return dataclasses.replace(

@@ -11,7 +11,7 @@ from minigpt.config import OptimConfig
 
 
 def learning_rate_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up from learning_rate / (warmup_steps + 1), then a cosine to min_learning_rate.
+    """Linear warm-up from learning_rate / (warmup_steps + 1), then a cosine to final_learning_rate.
 
     The cosine ends at step `steps`.
     """
@@ -20,7 +20,7 @@ def learning_rate_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
         peak_value=config.learning_rate,
         warmup_steps=config.warmup_steps,
         decay_steps=max(steps, config.warmup_steps + 1),  # a run may be shorter than its warm-up
-        end_value=config.min_learning_rate,
+        end_value=config.final_learning_rate,
     )
 
 

@@ -15,26 +15,66 @@ from tiny import CONFIG, TEXT
 from minigpt.config import PRESETS, Config, DropoutConfig, ModelConfig, OptimConfig
 from minigpt.training import build_train_functions, make_train_batch, trainer
 
+# Typed in from nanoGPT's README (the command for a CPU), config/train_shakespeare_char.py and
+# config/train_gpt2.py, with train.py's defaults; its nn.GELU() is the form with erf. GPT-2's model
+# is that of its config.json: "gelu_new" is the form with tanh.
+PUBLISHED = {
+    "shakespeare-char-cpu": {
+        "n_layer": 4,
+        "n_head": 4,
+        "n_embd": 128,
+        "block_size": 64,
+        "bias": False,
+        "activation": "gelu",
+        "dropout": 0.0,
+        "batch_size": 12,
+        "steps": 2000,
+        "eval_every": 250,
+        "optim": (1e-3, 1e-4, 100, 0.9, 0.99, 0.1, 1.0),
+    },
+    "shakespeare-char": {
+        "n_layer": 6,
+        "n_head": 6,
+        "n_embd": 384,
+        "block_size": 256,
+        "bias": False,
+        "activation": "gelu",
+        "dropout": 0.2,
+        "batch_size": 64,
+        "steps": 5000,
+        "eval_every": 250,
+        "optim": (1e-3, 1e-4, 100, 0.9, 0.99, 0.1, 1.0),
+    },
+    "gpt2": {
+        "n_layer": 12,
+        "n_head": 12,
+        "n_embd": 768,
+        "block_size": 1024,
+        "bias": True,
+        "activation": "gelu_tanh",
+        "dropout": 0.1,
+        "batch_size": 12,
+        "steps": 600_000,
+        "eval_every": 1000,
+        "optim": (6e-4, 6e-5, 2000, 0.9, 0.95, 0.1, 1.0),
+    },
+}
 
-def test_the_small_preset_is_nanogpts_cpu_configuration():
-    config = PRESETS["shakespeare-char-cpu"]
-    model = config.model
-    assert (model.n_layer, model.n_head, model.n_embd, model.block_size) == (4, 4, 128, 64)
-    assert (config.batch_size, config.steps, model.bias) == (12, 2000, False)
-    assert set(dataclasses.asdict(model.dropout).values()) == {0.0}
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_the_published_one(name):
+    config, published = PRESETS[name], PUBLISHED[name]
+    flat = vars(config) | vars(config.model)
+    optim = dict(vars(config.optim), min_learning_rate=config.optim.final_learning_rate)
+    assert tuple(optim.values()) == pytest.approx(published["optim"], rel=1e-12)
+    assert config.model.dropout == DropoutConfig.uniform(published["dropout"])
+    for field in published.keys() - {"optim", "dropout"}:
+        assert flat[field] == published[field], field
 
 
-def test_the_other_preset_is_nanogpts_gpu_configuration():
-    config = PRESETS["shakespeare-char"]
-    model = config.model
-    assert (model.n_layer, model.n_head, model.n_embd, model.block_size) == (6, 6, 384, 256)
-    assert (config.batch_size, config.steps, model.bias) == (64, 5000, False)
-    assert model.dropout == DropoutConfig.uniform(0.2)
-
-
-@pytest.mark.parametrize("name", ["shakespeare-char-cpu", "shakespeare-char"])
-def test_nanogpts_optimizer(name):
-    assert PRESETS[name].optim == OptimConfig(1e-3, 1e-4, 100, 0.9, 0.99, 0.1, 1.0)
+def test_the_final_learning_rate_follows_the_peak_unless_it_is_set():
+    assert OptimConfig(1e-5).final_learning_rate == pytest.approx(1e-6)
+    assert OptimConfig(1e-5, 0.0).final_learning_rate == 0
 
 
 @pytest.mark.parametrize(

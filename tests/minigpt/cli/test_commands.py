@@ -5,16 +5,22 @@ import dataclasses
 import hashlib
 import io
 import json
+import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 import types
 
 import pytest
 from tiny import TEXT
 
-from minigpt.cli.main import main, parse
+from minigpt.cli.arguments import option_types
+from minigpt.cli.commands import COMMANDS, parse
+from minigpt.cli.main import main
 from minigpt.cli.train import train_settings
 from minigpt.config import PRESETS, DropoutConfig
 from minigpt.data.tokenizer import Tokenizer
@@ -273,9 +279,117 @@ def test_a_folder_in_use_is_refused(tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {".lock"}
 
 
-def test_help_names_every_option(capsys):
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_has_a_word_of_help_and_every_command_an_example(name, capsys):
     with pytest.raises(SystemExit):
-        main(["train", "--help"])
+        main([name, "--help-all"])
+    printed = re.sub(r"[\s│|]+", " ", capsys.readouterr().out)
+    assert f"$ minigpt {name} " in printed
+    for option in option_types(COMMANDS[name]):
+        described = re.search(rf" --{option} \S+ (.+?) \((default: |required)", printed)
+        assert described, option
+        assert len(described[1].split()) >= 2, option
+
+
+@pytest.mark.parametrize("name", ["train", "finetune", "plan"])
+def test_help_shows_what_people_need_first(name, capsys):
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
     printed = capsys.readouterr().out
-    for option in ("--preset", "--config", "--dropout", "--model.dropout.drop-path", "--seed"):
-        assert option in printed
+    assert 4 <= len(re.findall(r"(?m)^. --", printed)) <= 13
+    assert f"minigpt {name} --help-all" in printed
+
+
+def test_the_examples_of_the_help_parse():
+    for command in COMMANDS.values():
+        examples = re.findall(r"\$ minigpt (.+)", command.__doc__)
+        for words in map(shlex.split, examples):
+            assert type(parse(words)).__name__ == command.__name__, words
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train --n_layer 3", "did you mean --model.n-layer?"),
+        ("train --model.n-layers 3", "did you mean --model.n-layer?"),
+        ("train --learning-rate 3", "did you mean --optim.learning-rate?"),
+        ("train --top-k 3", "belongs to minigpt sample"),
+        ("sample out --batch-size 3", "belongs to minigpt train"),
+        ("train --zzz", "All its options: minigpt train --help-all"),
+    ],
+)
+def test_an_unknown_option_gets_a_hint(words, message, capsys):
+    with pytest.raises(SystemExit):
+        main(words.split())
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_numbers_and_booleans_as_people_write_them():
+    options = parse(
+        ["train", "--steps", "1e3", "--model.bias", "--model.remat", "false", "--batch-size", "1_0"]
+    )
+    assert options.options["steps"] == 1000
+    assert options.options["batch_size"] == 10
+    assert options.options["model"]["bias"] is True
+    assert options.options["model"]["remat"] is False
+    assert parse(["eval", "out", "--json"]).json
+    assert not parse(["eval", "--no-json", "out"]).json
+    assert parse(["train", "--no-model.bias", "--tensorboard", "True"]).options == {
+        "model": {"bias": False},
+        "tensorboard": True,
+    }
+    for words in ("train --steps 1.5", "train --model.bias maybe"):
+        with pytest.raises(SystemExit):
+            parse(words.split())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[model]\nn_layers = 3", "'model.n_layers', which is not a setting of a file. Did you"),
+        ("n_layer = 3", "Did you mean 'model.n_layer'?"),
+        ("dropout = 0.1", "Set --dropout on the command line."),
+        ("steps = 'many'", "it sets steps to 'many'"),
+        ("[model]\nbias = 7", "it sets model.bias to 7"),
+        ("steps = ", "cannot be read"),
+    ],
+)
+def test_a_bad_settings_file_is_one_line(content, message, tmp_path):
+    (tmp_path / "bad.toml").write_text(content)
+    result = minigpt("train", "--config", "bad.toml", cwd=tmp_path)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert re.fullmatch(r"minigpt \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.15, 0.3, 0.6])
+def test_ctrl_c_while_starting_is_quiet(seconds, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "minigpt", "train", "--data", "no.txt"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert "Traceback" not in error
+    assert process.returncode in (-signal.SIGINT, 130, 2)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_terminal_without_unicode_shows_what_it_can(trained, encoding, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    for words in (["train", "--run-dir", "out", *SAME], ["sample", "out"], ["sample", "--help"]):
+        result = installed_minigpt(*words, cwd=trained[0])
+        assert result.returncode == 0, result.stderr
+        assert result.stdout

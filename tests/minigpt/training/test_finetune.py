@@ -26,8 +26,9 @@ from run_helpers import (
 from tiny import TEXT
 
 from minigpt.checkpoint import manager as checkpoint
+from minigpt.cli.commands import parse
 from minigpt.cli.finetune import finetune_settings
-from minigpt.cli.main import main, parse
+from minigpt.cli.main import main
 from minigpt.config import PRESETS
 from minigpt.data.batches import make_batch
 from minigpt.data.dataset import load_dataset
@@ -197,7 +198,7 @@ def test_the_defaults_follow_from_the_parent_and_the_steps():
     defaults = finetune.finetune_defaults(parent, pathlib.Path("P"))
     assert (defaults.model, defaults.seed, defaults.batch_size) == (parent.model, 1337, 64)
     assert (defaults.steps, defaults.eval_every, defaults.patience) == (1250, 125, 3)
-    assert (defaults.optim.learning_rate, defaults.optim.min_learning_rate) == (1e-4, 1e-5)
+    assert (defaults.optim.learning_rate, defaults.optim.final_learning_rate) == (1e-4, 1e-5)
     assert defaults.optim.warmup_steps == 100
     few = finetune.finetune_defaults(
         dataclasses.replace(parent, mesh="data=2"), pathlib.Path("P"), 30

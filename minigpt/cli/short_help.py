@@ -1,0 +1,60 @@
+"""The short help: the options that people need first; `--help-all` shows every one."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from typing import Annotated, Any, TypedDict
+
+import tyro
+
+from minigpt.cli.settings import field_docs
+
+FIRST = {
+    "Train": (
+        *("preset", "data", "dropout", "run_dir", "steps", "batch_size", "seed", "config"),
+        *("model", "model.n_layer", "model.n_embd", "model.block_size"),
+        *("optim", "optim.learning_rate"),
+    ),
+    "Finetune": (
+        *("parent_run", "data", "dropout", "run_dir", "steps", "patience", "parent_checkpoint"),
+        *("optim", "optim.learning_rate"),
+    ),
+    "Plan": ("topology", "preset", "batch_size", "mesh", "model", "model.dtype", "model.remat"),
+}
+
+
+def shorten(command: type) -> type:
+    """The command with the options of FIRST only, to show its help; others come back whole."""
+    names = FIRST.get(command.__name__)
+    if names is None:
+        return command
+    hints, docs = typing.get_type_hints(command, include_extras=True), field_docs(command)
+    fields: list[Any] = []
+    for field in dataclasses.fields(command):
+        default = dataclasses.field(default=field.default, default_factory=field.default_factory)  # type: ignore[call-overload]
+        if field.name == "options":
+            fields.append((field.name, _only(hints[field.name], names), default))
+        elif field.name in names:
+            hint = Annotated[hints[field.name], tyro.conf.arg(help=docs.get(field.name))]
+            fields.append((field.name, hint, default))
+    short = dataclasses.make_dataclass(command.__name__, fields, frozen=True)
+    every = f"Every option: minigpt {command.__name__.lower()} --help-all"
+    short.__doc__ = f"{inspect.getdoc(command)}\n\n{every}"
+    return short
+
+
+def _only(options: Any, names: tuple[str, ...], prefix: str = "") -> Any:
+    """A TypedDict of options without those whose dotted name is not in `names`."""
+    kind, *extras = typing.get_args(options) if hasattr(options, "__metadata__") else (options,)
+    kept: dict[str, Any] = {}
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        if prefix + name in names:
+            is_table = typing.is_typeddict(hint)
+            kept[name] = _only(hint, names, f"{prefix}{name}.") if is_table else hint
+    make_type: Any = TypedDict
+    short = make_type(kind.__name__, kept, total=False)
+    for extra in extras:
+        short = Annotated[short, extra]
+    return short
