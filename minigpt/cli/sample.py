@@ -12,7 +12,12 @@ from minigpt.cli.common import CheckpointName, load_model
 
 @dataclass(frozen=True)
 class Sample:
-    """Generate text with a trained model."""
+    """Generate text with a trained model.
+
+    For example:
+
+      $ minigpt sample runs/shakespeare-char-cpu --prompt "To be" --temperature 0.8
+    """
 
     run_dir: tyro.conf.Positional[Path]
     """directory of a run of `minigpt train`"""
