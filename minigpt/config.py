@@ -252,8 +252,9 @@ def _gpt2() -> Config:
     dropout = DropoutConfig.uniform(0.1)
     model = ModelConfig(12, 12, 768, 1024, bias=True, vocab_size=50257, dropout=dropout)
     optim = OptimConfig(6e-4, warmup_steps=2000, beta2=0.95)
-    sizes = {"steps": 600_000, "batch_size": 12, "eval_every": 1000}
-    return Config(**sizes, tokenizer="byte", model=model, optim=optim)
+    return Config(
+        steps=600_000, batch_size=12, eval_every=1000, tokenizer="byte", model=model, optim=optim
+    )
 
 
 PresetName = Literal["shakespeare-char-cpu", "shakespeare-char", "gpt2"]

@@ -1,8 +1,12 @@
-"""minigpt classify: fine-tune a run as a text classifier."""
+"""minigpt classify: fine-tune a run as a text classifier, or label texts with it."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,21 +24,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Classify:
-    """Fine-tune a trained model as a text classifier and test it on held-out texts.
+    """Fine-tune a trained model as a text classifier, or label texts with the classifier.
 
     For example:
 
       $ minigpt classify runs/shakespeare-char-cpu
       $ minigpt classify runs/mine --data reviews.csv --dropout 0.2
+      $ minigpt classify runs/mine --predict new.txt --passes 30
 
-    A text that is longer than the model's context is cut off. Without --data, the task is the genre
-    of Shakespeare's speeches, split by play. The same command gives the same result.
+    It is tested on held-out texts, beside two baselines. A text that is longer than the model's
+    context is cut off. Without --data, the task is the genre of Shakespeare's speeches, split by
+    play. The same command gives the same result.
     """
 
     run_dir: tyro.conf.Positional[Path]
     """directory of a run of `minigpt train`"""
     data: Path | None = None
-    """CSV file with the columns text and label, and optionally split (train, validation or test)"""
+    """file with the columns text and label, and optionally split (train, validation or test): CSV
+    with commas, tabs or semicolons, or JSON lines (.jsonl)"""
+    predict: Path | None = None
+    """label the texts of this file instead of training, with the classifier in RUN_DIR, or else the
+    newest of RUN_DIR/classify, classify-2, ...; each line is a text, or a row of a .csv or .jsonl
+    file with the column text; - reads lines from standard input"""
+    passes: int = 0
+    """with --predict: Monte Carlo dropout passes, which also give the mutual information; 0: none"""
+    json: bool = False
+    """with --predict: print a JSON object for each text"""
     out: Path | None = None
     """directory for the classifier; None: the first unused of RUN_DIR/classify, classify-2, ..."""
     checkpoint: CheckpointName = "last"
@@ -45,6 +60,78 @@ class Classify:
 
 
 def run_classify(command: Classify) -> None:
+    """Train a classifier, or label the texts of a file with it."""
+    if command.predict is None:
+        _refuse_options_of_predict(command)
+        _train_and_test(command)
+    else:
+        _predict(command, command.predict)
+
+
+def _refuse_options_of_predict(command: Classify) -> None:
+    for name in ("passes", "json"):
+        if getattr(command, name):
+            raise ValueError(
+                f"{name}={getattr(command, name)!r} is not allowed without --predict FILE: it "
+                "changes how predictions are made. Leave it out, or set --predict."
+            )
+
+
+def _predict(command: Classify, file: Path) -> None:
+    """Print the label of each text, its probability, and the beginning of the text."""
+    from minigpt.tasks.classification import load, predict_texts, read_texts, split_lines
+
+    classifier = load(_classifier_dir(command.run_dir))
+    classifier = classifier._replace(
+        settings=dataclasses.replace(classifier.settings, unknown=command.settings.unknown)
+    )
+    is_stdin = str(file) == "-"
+    texts = split_lines(sys.stdin.read()) if is_stdin else read_texts(file)
+    if not texts:
+        raise ValueError(
+            f"predict={str(file)!r} is not allowed: it has no text. Put a text on each line."
+        )
+    _print_cut(classifier, {"": texts}, functools.partial(print, file=sys.stderr))
+    seed = command.settings.seed
+    predictions = predict_texts(classifier, texts, passes=command.passes, seed=seed)
+    for text, prediction in zip(texts, predictions, strict=True):
+        if command.json:
+            print(json.dumps({"text": text, **prediction._asdict()}))
+            continue
+        information = prediction.information
+        more = [] if information is None else [f"{information:.3f}"]
+        begin = " ".join(text.split())[:60]
+        print(*(prediction.label, f"{prediction.probability:.3f}", *more, begin), sep="\t")
+
+
+def _classifier_dir(run_dir: Path) -> Path:
+    """The folder itself if it is no run, else the newest of its classifiers."""
+    from minigpt.checkpoint import list_steps
+
+    if not (run_dir / "config.toml").exists():
+        return run_dir
+    folders = [path for path in run_dir.glob("classify*") if list_steps(path)]
+    if not folders:
+        raise ValueError(
+            f"{str(run_dir)!r} has no classifier yet. Train one: minigpt classify {run_dir}."
+        )
+    return max(folders, key=lambda path: int(path.name.partition("-")[2] or 1))
+
+
+def _print_cut(
+    classifier: TextClassifier, texts: dict[str, list[str]], say: Callable[[str], object]
+) -> None:
+    """Say how many texts of each part lose their end."""
+    for name, part in texts.items():
+        if count := classifier.count_cut(part):
+            say(
+                f"{count} of {len(part)} {name and name + ' '}texts are longer than the model's "
+                f"context of {classifier.config.block_size} tokens; of these only the beginning "
+                "is read"
+            )
+
+
+def _train_and_test(command: Classify) -> None:
     """Train a classifier and compare it with two baselines on the test part."""
     from minigpt.run import create_new_dir
     from minigpt.tasks.classification import (
@@ -53,13 +140,13 @@ def run_classify(command: Classify) -> None:
         format_evaluation,
         load_genres,
         print_report,
-        read_csv,
+        read_labelled,
         save_report,
     )
 
     settings, console = command.settings, make_console()
     spec, compiled = load_model(command.run_dir, command.checkpoint)
-    data = read_csv(command.data, settings.seed) if command.data else load_genres()
+    data = read_labelled(command.data, settings.seed) if command.data else load_genres()
     params = compiled.state.params
     body = PretrainedModel(spec.config.model, spec.vocab_size, spec.tokenizer, params)
     counts = {name: len(part.texts) for name, part in data._asdict().items()}
@@ -71,6 +158,9 @@ def run_classify(command: Classify) -> None:
         body, data, settings, lambda evaluation: console.print(format_evaluation(evaluation))
     )
     classifier.save(folder)  # before the baselines, which could fail
+    _print_cut(
+        classifier, {name: part.texts for name, part in data._asdict().items()}, console.print
+    )
     console.print(f"best macro-F1 at step {classifier.step}")
     scores = _test_scores(classifier, data, settings)
     print_report(scores, console)

@@ -17,7 +17,7 @@ from minigpt.checkpoint import CheckpointWriter, host_arrays, list_steps, read, 
 from minigpt.config import ClassifyConfig, DropoutConfig, ModelConfig, OptimConfig
 from minigpt.data import Tokenizer
 from minigpt.model import set_rates
-from minigpt.tasks.classification.data import PaddedRows, pad_texts
+from minigpt.tasks.classification.data import PaddedRows, count_cut, pad_texts
 from minigpt.tasks.classification.model import Classifier
 
 
@@ -50,6 +50,11 @@ class TextClassifier(NamedTuple):
         drop_unknown = self.settings.unknown == "drop"
         block_size = self.config.block_size
         return pad_texts(self.tokenizer, texts, block_size, drop_unknown=drop_unknown)
+
+    def count_cut(self, texts: list[str]) -> int:
+        """The number of texts that are longer than the model's context and lose their end."""
+        drop_unknown = self.settings.unknown == "drop"
+        return count_cut(self.tokenizer, texts, self.config.block_size, drop_unknown=drop_unknown)
 
     def logits(self, rows: PaddedRows) -> np.ndarray:
         """Logits of every row with dropout off: (rows, classes)."""

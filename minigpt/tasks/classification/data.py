@@ -1,17 +1,15 @@
-"""Labeled texts: read from a CSV file, split into three parts, and padded to rows of ids."""
+"""Labelled texts: split into three parts, and padded to rows of ids."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minigpt.data import Tokenizer, decode_utf8, read_blocks
+from minigpt.data import Tokenizer
+from minigpt.tasks.classification.files import Row, read_rows
 
 COLUMNS = ("text", "label")
 HELD_OUT_SHARE = 0.1  # share of each label's texts in the validation part, and in the test part
@@ -76,10 +74,9 @@ def pad_texts(
     """
     tokens = np.zeros((len(texts), block_size), np.int32)
     lengths = np.zeros(len(texts), np.int32)
-    alphabet = set(tokenizer.alphabet or "")
     for i, text in enumerate(texts):
-        if drop_unknown and tokenizer.alphabet is not None:
-            text = "".join(character for character in text if character in alphabet)
+        if drop_unknown:
+            text = _drop_unknown(text, tokenizer)
         try:
             # Every character has at least one id.
             ids = tokenizer.encode(text[:block_size])[:block_size]
@@ -97,64 +94,49 @@ def pad_texts(
     return PaddedRows(tokens, lengths)
 
 
-def read_csv(data: Path, seed: int) -> LabelledSplit:
-    """Read a UTF-8 CSV file with the columns text, label and optionally split.
+def count_cut(
+    tokenizer: Tokenizer, texts: list[str], block_size: int, *, drop_unknown: bool = False
+) -> int:
+    """The number of texts of which `pad_texts` leaves the end out."""
+    if drop_unknown:
+        texts = [_drop_unknown(text, tokenizer) for text in texts]
+    return sum(len(text) > block_size or len(tokenizer.encode(text)) > block_size for text in texts)
+
+
+def _drop_unknown(text: str, tokenizer: Tokenizer) -> str:
+    if tokenizer.alphabet is None:
+        return text
+    alphabet = set(tokenizer.alphabet)
+    return "".join(character for character in text if character in alphabet)
+
+
+def read_labelled(data: Path, seed: int) -> LabelledSplit:
+    """Read a file with the columns text, label and optionally split: see `read_rows`.
 
     The column split has the values train, validation and test. Without it, a tenth of each label's
     rows, chosen by the seed, is for validation and another tenth for the test.
     """
-    content = "".join(decode_utf8(read_blocks(data), data)).removeprefix("\ufeff")
-    reader = csv.DictReader(io.StringIO(content), strict=True)
-    limit = csv.field_size_limit(len(content) + 1)  # a cell may be as long as the file
-    try:
-        header = reader.fieldnames or []
-        _validate_header(header, data)
-        rows = [_validate_row(row, data, reader.line_num, "split" in header) for row in reader]
-    except csv.Error as error:
-        location = f"data={str(data)!r}, after line {reader.line_num}"
-        raise ValueError(f"{location}: this is not valid CSV ({error}).") from None
-    finally:
-        csv.field_size_limit(limit)
-    texts, labels = [row["text"] for row in rows], [row["label"] for row in rows]
-    parts = [row["split"] for row in rows if "split" in header] or _assign_parts(labels, seed)
+    rows = read_rows(data, COLUMNS)
+    for row in rows:
+        _validate_row(row)
+    texts, labels = ([row.cells[name] for row in rows] for name in COLUMNS)
+    has_split = bool(rows) and "split" in rows[0].cells
+    parts = [row.cells["split"] for row in rows] if has_split else _assign_parts(labels, seed)
     return LabelledSplit(
         *(_select_part(texts, labels, parts, name) for name in LabelledSplit._fields)
     )
 
 
-def _validate_header(header: Sequence[str], data: Path) -> None:
-    """Raise ValueError if a column is missing or repeated."""
-    if repeated := [name for name in (*COLUMNS, "split") if header.count(name) > 1]:
-        raise ValueError(
-            f"data={str(data)!r} is not allowed: it has the column {repeated[0]!r} more than "
-            f"once. Its first line names the columns {header}."
-        )
-    if missing := [name for name in COLUMNS if name not in header]:
-        raise ValueError(
-            f"data={str(data)!r} is not allowed: it lacks the column {missing[0]!r}. Its first "
-            f"line must name the columns text and label, but it names {header}."
-        )
-
-
-def _validate_row(
-    row: dict[str | Any, str | Any], data: Path, line: int, has_split: bool
-) -> dict[str, str]:
-    """Validate one CSV row, and strip all cells except the text."""
-    location = f"data={str(data)!r}, line {line}"
-    if None in row or None in row.values():
-        raise ValueError(
-            f'{location}: there must be one cell per column. Put texts in "quotation marks".'
-        )
-    row = {name: cell if name == "text" else cell.strip() for name, cell in row.items()}
+def _validate_row(row: Row) -> None:
     for name in COLUMNS:
-        if not row[name].strip():
-            raise ValueError(f"{location}: {name} is empty. Fill it or remove the line.")
-    if has_split and row["split"] not in LabelledSplit._fields:
-        allowed = ", ".join(LabelledSplit._fields)
+        if not row.cells[name].strip():
+            raise ValueError(f"{row.place}: {name} is empty. Fill it or remove the line.")
+    split = row.cells.get("split", "train")
+    if split not in LabelledSplit._fields:
         raise ValueError(
-            f"{location}: split={row['split']!r} is not allowed: it must be one of {allowed}."
+            f"{row.place}: split={split!r} is not allowed: it must be one of "
+            f"{', '.join(LabelledSplit._fields)}."
         )
-    return row
 
 
 def _assign_parts(labels: list[str], seed: int) -> list[str]:

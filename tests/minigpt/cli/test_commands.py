@@ -327,7 +327,16 @@ def test_an_unknown_option_gets_a_hint(words, message, capsys):
 
 
 def test_numbers_and_booleans_as_people_write_them():
-    words = "train --steps 1e3 --model.bias --model.remat false --batch-size 1_0".split()
+    words = [
+        "train",
+        "--steps",
+        "1e3",
+        "--model.bias",
+        "--model.remat",
+        "false",
+        "--batch-size",
+        "1_0",
+    ]
     options = parse(words).options
     assert (options["steps"], options["batch_size"]) == (1000, 10)
     assert options["model"]["bias"] is True

@@ -1,6 +1,7 @@
 """The classifier: padding, frozen parameters, exact repeats, its folder, its command."""
 
 import dataclasses
+import io
 import json
 
 import jax
@@ -11,6 +12,7 @@ from flax import nnx
 from marks import slow
 from tiny import DATA, MODEL, TEXT, with_dropout
 
+from dropout_jax import fold
 from minigpt.cli.main import main
 from minigpt.config import ClassifyConfig, DropoutConfig, OptimConfig
 from minigpt.data.tokenizer import Tokenizer
@@ -19,6 +21,7 @@ from minigpt.tasks import classification
 from minigpt.tasks.classification.classifier import load
 from minigpt.tasks.classification.data import LabelledSplit, LabelledTexts, pad_texts
 from minigpt.tasks.classification.model import Classifier, pool_features
+from minigpt.tasks.classification.predict import predict_texts
 from minigpt.tasks.classification.train import PretrainedModel, example_indices, fit
 
 TOKENIZER = Tokenizer("abc ")
@@ -259,6 +262,7 @@ def test_the_command_writes_a_classifier_that_loads(tmp_path, capsys, monkeypatc
     one, two = (load(path.parent) for path in reports)
     assert same(one.params, two.params)
     assert one.labels == ("be", "not")
+    _labels_new_texts(run, tmp_path, one, capsys, monkeypatch)
     with pytest.raises(SystemExit):
         main([*command, "--out", str(run / "classify")])
     assert "it must be a new or an empty folder" in capsys.readouterr().err
@@ -270,3 +274,55 @@ def test_the_command_writes_a_classifier_that_loads(tmp_path, capsys, monkeypatc
     with pytest.raises(SystemExit):
         main([*command, "--out", str(tmp_path / "kept")])
     assert same(load(tmp_path / "kept").params, one.params)  # what comes after loses no training
+
+
+def _labels_new_texts(run, folder, classifier, capsys, monkeypatch):
+    """By the newest classifier of the run; as many lines as texts, from a file or stdin."""
+    texts = ["not that is", "be or be or be or be or be or be or be or be", "nnn"]
+    (folder / "new.txt").write_text("\n\n".join(texts))
+    command = ["classify", str(run), "--predict"]
+    main([*command, str(folder / "new.txt")])
+    out, error = capsys.readouterr()
+    rows = [line.split("\t") for line in out.splitlines()]
+    assert [row[0] for row in rows] == classifier.predict(texts)
+    assert all(0.5 <= float(row[1]) <= 1 and len(row) == 3 for row in rows)
+    assert error.startswith("1 of 3 texts are longer than the model's context")
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(texts)))
+    main([*command, "-", "--passes", "3", "--json"])
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["text"] for record in records] == texts
+    for record in records:
+        assert sum(record["probabilities"].values()) == pytest.approx(1)
+        assert record["probability"] == record["probabilities"][record["label"]]
+        assert 0 <= record["information"] < 0.7  # log 2
+    for words, message in (
+        (["--predict", "-", "--passes", "1"], "passes=1 is not allowed"),
+        (["--passes", "3"], "passes=3 is not allowed without --predict"),
+    ):
+        monkeypatch.setattr("sys.stdin", io.StringIO("be"))
+        with pytest.raises(SystemExit):
+            main(["classify", str(run), *words])
+        assert message in capsys.readouterr().err
+
+
+def test_the_passes_of_a_prediction_are_the_models_own(trained):
+    """The mean and the mutual information of softmax(model(rows, key)) by a loop."""
+    texts = ["abc", "cab a", "b"]
+    (first, *_), size = predict_texts(trained, texts, passes=4, seed=2), SETTINGS.batch_size
+    rows = trained.rows([texts[i % 3] for i in range(size)])
+    key = fold(jax.random.key(2), "predict", 0)
+    each = [
+        jax.nn.softmax(trained.model(rows.tokens, rows.lengths, key=fold(key, i)))[0]
+        for i in range(4)
+    ]
+    mean = np.mean(each, 0)
+    entropy = [-np.sum(p * np.log(p)) for p in (*each, mean)]
+    assert list(first.probabilities.values()) == pytest.approx(mean, rel=1e-5)
+    assert first.information == pytest.approx(entropy[4] - np.mean(entropy[:4]), abs=1e-5)
+    assert len({tuple(np.asarray(p)) for p in each}) == 4
+
+
+def test_passes_need_dropout(trained):
+    still = trained._replace(config=MODEL, settings=dataclasses.replace(SETTINGS, head_dropout=0.0))
+    with pytest.raises(ValueError, match="trained without dropout"):
+        predict_texts(still, ["abc"], passes=2)

@@ -1,6 +1,7 @@
 """Labelled texts: files, their split into parts, the plays' genres, padding."""
 
 import csv
+import json
 
 import pytest
 from tiny import DATA
@@ -9,7 +10,14 @@ from minigpt.data import shakespeare
 from minigpt.data import text as corpus
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.tasks.classification import shakespeare_genres as speeches
-from minigpt.tasks.classification.data import LabelledSplit, LabelledTexts, pad_texts, read_csv
+from minigpt.tasks.classification.data import (
+    LabelledSplit,
+    LabelledTexts,
+    count_cut,
+    pad_texts,
+    read_labelled,
+)
+from minigpt.tasks.classification.files import read_texts
 
 TOKENIZER = Tokenizer("abc ")
 
@@ -31,27 +39,27 @@ def test_a_file_is_split_by_label_and_every_row_is_in_one_part(tmp_path):
     path = tmp_path / "x.csv"
     rows = [f'"text, {i}",{"rare" if i % 10 == 0 else "common"}' for i in range(100)]
     path.write_text("\ufefftext,label\r\n" + "\r\n".join(rows), newline="")
-    split = read_csv(path, seed=1)
+    split = read_labelled(path, seed=1)
     assert [part.labels.count("common") for part in split] == [72, 9, 9]
     assert [part.labels.count("rare") for part in split] == [8, 1, 1]
     everything = [text for part in split for text in part.texts]
     assert sorted(everything) == sorted(f"text, {i}" for i in range(100))
-    assert read_csv(path, seed=1) == split
-    assert read_csv(path, seed=2) != split
+    assert read_labelled(path, seed=1) == split
+    assert read_labelled(path, seed=2) != split
 
 
 def test_a_text_may_be_long(tmp_path):
     """Longer than Python's csv allows by itself, which is left as it was."""
     path, limit = tmp_path / "x.csv", csv.field_size_limit()
     path.write_text("text,label,split\n" + f"{'a' * 2 * limit},b,train\n")
-    assert [len(text) for text in read_csv(path, seed=1).train.texts] == [2 * limit]
+    assert [len(text) for text in read_labelled(path, seed=1).train.texts] == [2 * limit]
     assert csv.field_size_limit() == limit
 
 
 def test_a_column_split_decides(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("split,label,text\ntrain,a,one\ntest,a,two\nvalidation,b,three\ntrain,b,four\n")
-    split = read_csv(path, seed=1)
+    split = read_labelled(path, seed=1)
     assert split == LabelledSplit(*map(LabelledTexts, (["one", "four"], ["three"], ["two"]),
                                (["a", "b"], ["b"], ["a"])))  # fmt: skip
 
@@ -59,7 +67,7 @@ def test_a_column_split_decides(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("text,kind\na,b\n", "lacks the column 'label'.*names \\['text', 'kind'\\]"),
+        ("text,kind\na,b\n", "lacks the column 'label'.*but is 'text,kind'"),
         ("", "lacks the column 'text'"),
         ("text,label,text\na,b,c\n", "has the column 'text' more than once"),
         ("text,label\na,b\na\n", "line 3: there must be one cell per column"),
@@ -78,7 +86,58 @@ def test_a_bad_file_is_an_error_that_says_where(content, message, tmp_path):
     path = tmp_path / "x.csv"
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
-        read_csv(path, seed=1)
+        read_labelled(path, seed=1)
+
+
+ROWS = [(f"text, {i}; x", "rare" if i % 10 == 0 else "common") for i in range(30)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("x.tsv", "text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in ROWS)),
+        ("x.csv", "label;text\n" + "".join(f'{label};"{text}"\n' for text, label in ROWS)),
+        (
+            "x.jsonl",
+            "".join(json.dumps({"text": text, "label": label}) + "\n\n" for text, label in ROWS),
+        ),
+    ],
+)
+def test_tabs_semicolons_and_json_lines_are_recognised(name, content, tmp_path):
+    (tmp_path / "commas.csv").write_text(
+        "text,label\n" + "".join(f'"{text}",{label}\n' for text, label in ROWS)
+    )
+    (tmp_path / name).write_text(content)
+    assert read_labelled(tmp_path / name, 1) == read_labelled(tmp_path / "commas.csv", 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "line 1: this is not JSON"),
+        ('{"text": "a"}', "line 1: it must be an object with the fields text, label"),
+        ("[1]", "line 1: it must be an object"),
+        ('{"text": "a", "label": " "}', "line 1: label is empty"),
+    ],
+)
+def test_bad_json_lines_are_an_error_that_says_where(content, message, tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_labelled(path, seed=1)
+
+
+def test_texts_to_label_are_lines_or_a_column(tmp_path):
+    (tmp_path / "x.txt").write_text("one, two\n\nthree\n")
+    (tmp_path / "x.csv").write_text('n,text\n1,"one, two"\n2,three\n')
+    (tmp_path / "x.jsonl").write_text('{"text": "one, two"}\n{"text": "three"}\n')
+    for name in ("x.txt", "x.csv", "x.jsonl"):
+        assert read_texts(tmp_path / name) == ["one, two", "three"]
+
+
+def test_texts_that_are_cut_are_counted():
+    assert count_cut(TOKENIZER, ["abc", "abca", "axxxbc"], 3, drop_unknown=True) == 1
+    assert count_cut(Tokenizer(None), ["€", "€€"], 3) == 1
 
 
 def test_no_play_is_in_two_parts_and_the_test_was_not_pretrained_on():
