@@ -47,7 +47,7 @@ class Classify:
     newest of RUN_DIR/classify, classify-2, ...; each line is a text, or a row of a .csv or .jsonl
     file with the column text; - reads lines from standard input"""
     passes: int = 0
-    """with --predict: Monte Carlo dropout passes, which also give the mutual information; 0: none"""
+    """with --predict: passes of Monte Carlo dropout, to add the mutual information; 0: none"""
     json: bool = False
     """with --predict: print a JSON object for each text"""
     out: Path | None = None

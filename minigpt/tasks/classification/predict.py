@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from dropout_jax import fold, mc_dropout, mutual_information
-from minigpt.config import require_seed
+from minigpt.config import DropoutConfig, require_seed
 from minigpt.tasks.classification.classifier import TextClassifier
 from minigpt.tasks.classification.data import PaddedRows
 
