@@ -69,6 +69,20 @@ def fsync_dir(folder: Path) -> None:
             os.close(descriptor)
 
 
+def require_writable(name: str, path: Path) -> None:
+    """Raise ValueError if a file cannot be written to `path`, before there is anything to write."""
+    folder = path.parent
+    if path.is_dir():
+        allowed, remedy = "a file", f"Set --{name} {path / 'FILE'}."
+    elif not folder.is_dir():
+        allowed, remedy = "in an existing folder", f"Create it: mkdir -p {folder}."
+    elif not os.access(folder, os.W_OK):
+        allowed, remedy = "in a folder that may be written to", f"Choose another --{name}."
+    else:
+        return
+    raise ValueError(f"{name}={str(path)!r} is not allowed: it must be {allowed}. {remedy}")
+
+
 @contextlib.contextmanager
 def name_in_errors(path: Path) -> Iterator[None]:
     """Add the path to an OSError: those of writing and flushing lack it."""

@@ -47,14 +47,18 @@ class Uncertainty:
 
 def run_uncertainty(command: Uncertainty) -> None:
     """Print the text in color or as JSON, and write the HTML file if one is requested."""
-    from minigpt.atomic_write import write_atomic
+    from minigpt.atomic_write import require_writable, write_atomic
     from minigpt.tasks.uncertainty import (
         color_scale_max,
         print_colored,
+        require_top,
         text_uncertainty,
         to_html,
     )
 
+    require_top(command.top)
+    if command.html:
+        require_writable("html", command.html)
     if (command.text is None) == (command.file is None):
         raise ValueError(
             f"text={command.text!r}, file={command.file and str(command.file)!r} is not allowed: "

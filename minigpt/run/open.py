@@ -64,6 +64,11 @@ def open_run(
 def lock_run_dir(run_dir: Path) -> Iterator[None]:
     """Lock a run directory; it is an error if another process has locked it."""
     is_new = not run_dir.exists()
+    if not is_new and not run_dir.is_dir():
+        raise ValueError(
+            f"run_dir={str(run_dir)!r} is not allowed: it must be a folder, and there is a file of "
+            "this name. Choose another --run-dir."
+        )
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(run_dir / LOCK, timeout=0)
     try:

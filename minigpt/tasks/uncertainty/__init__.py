@@ -5,4 +5,4 @@ from minigpt.tasks.uncertainty.estimate import (
     text_uncertainty,
     token_uncertainty,
 )
-from minigpt.tasks.uncertainty.render import color_scale_max, print_colored, to_html
+from minigpt.tasks.uncertainty.render import color_scale_max, print_colored, require_top, to_html

@@ -28,10 +28,15 @@ def color_levels(values: np.ndarray, top: float) -> np.ndarray:
 
 def color_scale_max(values: np.ndarray, top: float | None) -> float:
     """The value of the strongest color: `top`, or the largest value of the text."""
-    if top is not None and not 0 < top < float("inf"):
-        raise ValueError(f"top={top!r} is not allowed: it must be positive and finite.")
+    require_top(top)
     largest = np.nanmax(values, initial=0.0)
     return top if top is not None else float(largest) or 1.0
+
+
+def require_top(top: float | None) -> None:
+    """Raise ValueError unless `top` is None, or positive and finite."""
+    if top is not None and not 0 < top < float("inf"):
+        raise ValueError(f"top={top!r} is not allowed: it must be positive and finite.")
 
 
 def print_colored(console: Console, text: str, values: np.ndarray, name: str, top: float) -> None:

@@ -168,7 +168,7 @@ def test_eval_prints_a_line_or_json(trained):
         (("sample", "out", "--top-p", "2"), "top_p=2.0"),
         (("sample", "out", "--tokens", "-5"), "tokens=-5"),
         (("train", "--data", "short.txt"), "validation text of 60 tokens"),
-        (("train", "--data", "text.txt", "--run-dir", "text.txt"), "File exists"),
+        (("train", "--data", "text.txt", "--run-dir", "text.txt"), "it must be a folder"),
         (("sample", "nowhere"), "not a run directory"),
         (("eval", "nowhere"), "not a run directory"),
         (("eval", "changed"), "must be the text that the run was trained on"),

@@ -336,6 +336,12 @@ def test_the_command_shows_the_text_and_writes_the_page(trained, capsys, tmp_pat
         (("out", "--text", "To be", "--dropout", "1.5"), "dropout=1.5"),
         (("out", "--text", ""), "text=''"),
         (("out", "--text", "Zürich"), "does not know"),
+        (("nowhere", "--text", "To be", "--top", "0"), "top=0"),
+        (
+            ("nowhere", "--text", "To be", "--html", "."),
+            "html='.' is not allowed: it must be a file",
+        ),
+        (("nowhere", "--text", "To be", "--html", "no/u.html"), "mkdir -p no."),
         (("out", "--text", "To be", "--top", "-1"), "top=-1"),
         (("out",), "--text or --file"),
         (("out", "--text", "To be", "--file", "text.txt"), "--text or --file"),
