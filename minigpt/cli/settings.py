@@ -18,6 +18,7 @@ from typing import Annotated, Any, TypedDict
 import tyro
 
 from minigpt.config import Config, DropoutConfig
+from minigpt.data import read_text
 
 
 def options_of(config: Any, *, default: str | None = None) -> Any:
@@ -74,11 +75,13 @@ def _read_toml(path: Path) -> dict[str, Any]:
     Ignores run_dir: the config.toml of a run names its own directory, which is in use.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        tables = tomllib.loads(read_text(path, "config"))
+    except tomllib.TOMLDecodeError as error:
         raise ValueError(f"config={str(path)!r} cannot be read: {error}.") from None
     tables.pop("run_dir", None)
-    args = [arg for name, value in _flatten(tables) for arg in (f"--{name}", str(value))]
+    args = []
+    for name, value in _flatten(tables):
+        args += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
     prog = f"minigpt train --config {path}"
     return tyro.cli(tyro.conf.FlagConversionOff[options_of(Config())], args=args, prog=prog)
 

@@ -8,6 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 
+# A validation text with fewer windows than this gives a loss that says little.
+FEW_WINDOWS = 10
+
+
 class Batch(NamedTuple):
     """Rows of tokens, and the next token for each of them."""
 
@@ -62,6 +66,18 @@ def _release_pages(tokens: np.ndarray) -> None:
     memory_map = getattr(tokens, "_mmap", None)
     if memory_map is not None and hasattr(mmap, "MADV_DONTNEED"):
         memory_map.madvise(mmap.MADV_DONTNEED)
+
+
+def describe_short_validation(tokens: np.ndarray, block_size: int) -> str | None:
+    """A line that says how few windows a validation text has; None if there are enough."""
+    windows = (len(tokens) - 1) // block_size
+    if windows >= FEW_WINDOWS:
+        return None
+    return (
+        f"the validation text has {windows} window{'s' * (windows > 1)} of "
+        f"block_size={block_size} tokens, so its loss is a rough estimate: give it a text of its "
+        "own with --val-data, or more text"
+    )
 
 
 def require_length(tokens: np.ndarray, block_size: int, name: str = "text") -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minigpt.data import Tokenizer, decode_utf8, read_blocks
+from minigpt.data import Tokenizer, read_text
 
 COLUMNS = ("text", "label")
 HELD_OUT_SHARE = 0.1  # share of each label's texts in the validation part, and in the test part
@@ -103,7 +103,7 @@ def read_csv(data: Path, seed: int) -> LabelledSplit:
     The column split has the values train, validation and test. Without it, a tenth of each label's
     rows, chosen by the seed, is for validation and another tenth for the test.
     """
-    content = "".join(decode_utf8(read_blocks(data), data)).removeprefix("\ufeff")
+    content = read_text(data, "data")
     reader = csv.DictReader(io.StringIO(content), strict=True)
     limit = csv.field_size_limit(len(content) + 1)  # a cell may be as long as the file
     try:

@@ -102,7 +102,7 @@ def test_config_toml_holds_everything_and_starts_the_same_run(trained):
     assert config.model.dropout == DropoutConfig.uniform(0.1)
     tables = tomllib.loads((folder / "out" / "config.toml").read_text())
     names = {field.name for field in dataclasses.fields(config)}
-    assert set(tables) == names - {"mesh", "parent", "patience"}  # unset
+    assert set(tables) == names - {"mesh", "parent", "patience", "val_data"}  # unset
     result = minigpt("train", "--config", "out/config.toml", cwd=folder)
     assert result.returncode == 0, result.stderr
     folders = ("out", "runs/shakespeare-char-cpu")
@@ -139,7 +139,7 @@ def test_eval_prints_a_line_or_json(trained):
     folder, _ = trained
     assert "perplexity" in minigpt("eval", "out", cwd=folder).stdout
     result = json.loads(minigpt("eval", "out", "--json", cwd=folder).stdout)
-    assert set(result) == {"loss", "perplexity", "bits_per_character", "tokens"}
+    assert set(result) == {"loss", "perplexity", "bits_per_character", "tokens", "step", "data"}
     assert result["tokens"] == len(TEXT) - int(len(TEXT) * 0.9) - 1
 
 
