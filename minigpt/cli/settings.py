@@ -62,7 +62,11 @@ def resolve(
     default: Config, config: Path | None, dropout: float | None, options: dict[str, Any]
 ) -> Config:
     """The settings of a run: defaults, overridden by --config, --dropout and options in turn."""
-    settings = merge(default, _read_toml(config)) if config else default
+    settings = default
+    if config:
+        from minigpt.run import find_kept_streams
+
+        settings = find_kept_streams(merge(default, _read_toml(config)), config.parent)
     if dropout is not None:
         model = dataclasses.replace(settings.model, dropout=DropoutConfig.uniform(dropout))
         settings = dataclasses.replace(settings, model=model)

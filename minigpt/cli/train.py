@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -83,7 +84,8 @@ def start_training(command: TrainOptions, settings: Config, *, name: str) -> Non
         )
     settings = _with_absolute_paths(settings)
     fresh, console = command.resume == "never", make_console(quiet=not is_main_process())
-    with read_streams(settings, settings.run_dir, console.print) as settings:
+    say = functools.partial(console.print, soft_wrap=True)
+    with read_streams(settings, settings.run_dir, say) as settings:
         run_dir = settings.run_dir or choose_run_dir(Path("runs"), name, settings, fresh=fresh)
         settings = dataclasses.replace(settings, run_dir=run_dir)
         train(settings, run_dir, console, fresh=fresh)

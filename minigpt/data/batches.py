@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-
 # A validation text with fewer windows than this gives a loss that says little.
 FEW_WINDOWS = 10
 
@@ -85,6 +84,6 @@ def require_length(tokens: np.ndarray, block_size: int, name: str = "text") -> N
     if len(tokens) <= block_size:
         raise ValueError(
             f"a {name} of {len(tokens)} tokens is not allowed: it must be longer than "
-            f"block_size={block_size}. Give more text (a file's last tenth is its validation text) "
-            "or a smaller --model.block-size."
+            f"block_size={block_size}. Give more text (without --val-data, the last tenth is the "
+            "validation text) or a smaller --model.block-size."
         )

@@ -24,7 +24,16 @@ from minigpt.data.cache import (
     read_cache_entry,
 )
 from minigpt.data.sources import is_stream
-from minigpt.data.text import Paths, TextSources, as_paths, combine_digests, load_text, open_text
+from minigpt.data.text import (
+    Corpus,
+    Paths,
+    TextSources,
+    as_paths,
+    combine_digests,
+    load_text,
+    open_text,
+    read_corpus,
+)
 from minigpt.data.token_ids import is_token_folder, load_token_ids, token_id_tokenizer
 from minigpt.data.tokenizer import Tokenizer, build_tokenizer, code_points
 
@@ -86,27 +95,29 @@ def load_dataset(
         large text cannot be written; or `tokenizer` does not know a character.
     """
     paths = () if data is None else as_paths(data)
-    if any(map(is_token_folder, paths)):
-        tokens = load_token_ids(paths, val_data, token_id_tokenizer(kind, paths))
-        return Dataset(*tokens)
     everything = (*paths, *(as_paths(val_data) if val_data is not None else ()))
-    is_in_memory = not everything or any(map(is_stream, everything))
-    if not is_in_memory:
-        texts = open_text(data, val_data, text_field)
-        is_in_memory = texts.size <= MAX_IN_MEMORY_BYTES
-    if is_in_memory:
-        text = load_text(data, val_data=val_data, text_field=text_field)
-        tokenizer = tokenizer or build_tokenizer(kind, text.train + text.validation)
-        train = tokenizer.encode(text.train)
-        offset = 0 if val_data is not None else len(text.train)
-        validation = tokenizer.encode(text.validation, offset=offset)
-        return Dataset(train, validation, tokenizer, text.sha256, len(text.validation))
+    if folders := tuple(filter(is_token_folder, everything)):
+        return Dataset(*load_token_ids(paths, val_data, token_id_tokenizer(kind, folders)))
+    if not everything:
+        return _tokenize_in_memory(load_text(), kind, tokenizer)
+    texts = open_text(data, val_data, text_field)
+    if any(map(is_stream, everything)) or texts.size <= MAX_IN_MEMORY_BYTES:
+        has_own = val_data is not None
+        return _tokenize_in_memory(read_corpus(texts), kind, tokenizer, has_own_validation=has_own)
     return _load_large(texts, ", ".join(map(str, everything)), kind, tokenizer)
 
 
-def _load_large(
-    texts: TextSources, name: str, kind: Kind, tokenizer: Tokenizer | None
+def _tokenize_in_memory(
+    text: Corpus, kind: Kind, tokenizer: Tokenizer | None, *, has_own_validation: bool = False
 ) -> Dataset:
+    tokenizer = tokenizer or build_tokenizer(kind, text.train + text.validation)
+    train = tokenizer.encode(text.train)
+    offset = 0 if has_own_validation else len(text.train)
+    validation = tokenizer.encode(text.validation, offset=offset)
+    return Dataset(train, validation, tokenizer, text.sha256, len(text.validation))
+
+
+def _load_large(texts: TextSources, name: str, kind: Kind, tokenizer: Tokenizer | None) -> Dataset:
     """Load from the cache; if it cannot be written, from an unnamed temporary file."""
     try:
         with _progress(3 * texts.size) as advance:

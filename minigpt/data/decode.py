@@ -81,7 +81,9 @@ def decode_utf8(
             text = newlines.decode(block, final=not block)
         except UnicodeDecodeError as error:
             position = bytes_read - len(held) + error.start
-            found = name_encoding(sample + held + block, error.reason)
+            end = held if bytes_read > len(sample) else b""
+            context = sample + (b"" if block is sample else block or end)
+            found = name_encoding(context, error.reason)
             problem = f"byte {position} is not; {found.name}"
             raise ValueError(_refusal(path, argument, problem, found.remedy)) from None
         bytes_read += len(block)

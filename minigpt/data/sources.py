@@ -179,8 +179,8 @@ def _text_files(folder: Path) -> list[Path]:
         )
     if others:
         names = ", ".join(str(path.relative_to(folder)) for path in others[:3])
-        more = ", ..." if len(others) > 3 else ""
-        message = f"minigpt: {len(others)} files of {str(folder)!r} are not text: {names}{more}"
+        more = f", ... ({len(others)} files)" if len(others) > 3 else ""
+        message = f"minigpt: {str(folder)!r} without what is not text: {names}{more}"
         print(message.encode(errors="backslashreplace").decode(), file=sys.stderr)
     return files
 

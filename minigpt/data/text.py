@@ -93,12 +93,17 @@ def load_text(
     """
     if data is None and val_data is None:
         return _load_shakespeare()
-    texts, digests = open_text(data, val_data, text_field), []
+    return read_corpus(open_text(data, val_data, text_field))
+
+
+def read_corpus(texts: TextSources) -> Corpus:
+    """Read the text into memory."""
+    digests: list[Any] = []
     pieces: tuple[list[str], list[str]] = ([], [])
     for part, piece in texts.read(digests, lambda _: None):
         pieces[part].append(piece)
     train, validation = map("".join, pieces)
-    if val_data is None:
+    if texts.val_data is None:
         split = validation_start(len(train))
         train, validation = train[:split], train[split:]
     return Corpus(train, validation, combine_digests(digests))

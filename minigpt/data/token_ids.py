@@ -37,7 +37,10 @@ def token_id_tokenizer(kind: str, folders: tuple[Path, ...]) -> Tokenizer:
     text = next((path / "input.txt" for path in folders if (path / "input.txt").is_file()), None)
     remedy = "Use the text that the ids were made of"
     if text:
-        remedy = f"Use the text: --data {text} --tokenizer char makes the same ids of characters"
+        remedy = (
+            f"Use the text: --data {text}; the ids that --tokenizer char makes of its characters "
+            "are those of nanoGPT's prepare.py"
+        )
     raise ValueError(
         f"data={str(folders[0])!r} is not allowed with tokenizer={kind!r}: its {FILES[0]} has "
         "token ids, and not the text that this tokenizer needs; a meta.pkl could run any program, "
@@ -50,17 +53,18 @@ def load_token_ids(paths: tuple[Path, ...], val_data: Any, tokenizer: Tokenizer)
 
     The SHA-256 is that of both files, one after the other.
     """
-    if len(paths) > 1 or val_data is not None:
+    if len(paths) != 1 or val_data is not None:
         raise ValueError(
             f"data={[str(path) for path in paths]} is not allowed: a folder with {FILES[0]} must "
             f"be alone, since it has its own {FILES[1]}. Leave out the others and --val-data."
         )
-    train, validation = (_map_ids(paths[0] / name) for name in FILES)
+    folder = paths[0]
+    train, validation = (_map_ids(folder / name) for name in FILES)
     digest, characters = hashlib.sha256(), 0
     for name, ids in zip(FILES, (train, validation), strict=True):
         for start in range(0, len(ids), BLOCK_BYTES):
             block = np.array(ids[start : start + BLOCK_BYTES])
-            _require_known(block, start, paths[0] / name, tokenizer)
+            _require_known(block, start, folder / name, tokenizer)
             digest.update(block.tobytes())
             characters += len(tokenizer.decode(block)) if name == FILES[1] else 0
     return TokenIds(train, validation, tokenizer, digest.hexdigest(), characters)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def train(config: Config, run_dir: Path, console: Console, *, fresh: bool = Fals
     folder that contains a run.
     """
     with (
-        read_streams(config, run_dir, console.print) as config,
+        read_streams(config, run_dir, functools.partial(console.print, soft_wrap=True)) as config,
         InterruptHandler() as interrupt,
     ):
         dataset = _load_dataset(config, run_dir)
