@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from minigpt.data.decode import BLOCK_BYTES, decode_utf8, read_blocks
+from minigpt.data.decode import BLOCK_BYTES, decode_utf8, read_blocks, read_text
 from minigpt.data.formats import SAMPLE_BYTES, recognize_format
 from minigpt.data.shakespeare import is_play, read_play
 
@@ -160,7 +160,17 @@ def _arrow_files(folder: Path) -> list[Path]:
             f"dataset, whose splits are {', '.join(splits)}. Name one for training, as in --data "
             f"{folder / (splits or ['train'])[0]}, and another with --val-data."
         )
-    return sorted(folder.glob("*.arrow")) if (folder / "dataset_info.json").is_file() else []
+    if not (folder / "state.json").is_file() or not (folder / "dataset_info.json").is_file():
+        return []
+    # It names the files: the folder may have others, which `datasets` writes to cache results.
+    state = read_text(folder / "state.json", "data")
+    try:
+        return [folder / file["filename"] for file in json.loads(state)["_data_files"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"data={str(folder)!r} is damaged: its state.json names no data files ({error!r}). "
+            "Save the dataset again with save_to_disk."
+        ) from None
 
 
 def _text_files(folder: Path) -> list[Path]:

@@ -49,18 +49,20 @@ def write(name, text):
 def write_tables():
     import pyarrow as pa
     import pyarrow.ipc
-    import pyarrow.parquet
+    import pyarrow.parquet as parquet
 
     table = pa.table({"id": range(len(DOCUMENTS)), "text": DOCUMENTS})
-    pa.parquet.write_table(table, "table.parquet", row_group_size=2)
+    parquet.write_table(table, "table.parquet", row_group_size=2)
     with pa.ipc.new_file("file.arrow", table.schema) as writer:
         writer.write_table(table)
     Path("saved").mkdir()
-    for number, part in enumerate((table[:3], table[3:])):
-        with pa.ipc.new_stream(f"saved/data-0000{number}-of-00002.arrow", table.schema) as writer:
+    parts = {"data-0.arrow": table[:3], "data-1.arrow": table[3:], "cache-0.arrow": table[:1]}
+    for name, part in parts.items():
+        with pa.ipc.new_stream(f"saved/{name}", table.schema) as writer:
             writer.write_table(part)
     write("saved/dataset_info.json", "{}")
-    write("saved/state.json", "{}")
+    files = [{"filename": "data-0.arrow"}, {"filename": "data-1.arrow"}]
+    write("saved/state.json", json.dumps({"_data_files": files}))
 
 
 JSON_LINES = "\ufeff" + "\n".join(f'{{"id": 1, "text": {json.dumps(text)}}}' for text in DOCUMENTS)
@@ -218,6 +220,9 @@ def test_a_dataset_with_splits_says_how_to_name_one():
     write("dict/dataset_dict.json", "{}")
     with pytest.raises(ValueError, match=r"train, validation.*--data dict/train.*--val-data"):
         whole("dict")
+    write("saved/state.json", "{}")
+    with pytest.raises(ValueError, match=r"data='saved' is damaged: its state.json"):
+        whole("saved")
 
 
 def test_without_pyarrow_the_line_that_installs_it_is_named(monkeypatch):

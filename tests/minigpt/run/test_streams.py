@@ -165,6 +165,16 @@ def test_several_streams_are_kept_under_names_of_their_own(folder, capsys):
     assert found.val_data == (folder / "moved" / "stream-2.txt",)
 
 
+def test_a_run_that_cannot_be_created_leaves_no_copy(folder, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device", "out/config.toml")
+
+    monkeypatch.setattr(RunSpec, "save_config", full)
+    with writing(TEXT):
+        assert_one_line_error(run(capsys, *RUN, "--run-dir", "out"), "No space left on device")
+    assert {path.name for path in folder.iterdir()} == {"fifo"}
+
+
 def test_several_processes_cannot_share_a_stream(monkeypatch):
     monkeypatch.setattr(streams, "is_single_process", lambda: False)
     config = Config(data=(Path("fifo"),))
