@@ -312,6 +312,8 @@ def test_a_validation_text_of_its_own(trained, tmp_path):
     measured = json.loads(minigpt("eval", "own", "--json", cwd=tmp_path).stdout)
     assert (measured["tokens"], measured["data"]) == (599, None)
     assert "resuming from step 4" in minigpt(*args, "--run-dir", "own", cwd=tmp_path).stdout
+    replayed = minigpt("replay", "own", "--step", "3", cwd=tmp_path).stdout
+    assert "metrics.jsonl has the same" in replayed
     for more in (("--val-data", folder / "other.txt"), ("--val-data", "None")):
         refused = minigpt(*args, *more, "--run-dir", "own", cwd=tmp_path)
         assert "the text that the run was trained on" in refused.stderr
