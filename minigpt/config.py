@@ -27,6 +27,29 @@ def require_seed(seed: Any) -> None:
     _require(0 <= number < 2**32, "seed", seed, "an integer from 0 to 2^32 - 1")
 
 
+def _as_path(name: str, path: Path | str | None) -> Path | None:
+    """A path, or None; config.toml, which is UTF-8, must be able to store its name."""
+    if path is None:
+        return None
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{name}={str(path)!r} is not allowed: it must be a name in UTF-8. Rename it, or use a "
+            "link with another name."
+        ) from None
+    return Path(path)
+
+
+def _as_paths(name: str, paths: Any) -> tuple[Path, ...] | None:
+    """Several paths; one may be given without a tuple."""
+    if paths is None:
+        return None
+    several = (paths,) if isinstance(paths, str | Path) else tuple(paths)
+    _require(len(several) > 0, name, paths, "at least one file or folder")
+    return tuple(path for path in (_as_path(name, path) for path in several) if path)
+
+
 def _require_patience(patience: int | None) -> None:
     allowed = "at least 1, or None to train to the last step"
     _require(patience is None or patience >= 1, "patience", patience, allowed)
@@ -146,9 +169,14 @@ class OptimConfig:
 class Config:
     """All settings of a run."""
 
-    data: Path | None = None
-    """a UTF-8 text file or play:NAME; the last tenth is for validation; None: all of
-    Shakespeare's plays"""
+    data: tuple[Path, ...] | None = None
+    """the text: UTF-8 files, also .gz, .jsonl, .parquet and .arrow, folders of such files, or
+    play:NAME, joined with blank lines; the last tenth is for validation; None: all of Shakespeare's
+    plays"""
+    val_data: tuple[Path, ...] | None = None
+    """a validation text of its own, named like data; then all of data is for training"""
+    text_field: str = "text"
+    """field with the text in .jsonl, .parquet and .arrow files"""
     run_dir: Path | None = None
     """directory to write the run to; None: an unfinished run with the same settings, or the
     first unused name of runs/PRESET, runs/PRESET-2, ..."""
@@ -192,6 +220,10 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
+        for name in ("data", "val_data"):
+            object.__setattr__(self, name, _as_paths(name, getattr(self, name)))
+        for name in ("run_dir", "parent"):
+            object.__setattr__(self, name, _as_path(name, getattr(self, name)))
         _require_counts(self, "steps", "batch_size", "log_every", "eval_every", "eval_batches")
         _require_counts(self, "keep_checkpoints", "accumulate")
         allowed = f"a multiple of accumulate={self.accumulate}"

@@ -79,14 +79,13 @@ def _refuse_options_of_predict(command: Classify) -> None:
 
 def _predict(command: Classify, file: Path) -> None:
     """Print the label of each text, its probability, and the beginning of the text."""
-    from minigpt.tasks.classification import load, predict_texts, read_texts, split_lines
+    from minigpt.tasks.classification import load, predict_texts, read_texts
 
     classifier = load(_classifier_dir(command.run_dir))
     classifier = classifier._replace(
         settings=dataclasses.replace(classifier.settings, unknown=command.settings.unknown)
     )
-    is_stdin = str(file) == "-"
-    texts = split_lines(sys.stdin.read()) if is_stdin else read_texts(file)
+    texts = read_texts(file)
     if not texts:
         raise ValueError(
             f"predict={str(file)!r} is not allowed: it has no text. Put a text on each line."

@@ -97,13 +97,13 @@ def _round_up_batch(settings: Config) -> Config:
 
 def _vocab_size(settings: Config) -> int:
     """The rows of the token table; characters are counted in the text."""
-    from minigpt.data import Tokenizer, load_dataset
+    from minigpt.data import Tokenizer, load_run_dataset
 
     if settings.model.vocab_size is not None:
         return settings.model.vocab_size
     if settings.tokenizer == "byte":
         return Tokenizer(None).vocab_size
-    return load_dataset(settings.data, settings.tokenizer, None).tokenizer.vocab_size
+    return load_run_dataset(settings).tokenizer.vocab_size
 
 
 def _print_plan(plan: TrainPlan) -> None:

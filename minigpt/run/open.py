@@ -18,6 +18,7 @@ from minigpt.config import Config
 from minigpt.distributed import barrier, is_main_process, require_equal
 from minigpt.run.directory import CONFIG, RunSpec
 from minigpt.run.parent import copy_parent_checkpoint, restore_parent_copy
+from minigpt.run.streams import save_streams
 
 LOCK = ".lock"
 # A run may resume with other values of these: they decide where it runs, what it prints and when it
@@ -25,7 +26,8 @@ LOCK = ".lock"
 # another order, so the results agree up to rounding.)
 MAY_CHANGE = frozenset(
     (
-        *("data", "run_dir", "log_every", "eval_batches", "sample_tokens"),
+        *("data", "val_data", "text_field"),
+        *("run_dir", "log_every", "eval_batches", "sample_tokens"),
         *("keep_checkpoints", "patience", "mesh", "tensorboard", "profile_steps"),
     )
 )
@@ -106,7 +108,7 @@ def create_or_resume(spec: RunSpec, run_dir: Path, *, fresh: bool = False) -> No
             f"the settings of the run: --config {run_dir / CONFIG}."
         )
     saved._replace(config=spec.config).require_same_text(spec.data_sha256, spec.tokenizer)
-    spec.save_config(run_dir)
+    spec._replace(config=save_streams(spec.config, run_dir)).save_config(run_dir)
 
 
 def differences(saved: Config, config: Config) -> list[tuple[str, Any, Any]]:

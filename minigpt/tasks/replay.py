@@ -20,7 +20,7 @@ from rich.table import Table
 from dropout_jax import fold
 from minigpt.checkpoint import restore_latest_valid
 from minigpt.config import Config
-from minigpt.data import load_dataset, make_batch, window_offsets
+from minigpt.data import load_run_dataset, make_batch, window_offsets
 from minigpt.distributed import make_mesh
 from minigpt.model import GPT, CaptureAll, site_specs
 from minigpt.run import RunSpec, read_metrics, restore_parent_copy
@@ -73,7 +73,7 @@ def replay(run_dir: Path, step: int, warn: Callable[[str], object]) -> ReplayedS
             f"step={step} is not allowed: the run in {str(run_dir)!r} has the steps 1 to "
             f"{config.steps}."
         )
-    dataset = load_dataset(config.data, config.tokenizer, run.inherited_tokenizer)
+    dataset = load_run_dataset(config, run.inherited_tokenizer)
     run.require_same_text(dataset.sha256, dataset.tokenizer)
     try:
         make_mesh(config)

@@ -8,7 +8,7 @@ from typing import Any
 
 from minigpt import checkpoint
 from minigpt.config import Config
-from minigpt.run import CONFIG, RunSpec, differences, read_metrics
+from minigpt.run import CONFIG, RunSpec, differences, has_same_data, read_metrics
 
 
 def is_finished(config: Config, step: int, records: list[dict[str, Any]]) -> bool:
@@ -57,4 +57,4 @@ def _has_settings(run_dir: Path, config: Config) -> bool:
         saved = RunSpec.load(run_dir).config
     except ValueError:
         return False
-    return saved.data == config.data and not differences(saved, config)
+    return has_same_data(saved, config) and not differences(saved, config)

@@ -26,6 +26,7 @@ def finetune_defaults(config: Config, parent: Path, steps: int | None = None) ->
     return dataclasses.replace(
         config,
         data=None,
+        val_data=None,
         run_dir=None,
         mesh=None,
         tensorboard=False,

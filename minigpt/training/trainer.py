@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from rich.progress import Progress
 
 from minigpt import checkpoint
 from minigpt.config import Config
-from minigpt.data import Dataset, load_dataset, require_length
+from minigpt.data import Dataset, describe_short_validation, load_run_dataset, require_length
 from minigpt.distributed import (
     any_process,
     barrier,
@@ -21,7 +22,14 @@ from minigpt.distributed import (
     is_single_process,
     require_equal,
 )
-from minigpt.run import MetricsLog, OpenRun, RunSpec, open_run, parent_tokenizer
+from minigpt.run import (
+    MetricsLog,
+    OpenRun,
+    RunSpec,
+    open_run,
+    parent_tokenizer,
+    read_streams,
+)
 from minigpt.training import console as screen
 from minigpt.training import nan_guard, overfitting
 from minigpt.training.context import TrainContext
@@ -45,10 +53,15 @@ def train(config: Config, run_dir: Path, console: Console, *, fresh: bool = Fals
     SIGTERM and Ctrl-C save a checkpoint from which the run resumes exactly. `fresh` refuses a
     folder that contains a run.
     """
-    with InterruptHandler() as interrupt:
+    with (
+        read_streams(config, run_dir, functools.partial(console.print, soft_wrap=True)) as config,
+        InterruptHandler() as interrupt,
+    ):
         dataset = _load_dataset(config, run_dir)
+        if message := describe_short_validation(dataset.validation, config.model.block_size):
+            console.print(message, soft_wrap=True)
         spec = RunSpec(config, dataset.tokenizer, dataset.sha256)
-        settings = dataclasses.replace(config, data=None)
+        settings = dataclasses.replace(config, data=None, val_data=None)
         require_equal(f"{settings} {dataset.sha256}", "settings or texts")
         compiled = build_train_functions(config, spec.vocab_size)
         context = TrainContext(
@@ -69,7 +82,7 @@ def train(config: Config, run_dir: Path, console: Console, *, fresh: bool = Fals
 
 def _load_dataset(config: Config, run_dir: Path) -> Dataset:
     tokenizer = parent_tokenizer(config, run_dir)
-    dataset = load_dataset(config.data, config.tokenizer, tokenizer)
+    dataset = load_run_dataset(config, tokenizer)
     require_length(dataset.train, config.model.block_size, "training text")
     require_length(dataset.validation, config.model.block_size, "validation text")
     return dataset

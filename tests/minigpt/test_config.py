@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import io
 import json
+import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -130,6 +132,7 @@ def base(tmp_path_factory):
 def test_every_field_is_tried():
     elsewhere = {"data", "run_dir", "patience", "model.remat", "tensorboard", "profile_steps"}
     elsewhere |= {"parent", "parent_checkpoint"}  # test_finetune.py
+    elsewhere |= {"val_data", "text_field"}  # test_sources.py
     assert set(OTHER_VALUES) | elsewhere == {name for name, _ in flatten_config(Config())}
 
 
@@ -192,3 +195,15 @@ def test_the_text_changes_what_happens(base, tmp_path):
     other = tmp_path / "other.txt"
     other.write_text(TEXT.swapcase())
     assert outcome(dataclasses.replace(CONFIG, data=other), tmp_path / "x") != base
+
+
+def test_paths_may_be_strings():
+    path = pathlib.Path("text.txt")
+    several: list[Any] = ["text.txt", path, ["text.txt"], (path,)]
+    for data in several:
+        names: dict[str, Any] = {"run_dir": "out", "parent": "parent"}
+        config = Config(data=data, val_data=data, **names)
+        assert config.data == config.val_data == (path,)
+        assert (config.run_dir, config.parent) == (pathlib.Path("out"), pathlib.Path("parent"))
+    with pytest.raises(ValueError, match=r"data=\(\) is not allowed: it must be at least one"):
+        Config(data=())

@@ -204,9 +204,9 @@ MUTATIONS = [
     ),
     Mutation(
         "the tokenizer's part of the cache's name",
-        "minigpt/data/dataset.py",
-        'return f"{self.kind}-{hashlib.sha256(self.tokenizer.alphabet.encode()).hexdigest()[:16]}"',
-        "return self.kind",
+        "minigpt/data/cache.py",
+        'kind = f"{kind}-{hashlib.sha256(tokenizer.alphabet.encode()).hexdigest()[:16]}"',
+        "pass",
         "tests/minigpt/data/test_dataset.py",
     ),
     Mutation(

@@ -8,7 +8,7 @@ from minigpt.tasks.classification.data import (
     PaddedRows,
     read_labelled,
 )
-from minigpt.tasks.classification.files import read_texts, split_lines
+from minigpt.tasks.classification.files import read_texts
 from minigpt.tasks.classification.metrics import ClassificationScores, classification_scores
 from minigpt.tasks.classification.predict import Prediction, predict_texts
 from minigpt.tasks.classification.report import format_evaluation, print_report, save_report

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minigpt.data import decode_utf8, read_blocks
+from minigpt.data import read_text
 
 DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons"}
 
@@ -29,7 +29,7 @@ def read_rows(data: Path, columns: Sequence[str]) -> list[Row]:
     Each row must have the `columns`. The cells of a CSV file may be separated by commas, tabs or
     semicolons: by those whose header has the columns.
     """
-    content = "".join(decode_utf8(read_blocks(data), data)).removeprefix("\ufeff")
+    content = read_text(data, "data")
     parse = _parse_json_lines if data.suffix == ".jsonl" else _parse_csv
     return [
         Row(place, {name: v if name == "text" else v.strip() for name, v in cells.items()})
@@ -38,15 +38,10 @@ def read_rows(data: Path, columns: Sequence[str]) -> list[Row]:
 
 
 def read_texts(data: Path) -> list[str]:
-    """The texts of a .csv, .tsv or .jsonl file, of the column text; of others, each line."""
+    """The texts of a .csv, .tsv or .jsonl file, of the column text; of others, - too, each line."""
     if data.suffix in (".csv", ".tsv", ".jsonl"):
         return [row.cells["text"] for row in read_rows(data, ["text"])]
-    return split_lines("".join(decode_utf8(read_blocks(data), data)).removeprefix("\ufeff"))
-
-
-def split_lines(content: str) -> list[str]:
-    """The lines that are not blank."""
-    return [line for line in content.split("\n") if line.strip()]
+    return [line for line in read_text(data, "predict").split("\n") if line.strip()]
 
 
 def _parse_json_lines(

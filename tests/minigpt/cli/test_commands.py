@@ -5,6 +5,8 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
+import pathlib
 import re
 import shlex
 import shutil
@@ -108,7 +110,7 @@ def test_config_toml_holds_everything_and_starts_the_same_run(trained):
     assert config.model.dropout == DropoutConfig.uniform(0.1)
     tables = tomllib.loads((folder / "out" / "config.toml").read_text())
     names = {field.name for field in dataclasses.fields(config)}
-    assert set(tables) == names - {"mesh", "parent", "patience"}  # unset
+    assert set(tables) == names - {"mesh", "parent", "patience", "val_data"}  # unset
     result = minigpt("train", "--config", "out/config.toml", cwd=folder)
     assert result.returncode == 0, result.stderr
     folders = ("out", "runs/shakespeare-char-cpu")
@@ -145,7 +147,7 @@ def test_eval_prints_a_line_or_json(trained):
     folder, _ = trained
     assert "perplexity" in minigpt("eval", "out", cwd=folder).stdout
     result = json.loads(minigpt("eval", "out", "--json", cwd=folder).stdout)
-    assert set(result) == {"loss", "perplexity", "bits_per_character", "tokens"}
+    assert set(result) == {"loss", "perplexity", "bits_per_character", "tokens", "step", "data"}
     assert result["tokens"] == len(TEXT) - int(len(TEXT) * 0.9) - 1
 
 
@@ -404,3 +406,69 @@ def test_a_terminal_without_unicode_shows_what_it_can(trained, encoding, monkeyp
         result = installed_minigpt(*words, cwd=trained[0])
         assert result.returncode == 0, result.stderr
         assert result.stdout
+
+
+def test_eval_measures_all_of_another_text(trained):
+    """The number is the mean over every token but the first, whatever text the run has."""
+    folder, _ = trained
+    line = minigpt("eval", "out", "--data", "other.txt", cwd=folder)
+    assert line.stdout.startswith("loss on other.txt ")
+    assert line.stdout.endswith("by the checkpoint of step 4\n")
+    result = json.loads(minigpt("eval", "out", "--data", "short.txt", "--json", cwd=folder).stdout)
+    assert (result["tokens"], result["data"], result["step"]) == (599, ["short.txt"], 4)
+    (folder / "validation.txt").write_text(TEXT[int(len(TEXT) * 0.9) :])
+    own = json.loads(minigpt("eval", "out", "--json", cwd=folder).stdout)
+    same = minigpt("eval", "out", "--data", "validation.txt", "--json", cwd=folder)
+    assert json.loads(same.stdout) == own | {"data": ["validation.txt"]}
+    (folder / "unknown.txt").write_text("Zürich" * 9)
+    refused = minigpt("eval", "out", "--data", "unknown.txt", cwd=folder)
+    assert refused.returncode == 2
+    assert "does not know" in refused.stderr
+
+
+def test_a_validation_text_of_its_own(trained, tmp_path):
+    """All of --data is for training; the run goes on, and is measured, with both."""
+    folder, _ = trained
+    args = ("train", "--data", folder / "text.txt", "--val-data", folder / "short.txt", *TINY)
+    result = minigpt(*args, "--run-dir", "own", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert f"{len(TEXT):,} training tokens, 600 validation tokens" in result.stdout
+    assert "rough estimate" not in result.stdout
+    measured = json.loads(minigpt("eval", "own", "--json", cwd=tmp_path).stdout)
+    assert (measured["tokens"], measured["data"]) == (599, None)
+    assert "resuming from step 4" in minigpt(*args, "--run-dir", "own", cwd=tmp_path).stdout
+    replayed = minigpt("replay", "own", "--step", "3", cwd=tmp_path).stdout
+    assert "metrics.jsonl has the same" in replayed
+    for more in (("--val-data", folder / "other.txt"), ("--val-data", "None")):
+        refused = minigpt(*args, *more, "--run-dir", "own", cwd=tmp_path)
+        assert "the text that the run was trained on" in refused.stderr
+
+
+def test_a_short_validation_text_is_said_once(trained):
+    assert trained[1].count("the validation text has 9 windows of block_size=16 tokens") == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_settings_files_are_decoded_as_texts_are(tmp_path, encoding):
+    (tmp_path / "some.toml").write_bytes("steps = 7\r\ndata = ['a', 'b']\r\n".encode(encoding))
+    args = parse(["train", "--config", str(tmp_path / "some.toml"), "--seed", "3"])
+    if encoding == "utf-16":
+        with pytest.raises(ValueError, match=r"config='.*some.toml' is not allowed: .*UTF-16"):
+            train_settings(args)
+        return
+    settings = train_settings(args)
+    assert (settings.steps, settings.seed) == (7, 3)
+    assert settings.data == (pathlib.Path("a"), pathlib.Path("b"))
+
+
+def test_names_that_are_not_utf8_are_one_plain_message(tmp_path):
+    path = os.fsencode(tmp_path) + b"/caf\xe9.txt"
+    with open(path, "w") as file:
+        file.write(TEXT)
+    for option in ("--data", "--val-data", "--run-dir"):
+        result = minigpt("train", option, os.fsdecode(path), *TINY, cwd=tmp_path)
+        assert result.returncode == 2
+        name = option[2:].replace("-", "_")
+        assert f"minigpt: {name}=" in result.stderr
+        assert r"caf\udce9.txt' is not allowed: it must be a name in UTF-8" in result.stderr
+        assert len(result.stderr.splitlines()) == 1

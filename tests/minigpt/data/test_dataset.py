@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 from tiny import TEXT
 
+from minigpt.data import cache as cached
 from minigpt.data import dataset as tokens
+from minigpt.data import decode
 from minigpt.data import text as corpus
 from minigpt.data.batches import take_windows
 from minigpt.data.dataset import load_dataset
@@ -31,7 +33,7 @@ STREAMED = "To be, or not to be\r\nthat \u20ac is \U0001f600 the \u00e9 question
 @pytest.fixture(autouse=True)
 def everything_is_large(request, monkeypatch, tmp_path):
     monkeypatch.setattr(tokens, "MAX_IN_MEMORY_BYTES", -1)
-    monkeypatch.setattr(corpus, "BLOCK_BYTES", 5)
+    monkeypatch.setattr(decode, "BLOCK_BYTES", 5)
     monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path / "cache"))
 
 
@@ -40,6 +42,10 @@ def data(tmp_path):
     path = tmp_path / "text.txt"
     path.write_bytes(STREAMED.encode())
     return path
+
+
+# Without NUL, which a text does not have, and the byte order mark, which is dropped.
+LETTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0\ufeff")
 
 
 def by_definition(path, kind):
@@ -66,13 +72,13 @@ def assert_right(dataset, path, kind):
     assert dataset.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@given(st.text(min_size=1), st.sampled_from(["char", "byte"]), st.integers(1, 9))
+@given(st.text(LETTERS, min_size=1), st.sampled_from(["char", "byte"]), st.integers(1, 9))
 @example("\r", "char", 1)
 @example("\r\n" * 10, "byte", 3)
 @example("\U0001f600" * 11, "byte", 2)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_streamed_ids_are_those_of_the_whole_text(tmp_path, monkeypatch, text, kind, block):
-    monkeypatch.setattr(corpus, "BLOCK_BYTES", block)
+    monkeypatch.setattr(decode, "BLOCK_BYTES", block)
     path = tmp_path / "text.txt"
     path.write_bytes(text.encode())
     for in_memory in (-1, -1, 1 << 20):  # built, read from the cache, and never cached
@@ -195,7 +201,7 @@ def test_a_stopped_run_leaves_nothing_and_a_killed_ones_remains_are_swept(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(tokens, "_entry_crc32", stop)
+        patch.setattr(tokens, "entry_crc32", stop)
         with pytest.raises(KeyboardInterrupt):
             load_dataset(data, "char")
     assert cache(tmp_path) == []
@@ -203,7 +209,7 @@ def test_a_stopped_run_leaves_nothing_and_a_killed_ones_remains_are_swept(
     old.touch()
     new.touch()
     (tmp_path / "cache" / "gone.partial").symlink_to("by now it has its name")
-    stale = time.time() - 2 * tokens.STALE_SECONDS
+    stale = time.time() - 2 * cached.STALE_SECONDS
     os.utime(old, (stale, stale))
     assert_right(load_dataset(data, "char"), data, "char")
     assert capsys.readouterr().err == ""
@@ -263,16 +269,15 @@ def test_unreadable_files_are_one_line_errors(data, tmp_path):
     with pytest.raises(ValueError, match=r"text\.txt' is not allowed.* byte 24 is not"):
         load_dataset(data, "char")
     assert cache(tmp_path) == []
-    for path in (tmp_path / "missing", tmp_path):
-        with pytest.raises(ValueError, match="cannot be read"):
-            load_dataset(path, "char")
+    with pytest.raises(ValueError, match=r"missing' cannot be read: No such file"):
+        load_dataset(tmp_path / "missing", "char")
 
 
 def test_a_text_that_changes_while_it_is_read_is_refused(data, tmp_path, monkeypatch):
     def before_the_change(*_):
         return "0" * 64
 
-    monkeypatch.setattr(tokens, "_sha256", before_the_change)
+    monkeypatch.setattr(corpus.TextSources, "sha256", before_the_change)
     with pytest.raises(ValueError, match="changed while it was read"):
         load_dataset(data, "char")
     assert cache(tmp_path) == []

@@ -2,13 +2,10 @@
 
 import hashlib
 import importlib.metadata
-import io
 import re
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 from minigpt.data import shakespeare
 from minigpt.data import text as corpus
@@ -86,23 +83,3 @@ def test_unreadable_files_are_one_line_errors(tmp_path):
         corpus.load_text(tmp_path / "latin")
     with pytest.raises(ValueError, match="No such file"):
         corpus.load_text(tmp_path / "missing")
-
-
-@given(
-    st.text(st.sampled_from("ab\r\n\u00e9\u20ac\U0001f600")).map(str.encode) | st.binary(),
-    st.integers(1, 4),
-)
-@example(b"ab\xe2\x82", 2)  # cut off in a character
-@example(b"\xe2\x82\xac\xe2\x82b", 1)
-@example(b"\xed\xa0\x80", 1)  # a surrogate
-@example(b"a\r\nb\rc\r", 2)
-@example(b"\xef\xbb\xbfa", 1)  # a byte order mark is text, as it is for read_text
-def test_pieces_are_decoded_as_read_text_decodes_the_whole(raw, size):
-    pieces = [raw[i : i + size] for i in range(0, len(raw), size)]
-    try:
-        expected = io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8").read()
-    except UnicodeDecodeError as error:
-        with pytest.raises(ValueError, match=rf"byte {error.start} is not"):
-            list(corpus.decode_utf8(pieces, Path("text")))
-    else:
-        assert "".join(corpus.decode_utf8(pieces, Path("text"))) == expected

@@ -1,8 +1,9 @@
 """The classifier: padding, frozen parameters, exact repeats, its folder, its command."""
 
+import contextlib
 import dataclasses
-import io
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -262,7 +263,7 @@ def test_the_command_writes_a_classifier_that_loads(tmp_path, capsys, monkeypatc
     one, two = (load(path.parent) for path in reports)
     assert same(one.params, two.params)
     assert one.labels == ("be", "not")
-    _labels_new_texts(run, tmp_path, one, capsys, monkeypatch)
+    _labels_new_texts(run, tmp_path, one, capsys)
     with pytest.raises(SystemExit):
         main([*command, "--out", str(run / "classify")])
     assert "it must be a new or an empty folder" in capsys.readouterr().err
@@ -276,7 +277,18 @@ def test_the_command_writes_a_classifier_that_loads(tmp_path, capsys, monkeypatc
     assert same(load(tmp_path / "kept").params, one.params)  # what comes after loses no training
 
 
-def _labels_new_texts(run, folder, classifier, capsys, monkeypatch):
+@contextlib.contextmanager
+def replace_stdin(file):
+    before = os.dup(0)
+    os.dup2(file.fileno(), 0)
+    try:
+        yield
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
+
+
+def _labels_new_texts(run, folder, classifier, capsys):
     """By the newest classifier of the run; as many lines as texts, from a file or stdin."""
     texts = ["not that is", "be or be or be or be or be or be or be or be", "nnn"]
     (folder / "new.txt").write_text("\n\n".join(texts))
@@ -287,8 +299,8 @@ def _labels_new_texts(run, folder, classifier, capsys, monkeypatch):
     assert [row[0] for row in rows] == classifier.predict(texts)
     assert all(0.5 <= float(row[1]) <= 1 and len(row) == 3 for row in rows)
     assert error.startswith("1 of 3 texts are longer than the model's context")
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(texts)))
-    main([*command, "-", "--passes", "3", "--json"])
+    with (folder / "new.txt").open() as file, replace_stdin(file):
+        main([*command, "-", "--passes", "3", "--json"])
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [record["text"] for record in records] == texts
     for record in records:
@@ -296,10 +308,9 @@ def _labels_new_texts(run, folder, classifier, capsys, monkeypatch):
         assert record["probability"] == record["probabilities"][record["label"]]
         assert 0 <= record["information"] < 0.7  # log 2
     for words, message in (
-        (["--predict", "-", "--passes", "1"], "passes=1 is not allowed"),
+        (["--predict", str(folder / "new.txt"), "--passes", "1"], "passes=1 is not allowed"),
         (["--passes", "3"], "passes=3 is not allowed without --predict"),
     ):
-        monkeypatch.setattr("sys.stdin", io.StringIO("be"))
         with pytest.raises(SystemExit):
             main(["classify", str(run), *words])
         assert message in capsys.readouterr().err

@@ -48,6 +48,13 @@ def test_a_file_is_split_by_label_and_every_row_is_in_one_part(tmp_path):
     assert read_labelled(path, seed=2) != split
 
 
+def test_a_file_in_another_encoding_is_named(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("text,label\na,b\n" * 9, encoding="utf-16")
+    with pytest.raises(ValueError, match=f"it is UTF-16 text. .* iconv -f utf-16 -t utf-8 {path}"):
+        read_labelled(path, seed=1)
+
+
 def test_a_text_may_be_long(tmp_path):
     """Longer than Python's csv allows by itself, which is left as it was."""
     path, limit = tmp_path / "x.csv", csv.field_size_limit()

@@ -357,6 +357,24 @@ def test_mistakes_are_one_line(trained, capsys, words, message):
     assert len(error.splitlines()) == 1
 
 
+def test_files_and_arguments_are_decoded_as_training_texts_are(trained, capsys, tmp_path):
+    (tmp_path / "some.txt").write_bytes("\ufeffTo be\r\nor".encode())
+    (tmp_path / "wide.txt").write_text("To be", encoding="utf-16")
+    words = ("--passes", "2", "--json")
+    for source in (("--file", str(tmp_path / "some.txt")), ("--text", "\ufeffTo be\r\nor")):
+        result = json.loads(command(capsys, trained / "out", *source, *words))
+        assert result["text"] == "To be\nor"
+    for source, message in (
+        (("--file", str(tmp_path / "wide.txt")), "it is UTF-16 text"),
+        (("--text", "caf\udce9"), "text='caf\\udce9' is not allowed: it must be UTF-8 text"),
+    ):
+        with pytest.raises(SystemExit):
+            command(capsys, trained / "out", *source, *words)
+        error = capsys.readouterr().err
+        assert message in error
+        assert len(error.splitlines()) == 1
+
+
 @pytest.mark.slow
 def test_a_run_without_dropout_can_be_given_a_rate(trained, capsys):
     numbers = json.loads(

@@ -1,5 +1,6 @@
 """A run that is killed at any instant, or asked to stop, goes on and ends as if it never was."""
 
+import gzip
 import json
 import pathlib
 import random
@@ -78,6 +79,27 @@ def test_twelve_kills_change_nothing(undisturbed, tmp_path, cache):
     chance.shuffle(plans)
     assert count_kills(killing(tmp_path, plans, cache)) == 12
     assert outcome(tmp_path) == undisturbed
+
+
+SEVERAL = ("--data", "folder", "lines.jsonl", "text.txt", "--val-data", "text.txt.gz")
+
+
+def write_several(folder):
+    (folder / "folder").mkdir()
+    (folder / "folder" / "part.txt").write_text(TEXT.upper())
+    (folder / "lines.jsonl").write_text(json.dumps({"text": TEXT.swapcase()}) + "\n")
+    (folder / "text.txt.gz").write_bytes(gzip.compress(TEXT.encode()))
+
+
+@pytest.mark.slow
+def test_kills_change_nothing_with_several_texts(tmp_path_factory, tmp_path, cache):
+    folder = tmp_path_factory.mktemp("undisturbed_several")
+    for path in (folder, tmp_path):
+        write_several(path)
+    killing(folder, [], cache, SEVERAL)
+    plans = [[*plan, KILL] for plan in AIMED[1:4]] + [["time", 0.2, KILL]]
+    assert count_kills(killing(tmp_path, plans, cache, SEVERAL)) == 4
+    assert outcome(tmp_path) == outcome(folder)
 
 
 LONG = ("--steps", "3000", "--eval-every", "50", "--log-every", "10")
