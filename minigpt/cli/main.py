@@ -14,6 +14,7 @@ except ModuleNotFoundError as missing:
 
 from minigpt.cli.classify import Classify, run_classify
 from minigpt.cli.evaluate import Eval, run_eval
+from minigpt.cli.export import Export, run_export
 from minigpt.cli.finetune import Finetune, run_finetune
 from minigpt.cli.plan import Plan, run_plan
 from minigpt.cli.replay import Replay, run_replay
@@ -30,6 +31,7 @@ HANDLERS: dict[type, Any] = {
     Plan: run_plan,
     Uncertainty: run_uncertainty,
     Classify: run_classify,
+    Export: run_export,
 }
 
 
@@ -48,7 +50,9 @@ def main(args: list[str] | None = None) -> None:
 
 def parse(args: list[str]) -> Any:
     """Parse the arguments to an instance of one of the classes in HANDLERS."""
-    commands: Any = Train | Finetune | Sample | Eval | Replay | Plan | Uncertainty | Classify
+    commands: Any = (
+        Train | Finetune | Sample | Eval | Replay | Plan | Uncertainty | Classify | Export
+    )
     return tyro.cli(commands, args=args, prog="minigpt")
 
 

@@ -26,6 +26,8 @@ def options_of(config: Any, *, default: str | None = None) -> Any:
     options: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
+        if not field.metadata.get("is_option", True):
+            continue
         if dataclasses.is_dataclass(value):
             options[field.name] = options_of(value, default=default)
         else:
@@ -71,13 +73,14 @@ def resolve(
 def _read_toml(path: Path) -> dict[str, Any]:
     """Read the settings in a file and validate them like options.
 
-    Ignores run_dir: the config.toml of a run names its own directory, which is in use.
+    Ignores run_dir and extended_from: the config.toml of a run has them of its own directory.
     """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"config={str(path)!r} cannot be read: {error}.") from None
-    tables.pop("run_dir", None)
+    for name in ("run_dir", "extended_from"):
+        tables.pop(name, None)
     args = [arg for name, value in _flatten(tables) for arg in (f"--{name}", str(value))]
     prog = f"minigpt train --config {path}"
     return tyro.cli(tyro.conf.FlagConversionOff[options_of(Config())], args=args, prog=prog)

@@ -23,7 +23,7 @@ from minigpt.training import build_optimizer, learning_rate_schedule
 
 # A constant learning rate of 1: each step multiplies by its own rate, which may be traced.
 CONSTANT = {"learning_rate": 1.0, "min_learning_rate": 1.0, "warmup_steps": 0}
-SITES = tuple(field.name for field in dataclasses.fields(DropoutConfig))
+SITES = tuple(DropoutConfig().rates)
 NANOGPT = ("embed", "attn_weights", "attn_out", "mlp_out")
 
 
@@ -110,7 +110,7 @@ class Runner:
         return Curves({name: np.asarray(loss, np.float64) for name, loss in losses.items()}, params)
 
     def _rates(self, dropout: DropoutConfig) -> dict[str, float]:
-        rates = dataclasses.asdict(dropout)
+        rates = dropout.rates
         others = [name for name, rate in rates.items() if rate and name not in self.sites]
         if others:
             raise ValueError(f"dropout={dropout} is not allowed: add {others} to the sites.")
