@@ -25,7 +25,8 @@ def export_safetensors(run_dir: Path, out: Path, step: int | None = None) -> int
     """Write the parameters of a step, by default of the newest, to a new file; return the step.
 
     All arrays are float32. The file's metadata are strings: "format" (minigpt), "step", "config"
-    (JSON of the run's settings) and "tokenizer" (JSON with the alphabet, null for bytes).
+    (JSON of the run's settings without its paths) and "tokenizer" (JSON with the alphabet, null
+    for bytes).
     """
     require_new_file(out)
     spec = RunSpec.load(run_dir)
@@ -71,10 +72,12 @@ def plain_parameters(params: Any) -> dict[str, np.ndarray]:
 
 def _metadata(spec: RunSpec, step: int) -> dict[str, str]:
     config = dataclasses.asdict(spec.config)
+    for name in ("data", "run_dir", "parent"):  # of this machine, and perhaps private
+        del config[name]
     tokenizer = {"kind": spec.config.tokenizer, "alphabet": spec.tokenizer.alphabet}
     return {
         "format": "minigpt",
         "step": str(step),
-        "config": json.dumps(config, default=str),
+        "config": json.dumps(config),
         "tokenizer": json.dumps(tokenizer),
     }

@@ -111,22 +111,24 @@ class GPT(nnx.Module):
                 x = block(x, root.at("block", i)._replace(rates=rates[i]))
             return x
 
-        def apply(x: jax.Array, layer: tuple[Any, Any, Any]) -> tuple[jax.Array, None]:
-            params, i, varying = layer
-            site = root.at("block", i)._replace(rates=dataclasses.replace(common, **varying))
-            return nnx.merge(graph, params)(x, site), None
+        def block_function(rates: DropoutConfig) -> Callable[..., tuple[jax.Array, None]]:
+            def apply(x: jax.Array, layer: tuple[Any, Any, Any]) -> tuple[jax.Array, None]:
+                params, i, varying = layer
+                site = root.at("block", i)._replace(rates=dataclasses.replace(rates, **varying))
+                return nnx.merge(graph, params)(x, site), None
 
-        if config.remat:
-            apply = jax.checkpoint(apply)
+            return jax.checkpoint(apply) if config.remat else apply
+
         if config.scan_layers:
             graph, stacked = nnx.split(self.blocks)
             common, varying = _split_rates(rates)
             layers = stacked, jnp.arange(config.n_layer, dtype=jnp.uint32), varying
-            return lax.scan(apply, x, layers)[0]
+            return lax.scan(block_function(common), x, layers)[0]
+        # One function for each set of rates: jax.checkpoint traces a function once.
+        functions = {id(block_rates): block_function(block_rates) for block_rates in rates}
         for i, block in enumerate(self.blocks):
             graph, params = nnx.split(block)  # every block has the same structure
-            common = rates[i]
-            x, _ = apply(x, (params, i, {}))
+            x, _ = functions[id(rates[i])](x, (params, i, {}))
         return x
 
     def _unstacked_blocks(self) -> Iterable[Block]:

@@ -13,6 +13,7 @@ import sys
 
 import jax
 import pytest
+from fake_wandb import FakeWandb
 from marks import slow
 from run_helpers import (
     OTHER_VALUES,
@@ -342,11 +343,11 @@ def test_a_changed_text(stopped, folder, capsys, whole, how):
 
 
 def test_what_may_change_and_what_may_not(stopped):
-    """Every field is one or the other."""
+    """Every field is one or the other; test_dropout_schedule.py has the schedule's steps."""
     spec, before = RunSpec.load(stopped), read_files(stopped)
     names, changes = (
-        {name for name, _ in flatten_config(Config())},
-        OTHER_VALUES | {"model.remat": True},
+        {name for name, _ in flatten_config(Config())} - {"dropout_schedule_steps"},
+        OTHER_VALUES | {"model.remat": True, "extended_from": ((2, 2),)},
     )
     changes |= {"parent": stopped, "parent_checkpoint": "best"}
     assert names >= opening.MAY_CHANGE
@@ -359,7 +360,8 @@ def test_what_may_change_and_what_may_not(stopped):
     assert read_files(stopped) == before
 
 
-def test_what_may_change_changes_no_parameter(stopped, folder, capsys, whole):
+def test_what_may_change_changes_no_parameter(stopped, folder, capsys, whole, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb())
     changes = {
         "data": folder / "moved.txt",
         "run-dir": folder / "moved",
@@ -370,6 +372,8 @@ def test_what_may_change_changes_no_parameter(stopped, folder, capsys, whole):
         "patience": 9,
         "tensorboard": True,
         "profile-steps": 2,
+        "sample-every": 1,
+        "wandb": True,
     }
     changed = {name.replace("-", "_") for name in changes}
     assert changed | {"mesh"} == opening.MAY_CHANGE  # test_mesh.py has the mesh: to rounding
