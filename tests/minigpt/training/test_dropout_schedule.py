@@ -85,7 +85,7 @@ def test_one_compiled_step_serves_all_rates(options):
     config = dataclasses.replace(with_schedule("linear", 4), model=model)
     compilations = []
 
-    def listen(event: str, duration: float, **_: Any) -> None:
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
         if "backend_compile" in event:
             compilations.append(event)
 
