@@ -244,8 +244,14 @@ class Trainer:
         return record
 
     def show_validation(self) -> None:
-        """Draw the losses, and print a sample if it is time for one."""
-        self.plot()
+        """Draw the losses, and print a sample if it is time for one.
+
+        Where the drawing cannot be written, the run goes on: it is drawn again later.
+        """
+        try:
+            self.plot()
+        except OSError as error:
+            self.context.console.print(f"loss.png is not up to date: {error}")
         if self.needs_sample():
             screen.print_sample(self.context, self.state.params)
         self.clock.exclude_time_since_lap()
