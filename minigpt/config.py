@@ -56,7 +56,7 @@ class DropoutConfig:
     """the output of the MLP"""
     drop_path: float = 0.0
     """whole residual branches, separately for each row of the batch"""
-    over_depth: Literal["constant", "linear"] = "constant"
+    over_depth: Literal["constant", "linear"] = field(default="constant", kw_only=True)
     """linear: the rates of every site in the blocks grow from 0 in the first block to the given
     rate in the last, for drop_path the usual stochastic depth; embed keeps its rate"""
 

@@ -6,7 +6,7 @@ compares the two.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -42,12 +42,18 @@ def initial_params(config: ModelConfig, vocab_size: int, seeds: range) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
 
 
+def one_rate(sites: Iterable[str], rate: float) -> DropoutConfig:
+    """Dropout of one rate at some sites."""
+    rates: dict[str, Any] = dict.fromkeys(sites, rate)
+    return DropoutConfig(**rates)
+
+
 def draw_masks(config: ModelConfig, rates: Mapping[str, Any], key: jax.Array, batch: int):
     """A config with dropout at these sites, and masks and scales at rates that may be traced.
 
     The masks are the ones that a model with these rates draws from the key.
     """
-    dropping = dataclasses.replace(config, dropout=DropoutConfig(**dict.fromkeys(rates, 0.5)))
+    dropping = dataclasses.replace(config, dropout=one_rate(rates, 0.5))
     masks_by_site = {}
     for name, spec in site_specs(dropping, batch, config.block_size).items():
         parts = name.split("/")
