@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 
 def _require(is_valid: bool, name: str, value: Any, allowed: str) -> None:
@@ -16,6 +16,11 @@ def _require(is_valid: bool, name: str, value: Any, allowed: str) -> None:
 def _require_counts(config: Any, *names: str) -> None:
     for name in names:
         _require(getattr(config, name) >= 1, name, getattr(config, name), "at least 1")
+
+
+def _require_optional_count(config: Any, name: str, otherwise: str) -> None:
+    value = getattr(config, name)
+    _require(value is None or value >= 1, name, value, f"at least 1, or {otherwise}")
 
 
 def require_seed(seed: Any) -> None:
@@ -50,11 +55,6 @@ def _as_paths(name: str, paths: Any) -> tuple[Path, ...] | None:
     return tuple(path for path in (_as_path(name, path) for path in several) if path)
 
 
-def _require_patience(patience: int | None) -> None:
-    allowed = "at least 1, or None to train to the last step"
-    _require(patience is None or patience >= 1, "patience", patience, allowed)
-
-
 def _require_rate(name: str, rate: Any) -> None:
     """Check a concrete rate. A traced rate has no value yet: out of range, it gives NaN later."""
     if not hasattr(rate, "aval"):
@@ -79,10 +79,21 @@ class DropoutConfig:
     """the output of the MLP"""
     drop_path: float = 0.0
     """whole residual branches, separately for each row of the batch"""
+    over_depth: Literal["constant", "linear"] = field(default="constant", kw_only=True)
+    """linear: the rates of every site in the blocks grow from 0 in the first block to the given
+    rate in the last, for drop_path the usual stochastic depth; embed keeps its rate"""
 
     def __post_init__(self) -> None:
-        for name, rate in vars(self).items():
+        for name, rate in self.rates.items():
             _require_rate(f"dropout.{name}", rate)
+        allowed = "'constant' or 'linear'"
+        is_known = self.over_depth in ("constant", "linear")
+        _require(is_known, "dropout.over_depth", self.over_depth, allowed)
+
+    @property
+    def rates(self) -> dict[str, Any]:
+        """The rate of each site by its name, without over_depth."""
+        return {name: value for name, value in vars(self).items() if name != "over_depth"}
 
     @classmethod
     def uniform(cls, rate: float) -> DropoutConfig:
@@ -165,6 +176,9 @@ class OptimConfig:
         return self.learning_rate / 10 if minimum is None else minimum
 
 
+DropoutSchedule = Literal["constant", "linear", "early", "late", "curriculum"]
+
+
 @dataclass(frozen=True)
 class Config:
     """All settings of a run."""
@@ -210,12 +224,26 @@ class Config:
     """stop after this many validations without a lower loss; None: train to the last step"""
     tensorboard: bool = False
     """also write the metrics for TensorBoard, to the run directory"""
+    wandb: bool = False
+    """also send the metrics to Weights & Biases (wandb), to the project minigpt"""
     profile_steps: int = 0
     """profile this many steps, after two warm-up steps, to the run directory"""
     keep_checkpoints: int = 3
     """keep this many of the newest checkpoints, and the best by validation loss"""
     sample_tokens: int = 500
     """tokens of the sample that is printed at the end"""
+    sample_every: int | None = None
+    """also print a sample after a validation, at most one in this many steps (1: after each); None:
+    at the end only"""
+    dropout_schedule: DropoutSchedule = "constant"
+    """how the dropout rates change over the steps. linear: from the rate down to 0; early: the
+    rate, then 0; late: 0, then the rate; curriculum: from 0 up towards the rate, exponentially"""
+    dropout_schedule_steps: int | None = None
+    """linear: the rate is 0 from this step on; early and late: the step of the change; curriculum:
+    rate * (1 - exp(-10 * step / this)). None: steps, or steps // 2 for early and late"""
+    extended_from: tuple[tuple[int, int], ...] = field(default=(), metadata={"is_option": False})
+    """(step, steps) of each extension: the steps before `step` were trained as those of a run of
+    `steps` steps; the run directory keeps it"""
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
@@ -228,12 +256,41 @@ class Config:
         _require_counts(self, "keep_checkpoints", "accumulate")
         allowed = f"a multiple of accumulate={self.accumulate}"
         _require(self.batch_size % self.accumulate == 0, "batch_size", self.batch_size, allowed)
-        _require_patience(self.patience)
+        _require_optional_count(self, "patience", "None to train to the last step")
         in_range = 0 <= self.label_smoothing < 1
         _require(in_range, "label_smoothing", self.label_smoothing, "in [0, 1)")
         require_seed(self.seed)
         for name in ("sample_tokens", "profile_steps"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        _require_optional_count(self, "sample_every", "None to sample at the end only")
+        self._require_dropout_schedule()
+        self._require_extensions()
+
+    def _require_dropout_schedule(self) -> None:
+        schedule, steps = self.dropout_schedule, self.dropout_schedule_steps
+        names = get_args(DropoutSchedule)
+        _require(schedule in names, "dropout_schedule", schedule, f"one of {', '.join(names)}")
+        _require_optional_count(self, "dropout_schedule_steps", "None to follow from steps")
+        is_read = steps is None or schedule != "constant"
+        allowed = "None with dropout_schedule='constant'. Set dropout_schedule too, such as early"
+        _require(is_read, "dropout_schedule_steps", steps, allowed)
+
+    def _require_extensions(self) -> None:
+        extensions = tuple((step, steps) for step, steps in self.extended_from)
+        object.__setattr__(self, "extended_from", extensions)
+        ends, lengths = [step for step, _ in extensions], [steps for _, steps in extensions]
+        ascends = all(numbers == sorted(set(numbers)) for numbers in (ends, [*lengths, self.steps]))
+        is_valid = ascends and all(0 <= step <= steps for step, steps in extensions)
+        _require(is_valid, "extended_from", extensions, "pairs (step, steps) in ascending order")
+
+    def steps_at(self, step: int) -> int:
+        """The number of steps that the run was to have when it made this step, from 0.
+
+        >>> extended = Config(steps=4000, extended_from=((2000, 2000),))
+        >>> extended.steps_at(1999), extended.steps_at(2000)
+        (2000, 4000)
+        """
+        return next((steps for end, steps in self.extended_from if step < end), self.steps)
 
 
 @dataclass(frozen=True)
@@ -270,7 +327,7 @@ class ClassifyConfig:
             _require_rate(name, getattr(self, name))
         is_count = self.freeze is None or self.freeze >= 0
         _require(is_count, "freeze", self.freeze, "a number of blocks, or None to train all")
-        _require_patience(self.patience)
+        _require_optional_count(self, "patience", "None to train to the last step")
         require_seed(self.seed)
 
 

@@ -8,6 +8,7 @@ import itertools
 import pathlib
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 import tyro
@@ -91,7 +92,7 @@ def option_types(command: Any, prefix: str = "") -> dict[str, Any]:
     return options
 
 
-def complete_booleans(command: Any, words: list[str]) -> list[str]:
+def complete_booleans(command: Any, words: Sequence[str]) -> list[str]:
     """Spell out `--json` as `--json true`, and `--no-json` as `--json false`."""
     booleans = {f"--{name}" for name, kind in option_types(command).items() if kind is bool}
     complete = []
@@ -106,7 +107,7 @@ def complete_booleans(command: Any, words: list[str]) -> list[str]:
     return complete
 
 
-def unknown_option(commands: dict[str, Any], command: str, words: list[str]) -> str | None:
+def unknown_option(commands: dict[str, Any], command: str, words: Sequence[str]) -> str | None:
     """What is wrong with the first option that the command does not have; None if it has all."""
     options = option_types(commands[command])
     flags = {f"no-{name}" for name, kind in options.items() if kind is bool}

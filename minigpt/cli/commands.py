@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Sequence
 from typing import Any
 
 import tyro
@@ -10,6 +11,7 @@ import tyro
 from minigpt.cli.arguments import REGISTRY, complete_booleans, unknown_option
 from minigpt.cli.classify import Classify, run_classify
 from minigpt.cli.evaluate import Eval, run_eval
+from minigpt.cli.export import Export, run_export
 from minigpt.cli.finetune import Finetune, run_finetune
 from minigpt.cli.plan import Plan, run_plan
 from minigpt.cli.replay import Replay, run_replay
@@ -27,17 +29,18 @@ HANDLERS: dict[type, Any] = {
     Plan: run_plan,
     Uncertainty: run_uncertainty,
     Classify: run_classify,
+    Export: run_export,
 }
 COMMANDS = {command.__name__.lower(): command for command in HANDLERS}
 
 
-def run(args: list[str]) -> None:
+def run(args: Sequence[str]) -> None:
     """Run the command that the arguments name."""
     command = parse(args)
     HANDLERS[type(command)](command)
 
 
-def parse(args: list[str]) -> Any:
+def parse(args: Sequence[str]) -> Any:
     """Parse the arguments to an instance of one of the classes in HANDLERS."""
     name, words = (args[0], args[1:]) if args else ("", [])
     if name == "--version":
@@ -56,7 +59,7 @@ def parse(args: list[str]) -> Any:
     return _parse_words((command,), words, prog=f"minigpt {name}")
 
 
-def _parse_words(types: tuple[type, ...], words: list[str], prog: str = "minigpt") -> Any:
+def _parse_words(types: tuple[type, ...], words: Sequence[str], prog: str = "minigpt") -> Any:
     union: Any = types[0]
     for other in types[1:]:
         union |= other

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from minigpt.cli.settings import options_of, resolve
-from minigpt.cli.train import TrainOptions, start_training
+from minigpt.cli.train import TrainOptions, extended_run_settings, start_training
 from minigpt.config import Config
 
 DEFAULTS = {
@@ -82,6 +82,8 @@ def finetune_settings(command: Finetune) -> Config:
         )
     source = RunSpec.load(parent_dir(parent, options.get("run_dir"))).config
     default = finetune_defaults(source, parent, options.get("steps"))
+    if command.extend:
+        default = extended_run_settings(options)
     settings = resolve(default, command.config, command.dropout, options)
     settings = dataclasses.replace(settings, parent=parent)
     if settings.data is None:

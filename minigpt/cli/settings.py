@@ -35,6 +35,8 @@ def options_of(config: Any, defaults: Mapping[str, str] | None = None, prefix: s
     options: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
+        if not field.metadata.get("is_option", True):
+            continue
         if dataclasses.is_dataclass(value):
             options[field.name] = options_of(value, defaults, f"{prefix}{field.name}.")
         else:
@@ -98,13 +100,14 @@ def resolve(
 def _read_toml(path: Path) -> dict[str, Any]:
     """Read the settings in a file and validate them like options.
 
-    Ignores run_dir: the config.toml of a run names its own directory, which is in use.
+    Ignores run_dir and extended_from: the config.toml of a run has them of its own directory.
     """
     try:
         tables = tomllib.loads(read_text(path, "config"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"config={str(path)!r} cannot be read: {error}.") from None
-    tables.pop("run_dir", None)
+    for name in ("run_dir", "extended_from"):
+        tables.pop(name, None)
     settings = dict(_flatten(tables))
     known = dict(_flatten(dataclasses.asdict(Config())))
     for name in settings:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,7 +12,6 @@ import tyro
 from minigpt.cli.common import make_console
 from minigpt.cli.settings import options_of, resolve
 from minigpt.config import PRESETS, Config, PresetName
-from minigpt.data import is_play, is_stream
 
 DEFAULT_PRESET: PresetName = "shakespeare-char-cpu"
 if TYPE_CHECKING:
@@ -32,6 +30,8 @@ class TrainOptions:
     """one rate for nanoGPT's four dropout sites: embed, attn-weights, attn-out, mlp-out"""
     resume: Literal["auto", "never"] = "auto"
     """auto: resume an unfinished run with the same settings; never: start a new run"""
+    extend: bool = False
+    """go on with the run in --run-dir to more --steps; the other settings are those of the run"""
     coordinator: str | None = None
     """HOST:PORT of process 0, or auto on Slurm, Open MPI, Cloud TPU or Kubernetes; None: alone"""
     num_processes: int | None = None
@@ -71,38 +71,30 @@ def run_train(command: Train) -> None:
 def train_settings(command: Train) -> Config:
     """The settings of the run."""
     default = PRESETS[command.preset]
+    if command.extend and command.preset == DEFAULT_PRESET:
+        default = extended_run_settings(command.options)
     return resolve(default, command.config, command.dropout, command.options)
+
+
+def extended_run_settings(options: dict[str, Any]) -> Config:
+    """The settings of the run to extend, which are the defaults then."""
+    from minigpt.run import RunSpec
+
+    if options.get("run_dir") is None:
+        raise ValueError(
+            "run_dir=None is not allowed with --extend: it must be the run to go on with. Set "
+            "--run-dir."
+        )
+    return RunSpec.load(options["run_dir"]).config
 
 
 def start_training(command: TrainOptions, settings: Config, *, name: str) -> None:
     """Connect to the other processes, choose a run directory unless one is set, and train."""
-    from minigpt.distributed import (
-        initialize_distributed,
-        is_main_process,
-        is_single_process,
-    )
-    from minigpt.run import read_streams
-    from minigpt.training import choose_run_dir, train
+    from minigpt.distributed import initialize_distributed, is_main_process
+    from minigpt.training import start_training
 
     initialize_distributed(command.coordinator, command.num_processes, command.process_id)
-    if not is_single_process() and settings.run_dir is None:
-        raise ValueError(
-            "run_dir=None is not allowed: several processes need the same directory. Set --run-dir."
-        )
-    settings = _with_absolute_paths(settings)
-    fresh, console = command.resume == "never", make_console(quiet=not is_main_process())
-    say = functools.partial(console.print, soft_wrap=True)
-    with read_streams(settings, settings.run_dir, say) as settings:
-        run_dir = settings.run_dir or choose_run_dir(Path("runs"), name, settings, fresh=fresh)
-        settings = dataclasses.replace(settings, run_dir=run_dir)
-        train(settings, run_dir, console, fresh=fresh)
-
-
-def _with_absolute_paths(settings: Config) -> Config:
-    """Make paths absolute, so that other commands find the text and the parent from any folder."""
-    data, val_data = (
-        paths and tuple(p if is_play(p) or is_stream(p) else p.resolve() for p in paths)
-        for paths in (settings.data, settings.val_data)
+    console = make_console(quiet=not is_main_process())
+    start_training(
+        settings, name=name, resume=command.resume, extend=command.extend, console=console
     )
-    parent = settings.parent and settings.parent.resolve()
-    return dataclasses.replace(settings, data=data, val_data=val_data, parent=parent)

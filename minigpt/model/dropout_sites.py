@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.typing import ArrayLike
 
-from dropout_jax import apply_mask, drop_path, dropout, fold, keep_mask
-from minigpt.config import ModelConfig
+from dropout_jax import apply_mask, drop_path, dropout, fold, keep_mask, linear_over_depth
+from minigpt.config import DropoutConfig, ModelConfig
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
@@ -40,6 +41,8 @@ class DropoutSite(NamedTuple):
     name: str = ""
     row_offset: jax.Array | None = None
     """this batch has the masks of a larger batch's rows from this row on"""
+    rates: DropoutConfig = DropoutConfig()
+    """the rates of this part of the model"""
 
     def at(self, *path: str | int | jax.Array) -> DropoutSite:
         """The site, or the part of the model, with this path below this one."""
@@ -95,6 +98,29 @@ class DropoutSite(NamedTuple):
         return mask if isinstance(mask, tuple) else (mask, None)
 
 
+def rates_over_depth(rates: DropoutConfig, n_layer: int) -> tuple[DropoutConfig, ...]:
+    """The rates of each block; products in float32, so traced and known rates give the same masks.
+
+    >>> rates = DropoutConfig(mlp_out=0.5, over_depth="linear")
+    >>> [block.mlp_out for block in rates_over_depth(rates, 3)]
+    [0.0, 0.25, 0.5]
+    """
+    if rates.over_depth == "constant":
+        return (rates,) * n_layer
+    return tuple(
+        DropoutConfig(**{name: _multiply(rate, share) for name, rate in rates.rates.items()})
+        for share in linear_over_depth(1.0, n_layer)
+    )
+
+
+def _multiply(rate: Any, share: float) -> Any:
+    if share == 1:
+        return rate
+    if isinstance(rate, jax.Array):
+        return rate * np.float32(share) if share else 0.0
+    return float(np.float32(rate) * np.float32(share))
+
+
 class SiteSpec(NamedTuple):
     """The rate of a site and the shape of its mask."""
 
@@ -109,18 +135,18 @@ def site_specs(config: ModelConfig, batch: int, time: int) -> dict[str, SiteSpec
     `{name: generator.mask(spec.shape, spec.rate) for name, spec in site_specs(...).items()}` with
     `generator = dropout_jax.parity.torch.CPUGenerator(seed)`.
     """
-    rates, dense = config.dropout, (batch, time, config.n_embd)
-    block = {
-        "attn_weights": SiteSpec(rates.attn_weights, (batch, config.n_head, time, time)),
-        "attn_context": SiteSpec(rates.attn_context, dense),
-        "attn_out": SiteSpec(rates.attn_out, dense),
-        "drop_path/attn": SiteSpec(rates.drop_path, (batch, 1, 1)),
-        "mlp_hidden": SiteSpec(rates.mlp_hidden, (batch, time, 4 * config.n_embd)),
-        "mlp_out": SiteSpec(rates.mlp_out, dense),
-        "drop_path/mlp": SiteSpec(rates.drop_path, (batch, 1, 1)),
-    }
-    specs = {"embed": SiteSpec(rates.embed, dense)}
-    for i in range(config.n_layer):
+    dense = (batch, time, config.n_embd)
+    specs = {"embed": SiteSpec(config.dropout.embed, dense)}
+    for i, rates in enumerate(rates_over_depth(config.dropout, config.n_layer)):
+        block = {
+            "attn_weights": SiteSpec(rates.attn_weights, (batch, config.n_head, time, time)),
+            "attn_context": SiteSpec(rates.attn_context, dense),
+            "attn_out": SiteSpec(rates.attn_out, dense),
+            "drop_path/attn": SiteSpec(rates.drop_path, (batch, 1, 1)),
+            "mlp_hidden": SiteSpec(rates.mlp_hidden, (batch, time, 4 * config.n_embd)),
+            "mlp_out": SiteSpec(rates.mlp_out, dense),
+            "drop_path/mlp": SiteSpec(rates.drop_path, (batch, 1, 1)),
+        }
         specs |= {f"block/{i}/{name}": spec for name, spec in block.items()}
     return {name: spec for name, spec in specs.items() if spec.rate}
 

@@ -24,7 +24,7 @@ from jax.core import Tracer
 from dropout_jax import dot_product_attention
 from minigpt.config import DropoutConfig, ModelConfig
 from minigpt.distributed import constrain_batch_sharding, constrain_replicated
-from minigpt.model.dropout_sites import Captures, DropoutSite
+from minigpt.model.dropout_sites import Captures, DropoutSite, rates_over_depth
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Integer
@@ -63,7 +63,7 @@ class GPT(nnx.Module):
         `row_offset` is this batch's first row in a larger batch: see DropoutSite.
         """
         table = _gather_table(self.tokens)
-        root = DropoutSite(key, masks, captures, row_offset=row_offset)
+        root = self._root_site(key, masks, captures, row_offset)
         features = self._features(tokens, table, root)
         logits = _apply_per_token(lambda x: jnp.dot(x, table.T), features)
         return logits.astype(jnp.promote_types(logits.dtype, "float32"))
@@ -78,8 +78,18 @@ class GPT(nnx.Module):
         row_offset: jax.Array | None = None,
     ) -> Float[Array, "batch time dim"]:
         """The input of the output layer: one vector per position, a function of the text so far."""
-        root = DropoutSite(key, masks, captures, row_offset=row_offset)
+        root = self._root_site(key, masks, captures, row_offset)
         return self._features(tokens, _gather_table(self.tokens), root)
+
+    def _root_site(
+        self,
+        key: jax.Array | None,
+        masks: Mapping[str, Any] | None,
+        captures: Captures | None,
+        row_offset: jax.Array | None,
+    ) -> DropoutSite:
+        rates = self.config.dropout
+        return DropoutSite(key, masks, captures, row_offset=row_offset, rates=rates)
 
     def _features(
         self, tokens: jax.Array | np.ndarray, table: jax.Array, root: DropoutSite
@@ -95,30 +105,36 @@ class GPT(nnx.Module):
             jnp.take(table, jnp.asarray(tokens), axis=0)
             + _gather_table(self.positions)[: tokens.shape[1]]
         )
-        x = root.at("embed").dropout(x, self.config.dropout.embed)
+        x = root.at("embed").dropout(x, root.rates.embed)
         x = self._apply_blocks(x, root)
         return self.norm(x) if self.norm else x
 
     def _apply_blocks(self, x: jax.Array, root: DropoutSite) -> jax.Array:
         """Apply all blocks, with or without scan and remat; the masks are the same."""
-        config = self.config
+        config, rates = self.config, rates_over_depth(root.rates, self.config.n_layer)
         if not root.uses_key_only or not (config.remat or config.scan_layers):
             for i, block in enumerate(self._unstacked_blocks()):
-                x = block(x, root.at("block", i))
+                x = block(x, root.at("block", i)._replace(rates=rates[i]))
             return x
 
-        def apply(x: jax.Array, layer: tuple[Any, Any]) -> tuple[jax.Array, None]:
-            params, i = layer
-            return nnx.merge(graph, params)(x, root.at("block", i)), None
+        def block_function(rates: DropoutConfig) -> Callable[..., tuple[jax.Array, None]]:
+            def apply(x: jax.Array, layer: tuple[Any, Any, Any]) -> tuple[jax.Array, None]:
+                params, i, varying = layer
+                site = root.at("block", i)._replace(rates=dataclasses.replace(rates, **varying))
+                return nnx.merge(graph, params)(x, site), None
 
-        if config.remat:
-            apply = jax.checkpoint(apply)
+            return jax.checkpoint(apply) if config.remat else apply
+
         if config.scan_layers:
             graph, stacked = nnx.split(self.blocks)
-            return lax.scan(apply, x, (stacked, jnp.arange(config.n_layer, dtype=jnp.uint32)))[0]
+            common, varying = _split_rates(rates)
+            layers = stacked, jnp.arange(config.n_layer, dtype=jnp.uint32), varying
+            return lax.scan(block_function(common), x, layers)[0]
+        # One function for each set of rates: jax.checkpoint traces a function once.
+        functions = {id(block_rates): block_function(block_rates) for block_rates in rates}
         for i, block in enumerate(self.blocks):
             graph, params = nnx.split(block)  # every block has the same structure
-            x, _ = apply(x, (params, i))
+            x, _ = functions[id(rates[i])](x, (params, i, {}))
         return x
 
     def _unstacked_blocks(self) -> Iterable[Block]:
@@ -133,7 +149,7 @@ class GPT(nnx.Module):
 
 
 def set_rates(model: GPT, rates: DropoutConfig) -> None:
-    """Change the dropout rates of a model; not possible with scan_layers.
+    """Change the dropout rates of a model.
 
     With traced rates, one compiled step serves all rates.
 
@@ -142,9 +158,7 @@ def set_rates(model: GPT, rates: DropoutConfig) -> None:
     >>> model.config.dropout.embed
     0.5
     """
-    model.config = config = dataclasses.replace(model.config, dropout=rates)
-    for block in model.blocks:
-        block.rate, block.attn.config, block.mlp.rates = rates.drop_path, config, rates
+    model.config = dataclasses.replace(model.config, dropout=rates)
 
 
 class Block(nnx.Module):
@@ -154,7 +168,7 @@ class Block(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.rate, self.pre = config.dropout.drop_path, config.norm == "pre"
+        self.pre = config.norm == "pre"
         self.attn_norm = _layer_norm(config, rngs)
         self.attn = Attention(config, rngs=rngs)
         self.mlp_norm = _layer_norm(config, rngs)
@@ -177,7 +191,7 @@ class Block(nnx.Module):
     ) -> jax.Array:
         transformed = branch(norm(x) if self.pre else x, site)
         x = constrain_batch_sharding(
-            x + site.at("drop_path", name).drop_path(transformed, self.rate)
+            x + site.at("drop_path", name).drop_path(transformed, site.rates.drop_path)
         )
         return x if self.pre else constrain_batch_sharding(norm(x))
 
@@ -186,7 +200,7 @@ class Attention(nnx.Module):
     """Causal self-attention with dropout on the weights, the context vectors and the output."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.config = config
+        self.heads = config.n_head
         self.qkv = _dense(config, config.n_embd, 3 * config.n_embd, rngs)
         self.out = _dense(config, config.n_embd, config.n_embd, rngs, residual=True)
 
@@ -195,12 +209,12 @@ class Attention(nnx.Module):
     ) -> Float[Array, "batch time dim"]:
         """Attend from each position to itself and the positions before it."""
         batch, time, dim = x.shape
-        heads = self.config.n_head
+        heads = self.heads
         query, keys, values = jnp.split(_apply_per_token(self.qkv, x), 3, axis=-1)
         query, keys, values = (
             array.reshape(batch, time, heads, dim // heads) for array in (query, keys, values)
         )
-        rates = self.config.dropout
+        rates = site.rates
         context = _attend(query, keys, values, rates.attn_weights, site.at("attn_weights"))
         context = context.reshape(x.shape)
         context = site.at("attn_context").dropout(context, rates.attn_context)
@@ -212,7 +226,6 @@ class MLP(nnx.Module):
     """A dense layer four times as wide, an activation, and a dense layer back, with dropout."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.rates = config.dropout
         self.activation = ACTIVATIONS[config.activation]
         self.wide = _dense(config, config.n_embd, 4 * config.n_embd, rngs)
         self.out = _dense(config, 4 * config.n_embd, config.n_embd, rngs, residual=True)
@@ -222,8 +235,8 @@ class MLP(nnx.Module):
     ) -> Float[Array, "batch time dim"]:
         """Transform each position by itself."""
         hidden = self.activation(_apply_per_token(self.wide, x))
-        hidden = site.at("mlp_hidden").dropout(hidden, self.rates.mlp_hidden)
-        return site.at("mlp_out").dropout(_apply_per_token(self.out, hidden), self.rates.mlp_out)
+        hidden = site.at("mlp_hidden").dropout(hidden, site.rates.mlp_hidden)
+        return site.at("mlp_out").dropout(_apply_per_token(self.out, hidden), site.rates.mlp_out)
 
 
 def _check_known_tokens(tokens: jax.Array | np.ndarray, vocab_size: int) -> None:
@@ -242,6 +255,17 @@ def _stack_blocks(blocks: list[Block]) -> Block:
     """One block whose arrays have the layers as their first axis."""
     graph, layers = nnx.split(blocks[0])[0], [nnx.split(block)[1] for block in blocks]
     return nnx.merge(graph, jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers))
+
+
+def _split_rates(blocks: tuple[DropoutConfig, ...]) -> tuple[DropoutConfig, dict[str, jax.Array]]:
+    """The rates that all blocks share, and an array over the blocks for each of the others."""
+    last = blocks[-1]
+    varying = {
+        name: jnp.stack([jnp.float32(block.rates[name]) for block in blocks])
+        for name, rate in last.rates.items()
+        if (isinstance(rate, jax.Array) or rate) and blocks[0].rates[name] is not rate
+    }
+    return last, varying
 
 
 def _attend(

@@ -2,6 +2,7 @@
 its copies of streams, metrics."""
 
 from minigpt.run.directory import CONFIG, RunSpec, create_new_dir
+from minigpt.run.extend import with_extensions
 from minigpt.run.metrics import MetricsLog, read_metrics
 from minigpt.run.open import OpenRun, differences, open_run
 from minigpt.run.parent import parent_dir, parent_tokenizer, restore_parent_copy

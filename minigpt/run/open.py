@@ -17,6 +17,7 @@ from minigpt import checkpoint
 from minigpt.config import Config
 from minigpt.distributed import barrier, is_main_process, require_equal
 from minigpt.run.directory import CONFIG, RunSpec
+from minigpt.run.extend import with_extensions
 from minigpt.run.parent import copy_parent_checkpoint, restore_parent_copy
 from minigpt.run.streams import save_streams
 
@@ -27,8 +28,8 @@ LOCK = ".lock"
 MAY_CHANGE = frozenset(
     (
         *("data", "val_data", "text_field"),
-        *("run_dir", "log_every", "eval_batches", "sample_tokens"),
-        *("keep_checkpoints", "patience", "mesh", "tensorboard", "profile_steps"),
+        *("run_dir", "log_every", "eval_batches", "sample_tokens", "sample_every"),
+        *("keep_checkpoints", "patience", "mesh", "tensorboard", "wandb", "profile_steps"),
     )
 )
 
@@ -46,18 +47,25 @@ class OpenRun(NamedTuple):
 
 @contextlib.contextmanager
 def open_run(
-    spec: RunSpec, run_dir: Path, like: Any, warn: Callable[[str], object], *, fresh: bool = False
+    spec: RunSpec,
+    run_dir: Path,
+    like: Any,
+    warn: Callable[[str], object],
+    *,
+    fresh: bool = False,
+    extend: bool = False,
 ) -> Iterator[OpenRun]:
     """Lock a run directory and restore its state, a tree like `like`.
 
-    The lock lasts as long as the `with` block. `fresh` refuses a folder that contains a run. With
-    several processes, the main one writes, and all of them read what it has written.
+    The lock lasts as long as the `with` block. `fresh` refuses a folder that contains a run;
+    `extend` lets a run go on to more steps, with the settings of `with_extensions`. With several
+    processes, the main one writes, and all of them read what it has written.
     """
     config, writes = spec.config, is_main_process()
     with lock_run_dir(run_dir) if writes else contextlib.nullcontext():
         if writes:
             with copy_parent_checkpoint(config, run_dir, like, warn):
-                create_or_resume(spec, run_dir, fresh=fresh)
+                create_or_resume(spec, run_dir, fresh=fresh, extend=extend)
         barrier("opened")
         yield _restore(spec, run_dir, like, warn)
 
@@ -90,7 +98,9 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
         lock.release()
 
 
-def create_or_resume(spec: RunSpec, run_dir: Path, *, fresh: bool = False) -> None:
+def create_or_resume(
+    spec: RunSpec, run_dir: Path, *, fresh: bool = False, extend: bool = False
+) -> None:
     """Create a run in an empty folder, or check that the run in it has the same settings."""
     if not (run_dir / CONFIG).exists():
         spec.save(run_dir)
@@ -101,14 +111,29 @@ def create_or_resume(spec: RunSpec, run_dir: Path, *, fresh: bool = False) -> No
             "never accepts only a folder without one. Choose another --run-dir, or remove this one."
         )
     saved = RunSpec.load(run_dir)
+    if extend:
+        saved = saved._replace(config=_extend(saved.config, spec.config, run_dir))
     for name, saved_value, value in differences(saved.config, spec.config):
+        extension = ""
+        if name == "steps" and value > saved_value:
+            extension = f"Add --extend to go on to {value} steps, choose"
         raise ValueError(
             f"{name}={value!r} is not allowed: the run in {str(run_dir)!r} was started with "
-            f"{saved_value!r} and resumes only with this value. Choose another --run-dir, or use "
-            f"the settings of the run: --config {run_dir / CONFIG}."
+            f"{saved_value!r} and resumes only with this value. {extension or 'Choose'} another "
+            f"--run-dir, or use the settings of the run: --config {run_dir / CONFIG}."
         )
     saved._replace(config=spec.config).require_same_text(spec.data_sha256, spec.tokenizer)
     spec._replace(config=save_streams(spec.config, run_dir)).save_config(run_dir)
+
+
+def _extend(saved: Config, config: Config, run_dir: Path) -> Config:
+    """The saved settings with the steps and extensions of `config`, which must be up to date."""
+    if with_extensions(config, run_dir, extend=True) != config:
+        raise ValueError(
+            f"run_dir={str(run_dir)!r} is not allowed: another process has trained in it since "
+            "this command started. Repeat the command."
+        )
+    return dataclasses.replace(saved, steps=config.steps, extended_from=config.extended_from)
 
 
 def differences(saved: Config, config: Config) -> list[tuple[str, Any, Any]]:

@@ -25,6 +25,7 @@ from minigpt.distributed import make_mesh
 from minigpt.model import GPT, CaptureAll, site_specs
 from minigpt.run import RunSpec, read_metrics, restore_parent_copy
 from minigpt.training import (
+    RATE_PREFIX,
     CompiledSteps,
     TrainState,
     build_train_functions,
@@ -85,13 +86,14 @@ def replay(run_dir: Path, step: int, warn: Callable[[str], object]) -> ReplayedS
     restored_step = int(state.step)
     for earlier_step in _track(range(restored_step, step - 1)):
         sharded_batch = make_train_batch(compiled.mesh, dataset.train, config, earlier_step)
-        state, _ = compiled.train_step(state, sharded_batch, root)
+        state, _ = compiled.train_step_at(config, earlier_step)(state, sharded_batch, root)
     shape = (config.batch_size, config.model.block_size)
     batch = make_batch(dataset.train, config.seed, step - 1, *shape)
     key = fold(root, "dropout", step - 1)  # the same key as in train_step
-    sites = _site_statistics(run, state.params, batch.inputs, key)
+    params = jax.device_get(state.params)  # the step deletes the state
     sharded_batch = make_train_batch(compiled.mesh, dataset.train, config, step - 1)
-    _, metrics = compiled.train_step(state, sharded_batch, root)
+    _, metrics = compiled.train_step_at(config, step - 1)(state, sharded_batch, root)
+    sites = _site_statistics(_with_rates(run, metrics), params, batch.inputs, key)
     recorded_losses = {record["step"]: record["train_loss"] for record in read_metrics(run_dir)}
     return ReplayedStep(
         step=step,
@@ -117,6 +119,18 @@ def _state_before(
         return initial_state(compiled, restored[0], None)
     parent = restore_parent_copy(run_dir, like) if config.parent else None
     return initial_state(compiled, None, parent)
+
+
+def _with_rates(run: RunSpec, metrics: dict[str, Any]) -> RunSpec:
+    """The run with the dropout rates of a step, which are metrics of it if a schedule runs."""
+    rates = {
+        name.removeprefix(RATE_PREFIX): float(value)
+        for name, value in metrics.items()
+        if name.startswith(RATE_PREFIX)
+    }
+    model = run.config.model
+    model = dataclasses.replace(model, dropout=dataclasses.replace(model.dropout, **rates))
+    return run._replace(config=dataclasses.replace(run.config, model=model))
 
 
 def _track(steps: range) -> Iterable[int]:
@@ -145,7 +159,7 @@ def _site_statistics(
         names.extend(captures)
         return [_statistics(**arrays) for arrays in captures.values()]
 
-    captured = jax.device_get(capture(jax.device_get(params), jnp.asarray(tokens), key))
+    captured = jax.device_get(capture(params, jnp.asarray(tokens), key))
     specs = site_specs(model, *tokens.shape)
     rates = [specs[name].rate if name in specs else 0.0 for name in names]
     statistics = (SiteStatistics(*map(np.ndarray.item, numbers)) for numbers in captured)

@@ -5,8 +5,10 @@ from minigpt.training.evaluate import Evaluation, estimate_loss, evaluate_text
 from minigpt.training.finetune import finetune_defaults
 from minigpt.training.optimizer import build_optimizer, learning_rate_schedule
 from minigpt.training.plan import TrainPlan, plan_training
+from minigpt.training.start import TrainedRun, start_training
 from minigpt.training.throughput import flops_per_token
 from minigpt.training.train_step import (
+    RATE_PREFIX,
     CompiledSteps,
     TrainState,
     abstract_train_inputs,

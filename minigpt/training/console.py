@@ -12,13 +12,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from minigpt import checkpoint
 from minigpt.model import generate_ids
 from minigpt.training.context import TrainContext
+from minigpt.training.dropout_schedule import describe_dropout
 
 
 def print_summary(context: TrainContext, step: int) -> None:
     """Print the model, the size of the text, the dropout rates and the run directory."""
-    model, rates = context.config.model, context.config.model.dropout
-    sites = {name: rate for name, rate in vars(rates).items() if rate}
-    parent = f", initial weights from {context.config.parent}" if context.config.parent else ""
+    config, model = context.config, context.config.model
+    parent = f", initial weights from {config.parent}" if config.parent else ""
     context.console.print(
         f"{context.parameter_count:,} parameters: {model.n_layer} layers, {model.n_head} heads, "
         f"width {model.n_embd}, context {model.block_size} tokens, on "
@@ -26,9 +26,14 @@ def print_summary(context: TrainContext, step: int) -> None:
         f"{len(context.dataset.train):,} training tokens, "
         f"{len(context.dataset.validation):,} validation tokens, "
         f"vocabulary {context.tokenizer.vocab_size}\n"
-        f"dropout: {sites or 'none (set it with --dropout 0.2)'}\n"
+        f"dropout: {describe_dropout(config)}\n"
         f"{f'resuming from step {step} in' if step else 'writing to'} {context.run_dir}{parent}"
     )
+    for first_step, steps in config.extended_from[-1:]:
+        context.console.print(
+            f"extended at step {first_step} from {steps} steps to {config.steps}; the schedules "
+            f"are those of {config.steps} steps from there"
+        )
 
 
 def _describe_devices(mesh: Mesh) -> str:

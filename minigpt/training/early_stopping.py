@@ -17,10 +17,15 @@ def is_finished(config: Config, step: int, records: list[dict[str, Any]]) -> boo
 
 
 def is_out_of_patience(config: Config, records: list[dict[str, Any]]) -> bool:
-    """Whether the last `patience` validations have not lowered the minimum of the earlier ones."""
+    """Whether the last `patience` validations have not lowered the minimum of the earlier ones.
+
+    An extension of the run begins anew.
+    """
     if config.patience is None:
         return False
-    losses = [record["val_loss"] for record in records if "val_loss" in record]
+    start = max((step for step, _ in config.extended_from), default=0)
+    validations = [record for record in records if "val_loss" in record]
+    losses = [record["val_loss"] for record in validations if record["step"] > start]
     recent, earlier = losses[-config.patience :], losses[: -config.patience]
     return bool(earlier) and min(recent) >= min(earlier)
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import optax
 
-from minigpt.config import OptimConfig
+from minigpt.config import Config, OptimConfig
 
 
 def learning_rate_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -22,6 +22,17 @@ def learning_rate_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
         decay_steps=max(steps, config.warmup_steps + 1),  # a run may be shorter than its warm-up
         end_value=config.final_learning_rate,
     )
+
+
+def learning_rate_at(config: Config, step: int) -> float:
+    """The learning rate of a step, from 0, with the schedule that the run had at this step.
+
+    >>> config = Config(optim=OptimConfig(warmup_steps=0), steps=200, extended_from=((100, 100),))
+    >>> [round(learning_rate_at(config, step), 5) for step in (0, 99, 100, 199)]
+    [0.001, 0.0001, 0.00055, 0.0001]
+    """
+    rate: Any = learning_rate_schedule(config.optim, config.steps_at(step))(step)
+    return float(rate)
 
 
 def build_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:

@@ -84,7 +84,7 @@ def _diagnose_overfitting(validations: list[dict[str, Any]], config: Config) -> 
 def _dropout_may_hurt(last: dict[str, Any], config: Config) -> str | None:
     """Warn that dropout may be hurting when there is no generalization gap."""
     loss, gap = last["val_loss"], last["val_loss"] - last["train_eval_loss"]
-    has_dropout = any(vars(config.model.dropout).values())
+    has_dropout = any(config.model.dropout.rates.values())
     if not (has_dropout and gap <= noise(loss, config) < loss / 20):
         return None
     within_noise = gap >= -noise(loss, config)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,8 +27,11 @@ from minigpt.distributed import (
     state_shardings,
     use_mesh,
 )
-from minigpt.model import GPT
+from minigpt.model import GPT, set_rates
+from minigpt.training.dropout_schedule import require_dropout, scheduled_rates
 from minigpt.training.optimizer import build_optimizer
+
+RATE_PREFIX = "dropout/"  # of the metrics that are the rates of a schedule
 
 
 class TrainState(NamedTuple):
@@ -45,12 +49,21 @@ class CompiledSteps(NamedTuple):
     state: TrainState
     train_step: MeshFunction
     """(state, batch, the run's key) to (new state, metrics); the old state is donated"""
+    earlier_train_steps: Mapping[int, MeshFunction]
+    """of an extended run: by the number of steps that it had before, the step with its schedules"""
     eval_step: MeshFunction
     """(params, batch) to the loss of every target"""
     logits: MeshFunction
     """(params, tokens) to logits, dropout off"""
     gather: MeshFunction
     """a state to the same state, replicated on every device"""
+
+    def train_step_at(self, config: Config, step: int) -> MeshFunction:
+        """The function that makes this step, from 0: a program of its own for each extension.
+
+        So the steps before an extension are made again bit for bit.
+        """
+        return self.earlier_train_steps.get(config.steps_at(step), self.train_step)
 
     def put_batch(self, batch: Batch) -> Batch:
         """Shard the rows of a batch on the host over the mesh."""
@@ -75,7 +88,7 @@ def build_train_functions(config: Config, vocab_size: int) -> CompiledSteps:
     mesh = make_mesh(config)
     graph, params = nnx.split(_make_model(config, vocab_size))
     tx = build_optimizer(config.optim, config.steps)
-    return _build_steps(config, mesh, graph, tx, shard_state(mesh, _make_state(tx, params)))
+    return _build_steps(config, mesh, graph, shard_state(mesh, _make_state(tx, params)))
 
 
 def build_abstract_train_functions(
@@ -90,7 +103,7 @@ def build_abstract_train_functions(
     graph, params = nnx.split(nnx.eval_shape(lambda: _make_model(config, vocab_size)))
     tx = build_optimizer(config.optim, config.steps)
     state = jax.eval_shape(lambda params: _make_state(tx, params), params)
-    return _build_steps(config, mesh, graph, tx, abstract_state(mesh, state))
+    return _build_steps(config, mesh, graph, abstract_state(mesh, state))
 
 
 def abstract_train_inputs(
@@ -116,9 +129,9 @@ def _build_steps(
     config: Config,
     mesh: Mesh,
     graph: nnx.GraphDef[GPT],
-    tx: optax.GradientTransformation,
     state: TrainState,
 ) -> CompiledSteps:
+    require_dropout(config)
     sharded, whole = state_shardings(mesh, state), replicated(mesh)
 
     def eval_step(params: Any, batch: Batch) -> jax.Array:
@@ -127,13 +140,16 @@ def _build_steps(
     def logits(params: Any, tokens: jax.Array) -> jax.Array:
         return nnx.merge(graph, params)(tokens, key=None)
 
-    train_step = jax.jit(
-        _make_train_step(config, graph, tx), donate_argnums=0, out_shardings=(sharded, whole)
-    )
+    def train_step(steps: int) -> MeshFunction:
+        step = _make_train_step(dataclasses.replace(config, steps=steps, extended_from=()), graph)
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=(sharded, whole))
+        return MeshFunction(mesh, jitted)
+
     return CompiledSteps(
         mesh=mesh,
         state=state,
-        train_step=MeshFunction(mesh, train_step),
+        train_step=train_step(config.steps),
+        earlier_train_steps={steps: train_step(steps) for _, steps in config.extended_from},
         eval_step=MeshFunction(mesh, jax.jit(eval_step, out_shardings=whole)),
         logits=MeshFunction(mesh, jax.jit(logits, out_shardings=whole)),
         gather=MeshFunction(mesh, jax.jit(lambda state: state, out_shardings=whole)),
@@ -141,12 +157,15 @@ def _build_steps(
 
 
 def _make_train_step(
-    config: Config, graph: nnx.GraphDef[GPT], tx: optax.GradientTransformation
+    config: Config, graph: nnx.GraphDef[GPT]
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    tx = build_optimizer(config.optim, config.steps)
+
     def train_step(
         state: TrainState, batch: Batch, key: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         dropout_key = fold(key, "dropout", state.step)
+        rates = scheduled_rates(config, state.step)
 
         def mean_loss(params: Any, part: Batch, row_offset: jax.Array | None) -> jax.Array:
             return token_losses(
@@ -156,6 +175,7 @@ def _make_train_step(
                 dropout_key,
                 label_smoothing=config.label_smoothing,
                 row_offset=row_offset,
+                rates=rates,
             ).mean()
 
         value_and_grad = jax.value_and_grad(mean_loss)
@@ -168,6 +188,7 @@ def _make_train_step(
             "train_loss": loss,
             "grad_norm": optax.tree.norm(gradient),
             "param_norm": optax.tree.norm(params),
+            **{f"{RATE_PREFIX}{name}": rate for name, rate in rates.items()},
         }
         return TrainState(state.step + 1, params, opt_state), metrics
 
@@ -250,9 +271,16 @@ def token_losses(
     *,
     label_smoothing: float = 0.0,
     row_offset: jax.Array | None = None,
+    rates: Mapping[str, Any] | None = None,
 ) -> jax.Array:
-    """Cross-entropy of every target in nats: (batch, time); `key=None` is evaluation."""
-    logits = nnx.merge(graph, params)(jnp.asarray(batch.inputs), key=key, row_offset=row_offset)
+    """Cross-entropy of every target in nats: (batch, time); `key=None` is evaluation.
+
+    `rates`, by site and traced or not, replace those of the model.
+    """
+    model = nnx.merge(graph, params)
+    if rates:
+        set_rates(model, dataclasses.replace(model.config.dropout, **rates))
+    logits = model(jnp.asarray(batch.inputs), key=key, row_offset=row_offset)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
     if label_smoothing == 0:
         return losses

@@ -29,6 +29,7 @@ from minigpt.run import (
     open_run,
     parent_tokenizer,
     read_streams,
+    with_extensions,
 )
 from minigpt.training import console as screen
 from minigpt.training import nan_guard, overfitting
@@ -36,7 +37,8 @@ from minigpt.training.context import TrainContext
 from minigpt.training.early_stopping import is_finished, run_is_finished
 from minigpt.training.evaluate import estimate_loss
 from minigpt.training.interrupt import Interrupted, InterruptHandler
-from minigpt.training.observers import Observers
+from minigpt.training.observers import Observers, require_installed
+from minigpt.training.optimizer import learning_rate_at
 from minigpt.training.plots import plot_losses
 from minigpt.training.throughput import TrainingClock, utilization
 from minigpt.training.train_step import (
@@ -45,18 +47,28 @@ from minigpt.training.train_step import (
     initial_state,
     make_train_batch,
 )
+from minigpt.training.wandb_log import WandbLog
 
 
-def train(config: Config, run_dir: Path, console: Console, *, fresh: bool = False) -> None:
+def train(
+    config: Config,
+    run_dir: Path,
+    console: Console,
+    *,
+    fresh: bool = False,
+    extend: bool = False,
+) -> None:
     """Train to the last step, starting from the latest valid checkpoint in run_dir if there is one.
 
     SIGTERM and Ctrl-C save a checkpoint from which the run resumes exactly. `fresh` refuses a
-    folder that contains a run.
+    folder that contains a run; `extend` lets a run go on to more steps than it had.
     """
+    require_installed(config)
     with (
         read_streams(config, run_dir, functools.partial(console.print, soft_wrap=True)) as config,
         InterruptHandler() as interrupt,
     ):
+        config = with_extensions(config, run_dir, extend=extend)
         dataset = _load_dataset(config, run_dir)
         if message := describe_short_validation(dataset.validation, config.model.block_size):
             console.print(message, soft_wrap=True)
@@ -72,7 +84,8 @@ def train(config: Config, run_dir: Path, console: Console, *, fresh: bool = Fals
             console=console,
             interrupt=interrupt,
         )
-        with open_run(spec, run_dir, compiled.state, console.print, fresh=fresh) as run:
+        opened = open_run(spec, run_dir, compiled.state, console.print, fresh=fresh, extend=extend)
+        with opened as run:
             try:
                 Trainer(context, run).run()
             except Interrupted:
@@ -117,8 +130,7 @@ class Trainer:
             barrier("restored")
             screen.print_summary(context, self.step)
             self.train_steps()
-        if is_main_process():
-            plot_losses(self.metrics.records, context.run_dir / "loss.png", context.run_dir.name)
+        self.plot()
         screen.print_sample(context, self.state.params)
         context.console.print(f"run directory: {context.run_dir}")
 
@@ -142,14 +154,18 @@ class Trainer:
             self.step,
             tensorboard=self.config.tensorboard and is_main_process(),
             profile_steps=self.config.profile_steps if is_main_process() else 0,
+            wandb_log=self._open_wandb() if self.config.wandb and is_main_process() else None,
         )
+
+    def _open_wandb(self) -> WandbLog:
+        return WandbLog(self.context.run_dir, self.config, self.context.console.print)
 
     def train_steps(self) -> None:
         """Train, log, validate and save until the last step."""
         with screen.progress_bar(self.context.console) as progress:
             bar = progress.add_task("", total=self.config.steps, completed=self.step, status="")
             progress.update(bar, status="compiling")
-            while self.pending or not is_finished(self.config, self.step, self.metrics.records):
+            while self.pending or not self.is_finished():
                 if not self.pending:
                     self.stop_if_requested()
                     self.train_one_step()
@@ -161,6 +177,8 @@ class Trainer:
                 status = "loss {train_loss:.4f}  {tokens_per_s:,.0f} tokens/s".format(**record)
                 progress.update(bar, completed=self.step, status=status)
                 self.pending = None
+                if self.needs_validation() and not self.is_finished():
+                    self.show_validation()
 
     def stop_if_requested(self) -> None:
         """Save a checkpoint and raise Interrupted after a signal.
@@ -180,7 +198,8 @@ class Trainer:
         self.observers.before_step(self.step)
         compiled = self.context.compiled
         batch = make_train_batch(compiled.mesh, self.context.dataset.train, self.config, self.step)
-        self.state, metrics = compiled.train_step(self.state, batch, self.root_key)
+        train_step = compiled.train_step_at(self.config, self.step)
+        self.state, metrics = train_step(self.state, batch, self.root_key)
         self.step += 1
         self.unchecked_metrics.append(metrics)
 
@@ -190,7 +209,13 @@ class Trainer:
 
     def needs_validation(self) -> bool:
         """Whether a validation and a checkpoint follow the current step."""
-        return self.step == self.config.steps or self.step % self.config.eval_every == 0
+        was_last = (self.step, self.step) in self.config.extended_from
+        is_last = self.step == self.config.steps
+        return is_last or was_last or self.step % self.config.eval_every == 0
+
+    def is_finished(self) -> bool:
+        """Whether the current step is the last one."""
+        return is_finished(self.config, self.step, self.metrics.records)
 
     def collect_record(self) -> dict[str, Any]:
         """The record of the current step, without a validation."""
@@ -198,6 +223,10 @@ class Trainer:
         self.require_finite_steps()
         record = {"step": self.step, "train_loss": float(metrics["train_loss"])}
         record |= {name: float(value) for name, value in metrics.items()}
+        record["learning_rate"] = learning_rate_at(self.config, self.step - 1)
+        for first_step, _ in self.config.extended_from:
+            if self.step > first_step:
+                record["extended_from"] = first_step
         record |= self.clock.lap(self.step)
         return record | utilization(self.context, record["tokens_per_s"])
 
@@ -220,6 +249,30 @@ class Trainer:
         self.save(val_loss=record["val_loss"])
         self.clock.exclude_time_since_lap()
         return record
+
+    def show_validation(self) -> None:
+        """Draw the losses, and print a sample if it is time for one.
+
+        Where the drawing cannot be written, the run goes on: it is drawn again later.
+        """
+        try:
+            self.plot()
+        except OSError as error:
+            self.context.console.print(f"loss.png is not up to date: {error}")
+        if self.needs_sample():
+            screen.print_sample(self.context, self.state.params)
+        self.clock.exclude_time_since_lap()
+
+    def plot(self) -> None:
+        """Draw the losses of all records."""
+        if is_main_process():
+            run_dir = self.context.run_dir
+            plot_losses(self.metrics.records, run_dir / "loss.png", run_dir.name)
+
+    def needs_sample(self) -> bool:
+        """Whether a multiple of sample_every has come since the validation before this one."""
+        every, last_step = self.config.sample_every, self.step - self.config.eval_every
+        return every is not None and self.step // every > max(last_step, 0) // every
 
     def validate(self) -> dict[str, float]:
         """The losses on both texts with dropout off; after a signal, raises Interrupted."""

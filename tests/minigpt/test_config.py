@@ -100,6 +100,16 @@ def test_the_final_learning_rate_follows_the_peak_unless_it_is_set():
         (lambda: Config(accumulate=5), "batch_size=12"),
         (lambda: Config(label_smoothing=1.0), "label_smoothing=1.0"),
         (lambda: Config(keep_checkpoints=0), "keep_checkpoints=0"),
+        (lambda: Config(sample_every=0), "sample_every=0"),
+        (lambda: Config(dropout_schedule="cosine"), "dropout_schedule='cosine'"),  # pyright: ignore[reportArgumentType]
+        (lambda: Config(dropout_schedule_steps=5), "dropout_schedule_steps=5"),
+        (
+            lambda: Config(dropout_schedule="early", dropout_schedule_steps=0),
+            "dropout_schedule_steps=0",
+        ),
+        (lambda: Config(steps=5, extended_from=((9, 9),)), r"extended_from=\(\(9, 9\),\)"),
+        (lambda: Config(extended_from=((9, 5),)), r"extended_from=\(\(9, 5\),\)"),
+        (lambda: DropoutConfig(over_depth="cosine"), "dropout.over_depth='cosine'"),  # pyright: ignore[reportArgumentType]
     ],
 )
 def test_bad_values_are_named(make, name):
@@ -124,6 +134,15 @@ def outcome(config, folder):
     return records, sample, arrays, [path.name for path in saved]
 
 
+# These have an effect on runs with dropout only, and are refused in others.
+DROPPING = replace_field(CONFIG, "model.dropout", DropoutConfig.uniform(0.25))
+BASES = {
+    "dropout_schedule": DROPPING,
+    "dropout_schedule_steps": dataclasses.replace(DROPPING, dropout_schedule="late"),
+    "model.dropout.over_depth": DROPPING,
+}
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     return outcome(CONFIG, tmp_path_factory.mktemp("base") / "x")
@@ -133,6 +152,7 @@ def test_every_field_is_tried():
     elsewhere = {"data", "run_dir", "patience", "model.remat", "tensorboard", "profile_steps"}
     elsewhere |= {"parent", "parent_checkpoint"}  # test_finetune.py
     elsewhere |= {"val_data", "text_field"}  # test_sources.py
+    elsewhere |= {"wandb", "extended_from"}  # test_wandb_log.py, test_extend.py
     assert set(OTHER_VALUES) | elsewhere == {name for name, _ in flatten_config(Config())}
 
 
@@ -143,7 +163,7 @@ def test_the_same_config_gives_the_same_run(base, tmp_path):
 # What these change is seen in what a run writes, and not in its step.
 OF_THE_RUN = (
     *("steps", "log_every", "eval_every", "eval_batches"),
-    *("sample_tokens", "keep_checkpoints", "tokenizer"),
+    *("sample_tokens", "sample_every", "keep_checkpoints", "tokenizer"),
 )
 
 
@@ -171,14 +191,23 @@ def step_of(config):
 
 @pytest.mark.parametrize("name", [name for name in OTHER_VALUES if name not in OF_THE_RUN])
 def test_a_field_of_the_step_changes_the_step(name):
-    value = 2 if name == "model.n_layer" else OTHER_VALUES[name]
-    assert step_of(replace_field(SHALLOW, name, value)) != step_of(SHALLOW)
+    value, config = 2 if name == "model.n_layer" else OTHER_VALUES[name], BASES.get(name, SHALLOW)
+    assert step_of(replace_field(config, name, value)) != step_of(config)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHER_VALUES)
 def test_every_field_changes_what_a_run_leaves(name, base, tmp_path):
-    assert outcome(replace_field(CONFIG, name, OTHER_VALUES[name]), tmp_path / "x") != base
+    config = BASES.get(name, CONFIG)
+    before = base if config == CONFIG else outcome(config, tmp_path / "before")
+    assert outcome(replace_field(config, name, OTHER_VALUES[name]), tmp_path / "x") != before
+
+
+@pytest.mark.parametrize("name", ["dropout_schedule", "model.dropout.over_depth"])
+def test_a_schedule_of_no_dropout_is_refused(name):
+    config = replace_field(CONFIG, name, OTHER_VALUES[name])
+    with pytest.raises(ValueError, match=f"{name}=.* is not allowed: .* --dropout 0.2"):
+        build_train_functions(config, 28)
 
 
 def test_patience_ends_a_run_that_gets_no_better(tmp_path):

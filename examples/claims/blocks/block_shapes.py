@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 
 from common import charts, claim, sweep
 from common.claim import Finding, Result, verdict_by
-from minigpt.config import DropoutConfig, ModelConfig
+from minigpt.config import ModelConfig
 from minigpt.model import GPT
 
 BATCH, TIME, DIM = 4, 64, 48
@@ -47,7 +47,7 @@ def experiment(scale: claim.Scale) -> Result:
 
 def build_stack(norm: Literal["pre", "post"], depth: int):
     """A function from ids to features, with dropout on."""
-    rates = DropoutConfig(**dict.fromkeys(sweep.SITES, 0.2))
+    rates = sweep.one_rate(sweep.SITES, 0.2)
     sizes = ModelConfig(n_layer=depth, n_head=2, n_embd=DIM, block_size=TIME)
     config = dataclasses.replace(sizes, norm=norm, scan_layers=True, dropout=rates)
     gpt = GPT(config, 65, rngs=nnx.Rngs(0))

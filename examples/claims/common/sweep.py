@@ -6,7 +6,7 @@ compares the two.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +23,7 @@ from minigpt.training import build_optimizer, learning_rate_schedule
 
 # A constant learning rate of 1: each step multiplies by its own rate, which may be traced.
 CONSTANT = {"learning_rate": 1.0, "min_learning_rate": 1.0, "warmup_steps": 0}
-SITES = tuple(field.name for field in dataclasses.fields(DropoutConfig))
+SITES = tuple(DropoutConfig().rates)
 NANOGPT = ("embed", "attn_weights", "attn_out", "mlp_out")
 
 
@@ -42,12 +42,18 @@ def initial_params(config: ModelConfig, vocab_size: int, seeds: range) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
 
 
+def one_rate(sites: Iterable[str], rate: float) -> DropoutConfig:
+    """Dropout of one rate at some sites."""
+    rates: dict[str, Any] = dict.fromkeys(sites, rate)
+    return DropoutConfig(**rates)
+
+
 def draw_masks(config: ModelConfig, rates: Mapping[str, Any], key: jax.Array, batch: int):
     """A config with dropout at these sites, and masks and scales at rates that may be traced.
 
     The masks are the ones that a model with these rates draws from the key.
     """
-    dropping = dataclasses.replace(config, dropout=DropoutConfig(**dict.fromkeys(rates, 0.5)))
+    dropping = dataclasses.replace(config, dropout=one_rate(rates, 0.5))
     masks_by_site = {}
     for name, spec in site_specs(dropping, batch, config.block_size).items():
         parts = name.split("/")
@@ -110,7 +116,7 @@ class Runner:
         return Curves({name: np.asarray(loss, np.float64) for name, loss in losses.items()}, params)
 
     def _rates(self, dropout: DropoutConfig) -> dict[str, float]:
-        rates = dataclasses.asdict(dropout)
+        rates = dropout.rates
         others = [name for name, rate in rates.items() if rate and name not in self.sites]
         if others:
             raise ValueError(f"dropout={dropout} is not allowed: add {others} to the sites.")

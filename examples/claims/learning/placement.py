@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 
 from common import charts, claim, data, sweep
 from common.claim import Finding, Interval, Result, by_cell, interval
-from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
+from minigpt.config import Config, ModelConfig, OptimConfig
 
 RATE = 0.2
 SETS = {
@@ -62,7 +62,7 @@ def measure_losses(scale: claim.Scale) -> list[dict[str, np.ndarray]]:
     sets = {"none": ()} | {site: (site,) for site in sweep.SITES} | SETS
     losses_by_text = [{}, {}, {}]
     for name in scale.track(sets, "sites"):
-        runs = run(ids, watched, DropoutConfig(**dict.fromkeys(sets[name], RATE))).losses
+        runs = run(ids, watched, sweep.one_rate(sets[name], RATE)).losses
         for i, each in enumerate(losses_by_text):
             each[name] = runs[i][:, -1]
     return losses_by_text

@@ -64,7 +64,7 @@ def text_uncertainty(
 def rates_for_passes(trained: DropoutConfig, dropout: float | None) -> DropoutConfig:
     """The rates of training, or one rate for nanoGPT's four sites; an error if all are 0."""
     rates = trained if dropout is None else DropoutConfig.uniform(dropout)
-    if rates != DropoutConfig():
+    if any(rates.rates.values()):
         return rates
     reason = "the run was trained without dropout" if dropout is None else "this rate is 0"
     raise ValueError(

@@ -148,7 +148,7 @@ def test_each_rate_changes_training_and_not_evaluation(site, key):
 
 
 def test_uniform_sets_the_four_sites_of_nanogpt():
-    assert dataclasses.asdict(DropoutConfig.uniform(0.2)) == {
+    assert DropoutConfig.uniform(0.2).rates == {
         "embed": 0.2,
         "attn_weights": 0.2,
         "attn_context": 0.0,

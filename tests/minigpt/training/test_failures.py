@@ -13,6 +13,7 @@ import sys
 
 import jax
 import pytest
+from fake_wandb import FakeWandb
 from marks import slow
 from run_helpers import (
     OTHER_VALUES,
@@ -146,7 +147,7 @@ def test_no_room_for_a_file(runs, folder, capsys, name):
 @pytest.mark.parametrize("name", ["config.toml", "arrays.safetensors"])
 def test_no_room_for_a_run_that_goes_on(stopped, folder, capsys, whole, name):
     before = read_files(stopped)
-    del before[stopped / "metrics.jsonl"]
+    del before[stopped / "metrics.jsonl"], before[stopped / "loss.png"]
     with limit_file_size(largest_file(stopped, name) - 1):
         assert_one_line_error(train(capsys), "File too large", name)
     is_intact(folder, 4, 6)
@@ -278,7 +279,7 @@ bound = pytest.mark.skipif(
 @pytest.mark.parametrize("name", [slow("out"), "out/checkpoints"])
 def test_a_read_only_run_directory(stopped, folder, capsys, whole, name):
     before = read_files(stopped)
-    del before[stopped / "metrics.jsonl"]
+    del before[stopped / "metrics.jsonl"], before[stopped / "loss.png"]
     (folder / name).chmod(0o555)
     ended = minigpt(folder, before=BOUND)
     (folder / name).chmod(0o755)
@@ -342,11 +343,11 @@ def test_a_changed_text(stopped, folder, capsys, whole, how):
 
 
 def test_what_may_change_and_what_may_not(stopped):
-    """Every field is one or the other."""
+    """Every field is one or the other; test_dropout_schedule.py has the schedule's steps."""
     spec, before = RunSpec.load(stopped), read_files(stopped)
     names, changes = (
-        {name for name, _ in flatten_config(Config())},
-        OTHER_VALUES | {"model.remat": True},
+        {name for name, _ in flatten_config(Config())} - {"dropout_schedule_steps"},
+        OTHER_VALUES | {"model.remat": True, "extended_from": ((2, 2),)},
     )
     changes |= {"parent": stopped, "parent_checkpoint": "best"}
     assert names >= opening.MAY_CHANGE
@@ -359,7 +360,8 @@ def test_what_may_change_and_what_may_not(stopped):
     assert read_files(stopped) == before
 
 
-def test_what_may_change_changes_no_parameter(stopped, folder, capsys, whole):
+def test_what_may_change_changes_no_parameter(stopped, folder, capsys, whole, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb())
     changes = {
         "data": folder / "moved.txt",
         "text-field": "body",
@@ -371,6 +373,8 @@ def test_what_may_change_changes_no_parameter(stopped, folder, capsys, whole):
         "patience": 9,
         "tensorboard": True,
         "profile-steps": 2,
+        "sample-every": 1,
+        "wandb": True,
     }
     changed = {name.replace("-", "_") for name in changes}
     # test_mesh.py has the mesh: to rounding. Another val_data must be the same text.

@@ -156,3 +156,44 @@ def test_a_second_signal_leaves_at_once_and_harms_nothing(undisturbed, tmp_path,
     ends = killing(tmp_path, plans, cache)
     assert [code for code, _ in ends] == [-2, -2, 0]
     assert outcome(tmp_path) == undisturbed
+
+
+SCHEDULED = (
+    *("--dropout-schedule", "curriculum", "--model.dropout.over-depth", "linear"),
+    *("--model.n-layer", "2", "--model.scan-layers", "True", "--sample-every", "8"),
+)
+
+
+@pytest.mark.slow
+def test_kills_change_nothing_of_scheduled_rates(tmp_path, cache):
+    undisturbed, killed = (tmp_path / name for name in ("undisturbed", "killed"))
+    for folder in (undisturbed, killed):
+        folder.mkdir()
+    killing(undisturbed, [], cache, SCHEDULED)
+    plans = [[*plan, KILL] for plan in [*AIMED, ["sampling", 2], ["plot after", 1]]]
+    assert count_kills(killing(killed, plans, cache, SCHEDULED)) == 10
+    assert outcome(killed) == outcome(undisturbed)
+    rates = [record["dropout/embed"] for record in outcome(killed)[1]]
+    assert rates == sorted(set(rates))
+
+
+EXTENDED = ("--dropout-schedule", "late", "--steps", "90", "--extend")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "steps", ["20", "22"]
+)  # the last step is a multiple of --eval-every, or not
+def test_kills_change_nothing_of_an_extension(tmp_path, cache, steps):
+    """Whatever the instant: before the extension is written, as it is written, and after."""
+    undisturbed, killed = (tmp_path / name for name in ("undisturbed", "killed"))
+    for folder in (undisturbed, killed):
+        folder.mkdir()
+        killing(folder, [], cache, ("--dropout-schedule", "late", "--steps", steps))
+    killing(undisturbed, [], cache, EXTENDED)
+    plans = [["replace", 1, KILL], ["replace after", 1, KILL]]
+    plans += [[*plan, KILL] for plan in AIMED] + [["time", 0.2, KILL]]
+    assert count_kills(killing(killed, plans, cache, EXTENDED)) == 11
+    assert outcome(killed) == outcome(undisturbed)
+    config = (killed / "out" / "config.toml").read_text()
+    assert "".join(config.split()).count(f"extended_from=[[{steps},{steps},],]") == 1
