@@ -19,6 +19,7 @@ from minigpt.config import ClassifyConfig
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from minigpt.run import RunSpec
     from minigpt.tasks.classification import ClassificationScores, LabelledSplit, TextClassifier
 
 
@@ -90,7 +91,8 @@ def _predict(command: Classify, file: Path) -> None:
         raise ValueError(
             f"predict={str(file)!r} is not allowed: it has no text. Put a text on each line."
         )
-    _print_cut(classifier, {"": texts}, functools.partial(print, file=sys.stderr))
+    say = functools.partial(print, file=sys.stderr)
+    _print_cut("texts", classifier.count_cut(texts), len(texts), say)
     seed = command.settings.seed
     predictions = predict_texts(classifier, texts, passes=command.passes, seed=seed)
     for text, prediction in zip(texts, predictions, strict=True):
@@ -117,17 +119,10 @@ def _classifier_dir(run_dir: Path) -> Path:
     return max(folders, key=lambda path: int(path.name.partition("-")[2] or 1))
 
 
-def _print_cut(
-    classifier: TextClassifier, texts: dict[str, list[str]], say: Callable[[str], object]
-) -> None:
-    """Say how many texts of each part lose their end."""
-    for name, part in texts.items():
-        if count := classifier.count_cut(part):
-            say(
-                f"{count} of {len(part)} {name and name + ' '}texts are longer than the model's "
-                f"context of {classifier.config.block_size} tokens; of these only the beginning "
-                "is read"
-            )
+def _print_cut(name: str, count: int, texts: int, say: Callable[..., object]) -> None:
+    """Say how many texts lose their end."""
+    if count:
+        say(f"{count} of {texts} {name} are longer than the model's context; their end is not read")
 
 
 def _train_and_test(command: Classify) -> None:
@@ -151,15 +146,13 @@ def _train_and_test(command: Classify) -> None:
     counts = {name: len(part.texts) for name, part in data._asdict().items()}
     console.print(f"texts: {counts}, labels: {', '.join(data.classes())}")
     _warn_of_overlap(data, console)
+    _warn_of_cuts(data, spec, settings.unknown, console)
 
     folder = create_new_dir(command.out, command.run_dir / "classify")
     classifier = fit(
         body, data, settings, lambda evaluation: console.print(format_evaluation(evaluation))
     )
     classifier.save(folder)  # before the baselines, which could fail
-    _print_cut(
-        classifier, {name: part.texts for name, part in data._asdict().items()}, console.print
-    )
     console.print(f"best macro-F1 at step {classifier.step}")
     scores = _test_scores(classifier, data, settings)
     print_report(scores, console)
@@ -182,6 +175,16 @@ def _warn_of_overlap(data: LabelledSplit, console: Console) -> None:
             "test scores may be too high for new texts. Remove them, or define the parts in a "
             "column split."
         )
+
+
+def _warn_of_cuts(data: LabelledSplit, spec: RunSpec, unknown: str, console: Console) -> None:
+    from minigpt.tasks.classification import count_cut
+
+    for name, part in data._asdict().items():
+        drop_unknown = unknown == "drop"
+        block_size = spec.config.model.block_size
+        count = count_cut(spec.tokenizer, part.texts, block_size, drop_unknown=drop_unknown)
+        _print_cut(f"{name} texts", count, len(part.texts), console.print)
 
 
 def _test_scores(

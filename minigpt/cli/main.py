@@ -51,9 +51,9 @@ def _import_commands():
 
 
 def _describe(error: Exception) -> str:
-    """One line; an error of the operating system names the file first."""
+    """One line; of the operating system's errors the reason and the file."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{os.fspath(error.filename)!r}: {error.strerror}"
+        return f"{error.strerror}: {os.fspath(error.filename)!r}"
     return " ".join(str(error).splitlines())
 
 

@@ -128,12 +128,12 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 def _suggest(name: str, known: list[str]) -> str:
     """What may be meant by the name of an unknown setting."""
+    if name in ("dropout", "preset", "resume"):
+        return f" Set --{name} on the command line."
     last = name.rsplit(".", 1)[-1]
     similar = [other for other in known if other.rsplit(".", 1)[-1] == last]
     if similar := similar or difflib.get_close_matches(name, known, 2):
         return f" Did you mean {' or '.join(map(repr, similar))}?"
-    if name in ("dropout", "preset", "resume"):
-        return f" Set --{name} on the command line."
     return " The settings are the options of minigpt train --help-all from --data on."
 
 

@@ -6,6 +6,7 @@ from minigpt.tasks.classification.data import (
     LabelledSplit,
     LabelledTexts,
     PaddedRows,
+    count_cut,
     read_labelled,
 )
 from minigpt.tasks.classification.files import read_texts

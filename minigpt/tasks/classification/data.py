@@ -103,6 +103,11 @@ def count_cut(
     return sum(len(text) > block_size or len(tokenizer.encode(text)) > block_size for text in texts)
 
 
+def _count(tokenizer: Tokenizer, text: str) -> int:
+    """The number of tokens of a text; each character that an alphabet lacks counts as one."""
+    return len(text) if tokenizer.alphabet is not None else len(tokenizer.encode(text))
+
+
 def _drop_unknown(text: str, tokenizer: Tokenizer) -> str:
     if tokenizer.alphabet is None:
         return text
