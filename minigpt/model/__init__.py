@@ -5,6 +5,7 @@ from minigpt.model.generate import (
     GenerationSteps,
     Window,
     build_generation_steps,
+    default_prompt,
     generate_ids,
 )
 from minigpt.model.gpt import GPT, set_rates

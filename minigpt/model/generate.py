@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from dropout_jax import fold
 from minigpt.config import require_seed
+from minigpt.data import Tokenizer
 from minigpt.distributed import MeshFunction, replicated
 from minigpt.model.gpt import GPT, unstack_layers
 
@@ -64,9 +65,7 @@ def build_generation_steps(
         return nnx.merge(graph, params).fill_cache(tokens)
 
     def refill(params: Any, cache: Any, tokens: jax.Array, rows: jax.Array) -> Any:
-        return jax.tree.map(
-            lambda old, new: old.at[rows].set(new), cache, prefill(params, tokens)
-        )
+        return jax.tree.map(lambda old, new: old.at[rows].set(new), cache, prefill(params, tokens))
 
     def jit(function: Any, **options: Any) -> MeshFunction:
         return MeshFunction(mesh, jax.jit(function, out_shardings=whole, **options))
@@ -74,7 +73,9 @@ def build_generation_steps(
     draw = functools.partial(_draw, graph)
     return GenerationSteps(
         block_size=config.block_size,
-        unstack=MeshFunction(mesh, jax.jit(unstack) if config.scan_layers else lambda params: params),
+        unstack=MeshFunction(
+            mesh, jax.jit(unstack) if config.scan_layers else lambda params: params
+        ),
         prefill=jit(prefill),
         refill=jit(refill, donate_argnums=1),
         draw=jit(draw, donate_argnums=1, static_argnums=(9, 10)),
@@ -94,12 +95,12 @@ def generate_ids(
     top_p: float | None = None,
     window: Window = "slide",
 ) -> Iterator[np.ndarray]:
-    """Yield the ids that continue the prompts as they are drawn: (rows, at most CHUNK).
+    """The ids that continue the prompts, in pieces as they are drawn: (rows, at most CHUNK).
 
     Each id is drawn from softmax(logits / temperature), restricted to the `top_k` likeliest ids and
     to the fewest ids whose probabilities sum to at least `top_p`. Temperature 0 takes the likeliest
-    id. A row gets `tokens` ids. Its seed, an integer from 0 to 2^32 - 1, and its prompt decide them:
-    id number i is drawn with the key `fold(key(seed), "sample", i)`, whatever the other rows are.
+    id. A row gets `tokens` ids. Its prompt and its seed, an integer from 0 to 2^32 - 1, decide
+    them: id i is drawn with the key `fold(key(seed), "sample", i)`, whatever the other rows are.
 
     The model reads the last block_size ids, at positions 0, 1, .... Up to block_size ids, a new id
     costs one position. After that, `window` decides: "slide" reads the last block_size ids for each
@@ -107,15 +108,26 @@ def generate_ids(
     of the block whenever it is full, so that the model reads between half a block and a block, and
     a new id costs two positions on average.
     """
-    _check_options(prompts, tokens, temperature, top_k, top_p)
+    _check_options(prompts, tokens, temperature, top_k, top_p, window)
     for seed in seeds:
         require_seed(seed)
-    block = steps.block_size
-    kept = block if window == "slide" else max(block // 2, 1)
-    windows = [list(map(int, prompt[-block:])) for prompt in prompts]
-    seed_array = np.array(seeds, np.uint32)
+    windows = [list(map(int, prompt[-steps.block_size :])) for prompt in prompts]
+    kept = steps.block_size if window == "slide" else max(steps.block_size // 2, 1)
     options = temperature or None, top_p, top_k, vocab_size
-    params = steps.unstack(params)
+    return _draw_chunks(steps, params, windows, np.array(seeds, np.uint32), tokens, kept, options)
+
+
+def _draw_chunks(
+    steps: GenerationSteps,
+    params: Any,
+    windows: list[list[int]],
+    seeds: np.ndarray,
+    tokens: int,
+    kept: int,
+    options: tuple[Any, ...],
+) -> Iterator[np.ndarray]:
+    """Yield the new ids; a window with more than a block of ids is cut to its last `kept` ones."""
+    params, block = steps.unstack(params), steps.block_size
     cache, drawn = steps.prefill(params, _pad(windows, block)), 0
     while drawn < tokens:
         full = [row for row, ids in enumerate(windows) if len(ids) > block]
@@ -126,12 +138,18 @@ def generate_ids(
         count = min(CHUNK, tokens - drawn, block + 1 - int(lengths.max()))
         last = np.array([ids[-1] for ids in windows], np.int32)
         cache, ids = _draw_chunk(
-            steps, params, cache, last, lengths - 1, seed_array, drawn, count, *options
+            steps, params, cache, last, lengths - 1, seeds, drawn, count, *options
         )
         drawn += count
         for row, new in zip(windows, ids.tolist(), strict=True):
             row.extend(new)
         yield ids
+
+
+def default_prompt(tokenizer: Tokenizer) -> str:
+    """A newline, or the first character of an alphabet without one."""
+    alphabet = tokenizer.alphabet or "\n"
+    return "\n" if "\n" in alphabet else alphabet[0]
 
 
 def _refill(
@@ -198,7 +216,7 @@ def _draw(
 
 
 def sample_token(
-    logits: Float[Array, "vocab"],
+    logits: Float[Array, " vocab"],
     key: jax.Array,
     temperature: float | jax.Array | None,
     top_k: int | None,
@@ -224,14 +242,21 @@ def _check_options(
     temperature: float,
     top_k: int | None,
     top_p: float | None,
+    window: Window,
 ) -> None:
-    is_positive = 0 <= temperature < float("inf")
+    is_finite = 0 <= temperature < float("inf")
     for is_valid, name, value, allowed in (
         (all(len(prompt) for prompt in prompts), "prompt", "", "at least one character"),
         (tokens >= 0, "tokens", tokens, "at least 0"),
-        (is_positive, "temperature", temperature, "at least 0 (0 takes the likeliest token)"),
+        (
+            is_finite,
+            "temperature",
+            temperature,
+            "finite, at least 0 (0: the likeliest token)",
+        ),
         (top_k is None or top_k >= 1, "top_k", top_k, "at least 1"),
         (top_p is None or 0 < top_p <= 1, "top_p", top_p, "in (0, 1]"),
+        (window in get_args(Window), "window", window, "'slide' or 'half'"),
     ):
         if not is_valid:
             raise ValueError(f"{name}={value!r} is not allowed: it must be {allowed}.")

@@ -94,9 +94,7 @@ class GPT(nnx.Module):
         x = self._apply_blocks(x, root)
         return self.norm(x) if self.norm else x
 
-    def fill_cache(
-        self, tokens: Integer[Array | np.ndarray, "batch time"]
-    ) -> list[KeyValues]:
+    def fill_cache(self, tokens: Integer[Array | np.ndarray, "batch time"]) -> list[KeyValues]:
         """The keys and values of every layer for tokens at positions 0, 1, ..., dropout off.
 
         The cache has room for block_size positions. See `next_logits`.
@@ -117,8 +115,8 @@ class GPT(nnx.Module):
     def next_logits(
         self,
         cache: list[KeyValues],
-        tokens: Integer[Array, "batch"],
-        positions: Integer[Array, "batch"],
+        tokens: Integer[Array, " batch"],
+        positions: Integer[Array, " batch"],
     ) -> tuple[Float[Array, "batch vocab"], list[KeyValues]]:
         """Logits after one more token per row, and the cache with its keys and values, dropout off.
 
@@ -210,7 +208,7 @@ class Block(nnx.Module):
         self, x: Float[Array, "batch time dim"], site: DropoutSite, attend: Attend | None = None
     ) -> Float[Array, "batch time dim"]:
         """Apply both residual branches; `attend` replaces causal attention among x's positions."""
-        attn = functools.partial(self.attn, attend=attend or _attend)
+        attn = functools.partial(self.attn, attend=attend)
         x = self._add_branch("attn", self.attn_norm, attn, x, site)
         return self._add_branch("mlp", self.mlp_norm, self.mlp, x, site)
 
@@ -238,9 +236,10 @@ class Attention(nnx.Module):
         self.out = _dense(config, config.n_embd, config.n_embd, rngs, residual=True)
 
     def __call__(
-        self, x: Float[Array, "batch time dim"], site: DropoutSite, attend: Attend
+        self, x: Float[Array, "batch time dim"], site: DropoutSite, attend: Attend | None = None
     ) -> Float[Array, "batch time dim"]:
-        """Attend from each position to itself and the positions before it."""
+        """Attend from each position to itself and the positions before it, or as `attend` does."""
+        attend = attend or _attend
         batch, time, dim = x.shape
         heads = self.config.n_head
         query, keys, values = jnp.split(_apply_per_token(self.qkv, x), 3, axis=-1)

@@ -34,7 +34,7 @@ class KeyValues(NamedTuple):
 
     def write(
         self,
-        positions: Integer[Array, "batch"],
+        positions: Integer[Array, " batch"],
         keys: Float[Array, "batch 1 heads dim"],
         values: Float[Array, "batch 1 heads dim"],
     ) -> KeyValues:
@@ -46,7 +46,7 @@ class KeyValues(NamedTuple):
         )
 
     def attend(
-        self, positions: Integer[Array, "batch"], query: Float[Array, "batch 1 heads dim"]
+        self, positions: Integer[Array, " batch"], query: Float[Array, "batch 1 heads dim"]
     ) -> Float[Array, "batch 1 heads dim"]:
         """Attend from one position per row to itself and the positions before it."""
         scale, dtype = 1 / math.sqrt(query.shape[-1]), self.values.dtype
