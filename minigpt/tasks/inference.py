@@ -191,34 +191,38 @@ class LoadedModel(NamedTuple):
         default = default_prompt(self.tokenizer)
         encoded = [self.encode(default if text is None else text) for text in prompts]
         rows = [(ids, (seed + i) % 2**32) for ids in encoded for i in range(num_samples)]
-        return self._stream(rows, stop, **keywords)
-
-    def _stream(
-        self, rows: list[tuple[np.ndarray, int]], stop: str | None, *, tokens: int, **options: Any
-    ) -> Iterator[Piece]:
-        """Yield the pieces of all rows, ROWS rows at a time."""
-        for first in range(0, len(rows), ROWS):
-            prompts, seeds = zip(*rows[first : first + ROWS], strict=True)
-            streams = [TextStream(self.tokenizer, stop) for _ in prompts]
-            chunks = generate_ids(
+        batches = [rows[first : first + ROWS] for first in range(0, len(rows), ROWS)]
+        chunks = [
+            generate_ids(
                 self.compiled.generation,
                 self.params,
-                prompts,
-                seeds=seeds,
-                tokens=tokens,
+                [ids for ids, _ in batch],
+                seeds=[seed for _, seed in batch],
                 vocab_size=self.tokenizer.vocab_size,
-                **options,
+                **keywords,
             )
-            drawn, no_ids = 0, np.zeros((len(rows), 0), np.int32)
-            for chunk in itertools.chain([no_ids], chunks):
-                drawn += chunk.shape[1]
-                for row, stream in enumerate(streams):
-                    if stream.is_stopped:
-                        continue
-                    text = stream.add(chunk[row].tolist(), is_last=drawn == tokens)
-                    yield Piece(first + row, text, stream.is_stopped or drawn == tokens)
-                if all(stream.is_stopped for stream in streams):
-                    break
+            for batch in batches
+        ]
+        streams = [TextStream(self.tokenizer, stop) for _ in rows]
+        return _pieces(chunks, streams, keywords["tokens"])
+
+
+def _pieces(
+    batches: list[Iterator[np.ndarray]], streams: list[TextStream], tokens: int
+) -> Iterator[Piece]:
+    """The pieces of all samples, one batch of ROWS samples after the other."""
+    for batch, chunks in enumerate(batches):
+        first, drawn = batch * ROWS, 0
+        rows = streams[first : first + ROWS]
+        for chunk in itertools.chain([np.zeros((len(rows), 0), np.int32)], chunks):
+            drawn += chunk.shape[1]
+            for row, stream in enumerate(rows):
+                if stream.is_stopped:
+                    continue
+                text = stream.add(chunk[row].tolist(), is_last=drawn == tokens)
+                yield Piece(first + row, text, stream.is_stopped or drawn == tokens)
+            if all(stream.is_stopped for stream in rows):
+                break
 
 
 def _check(num_samples: int, options: GenerationOptions) -> None:
@@ -278,7 +282,7 @@ def load(run_dir: str | Path, checkpoint: Checkpoint | None = None) -> LoadedMod
 
 def choose_step(run_dir: Path, config: Config, checkpoint: Checkpoint | None) -> int | None:
     """The step of a checkpoint by `load`'s rule; None is the newest."""
-    if isinstance(checkpoint, int):
+    if isinstance(checkpoint, int) and not isinstance(checkpoint, bool):
         return checkpoint
     if checkpoint not in ("best", "last", None):
         raise ValueError(

