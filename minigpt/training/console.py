@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment, Segments
 
 from minigpt import checkpoint
 from minigpt.model import default_prompt, generate_ids
@@ -78,8 +79,8 @@ def print_sample(context: TrainContext, params: Any) -> None:
     ):
         add(chunk[0].tolist())
     console.rule("sample")
-    if not console.quiet:  # Console.print would wrap the text
-        print(tokenizer.decode(ids), file=console.file, flush=True)
+    # As a segment, the text is neither wrapped nor are its tabs expanded.
+    console.print(Segments([Segment(tokenizer.decode(ids) + "\n")]), crop=False)
     console.rule()
 
 
