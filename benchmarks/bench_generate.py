@@ -1,6 +1,6 @@
 """Tokens per second of text generation in minigpt, nanoGPT's way and with Hugging Face's cache.
 
-    python benchmarks/bench_generate.py [--full]      (needs: pip install transformers)
+    python benchmarks/bench_generate.py [--full]      (with: pip install transformers)
 
 A GPT of the preset shakespeare-char (6 layers x 384, block 256) with random weights samples tokens
 after a prompt of one token: within its block, and past it. minigpt reads the last block of tokens
@@ -11,6 +11,7 @@ turn; ratios are round by round. Writes results/generate-DEVICE.json and prints 
 """
 
 import argparse
+from importlib.util import find_spec
 
 import harness
 import numpy as np
@@ -31,12 +32,13 @@ FORMS = {
 
 def measure(tokens, rounds):
     """Rows of tokens per second, and their ratios to the peers and to one row."""
-    workers = {name: harness.Worker(form[0]) for name, form in FORMS.items()}
+    forms = {name: form for name, form in FORMS.items() if find_spec(form[0])}
+    workers = {name: harness.Worker(form[0]) for name, form in forms.items()}
     for name, worker in workers.items():
         _, window, rows = FORMS[name]
         case = {"op": "generation", "preset": PRESET, "tokens": tokens}
         worker.ask(build=case | {"rows": rows, "window": window})
-    seconds = {name: [] for name in FORMS}
+    seconds = {name: [] for name in forms}
     for _ in track(range(rounds), f"{tokens} tokens"):
         for name, worker in workers.items():
             seconds[name] += worker.ask(calls=1)["seconds"]
@@ -49,6 +51,7 @@ def measure(tokens, rounds):
         | {
             f"to {other}": harness.quartiles(speed / speeds[other])
             for other in ("nanoGPT", "Transformers", "minigpt, half")
+            if other in forms
         }
         for name, speed in speeds.items()
     ]
@@ -61,7 +64,8 @@ def print_table(rows):
     for name in ("tokens", "form", *columns):
         table.add_column(name)
     for row in rows:
-        cells = [f"{row[name][1]:.1f} ({row[name][0]:.1f}-{row[name][2]:.1f})" for name in columns]
+        quartiles = [row.get(name) for name in columns]
+        cells = [f"{q[1]:.1f} ({q[0]:.1f}-{q[2]:.1f})" if q else "" for q in quartiles]
         table.add_row(str(row["tokens"]), row["form"], *cells)
     Console(width=140).print(table)
 
@@ -72,7 +76,7 @@ def main():
     full = parser.parse_args().full
     rows, versions = [], {}
     for tokens in (250, 1000) if full else (250, 300):
-        new_rows, versions = measure(tokens, 7 if full else 3)
+        new_rows, versions = measure(tokens, 5 if full else 3)
         rows += new_rows
     harness.save({"environment": harness.describe_environment(versions), "rows": rows}, "generate")
     print_table(rows)

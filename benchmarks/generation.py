@@ -6,6 +6,7 @@ The prompt is one token.
 
 import dataclasses
 import os
+from typing import Any
 
 import numpy as np
 
@@ -60,9 +61,8 @@ def _transformers(model, tokens, rows, window):
 
     torch.set_num_threads(os.cpu_count() or 1)
     sizes = {"n_layer": model.n_layer, "n_head": model.n_head, "n_embd": model.n_embd}
-    positions = max(model.block_size, tokens + 1)
-    config = GPT2Config(VOCABULARY, positions, **sizes, bos_token_id=0, eos_token_id=None)
-    gpt = GPT2LMHeadModel(config).eval()
+    sizes |= {"vocab_size": VOCABULARY, "n_positions": max(model.block_size, tokens + 1)}
+    gpt: Any = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=None)).eval()
     prompt = torch.zeros((rows, 1), dtype=torch.long)
     options = {"max_new_tokens": tokens, "do_sample": True, "top_k": 0, "pad_token_id": 0}
 
