@@ -52,6 +52,7 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/bench_catalogue.py $(FULL)
 	$(BIN)/python benchmarks/bench_attention.py $(FULL)
 	$(BIN)/python benchmarks/bench_train_step.py $(FULL)
+	$(BIN)/python benchmarks/bench_generate.py $(FULL)
 	$(BIN)/python benchmarks/bench_compile.py
 	$(BIN)/python benchmarks/bench_bernoulli.py
 	$(BIN)/python benchmarks/bench_mask.py

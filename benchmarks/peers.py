@@ -8,9 +8,14 @@ gelu_dropout_add (gelu -> dropout -> add the residual) the same without dropout.
 import os
 
 import attentions
+import generation
 import steps
 
-WHOLE = {"train_step": steps, "attention": attentions}  # ops without a floor
+WHOLE = {
+    "train_step": steps,
+    "attention": attentions,
+    "generation": generation,
+}  # ops without a floor
 
 OPS_OF = {
     "torch": {"dropout", "gelu_dropout_add", "spatial_dropout", "alpha_dropout"},

@@ -63,9 +63,10 @@ class GPT(nn.Module):
                 smaller = math.sqrt(2 * model.n_layer) if "_out" in name else 1
                 nn.init.normal_(weight, std=0.02 / smaller)
 
-    def forward(self, tokens):
+    def forward(self, tokens, last_only=False):
         x = self.tokens(tokens) + self.positions(torch.arange(tokens.shape[1]))
         x = self.blocks(F.dropout(x, self.rate, self.training))
+        x = x[:, -1:] if last_only else x
         return F.linear(self.norm(x), self.tokens.weight)
 
 
@@ -121,6 +122,16 @@ def validate(model, tokens, block):
         ]
     model.train()
     return sum(loss * n for loss, n in parts) / len(offsets)
+
+
+@torch.no_grad()
+def generate(model, tokens, count, block):
+    """The tokens, (rows, time), and `count` more: one pass over the window for each, no cache."""
+    for _ in range(count):
+        logits = model(tokens[:, -block:], last_only=True)[:, -1]
+        new = torch.multinomial(F.softmax(logits, dim=-1), num_samples=1)
+        tokens = torch.cat((tokens, new), dim=1)
+    return tokens
 
 
 def main():

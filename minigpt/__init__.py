@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from minigpt.config import Config
+    from minigpt.tasks.inference import Checkpoint, LoadedModel
     from minigpt.training import TrainedRun
 
 
@@ -56,3 +58,10 @@ def train(
     console = Console(highlight=False, markup=False, emoji=False, quiet=quiet)
     name = f"{config.parent.name}-finetuned" if config.parent else "minigpt"
     return start_training(config, name=name, resume=resume, extend=extend, console=console)
+
+
+def load(run_dir: str | Path, checkpoint: Checkpoint | None = None) -> LoadedModel:
+    """Load a trained model: see `minigpt.tasks.inference.load`."""
+    from minigpt.tasks import inference  # here, so that `import minigpt` does not import JAX
+
+    return inference.load(run_dir, checkpoint)

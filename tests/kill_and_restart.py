@@ -40,7 +40,7 @@ HOLDERS = {
     "record": (metrics.MetricsLog, "add"),
     "plot": (Figure, "savefig"),
     "batch": (train_step, "shard_batch"),
-    "sampling": (generate, "_sample_token"),
+    "sampling": (generate, "_draw_chunk"),
 }
 
 

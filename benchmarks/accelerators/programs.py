@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from op_registry import FAMILIES, OPS
 
 from attention import attention_programs
 from dropout import dropout_programs
-from minigpt.config import PRESETS, DropoutConfig, PresetName
+from minigpt.config import PRESETS, Config, DropoutConfig, PresetName
 from minigpt.training import abstract_train_inputs, build_abstract_train_functions
 from program import Program
 from targets import Chip, abstract_array, abstract_key
@@ -162,17 +163,41 @@ def _choose_attention(implementation: str | None) -> Iterator[None]:
 
 
 def _generation(chip: Chip, *, large: bool) -> Iterator[Program]:
-    """One token of generation: the logits of a window."""
+    """One token of generation: the logits of a window; and some tokens for 16 rows at a time."""
     for preset in ("shakespeare-char-cpu", "gpt2") if large else ("shakespeare-char-cpu",):
         config = PRESETS[preset]
         model = dataclasses.replace(config.model, scan_layers=True)
         config = dataclasses.replace(config, model=model, mesh="data=1")
-
-        def lower(config: Any = config) -> jax.stages.Lowered:
-            devices = chip.topology(1).devices
-            vocabulary = config.model.vocab_size or VOCABULARY
-            steps = build_abstract_train_functions(config, vocabulary, devices)
-            window = abstract_array(devices[0], (1, config.model.block_size), jnp.int32)
-            return steps.logits.lower(steps.state.params, window)
-
+        lower = functools.partial(_lower_window, chip, config)
         yield Program("generation", f"{preset}, without a cache", lower, 2000)
+        lower = functools.partial(_lower_chunk, chip, config)
+        yield Program("generation", f"{preset}, with a cache, 16 rows", lower, 4000)
+
+
+def _lower_window(chip: Chip, config: Config) -> jax.stages.Lowered:
+    devices = chip.topology(1).devices
+    steps = build_abstract_train_functions(config, _rows_of_token_table(config), devices)
+    window = abstract_array(devices[0], (1, config.model.block_size), jnp.int32)
+    return steps.logits.lower(steps.state.params, window)
+
+
+def _lower_chunk(chip: Chip, config: Config) -> jax.stages.Lowered:
+    devices, vocabulary = chip.topology(1).devices, _rows_of_token_table(config)
+    steps = build_abstract_train_functions(config, vocabulary, devices)
+    generation = steps.generation
+    params = generation.unstack.lower(steps.state.params).out_info
+    window = abstract_array(devices[0], (16, config.model.block_size), jnp.int32)
+    params, cache = (
+        jax.tree.map(lambda leaf: abstract_array(devices[0], leaf.shape, leaf.dtype), tree)
+        for tree in (params, generation.prefill.lower(params, window).out_info)
+    )
+    row = abstract_array(devices[0], (16,), jnp.int32)
+    seeds = abstract_array(devices[0], (16,), jnp.uint32)
+    number = abstract_array(devices[0], (), jnp.int32)
+    temperature = abstract_array(devices[0], (), jnp.float32)
+    arguments = (params, cache, row, row, seeds, number, number, temperature, None)
+    return generation.draw.lower(*arguments, 50, vocabulary)
+
+
+def _rows_of_token_table(config: Config) -> int:
+    return config.model.vocab_size or VOCABULARY

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -22,14 +21,7 @@ def make_console(*, quiet: bool = False) -> Console:
 
 def load_model(run_dir: Path, name: CheckpointName) -> tuple[RunSpec, CompiledSteps]:
     """Load a run and its trained model, for evaluation on one device."""
-    from minigpt import checkpoint
-    from minigpt.run import RunSpec
-    from minigpt.training import build_train_functions
+    from minigpt.tasks.inference import load
 
-    spec = RunSpec.load(run_dir)
-    compiled = build_train_functions(
-        dataclasses.replace(spec.config, mesh="data=1"), spec.vocab_size
-    )
-    step = checkpoint.best_step(run_dir) if name == "best" else None
-    state, _ = checkpoint.restore(run_dir, compiled.state, step)
-    return spec, compiled._replace(state=compiled.put_state(state))
+    model = load(run_dir, name)
+    return model.run, model.compiled

@@ -2,6 +2,7 @@
 
 from minigpt.distributed.collectives import COLLECTIVES, count_collectives
 from minigpt.distributed.mesh import (
+    MeshFunction,
     abstract_batch,
     abstract_state,
     constrain_batch_sharding,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -179,3 +179,20 @@ def constrain_replicated(x: jax.Array) -> jax.Array:
 def use_mesh(mesh: Mesh) -> AbstractContextManager[Any]:
     """Make this the current mesh, so that attention is sharded on it; no effect on one device."""
     return jax.set_mesh(mesh) if mesh.size > 1 else nullcontext()
+
+
+class MeshFunction(NamedTuple):
+    """A jitted function that is traced and called with the mesh as the current mesh."""
+
+    mesh: Mesh
+    function: Any
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the function."""
+        with use_mesh(self.mesh):
+            return self.function(*args)
+
+    def lower(self, *args: Any) -> jax.stages.Lowered:
+        """Lower the function, as `jax.jit(...).lower` does."""
+        with use_mesh(self.mesh):
+            return self.function.lower(*args)

@@ -1,5 +1,11 @@
 """The GPT in flax.nnx, its dropout sites, and text generation."""
 
 from minigpt.model.dropout_sites import CaptureAll, DropoutSite, SiteSpec, draw_masks, site_specs
-from minigpt.model.generate import generate_ids
+from minigpt.model.generate import (
+    GenerationSteps,
+    Window,
+    build_generation_steps,
+    default_prompt,
+    generate_ids,
+)
 from minigpt.model.gpt import GPT, set_rates

@@ -25,6 +25,7 @@ from dropout_jax import dot_product_attention
 from minigpt.config import DropoutConfig, ModelConfig
 from minigpt.distributed import constrain_batch_sharding, constrain_replicated
 from minigpt.model.dropout_sites import Captures, DropoutSite, rates_over_depth
+from minigpt.model.key_values import KeyValues
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Integer
@@ -35,6 +36,9 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_tanh": functools.partial(nnx.gelu, approximate=True),
     "relu": nnx.relu,
 }
+
+Attend = Callable[..., jax.Array]
+"""(query, keys, values, rate, site) to the context vectors: each (batch, time, heads, dim)"""
 
 
 class GPT(nnx.Module):
@@ -64,9 +68,7 @@ class GPT(nnx.Module):
         """
         table = _gather_table(self.tokens)
         root = self._root_site(key, masks, captures, row_offset)
-        features = self._features(tokens, table, root)
-        logits = _apply_per_token(lambda x: jnp.dot(x, table.T), features)
-        return logits.astype(jnp.promote_types(logits.dtype, "float32"))
+        return _logits(self._features(tokens, table, root), table)
 
     def features(
         self,
@@ -101,13 +103,52 @@ class GPT(nnx.Module):
                 f"block_size={self.config.block_size} tokens. Cut the text: tokens[:, -n:]."
             )
         _check_known_tokens(tokens, self.tokens.num_embeddings)
-        x = constrain_batch_sharding(
-            jnp.take(table, jnp.asarray(tokens), axis=0)
-            + _gather_table(self.positions)[: tokens.shape[1]]
-        )
+        positions = _gather_table(self.positions)[: tokens.shape[1]]
+        x = constrain_batch_sharding(jnp.take(table, jnp.asarray(tokens), axis=0) + positions)
         x = root.at("embed").dropout(x, root.rates.embed)
         x = self._apply_blocks(x, root)
         return self.norm(x) if self.norm else x
+
+    def fill_cache(self, tokens: Integer[Array | np.ndarray, "batch time"]) -> list[KeyValues]:
+        """The keys and values of every layer for tokens at positions 0, 1, ..., dropout off.
+
+        The cache has room for block_size positions. See `next_logits`.
+        """
+        cache: list[KeyValues] = []
+
+        def attend(
+            query: jax.Array, keys: jax.Array, values: jax.Array, *rate_and_site: Any
+        ) -> jax.Array:
+            cache.append(KeyValues.with_room(keys, values, self.config.block_size))
+            return _attend(query, keys, values, *rate_and_site)
+
+        x = _gather_table(self.tokens)[tokens] + _gather_table(self.positions)[: tokens.shape[1]]
+        for block in self._unstacked_blocks():
+            x = block(x, DropoutSite(None), attend)
+        return cache
+
+    def next_logits(
+        self,
+        cache: list[KeyValues],
+        tokens: Integer[Array, " batch"],
+        positions: Integer[Array, " batch"],
+    ) -> tuple[Float[Array, "batch vocab"], list[KeyValues]]:
+        """Logits after one more token per row, and the cache with its keys and values, dropout off.
+
+        A row's token has the position `positions[row]`, from 0 to block_size - 1, and attends to
+        the cached positions up to its own.
+        """
+        cache = list(cache)
+
+        def attend(i: int, query: jax.Array, keys: jax.Array, values: jax.Array, *_: Any) -> Any:
+            cache[i] = cache[i].write(positions, keys, values)
+            return cache[i].attend(positions, query)
+
+        table = _gather_table(self.tokens)
+        x = (table[tokens] + _gather_table(self.positions)[positions])[:, None]
+        for i, block in enumerate(self._unstacked_blocks()):
+            x = block(x, DropoutSite(None), functools.partial(attend, i))
+        return _logits(self.norm(x) if self.norm else x, table)[:, 0], cache
 
     def _apply_blocks(self, x: jax.Array, root: DropoutSite) -> jax.Array:
         """Apply all blocks, with or without scan and remat; the masks are the same."""
@@ -148,6 +189,14 @@ class GPT(nnx.Module):
         return map(block, range(self.config.n_layer))
 
 
+def unstack_layers(model: GPT) -> GPT:
+    """The same model with its layers one by one, which is faster to run without a scan."""
+    blocks, unstacked = nnx.List(model._unstacked_blocks()), nnx.merge(*nnx.split(model))
+    unstacked.config = dataclasses.replace(model.config, scan_layers=False)
+    unstacked.blocks = blocks
+    return unstacked
+
+
 def set_rates(model: GPT, rates: DropoutConfig) -> None:
     """Change the dropout rates of a model.
 
@@ -175,10 +224,11 @@ class Block(nnx.Module):
         self.mlp = MLP(config, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "batch time dim"], site: DropoutSite
+        self, x: Float[Array, "batch time dim"], site: DropoutSite, attend: Attend | None = None
     ) -> Float[Array, "batch time dim"]:
-        """Apply both residual branches."""
-        x = self._add_branch("attn", self.attn_norm, self.attn, x, site)
+        """Apply both residual branches; `attend` replaces causal attention among x's positions."""
+        attn = functools.partial(self.attn, attend=attend)
+        x = self._add_branch("attn", self.attn_norm, attn, x, site)
         return self._add_branch("mlp", self.mlp_norm, self.mlp, x, site)
 
     def _add_branch(
@@ -205,9 +255,10 @@ class Attention(nnx.Module):
         self.out = _dense(config, config.n_embd, config.n_embd, rngs, residual=True)
 
     def __call__(
-        self, x: Float[Array, "batch time dim"], site: DropoutSite
+        self, x: Float[Array, "batch time dim"], site: DropoutSite, attend: Attend | None = None
     ) -> Float[Array, "batch time dim"]:
-        """Attend from each position to itself and the positions before it."""
+        """Attend from each position to itself and the positions before it, or as `attend` does."""
+        attend = attend or _attend
         batch, time, dim = x.shape
         heads = self.heads
         query, keys, values = jnp.split(_apply_per_token(self.qkv, x), 3, axis=-1)
@@ -215,7 +266,7 @@ class Attention(nnx.Module):
             array.reshape(batch, time, heads, dim // heads) for array in (query, keys, values)
         )
         rates = site.rates
-        context = _attend(query, keys, values, rates.attn_weights, site.at("attn_weights"))
+        context = attend(query, keys, values, rates.attn_weights, site.at("attn_weights"))
         context = context.reshape(x.shape)
         context = site.at("attn_context").dropout(context, rates.attn_context)
         out = _apply_per_token(self.out, context)
@@ -284,6 +335,12 @@ def _attend(
     is_visible = jnp.tril(jnp.ones((time, time), bool))
     weights = nnx.softmax(jnp.where(is_visible, scores, -jnp.inf))
     return jnp.einsum("bhqk,bkhd->bqhd", site.dropout(weights, rate), values)
+
+
+def _logits(features: jax.Array, table: jax.Array) -> jax.Array:
+    """The output layer, which shares its weights with the token table."""
+    logits = _apply_per_token(lambda x: jnp.dot(x, table.T), features)
+    return logits.astype(jnp.promote_types(logits.dtype, "float32"))
 
 
 def _embed(config: ModelConfig, rows: int, rngs: nnx.Rngs) -> nnx.Embed:

@@ -8,9 +8,10 @@ import jax
 from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment, Segments
 
 from minigpt import checkpoint
-from minigpt.model import generate_ids
+from minigpt.model import default_prompt, generate_ids
 from minigpt.training.context import TrainContext
 from minigpt.training.dropout_schedule import describe_dropout
 
@@ -66,26 +67,26 @@ def validation_line(record: dict[str, Any]) -> str:
 
 
 def print_sample(context: TrainContext, params: Any) -> None:
-    """Print a sample; its prompt is a newline, or the first character of the alphabet."""
-    tokenizer = context.tokenizer
-    if context.config.sample_tokens == 0:
+    """Print a sample that continues the default prompt."""
+    config, tokenizer, console = context.config, context.tokenizer, context.console
+    if config.sample_tokens == 0:
         return
-    alphabet = tokenizer.alphabet or "\n"
-    prompt = tokenizer.encode("\n" if "\n" in alphabet else alphabet[0])
-    ids = generate_ids(
-        context.interruptible(context.compiled.logits),
+    ids: list[int] = []
+    add = context.interruptible(ids.extend)
+    for chunk in generate_ids(
+        context.compiled.generation,
         params,
-        prompt,
-        tokens=context.config.sample_tokens,
-        block_size=context.config.model.block_size,
+        [tokenizer.encode(default_prompt(tokenizer))],
+        tokens=config.sample_tokens,
         vocab_size=tokenizer.vocab_size,
         temperature=0.8,
-        seed=context.config.seed,
-    )
-    text = tokenizer.decode(list(ids))
-    context.console.rule("sample")
-    context.console.print(text, markup=False, emoji=False, highlight=False)
-    context.console.rule()
+        seeds=[config.seed],
+    ):
+        add(chunk[0].tolist())
+    console.rule("sample")
+    # As a segment, the text is neither wrapped nor are its tabs expanded.
+    console.print(Segments([Segment(tokenizer.decode(ids) + "\n")]), crop=False)
+    console.rule()
 
 
 def print_interrupted(context: TrainContext, is_finished: bool) -> None:

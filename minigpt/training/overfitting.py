@@ -19,6 +19,7 @@ only if the noise is below a twentieth of the loss, since a coarser estimate sho
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from minigpt.config import Config
@@ -45,7 +46,8 @@ def diagnose(records: list[dict[str, Any]], config: Config) -> str | None:
     uninterrupted one.
     """
     validations = [record for record in records if "val_loss" in record]
-    if message := _diagnose_overfitting(validations, config):
+    *_, message = _overfitting_messages(validations, config)
+    if message:
         return message
     if is_finished(config, validations[-1]["step"], records):
         return _dropout_may_hurt(validations[-1], config)
@@ -58,27 +60,35 @@ def noise(loss: float, config: Config) -> float:
     return STANDARD_ERRORS * loss * math.sqrt(2 / tokens)
 
 
-def _diagnose_overfitting(validations: list[dict[str, Any]], config: Config) -> str | None:
-    """The message for the last validation; the earlier ones decide whether it is new."""
-    best, last_reported_rise, message = validations[0], 0.0, None
+def has_overfitted(records: list[dict[str, Any]], config: Config) -> bool:
+    """Whether a run with these records has reported overfitting."""
+    validations = [record for record in records if "val_loss" in record]
+    return any(_overfitting_messages(validations, config))
+
+
+def _overfitting_messages(
+    validations: list[dict[str, Any]], config: Config
+) -> Iterator[str | None]:
+    """For each validation, its message; the earlier ones decide whether it is new."""
+    best, last_reported_rise = validations[0] if validations else {}, 0.0
     for count, validation in enumerate(validations, 1):
-        message = None
         best = validation if validation["val_loss"] < best["val_loss"] else best
         recent = validations[max(count - IN_A_ROW, 0) : count]
         rise = min(record["val_loss"] for record in recent) - best["val_loss"]
         fall = best["train_eval_loss"] - validation["train_eval_loss"]
         rises = rise > noise(best["val_loss"], config)
         falls = fall > noise(best["train_eval_loss"], config)
-        if rises and falls and rise >= 2 * last_reported_rise:
-            is_first = last_reported_rise == 0
-            message = (
-                f"overfitting{'' if is_first else ' more'}: in the last {IN_A_ROW} validations, "
-                f"the validation loss is at least {rise:.3f} above its minimum "
-                f"({best['val_loss']:.4f} at step {best['step']}), while the loss on the training "
-                f"text fell by {fall:.3f}.{ADVICE if is_first else ''}"
-            )
-            last_reported_rise = rise
-    return message
+        if not (rises and falls and rise >= 2 * last_reported_rise):
+            yield None
+            continue
+        is_first = last_reported_rise == 0
+        yield (
+            f"overfitting{'' if is_first else ' more'}: in the last {IN_A_ROW} validations, "
+            f"the validation loss is at least {rise:.3f} above its minimum "
+            f"({best['val_loss']:.4f} at step {best['step']}), while the loss on the training "
+            f"text fell by {fall:.3f}.{ADVICE if is_first else ''}"
+        )
+        last_reported_rise = rise
 
 
 def _dropout_may_hurt(last: dict[str, Any], config: Config) -> str | None:

@@ -17,6 +17,7 @@ from dropout_jax import fold
 from minigpt.config import Config
 from minigpt.data import Batch, make_batch
 from minigpt.distributed import (
+    MeshFunction,
     abstract_batch,
     abstract_state,
     constrain_batch_sharding,
@@ -25,9 +26,8 @@ from minigpt.distributed import (
     shard_batch,
     shard_state,
     state_shardings,
-    use_mesh,
 )
-from minigpt.model import GPT, set_rates
+from minigpt.model import GPT, GenerationSteps, build_generation_steps, set_rates
 from minigpt.training.dropout_schedule import require_dropout, scheduled_rates
 from minigpt.training.optimizer import build_optimizer
 
@@ -55,6 +55,8 @@ class CompiledSteps(NamedTuple):
     """(params, batch) to the loss of every target"""
     logits: MeshFunction
     """(params, tokens) to logits, dropout off"""
+    generation: GenerationSteps
+    """for `minigpt.model.generate_ids`"""
     gather: MeshFunction
     """a state to the same state, replicated on every device"""
 
@@ -152,6 +154,7 @@ def _build_steps(
         earlier_train_steps={steps: train_step(steps) for _, steps in config.extended_from},
         eval_step=MeshFunction(mesh, jax.jit(eval_step, out_shardings=whole)),
         logits=MeshFunction(mesh, jax.jit(logits, out_shardings=whole)),
+        generation=build_generation_steps(graph, state.params, mesh),
         gather=MeshFunction(mesh, jax.jit(lambda state: state, out_shardings=whole)),
     )
 
@@ -193,23 +196,6 @@ def _make_train_step(
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step
-
-
-class MeshFunction(NamedTuple):
-    """A jitted function that is traced and called with the mesh as the current mesh."""
-
-    mesh: Mesh
-    function: Any
-
-    def __call__(self, *args: Any) -> Any:
-        """Call the function."""
-        with use_mesh(self.mesh):
-            return self.function(*args)
-
-    def lower(self, *args: Any) -> jax.stages.Lowered:
-        """Lower the function, as `jax.jit(...).lower` does."""
-        with use_mesh(self.mesh):
-            return self.function.lower(*args)
 
 
 def initial_state(

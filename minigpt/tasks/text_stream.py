@@ -1,0 +1,51 @@
+"""Turn ids into text while they are drawn: whole characters only, up to a stop text."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+from minigpt.data import Tokenizer
+
+
+class TextStream:
+    """The text of one sample; `stop` ends it and is not a part of it.
+
+    >>> stream = TextStream(Tokenizer(None), stop="END")
+    >>> [stream.add(list(piece)) for piece in (b"caf\\xc3", b"\\xa9 E", b"ND more")]
+    ['caf', 'é ', '']
+    >>> stream.is_stopped
+    True
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: str | None = None):
+        self.is_stopped = False
+        self._tokenizer, self._stop = tokenizer, stop
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._pending = ""  # the end of the text so far, which may be the beginning of `stop`
+
+    def add(self, ids: Sequence[int], *, is_last: bool = False) -> str:
+        """The text that these ids complete; the last ones complete all of it."""
+        if self.is_stopped:
+            return ""
+        text = self._pending + self._decode(ids, is_last)
+        if self._stop is None:
+            return text
+        end = text.find(self._stop)
+        if end >= 0:
+            self.is_stopped = True
+            return text[:end]
+        length = 0 if is_last else _overlap(text, self._stop)
+        self._pending = text[len(text) - length :]
+        return text[: len(text) - length]
+
+    def _decode(self, ids: Sequence[int], is_last: bool) -> str:
+        if self._tokenizer.alphabet is not None:
+            return self._tokenizer.decode(ids)
+        return self._utf8.decode(bytes(i for i in ids if 0 <= i < 256), final=is_last)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The length of the longest end of the text that `stop` begins with."""
+    lengths = range(min(len(text), len(stop) - 1), 0, -1)
+    return next((length for length in lengths if text.endswith(stop[:length])), 0)
