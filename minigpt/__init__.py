@@ -55,7 +55,7 @@ def train(
 
     from minigpt.training import start_training
 
-    console = Console(highlight=False, markup=False, emoji=False, quiet=quiet)
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=quiet)
     name = f"{config.parent.name}-finetuned" if config.parent else "minigpt"
     return start_training(config, name=name, resume=resume, extend=extend, console=console)
 

@@ -6,6 +6,8 @@ import os
 import pathlib
 import resource
 import signal
+import subprocess
+import sys
 
 TESTS = pathlib.Path(__file__).parent
 KILL_AND_RESTART = TESTS / "kill_and_restart.py"
@@ -27,6 +29,26 @@ def count_kills(ends):
     assert {code for code, _ in ends} <= {0, -9}, ends
     assert ends[-1] == [0, None]
     return sum(code == -9 for code, _ in ends)
+
+
+HOLD_LOCKS = """
+import sys, filelock
+locks = [filelock.FileLock(name + "/.lock") for name in sys.argv[1:]]
+for lock in locks: lock.acquire()
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def locked_by_another_process(*run_dirs):
+    """Another process trains in these directories, as far as the lock tells."""
+    command = [sys.executable, "-c", HOLD_LOCKS, *map(str, run_dirs)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        yield
+        process.communicate()
 
 
 def read_files(folder):

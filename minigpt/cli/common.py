@@ -15,8 +15,8 @@ CheckpointName = Literal["last", "best"]
 
 
 def make_console(*, quiet: bool = False) -> Console:
-    """A console that prints text unchanged, without markup: paths can contain brackets."""
-    return Console(highlight=False, markup=False, emoji=False, quiet=quiet)
+    """A console that prints text unchanged: no markup (paths can contain brackets), no wrapping."""
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=quiet)
 
 
 def load_model(run_dir: Path, name: CheckpointName) -> tuple[RunSpec, CompiledSteps]:

@@ -72,7 +72,7 @@ def plain_parameters(params: Any) -> dict[str, np.ndarray]:
 
 def _metadata(spec: RunSpec, step: int) -> dict[str, str]:
     config = dataclasses.asdict(spec.config)
-    for name in ("data", "run_dir", "parent"):  # of this machine, and perhaps private
+    for name in ("data", "val_data", "run_dir", "parent"):  # of this machine, and perhaps private
         del config[name]
     tokenizer = {"kind": spec.config.tokenizer, "alphabet": spec.tokenizer.alphabet}
     return {

@@ -70,21 +70,29 @@ def open_run(
         yield _restore(spec, run_dir, like, warn)
 
 
+class RunDirInUseError(ValueError):
+    """Another process is training in the directory."""
+
+
 @contextlib.contextmanager
 def lock_run_dir(run_dir: Path) -> Iterator[None]:
-    """Lock a run directory; it is an error if another process has locked it."""
-    is_new = not run_dir.exists()
+    """Lock a run directory; it is an error if another process has locked it.
+
+    A process may lock it again inside the `with` block. What is new and has no run at the end is
+    removed.
+    """
+    is_new, is_in_new_folder = not run_dir.exists(), not run_dir.parent.exists()
     if not is_new and not run_dir.is_dir():
         raise ValueError(
             f"run_dir={str(run_dir)!r} is not allowed: it must be a folder, and there is a file of "
             "this name. Choose another --run-dir."
         )
     run_dir.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(run_dir / LOCK, timeout=0)
+    lock = filelock.FileLock(run_dir.absolute() / LOCK, timeout=0, is_singleton=True)
     try:
         lock.acquire()
     except filelock.Timeout:
-        raise ValueError(
+        raise RunDirInUseError(
             f"run_dir={str(run_dir)!r} is not allowed: another process is training in it. Wait "
             "until it ends, or choose another --run-dir."
         ) from None
@@ -95,6 +103,8 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 (run_dir / LOCK).unlink()
                 run_dir.rmdir()
+                if is_in_new_folder:
+                    run_dir.parent.rmdir()
         lock.release()
 
 

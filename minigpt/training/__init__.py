@@ -1,11 +1,11 @@
 """Training: the training loop, the training step, the optimizer and evaluation."""
 
-from minigpt.training.early_stopping import choose_run_dir
 from minigpt.training.evaluate import Evaluation, estimate_loss, evaluate_text
 from minigpt.training.finetune import finetune_defaults
 from minigpt.training.optimizer import build_optimizer, learning_rate_schedule
 from minigpt.training.overfitting import has_overfitted
 from minigpt.training.plan import TrainPlan, plan_training
+from minigpt.training.run_choice import claim_run_dir
 from minigpt.training.start import TrainedRun, start_training
 from minigpt.training.throughput import flops_per_token
 from minigpt.training.train_step import (

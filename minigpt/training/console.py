@@ -14,6 +14,7 @@ from minigpt import checkpoint
 from minigpt.model import default_prompt, generate_ids
 from minigpt.training.context import TrainContext
 from minigpt.training.dropout_schedule import describe_dropout
+from minigpt.training.optimizer import learning_rate_at
 
 
 def print_summary(context: TrainContext, step: int) -> None:
@@ -30,6 +31,13 @@ def print_summary(context: TrainContext, step: int) -> None:
         f"dropout: {describe_dropout(config)}\n"
         f"{f'resuming from step {step} in' if step else 'writing to'} {context.run_dir}{parent}"
     )
+    if config.optim.warmup_steps >= config.steps:
+        last = learning_rate_at(config, config.steps - 1)
+        context.console.print(
+            f"the warm-up of {config.optim.warmup_steps} steps is not over at the last step: the "
+            f"learning rate reaches {last:.2g} of {config.optim.learning_rate:.2g}. For a shorter "
+            f"one: --optim.warmup-steps {config.steps // 10}"
+        )
     for first_step, steps in config.extended_from[-1:]:
         context.console.print(
             f"extended at step {first_step} from {steps} steps to {config.steps}; the schedules "
@@ -87,6 +95,29 @@ def print_sample(context: TrainContext, params: Any) -> None:
     # As a segment, the text is neither wrapped nor are its tabs expanded.
     console.print(Segments([Segment(tokenizer.decode(ids) + "\n")]), crop=False)
     console.rule()
+
+
+def print_early_stop(context: TrainContext, records: list[dict[str, Any]]) -> None:
+    """Print why a run ends before its last step, and which checkpoint is the best."""
+    best = min((r for r in records if "val_loss" in r), key=lambda record: record["val_loss"])
+    context.console.print(
+        f"early stopping at step {records[-1]['step']} of {context.config.steps}: the last "
+        f"{context.config.patience} validations (--patience) have not lowered the validation loss. "
+        f"The best checkpoint is that of step {best['step']}, with {best['val_loss']:.4f}"
+    )
+
+
+def print_finished(context: TrainContext) -> None:
+    """Print that nothing is left to train, and what can be done with the run."""
+    run_dir, steps = context.run_dir, context.config.steps
+    step = checkpoint.list_steps(run_dir)[-1]
+    stopped = f", where early stopping ended it (--patience {context.config.patience})"
+    context.console.print(
+        f"the run in {run_dir} is finished: it is at step {step} of {steps}"
+        f"{stopped if step < steps else ''}. To train it further: minigpt train --run-dir {run_dir}"
+        f" --steps {2 * steps} --extend. For a new run: another --run-dir. For text: minigpt "
+        f"sample {run_dir}"
+    )
 
 
 def print_interrupted(context: TrainContext, is_finished: bool) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
 from minigpt import checkpoint
 from minigpt.config import Config
-from minigpt.run import CONFIG, RunSpec, differences, has_same_data, read_metrics
+from minigpt.run import read_metrics
 
 
 def is_finished(config: Config, step: int, records: list[dict[str, Any]]) -> bool:
@@ -39,27 +38,3 @@ def run_is_finished(run_dir: Path, config: Config) -> bool:
     last = records[-1] if records else {}
     is_validated = last.get("step") == steps[-1] and "val_loss" in last
     return is_validated and is_finished(config, steps[-1], records)
-
-
-def choose_run_dir(folder: Path, name: str, config: Config, *, fresh: bool = False) -> Path:
-    """The newest of folder/NAME, folder/NAME-2, ... that is unfinished and has these settings.
-
-    If there is none, or with `fresh`: the first of these names that does not exist.
-    """
-    numbered = (folder / (f"{name}-{n}" if n > 1 else name) for n in itertools.count(1))
-    existing = list(itertools.takewhile(Path.exists, numbered))
-    unused = folder / (f"{name}-{len(existing) + 1}" if existing else name)
-    for path in [] if fresh else reversed(existing):
-        if _has_settings(path, config) and not run_is_finished(path, config):
-            return path
-    return unused
-
-
-def _has_settings(run_dir: Path, config: Config) -> bool:
-    if not (run_dir / CONFIG).exists():
-        return False
-    try:
-        saved = RunSpec.load(run_dir).config
-    except ValueError:
-        return False
-    return has_same_data(saved, config) and not differences(saved, config)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,8 @@ from minigpt.config import Config
 from minigpt.data import is_play, is_stream
 from minigpt.distributed import is_single_process
 from minigpt.run import read_metrics, read_streams
-from minigpt.training.early_stopping import choose_run_dir, run_is_finished
+from minigpt.training.early_stopping import run_is_finished
+from minigpt.training.run_choice import claim_run_dir
 from minigpt.training.trainer import train
 
 
@@ -30,16 +31,19 @@ class TrainedRun(NamedTuple):
 def start_training(
     config: Config, *, name: str, resume: str, extend: bool, console: Console
 ) -> TrainedRun:
-    """Train in config.run_dir, by default in the directory that `choose_run_dir` finds by `name`.
+    """Train in config.run_dir, by default in the directory that `claim_run_dir` finds by `name`.
 
     `resume` is "auto" or "never"; `extend` lets the run go on to more steps than it had.
     """
     _require_options(config, resume, extend)
     config, fresh = _with_absolute_paths(config), resume == "never"
-    say = functools.partial(console.print, soft_wrap=True)
-    with read_streams(config, config.run_dir, say) as config:
-        run_dir = config.run_dir or choose_run_dir(Path("runs"), name, config, fresh=fresh)
-        config = dataclasses.replace(config, run_dir=run_dir)
+    with contextlib.ExitStack() as stack:
+        config = stack.enter_context(read_streams(config, config.run_dir, console.print))
+        run_dir = config.run_dir
+        if run_dir is None:
+            claim = claim_run_dir(Path("runs"), name, config, fresh=fresh)
+            run_dir = stack.enter_context(claim)
+            config = dataclasses.replace(config, run_dir=run_dir)
         train(config, run_dir, console, fresh=fresh, extend=extend)
     return TrainedRun(run_dir, read_metrics(run_dir), run_is_finished(run_dir, config))
 

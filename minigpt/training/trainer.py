@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from minigpt.run import (
     RunSpec,
     open_run,
     parent_tokenizer,
+    read_metrics,
     read_streams,
     with_extensions,
 )
@@ -65,13 +65,13 @@ def train(
     """
     require_installed(config)
     with (
-        read_streams(config, run_dir, functools.partial(console.print, soft_wrap=True)) as config,
+        read_streams(config, run_dir, console.print) as config,
         InterruptHandler() as interrupt,
     ):
         config = with_extensions(config, run_dir, extend=extend)
         dataset = _load_dataset(config, run_dir)
         if message := describe_short_validation(dataset.validation, config.model.block_size):
-            console.print(message, soft_wrap=True)
+            console.print(message)
         spec = RunSpec(config, dataset.tokenizer, dataset.sha256)
         settings = dataclasses.replace(config, data=None, val_data=None)
         require_equal(f"{settings} {dataset.sha256}", "settings or texts")
@@ -86,6 +86,9 @@ def train(
         )
         opened = open_run(spec, run_dir, compiled.state, console.print, fresh=fresh, extend=extend)
         with opened as run:
+            if run_is_finished(run_dir, config):
+                _finish(context)
+                return
             try:
                 Trainer(context, run).run()
             except Interrupted:
@@ -99,6 +102,14 @@ def _load_dataset(config: Config, run_dir: Path) -> Dataset:
     require_length(dataset.train, config.model.block_size, "training text")
     require_length(dataset.validation, config.model.block_size, "validation text")
     return dataset
+
+
+def _finish(context: TrainContext) -> None:
+    """Say that nothing is left to train; a process that was killed at the end may have no plot."""
+    if is_main_process():
+        run_dir = context.run_dir
+        plot_losses(read_metrics(run_dir), run_dir / "loss.png", run_dir.name)
+    screen.print_finished(context)
 
 
 class Trainer:
@@ -131,6 +142,8 @@ class Trainer:
             screen.print_summary(context, self.step)
             self.train_steps()
         self.plot()
+        if self.step < self.config.steps:
+            screen.print_early_stop(context, self.metrics.records)
         screen.print_sample(context, self.state.params)
         context.console.print(f"run directory: {context.run_dir}")
 
@@ -176,6 +189,8 @@ class Trainer:
                 self.observers.write_record(record)
                 status = "loss {train_loss:.4f}  {tokens_per_s:,.0f} tokens/s".format(**record)
                 progress.update(bar, completed=self.step, status=status)
+                if not progress.console.is_terminal:  # where no bar moves
+                    progress.console.print(f"step {self.step:>6}  {status}")
                 self.pending = None
                 if self.needs_validation() and not self.is_finished():
                     self.show_validation()

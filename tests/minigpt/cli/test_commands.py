@@ -17,6 +17,7 @@ import tomllib
 import types
 
 import pytest
+from run_helpers import locked_by_another_process, read_files
 from tiny import TEXT
 
 from minigpt.cli.arguments import option_types
@@ -227,28 +228,60 @@ def test_presets_are_what_the_command_starts_from():
         assert train_settings(parse(["train", "--preset", name])) == config
 
 
-def test_the_same_command_again_shows_the_finished_run(trained):
-    folder, printed = trained
-    before = (folder / "out" / "metrics.jsonl").read_bytes()
+def test_the_same_command_again_says_that_the_run_is_finished(trained):
+    """At once, with commands that go on."""
+    folder, _ = trained
+    before = read_files(folder / "out")
     again = minigpt("train", "--run-dir", "out", *SAME, cwd=folder)
     assert again.returncode == 0, again.stderr
-    assert printed[printed.index(" sample ") :] == again.stdout[again.stdout.index(" sample ") :]
-    assert (folder / "out" / "metrics.jsonl").read_bytes() == before
+    assert "the run in out is finished: it is at step 4 of 4. To train it further" in again.stdout
+    assert "sample" not in again.stdout.replace("minigpt sample", "")
+    assert read_files(folder / "out") == before
+    for words in re.findall(r"minigpt ([^.]+?)(?:\.|\n|$)", again.stdout):
+        parse(words.split())
+
+
+def claimed(folder, config, **options):
+    from minigpt.training import claim_run_dir
+
+    with claim_run_dir(folder, "a", config, **options) as run_dir:
+        assert (run_dir / ".lock").exists()
+        return run_dir.name
 
 
 def test_the_default_run_directory_is_an_unfinished_one_or_the_first_free(tmp_path):
-    from minigpt.training import choose_run_dir
-
     config = PRESETS["shakespeare-char-cpu"]
-    assert choose_run_dir(tmp_path, "a", config).name == "a"
+    assert claimed(tmp_path, config) == "a"
+    assert not list(tmp_path.iterdir())  # as no run was created
     for name in ("a", "a-2"):
         (tmp_path / name).mkdir()
-    assert choose_run_dir(tmp_path, "a", config).name == "a-3"
+    assert claimed(tmp_path, config) == "a-3"
     RunSpec(config, Tokenizer("ab"), "0").save(tmp_path / "a")
-    assert choose_run_dir(tmp_path, "a", config).name == "a"
-    assert choose_run_dir(tmp_path, "a", config, fresh=True).name == "a-3"
-    assert choose_run_dir(tmp_path, "a", dataclasses.replace(config, log_every=7)).name == "a"
-    assert choose_run_dir(tmp_path, "a", dataclasses.replace(config, seed=7)).name == "a-3"
+    assert claimed(tmp_path, config) == "a"
+    assert claimed(tmp_path, config, fresh=True) == "a-3"
+    assert claimed(tmp_path, dataclasses.replace(config, log_every=7)) == "a"
+    assert claimed(tmp_path, dataclasses.replace(config, seed=7)) == "a-3"
+
+
+def test_a_run_directory_that_another_process_claimed_is_not_chosen(tmp_path):
+    config = PRESETS["shakespeare-char-cpu"]
+    for name in ("a", "a-2"):
+        (tmp_path / name).mkdir()
+    RunSpec(config, Tokenizer("ab"), "0").save(tmp_path / "a")
+    with locked_by_another_process(tmp_path / "a", tmp_path / "a-2"):
+        assert claimed(tmp_path, config) == "a-3"
+    assert claimed(tmp_path, config) == "a"
+
+
+@pytest.mark.slow
+def test_three_runs_at_once_take_three_directories(tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+    command = [sys.executable, "-m", "minigpt", "train", *SAME]
+    processes = [
+        subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) for _ in range(3)
+    ]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert len(list((tmp_path / "runs").glob("*/config.toml"))) == 3
 
 
 def test_a_run_is_finished_when_its_last_step_is_validated(tmp_path):
@@ -256,25 +289,22 @@ def test_a_run_is_finished_when_its_last_step_is_validated(tmp_path):
 
     from minigpt.checkpoint import manager as checkpoint
     from minigpt.data.tokenizer import Tokenizer
-    from minigpt.training import choose_run_dir
 
     config, run_dir = PRESETS["shakespeare-char-cpu"], tmp_path / "a"
     run_dir.mkdir()
     RunSpec(config, Tokenizer("ab"), "0").save(run_dir)
     with checkpoint.CheckpointWriter(run_dir) as writer:  # stopped in the last validation
         writer.save(config.steps, {"a": np.ones(1)}, {"pending": {}})
-    assert choose_run_dir(tmp_path, "a", config) == run_dir
+    assert claimed(tmp_path, config) == "a"
     record = {"step": config.steps, "val_loss": 1.0}
     (run_dir / "metrics.jsonl").write_text(json.dumps(record) + "\n")
-    assert choose_run_dir(tmp_path, "a", config).name == "a-2"
+    assert claimed(tmp_path, config) == "a-2"
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
-    import filelock
-
     (tmp_path / "text.txt").write_text(TEXT)
     (tmp_path / "out").mkdir()
-    with filelock.FileLock(tmp_path / "out" / ".lock"):
+    with locked_by_another_process(tmp_path / "out"):
         result = minigpt("train", "--run-dir", "out", *SAME, cwd=tmp_path)
     assert result.returncode == 2
     assert "another process is training in it" in result.stderr
@@ -437,7 +467,7 @@ def test_a_validation_text_of_its_own(trained, tmp_path):
     assert "rough estimate" not in result.stdout
     measured = json.loads(minigpt("eval", "own", "--json", cwd=tmp_path).stdout)
     assert (measured["tokens"], measured["data"]) == (599, None)
-    assert "resuming from step 4" in minigpt(*args, "--run-dir", "own", cwd=tmp_path).stdout
+    assert "is finished" in minigpt(*args, "--run-dir", "own", cwd=tmp_path).stdout
     replayed = minigpt("replay", "own", "--step", "3", cwd=tmp_path).stdout
     assert "metrics.jsonl has the same" in replayed
     for more in (("--val-data", folder / "other.txt"), ("--val-data", "None")):

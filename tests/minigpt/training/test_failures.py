@@ -22,6 +22,7 @@ from run_helpers import (
     flip_bit,
     largest_file,
     limit_file_size,
+    locked_by_another_process,
     read_files,
     replace_field,
     stop_after_step,
@@ -300,7 +301,7 @@ def test_a_read_only_place_for_a_new_run(folder, capsys, whole):
 
 def test_a_folder_in_use(stopped, folder, capsys, whole):
     before = read_files(stopped)
-    with opening.lock_run_dir(stopped):
+    with locked_by_another_process(stopped):
         assert_one_line_error(train(capsys), "'out'", "another process is training in it")
     assert read_files(stopped) == before
     ends_the_same(capsys, folder, whole)
