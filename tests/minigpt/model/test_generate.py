@@ -39,10 +39,12 @@ OPTIONS = [
 
 
 @functools.cache
-def build(name):
+def build(name, mesh="data=1"):
     """A model whose predictions differ from position to position: its weights are large."""
     model = ModelConfig(2, 2, 16, BLOCK, **MODELS[name])
-    compiled = build_train_functions(dataclasses.replace(CONFIG, model=model, mesh="data=1"), ROWS)
+    compiled = build_train_functions(
+        dataclasses.replace(CONFIG, model=model, mesh=mesh, batch_size=4), ROWS
+    )
 
     def enlarge(path, leaf):
         is_in_block = "blocks" in jax.tree_util.keystr(
@@ -53,8 +55,8 @@ def build(name):
     return compiled, jax.tree.map_with_path(enlarge, compiled.state.params)
 
 
-def generate(name, prompts, seeds, *, tokens=TOKENS, **options):
-    compiled, params = build(name)
+def generate(name, prompts, seeds, *, tokens=TOKENS, mesh="data=1", **options):
+    compiled, params = build(name, mesh)
     chunks = generate_ids(
         compiled.generation,
         params,
@@ -102,6 +104,14 @@ def test_a_row_does_not_depend_on_the_others(window):
     for row, prompt, seed in zip(together, PROMPTS, SEEDS, strict=True):
         alone = generate("plain", [prompt], [seed], tokens=40, window=window)
         assert row.tolist() == alone[0].tolist()
+
+
+@pytest.mark.parametrize("name", ["plain", "scan"])
+def test_a_mesh_changes_no_token(name):
+    mesh = "fsdp=2,tensor=2"
+    np.testing.assert_array_equal(
+        generate(name, PROMPTS, SEEDS, mesh=mesh), generate(name, PROMPTS, SEEDS)
+    )
 
 
 def test_half_drops_the_older_half_when_the_block_is_full():
