@@ -79,11 +79,12 @@ def describe_short_validation(tokens: np.ndarray, block_size: int) -> str | None
     )
 
 
-def require_length(tokens: np.ndarray, block_size: int, name: str = "text") -> None:
+def require_length(
+    tokens: np.ndarray, block_size: int, name: str = "text", remedy: str = "Give more text."
+) -> None:
     """Raise ValueError if a text is too short for one window and the token after it."""
     if len(tokens) <= block_size:
         raise ValueError(
             f"a {name} of {len(tokens)} tokens is not allowed: it must be longer than "
-            f"block_size={block_size}. Give more text (without --val-data, the last tenth is the "
-            "validation text) or a smaller --model.block-size."
+            f"block_size={block_size}. {remedy}"
         )

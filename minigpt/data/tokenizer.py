@@ -40,8 +40,8 @@ class Tokenizer:
             first = unknown[0]
             raise ValueError(
                 f"text has {text[first]!r} at position {offset + first}, a character that the "
-                f"tokenizer does not know. Use only {self.alphabet!r}, or train with --tokenizer "
-                "byte, which knows every character."
+                f"tokenizer does not know. Use only {self.alphabet!r}, or a run of minigpt train "
+                "--tokenizer byte, which knows every character."
             )
         return ids.astype(np.uint16)
 

@@ -82,7 +82,7 @@ class RunSpec(NamedTuple):
         raise ValueError(
             f"data={data!r} is not allowed: it must be the text that the run was trained on, with "
             f"SHA-256 {self.data_sha256}; now it is {sha256}. Restore the old text, or train on "
-            "this one in another --run-dir."
+            "this one: minigpt train --run-dir ANOTHER."
         )
 
     @classmethod

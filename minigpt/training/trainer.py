@@ -99,8 +99,11 @@ def train(
 def _load_dataset(config: Config, run_dir: Path) -> Dataset:
     tokenizer = parent_tokenizer(config, run_dir)
     dataset = load_run_dataset(config, tokenizer)
-    require_length(dataset.train, config.model.block_size, "training text")
-    require_length(dataset.validation, config.model.block_size, "validation text")
+    remedy = "Give more text, or name a validation text of its own with --val-data."
+    if config.parent is None:
+        remedy = f"{remedy[:-1]}, or set a smaller --model.block-size."
+    require_length(dataset.train, config.model.block_size, "training text", remedy)
+    require_length(dataset.validation, config.model.block_size, "validation text", remedy)
     return dataset
 
 

@@ -63,6 +63,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     (folder / "text.txt").write_text(TEXT)
     (folder / "short.txt").write_text(TEXT[:600])
+    (folder / "tiny.txt").write_text(TEXT[:10])
     (folder / "other.txt").write_text(TEXT.replace("nobler", "bolner"))
     result = installed_minigpt("train", "--data", "text.txt", "--run-dir", "out", *TINY, cwd=folder)
     assert result.returncode == 0, result.stderr
@@ -171,6 +172,8 @@ def test_eval_prints_a_line_or_json(trained):
         (("sample", "out", "--top-p", "2"), "top_p=2.0"),
         (("sample", "out", "--tokens", "-5"), "tokens=-5"),
         (("train", "--data", "short.txt"), "validation text of 60 tokens"),
+        (("finetune", "out", "--data", "tiny.txt", "--run-dir", "f"), "name a validation text"),
+        (("eval", "out", "--data", "tiny.txt"), "Give more text."),
         (("train", "--data", "text.txt", "--run-dir", "text.txt"), "it must be a folder"),
         (("sample", "nowhere"), "not a run directory"),
         (("eval", "nowhere"), "not a run directory"),
@@ -184,6 +187,17 @@ def test_mistakes_are_one_line_and_exit_code_two(trained, args, message):
     assert result.returncode == 2
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
+    assert_remedies_exist(args[0], result.stderr)
+
+
+def assert_remedies_exist(command, message):
+    """The options that a message names are options of the command, or of the one it names."""
+    for named in re.finditer(r"minigpt (\w+)|--([a-z][a-z.-]+[a-z])", message.split(": ", 1)[1]):
+        if named[1]:
+            assert named[1] in COMMANDS, message
+            command = named[1]
+        else:
+            assert named[2] in {*option_types(COMMANDS[command]), "help-all"}, message
 
 
 def test_a_mistake_of_the_installed_command(trained):
