@@ -244,6 +244,9 @@ class Config:
     extended_from: tuple[tuple[int, int], ...] = field(default=(), metadata={"is_option": False})
     """(step, steps) of each extension: the steps before `step` were trained as those of a run of
     `steps` steps; the run directory keeps it"""
+    imported_from: str | None = field(default=None, metadata={"is_option": False})
+    """the Hugging Face folder or model that `minigpt import` made the run from: a run with weights
+    and a tokenizer, but without a text, training steps and an optimizer state"""
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 

@@ -79,6 +79,11 @@ def _load_text(command: Eval, spec: RunSpec) -> Dataset:
         text_field = command.text_field or config.text_field
         kind, tokenizer = config.tokenizer, spec.tokenizer
         return load_dataset((), kind, tokenizer, val_data=command.data, text_field=text_field)
+    if config.imported_from:
+        raise ValueError(
+            f"data=None is not allowed: {str(command.run_dir)!r} is an imported model, which has "
+            "no text of its own. Set --data FILE."
+        )
     dataset = load_run_dataset(config, spec.inherited_tokenizer)
     spec.require_same_text(dataset.sha256, dataset.tokenizer)
     return dataset

@@ -17,7 +17,7 @@ FILES = (
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def is_model_name(path: Path | str) -> bool:
+def is_huggingface_model(path: Path | str) -> bool:
     """Whether this is a local folder with a config.json and no run, or a name of the hub.
 
     A name of the hub is OWNER/MODEL, where OWNER is not a folder here.
@@ -35,7 +35,7 @@ def find_model_folder(path: Path | str) -> Path:
       ValueError: there is no such folder, and the model cannot be downloaded.
     """
     path = Path(path)
-    if path.exists() or not is_model_name(path):
+    if path.exists() or not is_huggingface_model(path):
         return path
     try:
         hub: Any = importlib.import_module("huggingface_hub")

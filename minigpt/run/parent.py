@@ -52,6 +52,14 @@ def _require_same(name: str, parent_value: Any, value: Any, parent: Path) -> Non
         )
 
 
+def checkpoint_like(config: Config, like: Any) -> Any:
+    """The structure of a run's checkpoints, from that of a training state.
+
+    An imported run has parameters, but no optimizer state.
+    """
+    return like._replace(opt_state=None) if config.imported_from else like
+
+
 @contextlib.contextmanager
 def copy_parent_checkpoint(
     config: Config, run_dir: Path, like: Any, warn: Callable[[str], object]
@@ -65,6 +73,7 @@ def copy_parent_checkpoint(
         yield
         return
     parent = RunSpec.load(config.parent)
+    like = checkpoint_like(parent.config, like)
     state, meta = _restore_parent(config.parent, config.parent_checkpoint, like, warn)
     yield
     folder = run_dir / PARENT_DIR
@@ -76,7 +85,8 @@ def copy_parent_checkpoint(
 
 def restore_parent_copy(run_dir: Path, like: Any) -> Any:
     """The parent's state from the run's copy, as a tree like `like`."""
-    state, _ = checkpoint.restore(run_dir / PARENT_DIR, like)
+    folder = run_dir / PARENT_DIR
+    state, _ = checkpoint.restore(folder, checkpoint_like(RunSpec.load(folder).config, like))
     return state
 
 
