@@ -12,7 +12,7 @@ from minigpt.run import CONFIG
 # The weights of PyTorch, TensorFlow and Flax in other files are not downloaded.
 FILES = (
     *("config.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors"),
-    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
+    *("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json"),
 )
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

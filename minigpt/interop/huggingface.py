@@ -34,6 +34,7 @@ from minigpt.interop.model_tokenizer import (
     end_of_text_id,
     read_model_tokenizer,
     tokenizer_files,
+    tokenizer_setting,
 )
 from minigpt.interop.safetensors import require_new_file, restore_parameters
 from minigpt.interop.safetensors_files import INDEX, WEIGHTS, weight_files
@@ -70,7 +71,7 @@ def read_huggingface(name: Path | str) -> tuple[RunSpec, Any]:
         PRESETS["gpt2"],
         steps=STEPS,
         eval_every=250,
-        tokenizer=tokenizer.kind,
+        tokenizer=tokenizer_setting(tokenizer, folder),
         imported_from=str(name if folder != Path(name) else folder.resolve()),
         model=model,
     )
@@ -187,7 +188,9 @@ def _sha256(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in [*paths, *weight_files(folder)]:
         with path.open("rb") as file:
-            digest.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
+            digest.update(
+                f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}".encode()
+            )
     return digest.hexdigest()
 
 

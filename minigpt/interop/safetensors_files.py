@@ -71,14 +71,16 @@ def _read_index(folder: Path) -> dict[str, Path]:
     if not isinstance(files, dict) or not files:
         raise ValueError(f"{str(path)!r}: weight_map must be an object with the file of each array")
     for name in files.values():
-        is_name = isinstance(name, str) and not set(name) & set('/\\:\0') and name[:1] != "."
+        is_name = isinstance(name, str) and not set(name) & set("/\\:\0") and name[:1] != "."
         if not is_name or not name.endswith(".safetensors"):
             raise ValueError(
                 f"{str(path)!r}: the file {name!r:.200} is not allowed: it must be a file of the "
                 "same folder, with a name that ends in .safetensors."
             )
         if not (folder / name).is_file():
-            raise ValueError(f"{str(path)!r}: the file {name!r:.200} is missing in {str(folder)!r}.")
+            raise ValueError(
+                f"{str(path)!r}: the file {name!r:.200} is missing in {str(folder)!r}."
+            )
     return {name: folder / file for name, file in files.items()}
 
 

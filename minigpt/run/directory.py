@@ -102,7 +102,9 @@ class RunSpec(NamedTuple):
             return cls(config, Tokenizer(content["alphabet"]), content["data_sha256"])
         except OSError as error:
             is_model = path.name == CONFIG and (run_dir / "config.json").is_file()
-            remedy = f" Import the Hugging Face model: minigpt import {run_dir}." if is_model else ""
+            remedy = (
+                f" Import the Hugging Face model: minigpt import {run_dir}." if is_model else ""
+            )
             raise ValueError(
                 f"{str(run_dir)!r} is not a run directory: {error.filename} cannot be read.{remedy}"
             ) from None
