@@ -1,5 +1,6 @@
 """Trained models for and from other programs."""
 
+from minigpt.interop.hub import is_huggingface_model
 from minigpt.interop.huggingface import (
     describe_import,
     export_huggingface,
@@ -7,5 +8,4 @@ from minigpt.interop.huggingface import (
     import_once,
     read_huggingface,
 )
-from minigpt.interop.hub import is_huggingface_model
 from minigpt.interop.safetensors import export_safetensors, plain_parameters

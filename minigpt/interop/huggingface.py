@@ -1,4 +1,4 @@
-"""A GPT-2 in the format of Hugging Face, in and out: its folder to a run, and a run to its folder."""
+"""From the folder of a Hugging Face GPT-2 to a run, and from a run to such a folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import safetensors.numpy
 
 from minigpt import checkpoint
 from minigpt.atomic_write import fsync_dir, name_in_errors, write_dir_atomic
-from minigpt.config import PRESETS, Config
+from minigpt.config import PRESETS
 from minigpt.interop.gpt2_config import (
     describe_dropout,
     describe_lost_dropout,
@@ -188,9 +188,8 @@ def _sha256(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in [*paths, *weight_files(folder)]:
         with path.open("rb") as file:
-            digest.update(
-                f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}".encode()
-            )
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.name}\0{content}".encode())
     return digest.hexdigest()
 
 

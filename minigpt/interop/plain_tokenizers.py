@@ -44,7 +44,7 @@ def _of_characters(alphabet: str) -> dict[str, Any]:
             **{"behavior": "Isolated", "invert": False},
         },
         "decoder": {"type": "Fuse"},
-        # The library requires the name of an unknown token, which is in no vocabulary of characters.
+        # The library requires a name of unknown tokens; it is in no vocabulary of characters.
         "model": {
             "type": "WordLevel",
             "vocab": {character: i for i, character in enumerate(alphabet)},

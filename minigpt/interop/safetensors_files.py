@@ -45,7 +45,7 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if (folder / INDEX).is_file():
-        return sorted({path for path in _read_index(folder).values()})
+        return sorted(set(_read_index(folder).values()))
     raise ValueError(f"{str(folder)!r} has neither {WEIGHTS} nor {INDEX}.")
 
 
@@ -78,9 +78,7 @@ def _read_index(folder: Path) -> dict[str, Path]:
                 "same folder, with a name that ends in .safetensors."
             )
         if not (folder / name).is_file():
-            raise ValueError(
-                f"{str(path)!r}: the file {name!r:.200} is missing in {str(folder)!r}."
-            )
+            raise ValueError(f"{str(path)!r}: the file {str(folder / name)!r} is missing.")
     return {name: folder / file for name, file in files.items()}
 
 

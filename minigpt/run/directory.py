@@ -102,11 +102,10 @@ class RunSpec(NamedTuple):
             return cls(config, Tokenizer(content["alphabet"]), content["data_sha256"])
         except OSError as error:
             is_model = path.name == CONFIG and (run_dir / "config.json").is_file()
-            remedy = (
-                f" Import the Hugging Face model: minigpt import {run_dir}." if is_model else ""
-            )
+            import_it = f" Import the Hugging Face model: minigpt import {run_dir}."
             raise ValueError(
-                f"{str(run_dir)!r} is not a run directory: {error.filename} cannot be read.{remedy}"
+                f"{str(run_dir)!r} is not a run directory: {error.filename} cannot be read."
+                f"{import_it if is_model else ''}"
             ) from None
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
