@@ -111,12 +111,6 @@ def create_or_resume(
             "never accepts only a folder without one. Choose another --run-dir, or remove this one."
         )
     saved = RunSpec.load(run_dir)
-    if saved.config.imported_from:
-        raise ValueError(
-            f"run_dir={str(run_dir)!r} is not allowed: it is an imported model, which has no "
-            "training to go on with. Fine-tune it in a run of its own: minigpt finetune "
-            f"{run_dir} --data FILE."
-        )
     if extend:
         saved = saved._replace(config=_extend(saved.config, spec.config, run_dir))
     for name, saved_value, value in differences(saved.config, spec.config):

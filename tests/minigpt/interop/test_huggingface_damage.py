@@ -1,4 +1,4 @@
-"""Damaged, mislabelled and hostile folders: an error that names the file, and nothing is written."""
+"""Damaged, mislabelled and hostile folders: the error names the file, and nothing is written."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from gpt2_folders import edit_config, save_model
-from run_helpers import assert_one_line_error, read_files
+from run_helpers import assert_one_line_error, limit_file_size, read_files
 
 from minigpt.cli.main import main
 
@@ -228,16 +228,14 @@ def test_nothing_is_overwritten(folder, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine").write_text("mine")
-    before = read_files(tmp_path)
     assert_refused(folder, tmp_path, capsys, ["run_dir=", "new folder", "--run-dir"])
+    assert read_files(out) == {out / "mine": b"mine"}
     shutil.rmtree(out)
     out.write_text("mine")
     assert_refused(folder, tmp_path, capsys, ["run_dir=", "--run-dir"])
-    assert before.keys() and out.read_text() == "mine"
+    assert out.read_text() == "mine"
 
 
 def test_a_full_disk_leaves_nothing(folder, tmp_path, capsys):
-    from run_helpers import limit_file_size
-
     with jax.numpy_dtype_promotion("standard"), limit_file_size(5000):
         assert_refused(folder, tmp_path, capsys, [])

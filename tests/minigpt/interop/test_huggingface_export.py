@@ -1,8 +1,8 @@
 """The exported folder: transformers computes the same from it, and the round trip is exact."""
 
 import dataclasses
-import io
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -10,27 +10,36 @@ import pytest
 import torch
 import transformers
 from gpt2_folders import make_model, save_model
-from rich.console import Console
 from run_helpers import assert_one_line_error, read_files
 from tiny import CONFIG, TEXT
 
 import minigpt
+from minigpt import checkpoint
 from minigpt.cli.main import main
+from minigpt.data import build_tokenizer
 from minigpt.interop import export_huggingface, import_huggingface, plain_parameters
-from minigpt.training import trainer
+from minigpt.run import RunSpec
+from minigpt.training import build_train_functions
 
 BYTES_TEXT = "To be — or not: 😀 ça été\n" * 60
 
 
-def train(folder, text, **settings):
-    folder.mkdir(exist_ok=True)
-    (folder / "text.txt").write_text(text)
+def make_run(run_dir, text, **settings):
+    """A run of a step 4 that was not trained, with random numbers in every array."""
     model = dataclasses.replace(CONFIG.model, **settings.pop("model", {}))
-    config = dataclasses.replace(
-        CONFIG, data=folder / "text.txt", mesh="data=1", model=model, **settings
-    )
-    trainer.train(config, folder / "run", Console(file=io.StringIO()))
-    return folder / "run"
+    config = dataclasses.replace(CONFIG, mesh="data=1", model=model, **settings)
+    run = RunSpec(config, build_tokenizer(config.tokenizer, text), "")
+    state = build_train_functions(config, run.vocab_size).state
+    random = np.random.default_rng(0)
+    arrays = {
+        name: random.normal(0, 0.2, array.shape).astype(array.dtype)
+        for name, array in checkpoint.host_arrays(state).items()
+    }
+    run_dir.mkdir()
+    run.save(run_dir)
+    with checkpoint.CheckpointWriter(run_dir) as writer:
+        writer.save(4, arrays | {"step": np.int32(4)}, {})
+    return run_dir
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +48,8 @@ def runs(tmp_path_factory):
     dropout = CONFIG.model.dropout.uniform(0.1)
     with jax.numpy_dtype_promotion("standard"):
         return {
-            "char": train(folder / "char", TEXT, model={"dropout": dropout}),
-            "byte": train(
+            "char": make_run(folder / "char", TEXT, model={"dropout": dropout}),
+            "byte": make_run(
                 folder / "byte",
                 BYTES_TEXT,
                 tokenizer="byte",
@@ -130,16 +139,24 @@ def test_import_export_import_is_exact(tmp_path):
 
 
 def test_what_gpt2_lacks(runs, tmp_path, capsys):
-    post = train(tmp_path / "post", TEXT, model={"norm": "post"})
+    def change(name, old, new):
+        run_dir = shutil.copytree(runs["char"], tmp_path / name)
+        text = (run_dir / "config.toml").read_text()
+        assert old in text
+        (run_dir / "config.toml").write_text(text.replace(old, new))
+        return run_dir
+
+    post = change("post", 'norm = "pre"', 'norm = "post"')
     before = read_files(tmp_path)
     ended = export(capsys, post, "--out", tmp_path / "out")
     assert_one_line_error(ended, "model.norm='post'", "'pre'", "--format safetensors")
     assert read_files(tmp_path) == before
-    rates = dataclasses.replace(CONFIG.model.dropout, attn_out=0.1, drop_path=0.2)
-    run = train(tmp_path / "rates", TEXT, model={"dropout": rates})
-    out = export(capsys, run, "--out", tmp_path / "out")[1]
-    assert "dropout.drop_path=0.2 has no key" in out
-    assert "dropout.mlp_out=0.0" in out
+    rates = change("rates", "attn_out = 0.1", "attn_out = 0.2\ndrop_path = 0.3")
+    text = (rates / "config.toml").read_text().replace("drop_path = 0.0\n", "")
+    (rates / "config.toml").write_text(text)
+    out = export(capsys, rates, "--out", tmp_path / "out")[1]
+    assert "dropout.drop_path=0.3 has no key" in out
+    assert "dropout.mlp_out=0.1" in out
 
 
 def test_no_folder_is_overwritten(runs, tmp_path, capsys):

@@ -194,7 +194,7 @@ OPTIONS = (
 )
 
 
-@pytest.mark.parametrize("what", ["run", "folder"])
+@pytest.mark.parametrize("what", [pytest.param("run", marks=pytest.mark.slow), "folder"])
 def test_finetune(what, imported, folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("A BEE, A CALF, NO HOME? " * 30)
@@ -206,20 +206,19 @@ def test_finetune(what, imported, folder, tmp_path, capsys, monkeypatch):
     assert (tuned.step, tuned.config.imported_from) == (2, None)
     assert tuned.config.model.dropout.attn_weights == 0.1
     np.testing.assert_allclose(tuned.logits(IDS), minigpt.load(folder).logits(IDS), atol=1e-5)
-    assert command(capsys, "replay", "tuned", "--step", 1)[0] == 0
     if what == "run":
+        assert command(capsys, "replay", "tuned", "--step", 1)[0] == 0
         return
     assert "imported" in out
     assert tuned.config.parent == tmp_path / "runs" / "gpt2-tiny-imported"
     again = command(capsys, *words, "--run-dir", "tuned", "--optim.learning-rate", 1e-9)
     assert (again[0], "is imported already" in again[1]) == (0, True), again
-    assert command(capsys, *words)[0] == 0
-    assert {path.name for path in (tmp_path / "runs").iterdir()} == {
-        *("gpt2-tiny-imported", "gpt2-tiny-finetuned")
-    }
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["gpt2-tiny-imported"]
     edit_config(shutil.copytree(folder, tmp_path / "gpt2-tiny"), resid_pdrop=0.2)
     code, out, err = command(capsys, "finetune", "gpt2-tiny", "--data", "text.txt", *OPTIONS)
     assert (code, "gpt2-tiny-imported-2" in out) == (0, True), err
+    names = {"gpt2-tiny-imported", "gpt2-tiny-imported-2", "gpt2-tiny-finetuned"}
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == names
 
 
 @pytest.mark.slow
@@ -338,7 +337,7 @@ def test_a_pickle_is_refused_with_the_line_that_converts_it(folder, model, tmp_p
 
 @pytest.mark.slow
 def test_the_line_works_in_a_shell(folder, model, tmp_path):
-    (folder_copy := shutil.copytree(folder, tmp_path / "m")) / "model.safetensors"
+    folder_copy = shutil.copytree(folder, tmp_path / "m")
     (folder_copy / "model.safetensors").unlink()
     torch.save(model.state_dict(), folder_copy / "pytorch_model.bin")
     line = conversion_command(folder_copy).replace("python", shlex.quote(sys.executable), 1)
