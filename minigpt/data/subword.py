@@ -237,7 +237,7 @@ def cut_safely(pieces: Iterable[str]) -> Iterator[str]:
     """Cut a text, given piece by piece, into parts of about PIECE_CHARACTERS at _CUT.
 
     >>> list(cut_safely(["to be, ", "or not"])), list(cut_safely(["a" * 40_000 + " b"]))[1]
-    (['to be,', ' or not'], ' b')
+    (['to be,', ' or', ' not'], ' b')
     """
     rest = ""
     for piece in pieces:

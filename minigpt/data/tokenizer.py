@@ -5,6 +5,7 @@ of a tokenizer by its name.
 from __future__ import annotations
 
 import codecs
+import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -128,7 +129,12 @@ def tokenizer_content(tokenizer: AnyTokenizer) -> dict[str, Any]:
 def tokenizer_from_content(content: dict[str, Any]) -> AnyTokenizer:
     """The tokenizer of `tokenizer_content`; content without one is a KeyError or a ValueError."""
     if "tokenizer_json" in content:
-        tokenizer = SubwordTokenizer(json.dumps(content["tokenizer_json"]))
-        _ = tokenizer.vocab_size
-        return tokenizer
+        return _validated(json.dumps(content["tokenizer_json"]))
     return Tokenizer(content["alphabet"])
+
+
+@functools.lru_cache(maxsize=4)
+def _validated(tokenizer_json: str) -> SubwordTokenizer:
+    tokenizer = SubwordTokenizer(tokenizer_json)
+    _ = tokenizer.vocab_size  # a ValueError if it is damaged
+    return tokenizer
