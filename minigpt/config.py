@@ -273,6 +273,9 @@ class Config:
         self._require_extensions()
 
     def _require_tokenizer(self) -> None:
+        allowed = "char, byte, gpt2, bpe, or a path of a tokenizer"
+        is_name = isinstance(self.tokenizer, str | Path) and str(self.tokenizer) != ""
+        _require(is_name, "tokenizer", self.tokenizer, allowed)
         object.__setattr__(self, "tokenizer", str(_as_path("tokenizer", self.tokenizer)))
         size, is_bpe = self.vocab_size, self.tokenizer == "bpe"
         allowed = "None unless tokenizer='bpe'. Set --tokenizer bpe, or --model.vocab-size"

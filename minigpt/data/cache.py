@@ -2,10 +2,10 @@
 
 A cache entry is two files, named after the text's SHA-256, the tokenizer and FORMAT: the ids
 (little-endian, 16 bits, or 32 for a vocabulary that needs them; those of the training text first)
-and a JSON file with the sizes, the alphabet and a CRC-32. Every run checks the CRC-32, which covers both files, and builds a damaged
-entry again. The content follows from the name: two runs that build an entry at the same time write
-the same bytes to temporary files of their own and rename them. The folder may be deleted at any
-time.
+and a JSON file with the sizes, the alphabet and a CRC-32. Every run checks the CRC-32, which covers
+both files, and builds a damaged entry again. The content follows from the name: two runs that build
+an entry at the same time write the same bytes to temporary files of their own and rename them. The
+folder may be deleted at any time.
 """
 
 from __future__ import annotations

@@ -105,7 +105,8 @@ def load_dataset(
     paths = () if data is None else as_paths(data)
     everything = (*paths, *(as_paths(val_data) if val_data is not None else ()))
     if folders := tuple(filter(is_token_folder, everything)):
-        tokenizer = tokenizer or token_id_tokenizer(kind, folders)
+        if not isinstance(tokenizer, SubwordTokenizer):
+            tokenizer = token_id_tokenizer(kind, folders)
         return Dataset(*load_token_ids(paths, val_data, tokenizer))
     if tokenizer is None and kind not in ("char", "bpe"):
         tokenizer = build_tokenizer(kind, "")

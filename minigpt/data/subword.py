@@ -1,4 +1,4 @@
-"""Subword tokenizers: any tokenizer.json of the `tokenizers` library, with text given back exactly."""
+"""Subword tokenizers: any tokenizer.json of `tokenizers` whose ids give the text back exactly."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ class SubwordTokenizer:
 
 
 class _WindowDecoder:
-    """Decodes ids of which a token's text depends on those before it: the text of a window grows."""
+    """Decodes ids if a token's text depends on those before it: the text of a window grows."""
 
     def __init__(self, tokenizer: SubwordTokenizer):
         self._tokenizer = tokenizer

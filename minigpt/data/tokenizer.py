@@ -81,9 +81,8 @@ class Tokenizer:
 
     def token_ends(self, text: str) -> np.ndarray:
         """The number of bytes of the text up to the end of each of its tokens."""
-        if self.alphabet is None:
-            return np.arange(len(text.encode())) + 1
-        return np.cumsum([len(character.encode()) for character in text])
+        data = text if self.alphabet is not None else text.encode()
+        return np.cumsum([len(part.encode()) if isinstance(part, str) else 1 for part in data])
 
 
 AnyTokenizer = Tokenizer | SubwordTokenizer
@@ -113,6 +112,11 @@ def build_tokenizer(kind: str, text: str, vocab_size: int | None = None) -> AnyT
             f"there must be at most {MAX_ALPHABET:,}. Use --tokenizer byte."
         )
     return Tokenizer(alphabet)
+
+
+def predicted_characters(tokenizer: AnyTokenizer, tokens: np.ndarray, characters: int) -> int:
+    """The characters of a text without those of its first token, which nothing predicts."""
+    return max(characters - len(tokenizer.decode(tokens[:1].tolist())), 1)
 
 
 def tokenizer_content(tokenizer: AnyTokenizer) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import safetensors.numpy
 
 from minigpt import checkpoint
 from minigpt.atomic_write import write_atomic
+from minigpt.data import tokenizer_content
 from minigpt.run import RunSpec
 from minigpt.training import build_train_functions
 
@@ -26,7 +27,7 @@ def export_safetensors(run_dir: Path, out: Path, step: int | None = None) -> int
 
     All arrays are float32. The file's metadata are strings: "format" (minigpt), "step", "config"
     (JSON of the run's settings without its paths) and "tokenizer" (JSON with the alphabet, null
-    for bytes).
+    for bytes, or with tokenizer_json, for subwords).
     """
     require_new_file(out)
     spec = RunSpec.load(run_dir)
@@ -74,7 +75,9 @@ def _metadata(spec: RunSpec, step: int) -> dict[str, str]:
     config = dataclasses.asdict(spec.config)
     for name in ("data", "run_dir", "parent"):  # of this machine, and perhaps private
         del config[name]
-    tokenizer = {"kind": spec.config.tokenizer, "alphabet": spec.tokenizer.alphabet}
+    if Path(config["tokenizer"]).name != config["tokenizer"]:
+        config["tokenizer"] = Path(config["tokenizer"]).name
+    tokenizer = {"kind": config["tokenizer"]} | tokenizer_content(spec.tokenizer)
     return {
         "format": "minigpt",
         "step": str(step),
