@@ -43,6 +43,7 @@ class Eval:
 
 def run_eval(command: Eval) -> None:
     """Print the loss as one line or as JSON."""
+    from minigpt.data import predicted_characters
     from minigpt.training import evaluate_text
 
     spec, compiled = load_model(command.run_dir, command.checkpoint)
@@ -53,7 +54,9 @@ def run_eval(command: Eval) -> None:
             eval_step,
             compiled.state.params,
             dataset.validation,
-            dataset.validation_characters,
+            predicted_characters(
+                dataset.tokenizer, dataset.validation, dataset.validation_characters
+            ),
             batch_size=config.batch_size,
             block_size=config.model.block_size,
         )

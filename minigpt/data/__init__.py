@@ -18,6 +18,7 @@ from minigpt.data.tokenizer import (
     AnyTokenizer,
     Tokenizer,
     build_tokenizer,
+    predicted_characters,
     tokenizer_content,
     tokenizer_from_content,
 )

@@ -1,4 +1,4 @@
-"""Subword tokenizers: any tokenizer.json of the `tokenizers` library, with text given back exactly."""
+"""Subword tokenizers: any tokenizer.json of `tokenizers` whose ids give the text back exactly."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ class SubwordTokenizer:
 
 
 class _WindowDecoder:
-    """Decodes ids of which a token's text depends on those before it: the text of a window grows."""
+    """Decodes ids if a token's text depends on those before it: the text of a window grows."""
 
     def __init__(self, tokenizer: SubwordTokenizer):
         self._tokenizer = tokenizer
@@ -237,7 +237,7 @@ def cut_safely(pieces: Iterable[str]) -> Iterator[str]:
     """Cut a text, given piece by piece, into parts of about PIECE_CHARACTERS at _CUT.
 
     >>> list(cut_safely(["to be, ", "or not"])), list(cut_safely(["a" * 40_000 + " b"]))[1]
-    (['to be,', ' or not'], ' b')
+    (['to be,', ' or', ' not'], ' b')
     """
     rest = ""
     for piece in pieces:

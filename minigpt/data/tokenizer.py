@@ -5,6 +5,7 @@ of a tokenizer by its name.
 from __future__ import annotations
 
 import codecs
+import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -80,9 +81,8 @@ class Tokenizer:
 
     def token_ends(self, text: str) -> np.ndarray:
         """The number of bytes of the text up to the end of each of its tokens."""
-        if self.alphabet is None:
-            return np.arange(len(text.encode())) + 1
-        return np.cumsum([len(character.encode()) for character in text])
+        data = text if self.alphabet is not None else text.encode()
+        return np.cumsum([len(part.encode()) if isinstance(part, str) else 1 for part in data])
 
 
 AnyTokenizer = Tokenizer | SubwordTokenizer
@@ -114,6 +114,11 @@ def build_tokenizer(kind: str, text: str, vocab_size: int | None = None) -> AnyT
     return Tokenizer(alphabet)
 
 
+def predicted_characters(tokenizer: AnyTokenizer, tokens: np.ndarray, characters: int) -> int:
+    """The characters of a text without those of its first token, which nothing predicts."""
+    return max(characters - len(tokenizer.decode(tokens[:1].tolist())), 1)
+
+
 def tokenizer_content(tokenizer: AnyTokenizer) -> dict[str, Any]:
     """The whole tokenizer as JSON values: {"alphabet": ...} or {"tokenizer_json": ...}.
 
@@ -128,7 +133,12 @@ def tokenizer_content(tokenizer: AnyTokenizer) -> dict[str, Any]:
 def tokenizer_from_content(content: dict[str, Any]) -> AnyTokenizer:
     """The tokenizer of `tokenizer_content`; content without one is a KeyError or a ValueError."""
     if "tokenizer_json" in content:
-        tokenizer = SubwordTokenizer(json.dumps(content["tokenizer_json"]))
-        _ = tokenizer.vocab_size
-        return tokenizer
+        return _validated(json.dumps(content["tokenizer_json"]))
     return Tokenizer(content["alphabet"])
+
+
+@functools.lru_cache(maxsize=4)
+def _validated(tokenizer_json: str) -> SubwordTokenizer:
+    tokenizer = SubwordTokenizer(tokenizer_json)
+    _ = tokenizer.vocab_size  # a ValueError if it is damaged
+    return tokenizer

@@ -7,12 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from minigpt.data.decode import decode_utf8, read_blocks
+from minigpt.data.decode import decode_utf8
 
-TOKENIZER, VOCABULARY, MERGES, ADDED = (
-    *("tokenizer.json", "vocab.json", "merges.txt"),
-    "added_tokens.json",
-)
+TOKENIZER, VOCABULARY, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
+ADDED = "added_tokens.json"
 END_OF_TEXT = "<|endoftext|>"
 GPT2 = "gpt2"
 # The package that has GPT-2's vocabulary and merges; only its data files are read.

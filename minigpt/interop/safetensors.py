@@ -17,6 +17,7 @@ import safetensors.numpy
 
 from minigpt import checkpoint
 from minigpt.atomic_write import write_atomic
+from minigpt.data import tokenizer_content
 from minigpt.run import RunSpec, checkpoint_like
 from minigpt.training import build_abstract_train_functions
 
@@ -26,7 +27,7 @@ def export_safetensors(run_dir: Path, out: Path, step: int | None = None) -> int
 
     All arrays are float32. The file's metadata are strings: "format" (minigpt), "step", "config"
     (JSON of the run's settings without its paths) and "tokenizer" (JSON with the alphabet, null
-    for bytes).
+    for bytes, or with tokenizer_json, for subwords).
     """
     require_new_file(out)
     spec = RunSpec.load(run_dir)
@@ -82,7 +83,9 @@ def _metadata(spec: RunSpec, step: int) -> dict[str, str]:
     # Names of files of this machine, which may be private.
     for name in ("data", "val_data", "run_dir", "parent", "imported_from"):
         del config[name]
-    tokenizer = {"kind": spec.config.tokenizer, "alphabet": spec.tokenizer.alphabet}
+    if Path(config["tokenizer"]).name != config["tokenizer"]:
+        config["tokenizer"] = Path(config["tokenizer"]).name
+    tokenizer = {"kind": config["tokenizer"]} | tokenizer_content(spec.tokenizer)
     return {
         "format": "minigpt",
         "step": str(step),

@@ -5,5 +5,5 @@ from minigpt.run.directory import CONFIG, RunSpec, create_new_dir
 from minigpt.run.extend import with_extensions
 from minigpt.run.metrics import MetricsLog, read_metrics
 from minigpt.run.open import OpenRun, differences, open_run
-from minigpt.run.parent import checkpoint_like, parent_dir, parent_tokenizer, restore_parent_copy
+from minigpt.run.parent import checkpoint_like, kept_tokenizer, parent_dir, restore_parent_copy
 from minigpt.run.streams import find_kept_streams, has_same_data, read_streams

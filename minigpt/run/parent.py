@@ -14,7 +14,7 @@ from typing import Any
 
 from minigpt import checkpoint
 from minigpt.config import Config
-from minigpt.data import Tokenizer
+from minigpt.data import AnyTokenizer
 from minigpt.run.directory import CONFIG, RunSpec
 
 PARENT_DIR = "parent"
@@ -30,7 +30,20 @@ def parent_dir(parent: Path, run_dir: Path | None) -> Path:
     return run_dir / PARENT_DIR if run_dir and _has_parent_copy(run_dir) else parent
 
 
-def parent_tokenizer(config: Config, run_dir: Path) -> Tokenizer | None:
+def kept_tokenizer(config: Config, run_dir: Path) -> AnyTokenizer | None:
+    """The tokenizer that the run in a directory or the parent keeps; None if the text gives it.
+
+    So a run goes on when the file that its tokenizer came from has changed or is gone.
+    """
+    if config.parent is None and (run_dir / CONFIG).exists():
+        run = RunSpec.load(run_dir)
+        saved = run.config
+        is_same = (saved.tokenizer, saved.vocab_size) == (config.tokenizer, config.vocab_size)
+        return run.inherited_tokenizer if is_same and saved.parent is None else None
+    return _parent_tokenizer(config, run_dir)
+
+
+def _parent_tokenizer(config: Config, run_dir: Path) -> AnyTokenizer | None:
     """The parent's tokenizer, after a check that its weights fit the model; None if no parent."""
     if config.parent is None:
         return None

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from minigpt import checkpoint as checkpoints
 from minigpt.config import Config, require_seed
-from minigpt.data import Tokenizer
+from minigpt.data import AnyTokenizer, predicted_characters
 from minigpt.distributed import shard_state
 from minigpt.model import Window, default_prompt, generate_ids
 from minigpt.run import RunSpec, checkpoint_like, read_metrics
@@ -77,7 +77,7 @@ class LoadedModel(NamedTuple):
         return self.run.config
 
     @property
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> AnyTokenizer:
         """The run's tokenizer."""
         return self.run.tokenizer
 
@@ -124,7 +124,7 @@ class LoadedModel(NamedTuple):
             self.compiled.eval_step,
             self.params,
             tokens,
-            len(text),
+            predicted_characters(self.tokenizer, tokens, len(text)),
             batch_size=min(self.config.batch_size, -(-(len(tokens) - 1) // block_size)),
             block_size=block_size,
         )

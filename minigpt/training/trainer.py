@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ from minigpt.run import (
     MetricsLog,
     OpenRun,
     RunSpec,
+    kept_tokenizer,
     open_run,
-    parent_tokenizer,
     read_streams,
     with_extensions,
 )
@@ -94,7 +95,7 @@ def train(
 
 
 def _load_dataset(config: Config, run_dir: Path) -> Dataset:
-    tokenizer = parent_tokenizer(config, run_dir)
+    tokenizer = kept_tokenizer(config, run_dir)
     dataset = load_run_dataset(config, tokenizer)
     require_length(dataset.train, config.model.block_size, "training text")
     require_length(dataset.validation, config.model.block_size, "validation text")
@@ -286,9 +287,13 @@ class Trainer:
             lambda params, batch: compiled.eval_step(params, compiled.put_batch(batch))
         )
         params = self.state.params
+        train_loss = estimate_loss(eval_step, params, dataset.train, **sizes)
+        val_loss = estimate_loss(eval_step, params, dataset.validation, **sizes)
+        tokens_per_character = len(dataset.validation) / max(dataset.validation_characters, 1)
         return {
-            "train_eval_loss": estimate_loss(eval_step, params, dataset.train, **sizes),
-            "val_loss": estimate_loss(eval_step, params, dataset.validation, **sizes),
+            "train_eval_loss": train_loss,
+            "val_loss": val_loss,
+            "val_bits_per_character": val_loss / math.log(2) * tokens_per_character,
         }
 
     def save(self, **extra_meta: Any) -> None:
