@@ -3,6 +3,7 @@
 import json
 import pathlib
 import warnings
+from typing import Any
 
 import torch
 import transformers
@@ -15,17 +16,18 @@ SIZES = {"vocab_size": 50, "n_positions": 16, "n_embd": 8, "n_layer": 2, "n_head
 TOKENS = {"bos_token_id": None, "eos_token_id": None}
 
 
-def make_model(seed=0, **options) -> transformers.GPT2LMHeadModel:
+def make_model(seed=0, **options: Any) -> Any:
     """A model with larger random numbers than GPT-2's initial ones, also in biases and norms."""
     torch.manual_seed(seed)
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**SIZES | TOKENS | options))
+    values: dict[str, Any] = SIZES | TOKENS | options
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**values))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
     return model.eval()
 
 
-def save_model(folder: pathlib.Path, model=None, alphabet=ALPHABET, **options) -> pathlib.Path:
+def save_model(folder: pathlib.Path, model=None, alphabet=ALPHABET, **options: Any) -> pathlib.Path:
     """Save a model, by default a new one, and a tokenizer of characters."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from tiny import CONFIG, TEXT
 import minigpt
 from minigpt import checkpoint
 from minigpt.cli.main import main
-from minigpt.data import build_tokenizer
+from minigpt.data import SubwordTokenizer, build_tokenizer
 from minigpt.interop import export_huggingface, import_huggingface, plain_parameters
 from minigpt.run import RunSpec
 from minigpt.training import build_train_functions
@@ -38,7 +39,7 @@ def make_run(run_dir, text, **settings):
     run_dir.mkdir()
     run.save(run_dir)
     with checkpoint.CheckpointWriter(run_dir) as writer:
-        writer.save(4, arrays | {"step": np.int32(4)}, {})
+        writer.save(4, arrays | {"step": np.array(4, np.int32)}, {})
     return run_dir
 
 
@@ -75,7 +76,8 @@ def test_transformers_loads_model_and_tokenizer(kind, text, runs, tmp_path, caps
         *(0, f"wrote the parameters of step 4 to {out}\n", ""),
     )
     ours = minigpt.load(runs[kind])
-    model, loading = transformers.GPT2LMHeadModel.from_pretrained(out, output_loading_info=True)
+    load: Any = transformers.GPT2LMHeadModel.from_pretrained
+    model, loading = load(out, output_loading_info=True)
     assert not any(loading.values()), loading
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     ids = tokenizer(text)["input_ids"]
@@ -136,6 +138,56 @@ def test_import_export_import_is_exact(tmp_path):
         for name in ("ours", "again")
     ]
     assert files[0] == files[1]
+
+
+@pytest.fixture(scope="module")
+def subwords(tmp_path_factory):
+    """A GPT-2 with the files of a tokenizer of subwords, learned from a text."""
+    folder = save_model(tmp_path_factory.mktemp("models") / "subwords", make_model(vocab_size=300))
+    learned = build_tokenizer("bpe", BYTES_TEXT, 300)
+    assert isinstance(learned, SubwordTokenizer)
+    (folder / "tokenizer.json").write_text(learned.tokenizer_json)
+    return folder
+
+
+@pytest.mark.parametrize("files", ["tokenizer.json", "vocab.json and merges.txt"])
+def test_subwords(files, subwords, tmp_path):
+    theirs = shutil.copytree(subwords, tmp_path / "theirs")
+    expected = transformers.AutoTokenizer.from_pretrained(theirs)
+    if files != "tokenizer.json":
+        content = json.loads((theirs / "tokenizer.json").read_text())["model"]
+        (theirs / "tokenizer.json").unlink()
+        (theirs / "vocab.json").write_text(json.dumps(content["vocab"]))
+        merges = [" ".join(merge) for merge in content["merges"]]
+        (theirs / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    import_huggingface(theirs, tmp_path / "one")
+    one = minigpt.load(tmp_path / "one")
+    assert isinstance(one.tokenizer, SubwordTokenizer)
+    text = BYTES_TEXT[:500] + "xyz ü\n\n  \t"
+    ids = one.encode(text).tolist()
+    assert len(ids) < len(text)
+    assert ids == expected(text)["input_ids"]
+    assert len(one.generate("To be", tokens=5)) > 0
+    export_huggingface(tmp_path / "one", tmp_path / "ours")
+    exported = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    assert exported(text)["input_ids"] == ids
+    assert exported.decode(ids) == text
+    import_huggingface(tmp_path / "ours", tmp_path / "two")
+    assert minigpt.load(tmp_path / "two").tokenizer == one.tokenizer
+
+
+def test_the_tokenizer_of_gpt2(tmp_path):
+    """Its token <|endoftext|> is named in the export, so that generation stops there."""
+    folder = save_model(tmp_path / "theirs", make_model(vocab_size=50257, n_embd=2, n_layer=1))
+    (folder / "tokenizer.json").write_text(SubwordTokenizer.from_file("gpt2").tokenizer_json)
+    import_huggingface(folder, tmp_path / "run")
+    export_huggingface(tmp_path / "run", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"]) == (50256, 50256)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|endoftext|>", 50256)
+    text = "Shall I compare thee to a summer's day?  It's 2026.\n"
+    assert tokenizer(text)["input_ids"] == minigpt.load(tmp_path / "run").encode(text).tolist()
 
 
 def test_what_gpt2_lacks(runs, tmp_path, capsys):

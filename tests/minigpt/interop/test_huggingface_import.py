@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import shlex
 import shutil
 import subprocess
@@ -111,7 +112,7 @@ def test_logits_loss_and_gradients(tmp_path, dtype, activation):
     assert logits.dtype == dtype
     np.testing.assert_allclose(logits, result.logits.detach().numpy(), 0, tolerance * 3)
     np.testing.assert_allclose(loss, their_loss.item(), tolerance)
-    theirs = {name: p.grad.numpy() for name, p in model.named_parameters()}
+    theirs = {name: np.asarray(p.grad) for name, p in model.named_parameters()}
     names = gpt2_names(2)
     assert set(gradients) == set(names.values())
     assert len(theirs) == len(names)
@@ -350,3 +351,10 @@ def test_settings_of_an_imported_run(imported, folder):
     assert config.imported_from == str(folder)
     assert dataclasses.replace(config, imported_from=None).data is None
     assert "".join(minigpt.load(imported).tokenizer.decode(range(50))) == ALPHABET
+
+
+def test_every_key_is_in_the_documentation():
+    page = pathlib.Path(minigpt.__file__).parent.parent / "docs" / "huggingface.md"
+    text = page.read_text()
+    for name in {*DEFAULTS, *ONE_VALUE, *HARMLESS, *ALIASES}:
+        assert f"`{name}`" in text, name
