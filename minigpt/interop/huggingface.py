@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import glob
 import hashlib
 import itertools
 import json
@@ -14,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import filelock
 import jax
 import numpy as np
 import safetensors.numpy
@@ -38,7 +41,7 @@ from minigpt.interop.model_tokenizer import (
 )
 from minigpt.interop.safetensors import require_new_file, restore_parameters
 from minigpt.interop.safetensors_files import INDEX, WEIGHTS, weight_files
-from minigpt.run import RunSpec
+from minigpt.run import LOCK, RunSpec
 from minigpt.training import TrainState, build_abstract_train_functions
 
 CONFIG_JSON = "config.json"
@@ -101,7 +104,6 @@ def import_once(name: Path | str, runs: Path, say: Callable[[str], object]) -> P
         path = runs / (f"{base}-{number}" if number > 1 else base)
         if not path.exists():
             run = run._replace(config=dataclasses.replace(run.config, run_dir=path.absolute()))
-            runs.mkdir(exist_ok=True)
             try:
                 _write_run(run, params, path)
             except OSError:
@@ -141,11 +143,12 @@ def export_huggingface(run_dir: Path, out: Path, step: int | None = None) -> tup
 
 def describe_import(run: RunSpec) -> list[str]:
     """What an imported run is, in lines for the screen."""
-    model = run.config.model
+    model, setting = run.config.model, run.config.tokenizer
+    kind = setting if setting in ("char", "byte") else "subwords"
     return [
         f"GPT-2: {model.n_layer} blocks, {model.n_head} heads, width {model.n_embd}, context "
         f"{model.block_size}, {model.vocab_size} rows in the token table, {model.activation}",
-        f"tokenizer {run.config.tokenizer}, {run.tokenizer.vocab_size} tokens",
+        f"tokenizer: {kind}, {run.tokenizer.vocab_size} tokens",
         *describe_dropout(model.dropout),
     ]
 
@@ -208,28 +211,37 @@ def _to_tree(like: Any, arrays: dict[str, np.ndarray]) -> Any:
 
 
 def _write_run(run: RunSpec, params: Any, run_dir: Path) -> None:
-    """Write to a hidden folder, flush it to disk and rename it."""
+    """Write to a hidden folder, flush it to disk and rename it.
+
+    The folder is locked, so that a later import removes what a killed one has left.
+    """
     run_dir = run_dir.absolute()
-    if not run_dir.parent.is_dir():
-        raise ValueError(
-            f"run_dir={str(run_dir)!r} is not allowed: its folder must exist. Create it: mkdir -p "
-            f"{run_dir.parent}."
-        )
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(run_dir)
     partial = run_dir.with_name(f".{run_dir.name}.{secrets.token_hex(4)}.partial")
     try:
         with name_in_errors(partial):
             partial.mkdir()
-        state = TrainState(np.zeros((), np.int32), params, None)  # pyright: ignore
-        with checkpoint.CheckpointWriter(partial, keep_last=1) as writer:
-            writer.save(0, checkpoint.host_arrays(state), {"data_sha256": run.data_sha256})
-        run.write(partial)
-        fsync_dir(partial)
-        with name_in_errors(run_dir):
-            os.rename(partial, run_dir)
+        with filelock.FileLock(partial / LOCK):
+            state = TrainState(np.zeros((), np.int32), params, None)  # pyright: ignore
+            with checkpoint.CheckpointWriter(partial, keep_last=1) as writer:
+                writer.save(0, checkpoint.host_arrays(state), {"data_sha256": run.data_sha256})
+            run.write(partial)
+            fsync_dir(partial)
+            with name_in_errors(run_dir):
+                os.rename(partial, run_dir)
         fsync_dir(run_dir.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _remove_leftovers(run_dir: Path) -> None:
+    """Remove the hidden folders of killed imports: those that no process has locked."""
+    for path in run_dir.parent.glob(f".{glob.escape(run_dir.name)}.*.partial"):
+        lock = filelock.FileLock(path / LOCK, timeout=0)
+        with contextlib.suppress(filelock.Timeout, OSError), lock:
+            shutil.rmtree(path)
 
 
 def _is_import(path: Path, sha256: str) -> bool:

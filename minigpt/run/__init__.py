@@ -4,6 +4,6 @@ its copies of streams, metrics."""
 from minigpt.run.directory import CONFIG, RunSpec, create_new_dir
 from minigpt.run.extend import with_extensions
 from minigpt.run.metrics import MetricsLog, read_metrics
-from minigpt.run.open import OpenRun, differences, open_run
+from minigpt.run.open import LOCK, OpenRun, differences, open_run
 from minigpt.run.parent import checkpoint_like, kept_tokenizer, parent_dir, restore_parent_copy
 from minigpt.run.streams import find_kept_streams, has_same_data, read_streams

@@ -5,6 +5,7 @@ import os
 import shutil
 import struct
 
+import filelock
 import jax
 import numpy as np
 import pytest
@@ -239,3 +240,14 @@ def test_nothing_is_overwritten(folder, tmp_path, capsys):
 def test_a_full_disk_leaves_nothing(folder, tmp_path, capsys):
     with jax.numpy_dtype_promotion("standard"), limit_file_size(5000):
         assert_refused(folder, tmp_path, capsys, [])
+
+
+def test_what_a_killed_import_has_left_is_removed(folder, tmp_path, capsys):
+    dead = tmp_path / ".out.0123abcd.partial"
+    alive = tmp_path / ".out.4567abcd.partial"
+    for path in (dead, alive):
+        path.mkdir()
+        (path / "config.toml").write_text("")
+    with filelock.FileLock(alive / ".lock"):
+        main(["import", str(folder), "--run-dir", str(tmp_path / "out")])
+    assert {path.name for path in tmp_path.iterdir()} == {"out", alive.name}

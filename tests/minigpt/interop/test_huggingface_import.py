@@ -138,7 +138,7 @@ def test_import_tells_what_it_reads(folder, tmp_path, capsys):
     assert code == 0
     assert out.splitlines() == [
         "GPT-2: 2 blocks, 2 heads, width 8, context 16, 50 rows in the token table, gelu_tanh",
-        "tokenizer char, 50 tokens",
+        "tokenizer: char, 50 tokens",
         "attn_pdrop 0.0: dropout at attn_weights",
         "embd_pdrop 0.25: dropout at embed",
         "resid_pdrop 0.1: dropout at attn_out and mlp_out",
