@@ -61,7 +61,20 @@ def train(
 
 
 def load(run_dir: str | Path, checkpoint: Checkpoint | None = None) -> LoadedModel:
-    """Load a trained model: see `minigpt.tasks.inference.load`."""
+    """Load a trained model from a run directory, or a GPT-2 in the format of Hugging Face.
+
+    A folder with a config.json and a model.safetensors, or the name of such a model on the hub
+    (OWNER/MODEL), is read without a run directory: see docs/huggingface.md. For run directories
+    see `minigpt.tasks.inference.load`.
+    """
+    from minigpt.interop import is_huggingface_model, read_huggingface
     from minigpt.tasks import inference  # here, so that `import minigpt` does not import JAX
 
-    return inference.load(run_dir, checkpoint)
+    if not is_huggingface_model(run_dir):
+        return inference.load(run_dir, checkpoint)
+    if checkpoint not in (None, "last", "best", 0):
+        raise ValueError(
+            f"checkpoint={checkpoint!r} is not allowed: {str(run_dir)!r} is a Hugging Face model, "
+            "which has one checkpoint. Leave it out."
+        )
+    return inference.load_parameters(*read_huggingface(run_dir))

@@ -212,8 +212,13 @@ class Config:
     mesh: str | None = None
     """devices per axis, such as data=4,fsdp=2,tensor=1; None: split the batch over all devices
     that divide it"""
-    tokenizer: Literal["char", "byte"] = "char"
-    """char: one token per distinct character of the text; byte: one token per UTF-8 byte"""
+    tokenizer: str = "char"
+    """char: one token per distinct character of the text; byte: one token per UTF-8 byte; gpt2:
+    GPT-2's 50,257 subwords; bpe: subwords learned from the training text, see vocab_size; or a
+    tokenizer.json of the tokenizers library, or a folder with one or with vocab.json and
+    merges.txt. The run keeps a copy"""
+    vocab_size: int | None = None
+    """number of tokens that --tokenizer bpe learns, at least the 256 bytes; None: 4096"""
     log_every: int = 10
     """steps between lines of metrics.jsonl"""
     eval_every: int = 250
@@ -244,6 +249,9 @@ class Config:
     extended_from: tuple[tuple[int, int], ...] = field(default=(), metadata={"is_option": False})
     """(step, steps) of each extension: the steps before `step` were trained as those of a run of
     `steps` steps; the run directory keeps it"""
+    imported_from: str | None = field(default=None, metadata={"is_option": False})
+    """the Hugging Face folder or model that `minigpt import` made the run from: a run with weights
+    and a tokenizer, but without a text, training steps and an optimizer state"""
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
@@ -252,6 +260,7 @@ class Config:
             object.__setattr__(self, name, _as_paths(name, getattr(self, name)))
         for name in ("run_dir", "parent"):
             object.__setattr__(self, name, _as_path(name, getattr(self, name)))
+        self._require_tokenizer()
         _require_counts(self, "steps", "batch_size", "log_every", "eval_every", "eval_batches")
         _require_counts(self, "keep_checkpoints", "accumulate")
         allowed = f"a multiple of accumulate={self.accumulate}"
@@ -265,6 +274,17 @@ class Config:
         _require_optional_count(self, "sample_every", "None to sample at the end only")
         self._require_dropout_schedule()
         self._require_extensions()
+
+    def _require_tokenizer(self) -> None:
+        allowed = "char, byte, gpt2, bpe, or a path of a tokenizer"
+        is_name = isinstance(self.tokenizer, str | Path) and str(self.tokenizer) != ""
+        _require(is_name, "tokenizer", self.tokenizer, allowed)
+        object.__setattr__(self, "tokenizer", str(_as_path("tokenizer", self.tokenizer)))
+        size, is_bpe = self.vocab_size, self.tokenizer == "bpe"
+        allowed = "None unless tokenizer='bpe'. Set --tokenizer bpe, or --model.vocab-size"
+        _require(size is None or is_bpe, "vocab_size", size, allowed)
+        is_valid = size is None or 256 <= size <= 1 << 24
+        _require(is_valid, "vocab_size", size, "from 256, the bytes, to 2^24, or None for 4096")
 
     def _require_dropout_schedule(self) -> None:
         schedule, steps = self.dropout_schedule, self.dropout_schedule_steps
@@ -342,7 +362,7 @@ def _gpt2() -> Config:
     model = ModelConfig(12, 12, 768, 1024, bias=True, vocab_size=50257, dropout=dropout)
     optim = OptimConfig(6e-4, warmup_steps=2000, beta2=0.95)
     return Config(
-        steps=600_000, batch_size=12, eval_every=1000, tokenizer="byte", model=model, optim=optim
+        steps=600_000, batch_size=12, eval_every=1000, tokenizer="gpt2", model=model, optim=optim
     )
 
 

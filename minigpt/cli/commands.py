@@ -13,6 +13,7 @@ from minigpt.cli.classify import Classify, run_classify
 from minigpt.cli.evaluate import Eval, run_eval
 from minigpt.cli.export import Export, run_export
 from minigpt.cli.finetune import Finetune, run_finetune
+from minigpt.cli.import_run import Import, run_import
 from minigpt.cli.plan import Plan, run_plan
 from minigpt.cli.replay import Replay, run_replay
 from minigpt.cli.sample import Sample, run_sample
@@ -29,6 +30,7 @@ HANDLERS: dict[type, Any] = {
     Plan: run_plan,
     Uncertainty: run_uncertainty,
     Classify: run_classify,
+    Import: run_import,
     Export: run_export,
 }
 COMMANDS = {command.__name__.lower(): command for command in HANDLERS}

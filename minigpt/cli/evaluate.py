@@ -43,6 +43,7 @@ class Eval:
 
 def run_eval(command: Eval) -> None:
     """Print the loss as one line or as JSON."""
+    from minigpt.data import predicted_characters
     from minigpt.training import evaluate_text
 
     spec, compiled = load_model(command.run_dir, command.checkpoint)
@@ -53,7 +54,9 @@ def run_eval(command: Eval) -> None:
             eval_step,
             compiled.state.params,
             dataset.validation,
-            dataset.validation_characters,
+            predicted_characters(
+                dataset.tokenizer, dataset.validation, dataset.validation_characters
+            ),
             batch_size=config.batch_size,
             block_size=config.model.block_size,
         )
@@ -79,6 +82,11 @@ def _load_text(command: Eval, spec: RunSpec) -> Dataset:
         text_field = command.text_field or config.text_field
         kind, tokenizer = config.tokenizer, spec.tokenizer
         return load_dataset((), kind, tokenizer, val_data=command.data, text_field=text_field)
+    if config.imported_from:
+        raise ValueError(
+            f"data=None is not allowed: {str(command.run_dir)!r} is an imported model, which has "
+            "no text of its own. Set --data FILE."
+        )
     dataset = load_run_dataset(config, spec.inherited_tokenizer)
     spec.require_same_text(dataset.sha256, dataset.tokenizer)
     return dataset

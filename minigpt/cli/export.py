@@ -18,27 +18,35 @@ class Export:
     For example:
 
       $ minigpt export runs/shakespeare-char-cpu --format safetensors --checkpoint best
+      $ minigpt export runs/shakespeare-char-cpu --format huggingface --out my-gpt2
 
-    docs/checkpoints.md lists the names of the arrays.
+    docs/checkpoints.md lists the names of the arrays, docs/huggingface.md the files of the folder.
     """
 
     run_dir: tyro.conf.Positional[Path]
     """directory of a run of `minigpt train`"""
-    format: Literal["safetensors"] = "safetensors"
-    """safetensors: one file with float32 arrays under plain names, and the settings as metadata"""
+    format: Literal["safetensors", "huggingface"] = "safetensors"
+    """safetensors: one file with float32 arrays under plain names, and the settings as metadata;
+    huggingface: a folder that transformers loads as a GPT-2 with its tokenizer"""
     out: Path | None = None
-    """new file to write; None: the name of RUN_DIR and .safetensors, in the current folder"""
+    """new file or folder to write; None: the name of RUN_DIR and .safetensors or -huggingface, in
+    the current folder"""
     checkpoint: CheckpointName = "last"
     """best: the checkpoint with the lowest validation loss"""
 
 
 def run_export(command: Export) -> None:
-    """Write the file and print its name."""
+    """Write the file or the folder and print its name."""
     from minigpt import checkpoint
-    from minigpt.interop import export_safetensors
+    from minigpt.interop import export_huggingface, export_safetensors
 
-    run_dir = command.run_dir
-    out = command.out or Path(f"{run_dir.resolve().name}.{command.format}")
+    run_dir, is_folder = command.run_dir, command.format == "huggingface"
+    ending = "-huggingface" if is_folder else ".safetensors"
+    out = command.out or Path(f"{run_dir.resolve().name}{ending}")
     step = checkpoint.best_step(run_dir) if command.checkpoint == "best" else None
-    step = export_safetensors(run_dir, out, step)
+    if is_folder:
+        step, messages = export_huggingface(run_dir, out, step)
+        print(*messages, sep="\n", end="\n" if messages else "")
+    else:
+        step = export_safetensors(run_dir, out, step)
     print(f"wrote the parameters of step {step} to {out}")

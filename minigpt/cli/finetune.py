@@ -39,12 +39,13 @@ else:
 
 @dataclass(frozen=True)
 class Finetune(TrainOptions):
-    """Fine-tune the run in RUN_DIR on another text; the result is a new run.
+    """Fine-tune the run in RUN_DIR, or a Hugging Face GPT-2, on another text, to a new run.
 
     For example:
 
       $ minigpt finetune runs/shakespeare-char-cpu --data play:the-tempest
       $ minigpt finetune runs/mine --data my.txt --dropout 0.3 --run-dir runs/tuned
+      $ minigpt finetune gpt2-folder --data my.txt
 
     The defaults are the settings of RUN_DIR, but a tenth of its learning rate, a quarter of its
     steps, ten validations and --patience 3. Each of these overrides the ones before it: defaults,
@@ -52,7 +53,8 @@ class Finetune(TrainOptions):
     """
 
     parent_run: tyro.conf.Positional[Annotated[Path | None, ARGUMENT]] = None
-    """directory of the run to fine-tune"""
+    """directory of the run to fine-tune, or a Hugging Face GPT-2 as for minigpt import, which is
+    imported to runs/NAME-imported"""
     options: Annotated[FinetuneOptions, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=dict
     )
@@ -60,8 +62,21 @@ class Finetune(TrainOptions):
 
 def run_finetune(command: Finetune) -> None:
     """Fine-tune, or resume an unfinished run with these settings."""
+    name = ""
+    if command.parent_run is not None:
+        name = command.parent_run.resolve().name
+        command = dataclasses.replace(command, parent_run=_import_model(command.parent_run))
     settings = finetune_settings(command)
-    start_training(command, settings, name=f"{settings.parent and settings.parent.name}-finetuned")
+    start_training(command, settings, name=f"{name}-finetuned")
+
+
+def _import_model(parent: Path) -> Path:
+    """The run to fine-tune: the argument, or the import of the Hugging Face model that it names."""
+    from minigpt.interop import import_once, is_huggingface_model
+
+    if not is_huggingface_model(parent):
+        return parent
+    return import_once(parent, Path("runs"), lambda line: print(line, flush=True))
 
 
 def finetune_settings(command: Finetune) -> Config:

@@ -96,13 +96,13 @@ def _round_up_batch(settings: Config) -> Config:
 
 
 def _vocab_size(settings: Config) -> int:
-    """The rows of the token table; characters are counted in the text."""
-    from minigpt.data import Tokenizer, load_run_dataset
+    """The rows of the token table; those of char and bpe follow from the text."""
+    from minigpt.data import build_tokenizer, load_run_dataset
 
     if settings.model.vocab_size is not None:
         return settings.model.vocab_size
-    if settings.tokenizer == "byte":
-        return Tokenizer(None).vocab_size
+    if settings.tokenizer not in ("char", "bpe"):
+        return build_tokenizer(settings.tokenizer, "").vocab_size
     return load_run_dataset(settings).tokenizer.vocab_size
 
 

@@ -100,13 +100,14 @@ def resolve(
 def _read_toml(path: Path) -> dict[str, Any]:
     """Read the settings in a file and validate them like options.
 
-    Ignores run_dir and extended_from: the config.toml of a run has them of its own directory.
+    Ignores run_dir, extended_from and imported_from: the config.toml of a run has them of its own
+    directory.
     """
     try:
         tables = tomllib.loads(read_text(path, "config"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"config={str(path)!r} cannot be read: {error}.") from None
-    for name in ("run_dir", "extended_from"):
+    for name in ("run_dir", "extended_from", "imported_from"):
         tables.pop(name, None)
     settings = dict(_flatten(tables))
     known = dict(_flatten(dataclasses.asdict(Config())))

@@ -12,5 +12,14 @@ from minigpt.data.dataset import Dataset, load_dataset, load_run_dataset
 from minigpt.data.decode import decode_utf8, normalize_text, read_blocks, read_text
 from minigpt.data.shakespeare import VALIDATION_PLAYS, is_play, load_plays, play_folders
 from minigpt.data.sources import is_stream
+from minigpt.data.subword import SubwordTokenizer
 from minigpt.data.text import load_text, validation_start
-from minigpt.data.tokenizer import Tokenizer, build_tokenizer
+from minigpt.data.tokenizer import (
+    AnyTokenizer,
+    Tokenizer,
+    build_tokenizer,
+    predicted_characters,
+    tokenizer_content,
+    tokenizer_from_content,
+)
+from minigpt.data.tokenizer_files import make_byte_level_json

@@ -1,17 +1,18 @@
 """The cache of token ids in the user's cache folder: a text is tokenized once.
 
 A cache entry is two files, named after the text's SHA-256, the tokenizer and FORMAT: the ids
-(little-endian, 16 bits, those of the training text first) and a JSON file with the sizes, the
-alphabet and a CRC-32. Every run checks the CRC-32, which covers both files, and builds a damaged
-entry again. The content follows from the name: two runs that build an entry at the same time write
-the same bytes to temporary files of their own and rename them. The folder may be deleted at any
-time.
+(little-endian, 16 bits, or 32 for a vocabulary that needs them; those of the training text first)
+and a JSON file with the sizes, the alphabet and a CRC-32. Every run checks the CRC-32, which covers
+both files, and builds a damaged entry again. The content follows from the name: two runs that build
+an entry at the same time write the same bytes to temporary files of their own and rename them. The
+folder may be deleted at any time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.metadata
 import json
 import os
 import time
@@ -24,7 +25,8 @@ import platformdirs
 
 from minigpt.atomic_write import open_atomic
 from minigpt.data.decode import BLOCK_BYTES
-from minigpt.data.tokenizer import Tokenizer
+from minigpt.data.subword import SubwordTokenizer
+from minigpt.data.tokenizer import AnyTokenizer
 
 FORMAT = 2
 # A temporary file that was not written to for this long belongs to a killed process.
@@ -35,6 +37,7 @@ class CacheEntry(NamedTuple):
     """The JSON file of a cache entry."""
 
     alphabet: str | None
+    """of a char tokenizer; None for the others"""
     train: int
     """number of tokens of the training text"""
     validation: int
@@ -47,9 +50,11 @@ def cache_dir() -> Path:
     return Path(os.environ.get("MINIGPT_CACHE") or platformdirs.user_cache_dir("minigpt"))
 
 
-def cache_path(sha256: str, kind: str, tokenizer: Tokenizer | None) -> Path:
+def cache_path(sha256: str, kind: str, tokenizer: AnyTokenizer | None) -> Path:
     """The file of the ids; `tokenizer` is one that is given, not built from the text."""
-    if tokenizer is not None and tokenizer.alphabet is not None:
+    if isinstance(tokenizer, SubwordTokenizer):
+        kind = f"subword-{tokenizer.sha256}"
+    elif tokenizer is not None and tokenizer.alphabet is not None:
         kind = f"{kind}-{hashlib.sha256(tokenizer.alphabet.encode()).hexdigest()[:16]}"
     return cache_dir() / f"{sha256}-{kind}-v{FORMAT}.ids"
 
@@ -66,6 +71,25 @@ def build_cache_entry(ids_path: Path, write_ids: Callable[[IO[bytes]], CacheEntr
     with open_atomic(ids_path.with_suffix(".json"), shared=True) as file:
         file.write(json.dumps(entry._asdict()).encode())
     return entry
+
+
+def cached_tokenizer(sha256: str, vocab_size: int, train: Callable[[], str]) -> str:
+    """The tokenizer.json that `train` makes of a text; a text is trained on once.
+
+    The file's first line is the SHA-256 of the rest. It is used by the version of `tokenizers` that
+    wrote it, so that the tokenizer of a text does not depend on the cache.
+    """
+    version = importlib.metadata.version("tokenizers")
+    path = cache_dir() / f"{sha256}-bpe-{vocab_size}-tokenizers-{version}-v{FORMAT}.json"
+    with contextlib.suppress(OSError, ValueError):
+        digest, text = path.read_text(encoding="utf-8").split("\n", 1)
+        if digest == hashlib.sha256(text.encode()).hexdigest():
+            return text
+    text = train()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open_atomic(path, shared=True) as file:
+        file.write(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode())
+    return text
 
 
 def read_cache_entry(ids_path: Path) -> CacheEntry | None:

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from typing import IO, Any, Literal, NamedTuple
+from operator import itemgetter
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from minigpt.config import Config
+from minigpt.data.bpe import DEFAULT_VOCAB_SIZE, train_bpe
 from minigpt.data.cache import (
     CacheEntry,
     build_cache_entry,
     cache_dir,
     cache_path,
+    cached_tokenizer,
     entry_crc32,
     read_cache_entry,
 )
 from minigpt.data.sources import is_stream
+from minigpt.data.subword import SubwordTokenizer
 from minigpt.data.text import (
     Corpus,
     Paths,
@@ -35,12 +40,10 @@ from minigpt.data.text import (
     read_corpus,
 )
 from minigpt.data.token_ids import is_token_folder, load_token_ids, token_id_tokenizer
-from minigpt.data.tokenizer import Tokenizer, build_tokenizer, code_points
+from minigpt.data.tokenizer import AnyTokenizer, Tokenizer, build_tokenizer, code_points
 
 # A text up to this size is tokenized in a tenth of a second, so it is not cached.
 MAX_IN_MEMORY_BYTES = 1 << 23
-
-Kind = Literal["char", "byte"]
 
 
 class Dataset(NamedTuple):
@@ -48,7 +51,7 @@ class Dataset(NamedTuple):
 
     train: np.ndarray
     validation: np.ndarray
-    tokenizer: Tokenizer
+    tokenizer: AnyTokenizer
     sha256: str
     """SHA-256 of the text, as in text.Corpus"""
     validation_characters: int
@@ -60,14 +63,16 @@ class _Work(NamedTuple):
     texts: TextSources
     name: str
     """of the text, in errors"""
-    kind: Kind
-    tokenizer: Tokenizer | None
+    kind: str
+    tokenizer: AnyTokenizer | None
     """use this one; None builds one of `kind` from the text"""
+    vocab_size: int | None
+    """of a bpe tokenizer that is built"""
     advance: Callable[[int], None]
     """called with the number of bytes after each read"""
 
 
-def load_run_dataset(config: Config, tokenizer: Tokenizer | None = None) -> Dataset:
+def load_run_dataset(config: Config, tokenizer: AnyTokenizer | None = None) -> Dataset:
     """Tokenize the text that the settings of a run name; see `load_dataset`."""
     return load_dataset(
         config.data,
@@ -75,20 +80,23 @@ def load_run_dataset(config: Config, tokenizer: Tokenizer | None = None) -> Data
         tokenizer,
         val_data=config.val_data,
         text_field=config.text_field,
+        vocab_size=config.vocab_size,
     )
 
 
 def load_dataset(
     data: Paths | None,
-    kind: Kind,
-    tokenizer: Tokenizer | None = None,
+    kind: str,
+    tokenizer: AnyTokenizer | None = None,
     *,
     val_data: Paths | None = None,
     text_field: str = "text",
+    vocab_size: int | None = None,
 ) -> Dataset:
     """Tokenize a text, split as `load_text` does; the ids of a large one are memory-mapped.
 
-    Uses `tokenizer`, or builds one of `kind` from the training and the validation text.
+    Uses `tokenizer`, or builds one of `kind`: char has the characters of both texts, bpe learns
+    `vocab_size` tokens from the training text.
 
     Raises:
       ValueError: a file cannot be read, is not UTF-8, or changes while it is read; the ids of a
@@ -97,31 +105,42 @@ def load_dataset(
     paths = () if data is None else as_paths(data)
     everything = (*paths, *(as_paths(val_data) if val_data is not None else ()))
     if folders := tuple(filter(is_token_folder, everything)):
-        return Dataset(*load_token_ids(paths, val_data, token_id_tokenizer(kind, folders)))
-    if not everything:
-        return _tokenize_in_memory(load_text(), kind, tokenizer)
-    texts = open_text(data, val_data, text_field)
-    if any(map(is_stream, everything)) or texts.size <= MAX_IN_MEMORY_BYTES:
-        has_own = val_data is not None
-        return _tokenize_in_memory(read_corpus(texts), kind, tokenizer, has_own_validation=has_own)
-    return _load_large(texts, ", ".join(map(str, everything)), kind, tokenizer)
+        if not isinstance(tokenizer, SubwordTokenizer):
+            tokenizer = token_id_tokenizer(kind, folders)
+        return Dataset(*load_token_ids(paths, val_data, tokenizer))
+    if tokenizer is None and kind not in ("char", "bpe"):
+        tokenizer = build_tokenizer(kind, "")
+    texts = open_text(data, val_data, text_field) if everything else None
+    in_memory = texts is None or any(map(is_stream, everything))
+    if texts is None or in_memory or texts.size <= MAX_IN_MEMORY_BYTES:
+        corpus, has_own = read_corpus(texts) if texts else load_text(), val_data is not None
+        tokenizer = tokenizer or _build_in_memory(corpus, kind, vocab_size)
+        return _tokenize_in_memory(corpus, tokenizer, has_own_validation=has_own)
+    name = ", ".join(map(str, everything))
+    return _load_large(_Work(texts, name, kind, tokenizer, vocab_size, lambda _: None))
+
+
+def _build_in_memory(text: Corpus, kind: str, vocab_size: int | None) -> AnyTokenizer:
+    source = text.train if kind == "bpe" else text.train + text.validation
+    return build_tokenizer(kind, source, vocab_size)
 
 
 def _tokenize_in_memory(
-    text: Corpus, kind: Kind, tokenizer: Tokenizer | None, *, has_own_validation: bool = False
+    text: Corpus, tokenizer: AnyTokenizer, *, has_own_validation: bool
 ) -> Dataset:
-    tokenizer = tokenizer or build_tokenizer(kind, text.train + text.validation)
     train = tokenizer.encode(text.train)
     offset = 0 if has_own_validation else len(text.train)
     validation = tokenizer.encode(text.validation, offset=offset)
     return Dataset(train, validation, tokenizer, text.sha256, len(text.validation))
 
 
-def _load_large(texts: TextSources, name: str, kind: Kind, tokenizer: Tokenizer | None) -> Dataset:
+def _load_large(work: _Work) -> Dataset:
     """Load from the cache; if it cannot be written, from an unnamed temporary file."""
+    learns = work.kind == "bpe" and work.tokenizer is None
+    size = (5 if learns else 3) * work.texts.size
     try:
-        with _progress(3 * texts.size) as advance:
-            return _load_cached(_Work(texts, name, kind, tokenizer, advance))
+        with _progress(size) as advance:
+            return _load_cached(work._replace(advance=advance))
     except OSError as error:
         print(
             f"minigpt: cannot write the cache {str(cache_dir())!r} ({error.strerror}); the text is "
@@ -129,47 +148,79 @@ def _load_large(texts: TextSources, name: str, kind: Kind, tokenizer: Tokenizer 
             file=sys.stderr,
         )
     try:
-        with _progress(3 * texts.size) as advance, tempfile.TemporaryFile() as file:
-            sha256 = texts.sha256(advance)
-            entry = _tokenize(_Work(texts, name, kind, tokenizer, advance), sha256, file)
+        with _progress(size) as advance, tempfile.TemporaryFile() as file:
+            work = work._replace(advance=advance)
+            sha256 = work.texts.sha256(advance)
+            if learns:
+                work = work._replace(tokenizer=_learn(work, sha256))
+            entry = _tokenize(work, sha256, file)
             file.flush()
-            return _memory_map(file, entry, sha256)
+            return _memory_map(file, entry, work.tokenizer, sha256)
     except OSError as error:
         raise ValueError(
-            f"the ids of data={name!r} can be written neither to the cache "
+            f"the ids of data={work.name!r} can be written neither to the cache "
             f"{str(cache_dir())!r} nor to a temporary file ({error.strerror}). Set "
-            "MINIGPT_CACHE to a folder with room for two bytes per token."
+            "MINIGPT_CACHE to a folder with room for two bytes per token (four if the tokenizer "
+            "has more than 65,536)."
         ) from None
 
 
 def _load_cached(work: _Work) -> Dataset:
     sha256 = work.texts.sha256(work.advance)
+    if work.kind == "bpe" and work.tokenizer is None:
+        size, learn = work.vocab_size or DEFAULT_VOCAB_SIZE, work
+        text = cached_tokenizer(sha256, size, lambda: _learn(learn, sha256).tokenizer_json)
+        work = work._replace(tokenizer=SubwordTokenizer(text))
     ids_path = cache_path(sha256, work.kind, work.tokenizer)
     entry = read_cache_entry(ids_path)
     entry = entry or build_cache_entry(ids_path, lambda file: _tokenize(work, sha256, file))
-    return _memory_map(ids_path, entry, sha256)
+    return _memory_map(ids_path, entry, work.tokenizer, sha256)
+
+
+def _learn(work: _Work, sha256: str) -> SubwordTokenizer:
+    """Learn the tokens of the training text."""
+    _, characters = _count_characters(work, sha256)
+    halves = _read_halves(work, sha256, work.texts.validation_start(characters))
+    return train_bpe((piece for half, piece in halves if half == 0), work.vocab_size)
 
 
 def _tokenize(work: _Work, sha256: str, file: IO[bytes]) -> CacheEntry:
     """Read the text twice: count and collect its characters, then write its ids."""
+    alphabet, characters = _count_characters(work, sha256)
+    tokenizer = work.tokenizer or build_tokenizer(work.kind, alphabet)
+    split = work.texts.validation_start(characters)
+    crc, sizes = 0, [0, 0]  # sizes: tokens of the training, the validation text
+    offsets = (0, split if work.texts.val_data is None else 0)
+    halves = _read_halves(work, sha256, split)
+    for half, group in itertools.groupby(halves, key=itemgetter(0)):
+        pieces = (piece for _, piece in group)
+        for ids in tokenizer.encode_pieces(pieces, offset=offsets[half]):
+            data = ids.astype(_file_dtype(tokenizer)).tobytes()
+            file.write(data)
+            sizes[half] += len(ids)
+            crc = zlib.crc32(data, crc)
+    alphabet = tokenizer.alphabet if isinstance(tokenizer, Tokenizer) else None
+    entry = CacheEntry(alphabet, sizes[0], sizes[1], sum(characters) - split, 0)
+    return entry._replace(crc32=entry_crc32(crc, entry))
+
+
+def _count_characters(work: _Work, sha256: str) -> tuple[str, list[int]]:
+    """The distinct characters of both texts, and the number of characters of each."""
     occurs, characters = np.zeros(sys.maxunicode + 1, bool), [0, 0]
     for part, text in _read_unchanged(work, sha256):
         occurs[code_points(text)] = True
         characters[part] += len(text)
-    alphabet = "".join(map(chr, np.flatnonzero(occurs)))
-    tokenizer = work.tokenizer or build_tokenizer(work.kind, alphabet)
-    split = left_to_train = work.texts.validation_start(characters)
-    crc, sizes, offsets = 0, [0, 0], [0, 0]  # sizes: tokens of the training, the validation text
-    for part, text in _read_unchanged(work, sha256):
+    return "".join(map(chr, np.flatnonzero(occurs))), characters
+
+
+def _read_halves(work: _Work, sha256: str, split: int) -> Iterator[tuple[int, str]]:
+    """Yield (0, piece of the training text) and then (1, piece of the validation text)."""
+    left_to_train = split
+    for _, text in _read_unchanged(work, sha256):
         for half, piece in enumerate((text[:left_to_train], text[left_to_train:])):
-            ids = tokenizer.encode(piece, offset=offsets[part]).astype("<u2").tobytes()
-            offsets[part] += len(piece)
-            file.write(ids)
-            sizes[half] += len(ids) // 2
-            crc = zlib.crc32(ids, crc)
+            if piece:
+                yield half, piece
         left_to_train = max(0, left_to_train - len(text))
-    entry = CacheEntry(tokenizer.alphabet, sizes[0], sizes[1], sum(characters) - split, 0)
-    return entry._replace(crc32=entry_crc32(crc, entry))
 
 
 def _read_unchanged(work: _Work, sha256: str) -> Iterator[tuple[int, str]]:
@@ -180,10 +231,19 @@ def _read_unchanged(work: _Work, sha256: str) -> Iterator[tuple[int, str]]:
         raise ValueError(f"data={work.name!r} changed while it was read. Run the command again.")
 
 
-def _memory_map(file: Any, entry: CacheEntry, sha256: str) -> Dataset:
-    ids = np.memmap(file, "<u2", mode="r", shape=(entry.train + entry.validation,))
+def _memory_map(
+    file: Any, entry: CacheEntry, tokenizer: AnyTokenizer | None, sha256: str
+) -> Dataset:
+    """The ids of a file; None is the char tokenizer that the entry names."""
+    tokenizer = tokenizer or Tokenizer(entry.alphabet)
+    size = entry.train + entry.validation
+    ids = np.memmap(file, _file_dtype(tokenizer), mode="r", shape=(size,))
     parts = ids[: entry.train], ids[entry.train :]
-    return Dataset(*parts, Tokenizer(entry.alphabet), sha256, entry.validation_characters)
+    return Dataset(*parts, tokenizer, sha256, entry.validation_characters)
+
+
+def _file_dtype(tokenizer: AnyTokenizer) -> np.dtype[Any]:
+    return np.dtype(tokenizer.dtype).newbyteorder("<")
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minigpt.data.decode import BLOCK_BYTES
-from minigpt.data.tokenizer import Tokenizer
+from minigpt.data.tokenizer import AnyTokenizer, build_tokenizer
 
 FILES = ("train.bin", "val.bin")
 
@@ -19,7 +19,7 @@ class TokenIds(NamedTuple):
 
     train: np.ndarray
     validation: np.ndarray
-    tokenizer: Tokenizer
+    tokenizer: AnyTokenizer
     sha256: str
     validation_characters: int
 
@@ -29,13 +29,18 @@ def is_token_folder(path: Path) -> bool:
     return (path / FILES[0]).is_file()
 
 
-def token_id_tokenizer(kind: str, folders: tuple[Path, ...]) -> Tokenizer:
-    """The tokenizer that ids were made with, by its name; ids of characters or bytes name none.
+def token_id_tokenizer(kind: str, folders: tuple[Path, ...]) -> AnyTokenizer:
+    """The tokenizer that ids were made with, by its name; char, byte and bpe name none of ids.
 
     nanoGPT's meta.pkl names the characters, but it is a pickle, which could run any program.
     """
+    if kind not in ("char", "byte", "bpe"):
+        return build_tokenizer(kind, "")
     text = next((path / "input.txt" for path in folders if (path / "input.txt").is_file()), None)
-    remedy = "Use the text that the ids were made of"
+    remedy = (
+        "Name the tokenizer that the ids were made with (nanoGPT's prepare.py of a large text: "
+        "--tokenizer gpt2), or use the text"
+    )
     if text:
         remedy = (
             f"Use the text: --data {text}; the ids that --tokenizer char makes of its characters "
@@ -48,7 +53,7 @@ def token_id_tokenizer(kind: str, folders: tuple[Path, ...]) -> Tokenizer:
     )
 
 
-def load_token_ids(paths: tuple[Path, ...], val_data: Any, tokenizer: Tokenizer) -> TokenIds:
+def load_token_ids(paths: tuple[Path, ...], val_data: Any, tokenizer: AnyTokenizer) -> TokenIds:
     """Memory-map the ids of a folder; each must be below the tokenizer's vocabulary size.
 
     The SHA-256 is that of both files, one after the other.
@@ -60,13 +65,15 @@ def load_token_ids(paths: tuple[Path, ...], val_data: Any, tokenizer: Tokenizer)
         )
     folder = paths[0]
     train, validation = (_map_ids(folder / name) for name in FILES)
-    digest, characters = hashlib.sha256(), 0
+    digest, characters, decode = hashlib.sha256(), 0, tokenizer.make_decoder()
     for name, ids in zip(FILES, (train, validation), strict=True):
         for start in range(0, len(ids), BLOCK_BYTES):
             block = np.array(ids[start : start + BLOCK_BYTES])
             _require_known(block, start, folder / name, tokenizer)
             digest.update(block.tobytes())
-            characters += len(tokenizer.decode(block)) if name == FILES[1] else 0
+            if name == FILES[1]:
+                is_last = start + len(block) == len(ids)
+                characters += len(decode(block.tolist(), is_last))
     return TokenIds(train, validation, tokenizer, digest.hexdigest(), characters)
 
 
@@ -80,7 +87,7 @@ def _map_ids(path: Path) -> np.ndarray:
         raise ValueError(f"data={str(path)!r} cannot be read: {error.strerror}.") from None
 
 
-def _require_known(ids: np.ndarray, start: int, path: Path, tokenizer: Tokenizer) -> None:
+def _require_known(ids: np.ndarray, start: int, path: Path, tokenizer: AnyTokenizer) -> None:
     unknown = np.flatnonzero(ids >= tokenizer.vocab_size)
     if len(unknown):
         raise ValueError(

@@ -17,8 +17,9 @@ import safetensors.numpy
 
 from minigpt import checkpoint
 from minigpt.atomic_write import write_atomic
-from minigpt.run import RunSpec
-from minigpt.training import build_train_functions
+from minigpt.data import tokenizer_content
+from minigpt.run import RunSpec, checkpoint_like
+from minigpt.training import build_abstract_train_functions
 
 
 def export_safetensors(run_dir: Path, out: Path, step: int | None = None) -> int:
@@ -26,17 +27,24 @@ def export_safetensors(run_dir: Path, out: Path, step: int | None = None) -> int
 
     All arrays are float32. The file's metadata are strings: "format" (minigpt), "step", "config"
     (JSON of the run's settings without its paths) and "tokenizer" (JSON with the alphabet, null
-    for bytes).
+    for bytes, or with tokenizer_json, for subwords).
     """
     require_new_file(out)
     spec = RunSpec.load(run_dir)
-    config = dataclasses.replace(spec.config, mesh="data=1")
-    state, _ = checkpoint.restore(
-        run_dir, build_train_functions(config, spec.vocab_size).state, step
-    )
-    arrays, step = plain_parameters(state.params), int(state.step)
+    arrays, step = restore_parameters(run_dir, spec, step)
     write_atomic(out, safetensors.numpy.save(arrays, metadata=_metadata(spec, step)))
     return step
+
+
+def restore_parameters(
+    run_dir: Path, spec: RunSpec, step: int | None
+) -> tuple[dict[str, np.ndarray], int]:
+    """The plain parameters of a step, by default of the newest, and the step."""
+    config = dataclasses.replace(spec.config, mesh="data=1")
+    compiled = build_abstract_train_functions(config, spec.vocab_size, jax.local_devices())
+    like = checkpoint_like(spec.config, compiled.state)
+    state, _ = checkpoint.restore(run_dir, like, step)
+    return plain_parameters(state.params), int(state.step)
 
 
 def require_new_file(out: Path) -> None:
@@ -72,9 +80,12 @@ def plain_parameters(params: Any) -> dict[str, np.ndarray]:
 
 def _metadata(spec: RunSpec, step: int) -> dict[str, str]:
     config = dataclasses.asdict(spec.config)
-    for name in ("data", "val_data", "run_dir", "parent"):  # of this machine, and perhaps private
+    # Names of files of this machine, which may be private.
+    for name in ("data", "val_data", "run_dir", "parent", "imported_from"):
         del config[name]
-    tokenizer = {"kind": spec.config.tokenizer, "alphabet": spec.tokenizer.alphabet}
+    if Path(config["tokenizer"]).name != config["tokenizer"]:
+        config["tokenizer"] = Path(config["tokenizer"]).name
+    tokenizer = {"kind": config["tokenizer"]} | tokenizer_content(spec.tokenizer)
     return {
         "format": "minigpt",
         "step": str(step),

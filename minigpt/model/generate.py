@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from dropout_jax import fold
 from minigpt.config import require_seed
-from minigpt.data import Tokenizer
+from minigpt.data import AnyTokenizer, Tokenizer
 from minigpt.distributed import MeshFunction, replicated
 from minigpt.model.gpt import GPT, unstack_layers
 
@@ -146,9 +146,9 @@ def _draw_chunks(
         yield ids
 
 
-def default_prompt(tokenizer: Tokenizer) -> str:
+def default_prompt(tokenizer: AnyTokenizer) -> str:
     """A newline, or the first character of an alphabet without one."""
-    alphabet = tokenizer.alphabet or "\n"
+    alphabet = (isinstance(tokenizer, Tokenizer) and tokenizer.alphabet) or "\n"
     return "\n" if "\n" in alphabet else alphabet[0]
 
 

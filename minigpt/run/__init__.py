@@ -12,5 +12,5 @@ from minigpt.run.open import (
     lock_run_dir,
     open_run,
 )
-from minigpt.run.parent import parent_dir, parent_tokenizer, restore_parent_copy
+from minigpt.run.parent import checkpoint_like, kept_tokenizer, parent_dir, restore_parent_copy
 from minigpt.run.streams import find_kept_streams, has_same_data, read_streams

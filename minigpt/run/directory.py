@@ -13,7 +13,13 @@ import tomli_w
 
 from minigpt.atomic_write import write_atomic
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
-from minigpt.data import Tokenizer, decode_utf8
+from minigpt.data import (
+    AnyTokenizer,
+    SubwordTokenizer,
+    decode_utf8,
+    tokenizer_content,
+    tokenizer_from_content,
+)
 from minigpt.run.streams import find_kept_streams, is_kept_name, save_streams
 
 CONFIG, TOKENIZER = "config.toml", "tokenizer.json"
@@ -23,7 +29,7 @@ class RunSpec(NamedTuple):
     """The complete settings of a run, its tokenizer, and the SHA-256 of its text."""
 
     config: Config
-    tokenizer: Tokenizer
+    tokenizer: AnyTokenizer
     data_sha256: str
 
     @property
@@ -38,9 +44,10 @@ class RunSpec(NamedTuple):
         return setting or minimum
 
     @property
-    def inherited_tokenizer(self) -> Tokenizer | None:
-        """The parent's tokenizer; None if the tokenizer was built from the run's own text."""
-        return self.tokenizer if self.config.parent else None
+    def inherited_tokenizer(self) -> AnyTokenizer | None:
+        """The parent's tokenizer, or subwords, which the run keeps; None if the text gives it."""
+        is_kept = self.config.parent or isinstance(self.tokenizer, SubwordTokenizer)
+        return self.tokenizer if is_kept else None
 
     def save(self, run_dir: Path) -> None:
         """Create a run in an empty folder; a folder with a config.toml is a run."""
@@ -62,7 +69,7 @@ class RunSpec(NamedTuple):
 
     def write(self, run_dir: Path) -> None:
         """Write both files, config.toml last."""
-        content = {"alphabet": self.tokenizer.alphabet, "data_sha256": self.data_sha256}
+        content = tokenizer_content(self.tokenizer) | {"data_sha256": self.data_sha256}
         write_atomic(run_dir / TOKENIZER, json.dumps(content).encode())
         try:
             self.save_config(run_dir)
@@ -74,7 +81,7 @@ class RunSpec(NamedTuple):
         """Write config.toml; a reader sees the old file or the new one."""
         write_atomic(run_dir / CONFIG, tomli_w.dumps(_to_toml(self.config)).encode())
 
-    def require_same_text(self, sha256: str, tokenizer: Tokenizer) -> None:
+    def require_same_text(self, sha256: str, tokenizer: AnyTokenizer) -> None:
         """Raise ValueError if this is not the text that the run was trained on."""
         if (self.data_sha256, self.tokenizer) == (sha256, tokenizer):
             return
@@ -99,10 +106,13 @@ class RunSpec(NamedTuple):
             config = find_kept_streams(config, run_dir)
             path = run_dir / TOKENIZER
             content = json.loads(path.read_text(encoding="utf-8"))
-            return cls(config, Tokenizer(content["alphabet"]), content["data_sha256"])
+            return cls(config, tokenizer_from_content(content), content["data_sha256"])
         except OSError as error:
+            is_model = path.name == CONFIG and (run_dir / "config.json").is_file()
+            import_it = f" Import the Hugging Face model: minigpt import {run_dir}."
             raise ValueError(
                 f"{str(run_dir)!r} is not a run directory: {error.filename} cannot be read."
+                f"{import_it if is_model else ''}"
             ) from None
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(

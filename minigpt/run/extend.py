@@ -14,6 +14,7 @@ def with_extensions(config: Config, run_dir: Path, *, extend: bool = False) -> C
     """The settings with the extensions of the run in run_dir; with `extend`, to config.steps.
 
     A run that has this many steps already is not extended again, so the same command resumes it.
+    An imported run, which was not trained here, is a ValueError.
     """
     if not (run_dir / CONFIG).exists():
         if extend:
@@ -23,6 +24,12 @@ def with_extensions(config: Config, run_dir: Path, *, extend: bool = False) -> C
             )
         return dataclasses.replace(config, extended_from=())
     saved = RunSpec.load(run_dir).config
+    if saved.imported_from:
+        raise ValueError(
+            f"run_dir={str(run_dir)!r} is not allowed: it is an imported model, which has no "
+            "training to go on with. Fine-tune it in a run of its own: minigpt finetune "
+            f"{run_dir} --data FILE."
+        )
     if config.steps == saved.steps:
         return dataclasses.replace(config, extended_from=saved.extended_from)
     if not extend:

@@ -14,7 +14,7 @@ from typing import Any
 
 from minigpt import checkpoint
 from minigpt.config import Config
-from minigpt.data import Tokenizer
+from minigpt.data import AnyTokenizer
 from minigpt.run.directory import CONFIG, RunSpec
 
 PARENT_DIR = "parent"
@@ -30,7 +30,20 @@ def parent_dir(parent: Path, run_dir: Path | None) -> Path:
     return run_dir / PARENT_DIR if run_dir and _has_parent_copy(run_dir) else parent
 
 
-def parent_tokenizer(config: Config, run_dir: Path) -> Tokenizer | None:
+def kept_tokenizer(config: Config, run_dir: Path) -> AnyTokenizer | None:
+    """The tokenizer that the run in a directory or the parent keeps; None if the text gives it.
+
+    So a run goes on when the file that its tokenizer came from has changed or is gone.
+    """
+    if config.parent is None and (run_dir / CONFIG).exists():
+        run = RunSpec.load(run_dir)
+        saved = run.config
+        is_same = (saved.tokenizer, saved.vocab_size) == (config.tokenizer, config.vocab_size)
+        return run.inherited_tokenizer if is_same and saved.parent is None else None
+    return _parent_tokenizer(config, run_dir)
+
+
+def _parent_tokenizer(config: Config, run_dir: Path) -> AnyTokenizer | None:
     """The parent's tokenizer, after a check that its weights fit the model; None if no parent."""
     if config.parent is None:
         return None
@@ -52,6 +65,14 @@ def _require_same(name: str, parent_value: Any, value: Any, parent: Path) -> Non
         )
 
 
+def checkpoint_like(config: Config, like: Any) -> Any:
+    """The structure of a run's checkpoints, from that of a training state.
+
+    An imported run has parameters, but no optimizer state.
+    """
+    return like._replace(opt_state=None) if config.imported_from else like
+
+
 @contextlib.contextmanager
 def copy_parent_checkpoint(
     config: Config, run_dir: Path, like: Any, warn: Callable[[str], object]
@@ -65,6 +86,7 @@ def copy_parent_checkpoint(
         yield
         return
     parent = RunSpec.load(config.parent)
+    like = checkpoint_like(parent.config, like)
     state, meta = _restore_parent(config.parent, config.parent_checkpoint, like, warn)
     yield
     folder = run_dir / PARENT_DIR
@@ -76,7 +98,8 @@ def copy_parent_checkpoint(
 
 def restore_parent_copy(run_dir: Path, like: Any) -> Any:
     """The parent's state from the run's copy, as a tree like `like`."""
-    state, _ = checkpoint.restore(run_dir / PARENT_DIR, like)
+    folder = run_dir / PARENT_DIR
+    state, _ = checkpoint.restore(folder, checkpoint_like(RunSpec.load(folder).config, like))
     return state
 
 

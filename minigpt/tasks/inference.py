@@ -14,10 +14,10 @@ from numpy.typing import ArrayLike
 
 from minigpt import checkpoint as checkpoints
 from minigpt.config import Config, require_seed
-from minigpt.data import Tokenizer
+from minigpt.data import AnyTokenizer, predicted_characters
 from minigpt.distributed import shard_state
 from minigpt.model import Window, default_prompt, generate_ids
-from minigpt.run import RunSpec, read_metrics
+from minigpt.run import RunSpec, checkpoint_like, read_metrics
 from minigpt.tasks.text_stream import TextStream
 from minigpt.training import (
     CompiledSteps,
@@ -77,7 +77,7 @@ class LoadedModel(NamedTuple):
         return self.run.config
 
     @property
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> AnyTokenizer:
         """The run's tokenizer."""
         return self.run.tokenizer
 
@@ -124,7 +124,7 @@ class LoadedModel(NamedTuple):
             self.compiled.eval_step,
             self.params,
             tokens,
-            len(text),
+            predicted_characters(self.tokenizer, tokens, len(text)),
             batch_size=min(self.config.batch_size, -(-(len(tokens) - 1) // block_size)),
             block_size=block_size,
         )
@@ -271,13 +271,25 @@ def load(run_dir: str | Path, checkpoint: Checkpoint | None = None) -> LoadedMod
     one_device = dataclasses.replace(run.config, mesh="data=1")
     compiled = build_abstract_train_functions(one_device, run.vocab_size, jax.local_devices())
     step = choose_step(run_dir, run.config, checkpoint)
-    state, meta = checkpoints.restore(run_dir, compiled.state, step)
-    # Only the parameters are needed on the device.
-    state = compiled.state._replace(
-        step=state.step, params=shard_state(compiled.mesh, state.params), opt_state=None
-    )
-    compiled = compiled._replace(state=state)
-    return LoadedModel(run, compiled, int(state.step), meta.get("val_loss"))
+    like = checkpoint_like(run.config, compiled.state)
+    state, meta = checkpoints.restore(run_dir, like, step)
+    return _with_parameters(run, compiled, state.params, int(state.step), meta.get("val_loss"))
+
+
+def load_parameters(run: RunSpec, params: Any) -> LoadedModel:
+    """A model of these settings, tokenizer and parameters, on one device; its step is 0."""
+    one_device = dataclasses.replace(run.config, mesh="data=1")
+    compiled = build_abstract_train_functions(one_device, run.vocab_size, jax.local_devices())
+    return _with_parameters(run, compiled, params, 0, None)
+
+
+def _with_parameters(
+    run: RunSpec, compiled: CompiledSteps, params: Any, step: int, val_loss: float | None
+) -> LoadedModel:
+    """Only the parameters are needed on the device."""
+    params = shard_state(compiled.mesh, params)
+    state = compiled.state._replace(step=np.int32(step), params=params, opt_state=None)
+    return LoadedModel(run, compiled._replace(state=state), step, val_loss)
 
 
 def choose_step(run_dir: Path, config: Config, checkpoint: Checkpoint | None) -> int | None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Sequence
 
-from minigpt.data import Tokenizer
+from minigpt.data import AnyTokenizer
 
 
 class TextStream:
     """The text of one sample; `stop` ends it and is not a part of it.
 
+    >>> from minigpt.data import Tokenizer
     >>> stream = TextStream(Tokenizer(None), stop="END")
     >>> [stream.add(list(piece)) for piece in (b"caf\\xc3", b"\\xa9 E", b"ND more")]
     ['caf', 'é ', '']
@@ -18,10 +18,9 @@ class TextStream:
     True
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: str | None = None):
+    def __init__(self, tokenizer: AnyTokenizer, stop: str | None = None):
         self.is_stopped = False
-        self._tokenizer, self._stop = tokenizer, stop
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decode, self._stop = tokenizer.make_decoder(), stop
         self._pending = ""  # the end of the text so far, which may be the beginning of `stop`
 
     def add(self, ids: Sequence[int], *, is_last: bool = False) -> str:
@@ -38,11 +37,6 @@ class TextStream:
         length = 0 if is_last else _overlap(text, self._stop)
         self._pending = text[len(text) - length :]
         return text[: len(text) - length]
-
-    def _decode(self, ids: Sequence[int], is_last: bool) -> str:
-        if self._tokenizer.alphabet is not None:
-            return self._tokenizer.decode(ids)
-        return self._utf8.decode(bytes(i for i in ids if 0 <= i < 256), final=is_last)
 
 
 def _overlap(text: str, stop: str) -> int:

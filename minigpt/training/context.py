@@ -11,7 +11,7 @@ import jax
 from rich.console import Console
 
 from minigpt.config import Config
-from minigpt.data import Dataset, Tokenizer
+from minigpt.data import AnyTokenizer, Dataset
 from minigpt.distributed import is_single_process
 from minigpt.run import RunSpec
 from minigpt.training.interrupt import InterruptHandler
@@ -34,7 +34,7 @@ class TrainContext(NamedTuple):
         return self.spec.config
 
     @property
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> AnyTokenizer:
         """The run's tokenizer."""
         return self.spec.tokenizer
 

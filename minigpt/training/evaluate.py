@@ -31,14 +31,18 @@ def evaluate_text(
     batch_size: int,
     block_size: int,
 ) -> Evaluation:
-    """Predict every token except the first exactly once; `characters` is the text's length."""
+    """Predict every token except the first exactly once.
+
+    `characters` is the number of characters that are predicted, for bits per character: see
+    `minigpt.data.predicted_characters`.
+    """
     require_length(tokens, block_size)
     total = 0.0
     for batch, is_new in _all_windows(tokens, batch_size, block_size):
         total += float(np.asarray(eval_step(params, batch), np.float64)[is_new].sum())
     count = len(tokens) - 1
     loss = total / count
-    return Evaluation(loss, math.exp(loss), total / math.log(2) / max(characters - 1, 1), count)
+    return Evaluation(loss, math.exp(loss), total / math.log(2) / characters, count)
 
 
 def estimate_loss(

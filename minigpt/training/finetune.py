@@ -36,6 +36,7 @@ def finetune_defaults(config: Config, parent: Path, steps: int | None = None) ->
         parent_checkpoint="last",
         steps=steps,
         extended_from=(),
+        imported_from=None,
         dropout_schedule_steps=None,
         eval_every=max(steps // 10, 1),
         patience=3,

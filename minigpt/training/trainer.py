@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ from minigpt.run import (
     MetricsLog,
     OpenRun,
     RunSpec,
+    kept_tokenizer,
     open_run,
-    parent_tokenizer,
     read_metrics,
     read_streams,
     with_extensions,
@@ -97,7 +98,7 @@ def train(
 
 
 def _load_dataset(config: Config, run_dir: Path) -> Dataset:
-    tokenizer = parent_tokenizer(config, run_dir)
+    tokenizer = kept_tokenizer(config, run_dir)
     dataset = load_run_dataset(config, tokenizer)
     remedy = "Give more text, or name a validation text of its own with --val-data."
     if config.parent is None:
@@ -304,9 +305,13 @@ class Trainer:
             lambda params, batch: compiled.eval_step(params, compiled.put_batch(batch))
         )
         params = self.state.params
+        train_loss = estimate_loss(eval_step, params, dataset.train, **sizes)
+        val_loss = estimate_loss(eval_step, params, dataset.validation, **sizes)
+        tokens_per_character = len(dataset.validation) / max(dataset.validation_characters, 1)
         return {
-            "train_eval_loss": estimate_loss(eval_step, params, dataset.train, **sizes),
-            "val_loss": estimate_loss(eval_step, params, dataset.validation, **sizes),
+            "train_eval_loss": train_loss,
+            "val_loss": val_loss,
+            "val_bits_per_character": val_loss / math.log(2) * tokens_per_character,
         }
 
     def save(self, **extra_meta: Any) -> None:

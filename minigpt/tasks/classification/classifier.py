@@ -15,7 +15,7 @@ from flax import nnx
 
 from minigpt.checkpoint import CheckpointWriter, host_arrays, list_steps, read, restore
 from minigpt.config import ClassifyConfig, DropoutConfig, ModelConfig, OptimConfig
-from minigpt.data import Tokenizer
+from minigpt.data import AnyTokenizer, tokenizer_content, tokenizer_from_content
 from minigpt.model import set_rates
 from minigpt.tasks.classification.data import PaddedRows, count_cut, pad_texts
 from minigpt.tasks.classification.model import Classifier
@@ -26,7 +26,7 @@ class TextClassifier(NamedTuple):
 
     config: ModelConfig
     vocab_size: int
-    tokenizer: Tokenizer
+    tokenizer: AnyTokenizer
     labels: tuple[str, ...]
     """the label of each class index"""
     settings: ClassifyConfig
@@ -80,7 +80,7 @@ class TextClassifier(NamedTuple):
         description = {
             "model": dataclasses.asdict(self.config),
             "vocab_size": self.vocab_size,
-            "alphabet": self.tokenizer.alphabet,
+            **tokenizer_content(self.tokenizer),
             "labels": self.labels,
             "settings": dataclasses.asdict(self.settings),
             "looks": self.evaluations,
@@ -116,7 +116,7 @@ def _parse_description(description: dict[str, Any], step: int) -> TextClassifier
     return TextClassifier(
         config=ModelConfig(**(model | {"dropout": DropoutConfig(**model["dropout"])})),
         vocab_size=description["vocab_size"],
-        tokenizer=Tokenizer(description["alphabet"]),
+        tokenizer=tokenizer_from_content(description),
         labels=tuple(description["labels"]),
         settings=ClassifyConfig(**(settings | {"optim": OptimConfig(**settings["optim"])})),
         params=None,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minigpt.data import Tokenizer
+from minigpt.data import AnyTokenizer, Tokenizer
 from minigpt.tasks.classification.files import Row, read_rows
 
 COLUMNS = ("text", "label")
@@ -66,7 +66,7 @@ class PaddedRows(NamedTuple):
 
 
 def pad_texts(
-    tokenizer: Tokenizer, texts: list[str], block_size: int, *, drop_unknown: bool = False
+    tokenizer: AnyTokenizer, texts: list[str], block_size: int, *, drop_unknown: bool = False
 ) -> PaddedRows:
     """Tokenize texts; only the first `block_size` tokens of each are kept.
 
@@ -78,8 +78,9 @@ def pad_texts(
         if drop_unknown:
             text = _drop_unknown(text, tokenizer)
         try:
-            # Every character has at least one id.
-            ids = tokenizer.encode(text[:block_size])[:block_size]
+            # Of an alphabet or bytes, every character has at least one id.
+            is_subword = not isinstance(tokenizer, Tokenizer)
+            ids = tokenizer.encode(text if is_subword else text[:block_size])[:block_size]
         except ValueError as error:
             raise ValueError(
                 f"example {i + 1}, {texts[i][:40]!r}: {error} Or drop such characters: "
@@ -95,21 +96,21 @@ def pad_texts(
 
 
 def count_cut(
-    tokenizer: Tokenizer, texts: list[str], block_size: int, *, drop_unknown: bool = False
+    tokenizer: AnyTokenizer, texts: list[str], block_size: int, *, drop_unknown: bool = False
 ) -> int:
     """The number of texts of which `pad_texts` leaves the end out."""
     if drop_unknown:
         texts = [_drop_unknown(text, tokenizer) for text in texts]
-    return sum(len(text) > block_size or len(tokenizer.encode(text)) > block_size for text in texts)
+
+    def is_cut(text: str) -> bool:
+        is_long = isinstance(tokenizer, Tokenizer) and len(text) > block_size
+        return is_long or len(tokenizer.encode(text)) > block_size
+
+    return sum(map(is_cut, texts))
 
 
-def _count(tokenizer: Tokenizer, text: str) -> int:
-    """The number of tokens of a text; each character that an alphabet lacks counts as one."""
-    return len(text) if tokenizer.alphabet is not None else len(tokenizer.encode(text))
-
-
-def _drop_unknown(text: str, tokenizer: Tokenizer) -> str:
-    if tokenizer.alphabet is None:
+def _drop_unknown(text: str, tokenizer: AnyTokenizer) -> str:
+    if not isinstance(tokenizer, Tokenizer) or tokenizer.alphabet is None:
         return text
     alphabet = set(tokenizer.alphabet)
     return "".join(character for character in text if character in alphabet)

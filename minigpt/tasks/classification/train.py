@@ -21,7 +21,7 @@ from flax import nnx
 
 from dropout_jax import fold
 from minigpt.config import ClassifyConfig, DropoutConfig, ModelConfig, OptimConfig
-from minigpt.data import Tokenizer
+from minigpt.data import AnyTokenizer
 from minigpt.model import set_rates
 from minigpt.tasks.classification.classifier import TextClassifier, predict_logits
 from minigpt.tasks.classification.data import LabelledSplit, PaddedRows
@@ -35,7 +35,7 @@ class PretrainedModel(NamedTuple):
 
     config: ModelConfig
     vocab_size: int
-    tokenizer: Tokenizer
+    tokenizer: AnyTokenizer
     params: Any
     """None: the classifier is trained from scratch"""
 

@@ -14,7 +14,7 @@ from flax import nnx
 
 from dropout_jax import fold, mc_dropout, mutual_information, predictive_entropy
 from minigpt.config import DropoutConfig, ModelConfig, require_seed
-from minigpt.data import Tokenizer
+from minigpt.data import AnyTokenizer, Tokenizer
 from minigpt.model import GPT
 from minigpt.run import RunSpec
 
@@ -139,13 +139,27 @@ def _window_uncertainty(
     return mutual_information(predictions), predictive_entropy(predictions), surprise
 
 
-def by_character(text: str, tokenizer: Tokenizer, uncertainty: Uncertainty) -> Uncertainty:
-    """Convert from tokens to characters: a character has the sum of its bytes' numbers."""
-    if tokenizer.alphabet is not None:
+def by_character(text: str, tokenizer: AnyTokenizer, uncertainty: Uncertainty) -> Uncertainty:
+    """Convert from tokens to characters: a character has the sum of its bytes' numbers.
+
+    A token's number is divided evenly over its bytes, so the sum over a text stays the same. A
+    token that ends where the one before it does has its number added to the next byte.
+    """
+    if isinstance(tokenizer, Tokenizer) and tokenizer.alphabet is not None:
         return uncertainty
     sizes = np.array([len(character.encode()) for character in text])
-    first_bytes = sizes.cumsum() - sizes
-    return Uncertainty(*(np.add.reduceat(values, first_bytes) for values in uncertainty))
+    first_bytes, ends = sizes.cumsum() - sizes, tokenizer.token_ends(text)
+    starts = np.minimum(np.concatenate([[0], ends[:-1]]), sizes.sum() - 1)
+    lengths = np.maximum(ends - starts, 1)
+    # The bytes of each token, one after the other.
+    position = np.repeat(starts - lengths.cumsum() + lengths, lengths) + np.arange(lengths.sum())
+
+    def convert(values: np.ndarray) -> np.ndarray:
+        by_byte = np.zeros(sizes.sum())
+        np.add.at(by_byte, position, np.repeat(values / lengths, lengths))
+        return np.add.reduceat(by_byte, first_bytes)
+
+    return Uncertainty(*map(convert, uncertainty))
 
 
 def stochastic_logits(

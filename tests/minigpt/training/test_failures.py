@@ -350,7 +350,7 @@ def test_what_may_change_and_what_may_not(stopped):
         {name for name, _ in flatten_config(Config())} - {"dropout_schedule_steps"},
         OTHER_VALUES | {"model.remat": True, "extended_from": ((2, 2),)},
     )
-    changes |= {"parent": stopped, "parent_checkpoint": "best"}
+    changes |= {"parent": stopped, "parent_checkpoint": "best", "imported_from": "gpt2"}
     assert names >= opening.MAY_CHANGE
     for name in sorted(names - opening.MAY_CHANGE):
         run = spec._replace(config=replace_field(spec.config, name, changes[name]))
