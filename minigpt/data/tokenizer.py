@@ -114,11 +114,6 @@ def build_tokenizer(kind: str, text: str, vocab_size: int | None = None) -> AnyT
     return Tokenizer(alphabet)
 
 
-def predicted_characters(tokenizer: AnyTokenizer, tokens: np.ndarray, characters: int) -> int:
-    """The characters of a text without those of its first token, which nothing predicts."""
-    return max(characters - len(tokenizer.decode(tokens[:1].tolist())), 1)
-
-
 def tokenizer_content(tokenizer: AnyTokenizer) -> dict[str, Any]:
     """The whole tokenizer as JSON values: {"alphabet": ...} or {"tokenizer_json": ...}.
 
