@@ -9,7 +9,7 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, SupportsInt
+from typing import Any, Literal, SupportsInt, overload
 
 import numpy as np
 
@@ -91,6 +91,14 @@ AnyTokenizer = Tokenizer | SubwordTokenizer
 def code_points(text: str) -> np.ndarray:
     """The Unicode code points of a text (uint32)."""
     return np.frombuffer(text.encode("utf-32-le"), "<u4")
+
+
+@overload
+def build_tokenizer(kind: Literal["char", "byte"], text: str) -> Tokenizer: ...
+
+
+@overload
+def build_tokenizer(kind: str, text: str, vocab_size: int | None = None) -> AnyTokenizer: ...
 
 
 def build_tokenizer(kind: str, text: str, vocab_size: int | None = None) -> AnyTokenizer:

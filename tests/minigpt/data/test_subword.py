@@ -283,6 +283,34 @@ def test_what_a_tokenizer_json_adds_has_no_effect(gpt2):
     np.testing.assert_array_equal(tokenizer.encode(text), gpt2.encode(text))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda library: library.add_tokens([tokenizers.AddedToken("be ,")]),
+        lambda library: setattr(library, "normalizer", normalizers.Replace("x ", "x ")),
+        lambda library: setattr(
+            library,
+            "pre_tokenizer",
+            pre_tokenizers.Sequence(
+                [
+                    pre_tokenizers.Split(tokenizers.Regex("e [bn]"), "isolated"),
+                    pre_tokenizers.ByteLevel(add_prefix_space=False),
+                ]
+            ),
+        ),
+    ],
+)
+def test_a_text_is_not_cut_for_other_patterns(gpt2, change, monkeypatch):
+    monkeypatch.setattr(subword, "PIECE_CHARACTERS", 1)
+    library = tokenizers.Tokenizer.from_str(gpt2.tokenizer_json)
+    change(library)
+    tokenizer = SubwordTokenizer.from_text(library.to_str())
+    text = "to be , or not to be not to be"
+    assert not tokenizer.cuts_safely
+    (ids,) = tokenizer.encode_pieces([text[:7], text[7:]])
+    assert ids.tolist() == library.encode(text).ids
+
+
 def test_other_kinds_of_tokenizers_give_texts_back():
     library = tokenizers.Tokenizer(models.Unigram())
     library.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
@@ -319,20 +347,21 @@ def large(tmp_path, monkeypatch):
 def test_a_large_text_has_the_ids_of_a_small_one(large, kind, monkeypatch, tmp_path):
     small = load_dataset(large, kind, vocab_size=270)
     monkeypatch.setattr(datasets, "MAX_IN_MEMORY_BYTES", -1)
+    text = load_text(large)
     for _ in range(2):
         dataset = load_dataset(large, kind, vocab_size=270)
         assert isinstance(dataset.train, np.memmap)
         np.testing.assert_array_equal(dataset.train, small.train)
         np.testing.assert_array_equal(dataset.validation, small.validation)
         assert dataset[2:] == small[2:]
+        assert dataset.tokenizer.decode(dataset.train) == text.train
+        assert dataset.validation_characters == len(text.validation)
         monkeypatch.setattr(datasets, "_tokenize", None)  # the second time from the cache
         monkeypatch.setattr(datasets, "train_bpe", None)
     names = [path.name for path in (tmp_path / "cache").glob("*.ids")]
     assert len(names) == 1
+    assert isinstance(small.tokenizer, SubwordTokenizer)
     assert small.tokenizer.sha256 in names[0]
-    text = load_text(large)
-    assert dataset.tokenizer.decode(dataset.train) == text.train
-    assert dataset.validation_characters == len(text.validation)
 
 
 def test_a_damaged_tokenizer_in_the_cache_is_learned_again(large, monkeypatch, tmp_path):

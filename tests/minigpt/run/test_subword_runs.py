@@ -45,7 +45,7 @@ def train(capsys, *words):
 
 
 def test_a_run_keeps_its_tokenizer(folder, capsys):
-    """It resumes, and is used, when the file that the tokenizer came from has changed or is gone."""
+    """It resumes and is used when the file that the tokenizer came from is gone."""
     train(capsys, "--tokenizer", "bpe", "--vocab-size", 270, "--steps", 1)
     spec = RunSpec.load("run")
     assert (spec.config.tokenizer, spec.config.vocab_size, spec.vocab_size) == ("bpe", 270, 270)
