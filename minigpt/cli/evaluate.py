@@ -43,7 +43,6 @@ class Eval:
 
 def run_eval(command: Eval) -> None:
     """Print the loss as one line or as JSON."""
-    from minigpt.data import predicted_characters
     from minigpt.training import evaluate_text
 
     spec, compiled = load_model(command.run_dir, command.checkpoint)
@@ -54,11 +53,10 @@ def run_eval(command: Eval) -> None:
             eval_step,
             compiled.state.params,
             dataset.validation,
-            predicted_characters(
-                dataset.tokenizer, dataset.validation, dataset.validation_characters
-            ),
+            dataset.validation_characters,
             batch_size=config.batch_size,
             block_size=config.model.block_size,
+            first_characters=len(dataset.tokenizer.decode(dataset.validation[:1])),
         )
     step = int(compiled.state.step)
     data = None if command.data is None else [str(path) for path in command.data]

@@ -18,7 +18,6 @@ from minigpt.data.tokenizer import (
     AnyTokenizer,
     Tokenizer,
     build_tokenizer,
-    predicted_characters,
     tokenizer_content,
     tokenizer_from_content,
 )

@@ -9,7 +9,7 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, SupportsInt
+from typing import Any, Literal, SupportsInt, overload
 
 import numpy as np
 
@@ -93,6 +93,14 @@ def code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le"), "<u4")
 
 
+@overload
+def build_tokenizer(kind: Literal["char", "byte"], text: str) -> Tokenizer: ...
+
+
+@overload
+def build_tokenizer(kind: str, text: str, vocab_size: int | None = None) -> AnyTokenizer: ...
+
+
 def build_tokenizer(kind: str, text: str, vocab_size: int | None = None) -> AnyTokenizer:
     """Build the tokenizer of a name: see `Config.tokenizer`.
 
@@ -112,11 +120,6 @@ def build_tokenizer(kind: str, text: str, vocab_size: int | None = None) -> AnyT
             f"there must be at most {MAX_ALPHABET:,}. Use --tokenizer byte."
         )
     return Tokenizer(alphabet)
-
-
-def predicted_characters(tokenizer: AnyTokenizer, tokens: np.ndarray, characters: int) -> int:
-    """The characters of a text without those of its first token, which nothing predicts."""
-    return max(characters - len(tokenizer.decode(tokens[:1].tolist())), 1)
 
 
 def tokenizer_content(tokenizer: AnyTokenizer) -> dict[str, Any]:

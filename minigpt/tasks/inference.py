@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from minigpt import checkpoint as checkpoints
 from minigpt.config import Config, require_seed
-from minigpt.data import AnyTokenizer, predicted_characters
+from minigpt.data import AnyTokenizer
 from minigpt.distributed import shard_state
 from minigpt.model import Window, default_prompt, generate_ids
 from minigpt.run import RunSpec, checkpoint_like, read_metrics
@@ -124,9 +124,10 @@ class LoadedModel(NamedTuple):
             self.compiled.eval_step,
             self.params,
             tokens,
-            predicted_characters(self.tokenizer, tokens, len(text)),
+            len(text),
             batch_size=min(self.config.batch_size, -(-(len(tokens) - 1) // block_size)),
             block_size=block_size,
+            first_characters=len(self.decode(tokens[:1])),
         )
 
     @overload

@@ -69,16 +69,7 @@ def replay(run_dir: Path, step: int, warn: Callable[[str], object]) -> ReplayedS
     """Run a step again; steps count from 1, as in metrics.jsonl. Writes nothing."""
     run = RunSpec.load(run_dir)
     config = run.config
-    if config.imported_from:
-        raise ValueError(
-            f"run_dir={str(run_dir)!r} is not allowed: it is an imported model, which has no "
-            "training steps. Name a run of minigpt train or minigpt finetune."
-        )
-    if not 1 <= step <= config.steps:
-        raise ValueError(
-            f"step={step} is not allowed: the run in {str(run_dir)!r} has the steps 1 to "
-            f"{config.steps}."
-        )
+    _require_step(run_dir, config, step)
     dataset = load_run_dataset(config, run.inherited_tokenizer)
     run.require_same_text(dataset.sha256, dataset.tokenizer)
     try:
@@ -108,6 +99,19 @@ def replay(run_dir: Path, step: int, warn: Callable[[str], object]) -> ReplayedS
         recorded=recorded_losses.get(step),
         sites=sites,
     )
+
+
+def _require_step(run_dir: Path, config: Config, step: int) -> None:
+    if config.imported_from:
+        raise ValueError(
+            f"run_dir={str(run_dir)!r} is not allowed: it is an imported model, which has no "
+            "training steps. Name a run of minigpt train or minigpt finetune."
+        )
+    if not 1 <= step <= config.steps:
+        raise ValueError(
+            f"step={step} is not allowed: the run in {str(run_dir)!r} has the steps 1 to "
+            f"{config.steps}."
+        )
 
 
 def _state_before(

@@ -30,19 +30,20 @@ def evaluate_text(
     *,
     batch_size: int,
     block_size: int,
+    first_characters: int = 1,
 ) -> Evaluation:
     """Predict every token except the first exactly once.
 
-    `characters` is the number of characters that are predicted, for bits per character: see
-    `minigpt.data.predicted_characters`.
+    `characters` is the text's length, and `first_characters` that of its first token, which nothing
+    predicts: bits per character are over the others, so runs with other tokenizers compare.
     """
     require_length(tokens, block_size)
     total = 0.0
     for batch, is_new in _all_windows(tokens, batch_size, block_size):
         total += float(np.asarray(eval_step(params, batch), np.float64)[is_new].sum())
-    count = len(tokens) - 1
+    count, predicted = len(tokens) - 1, max(characters - first_characters, 1)
     loss = total / count
-    return Evaluation(loss, math.exp(loss), total / math.log(2) / characters, count)
+    return Evaluation(loss, math.exp(loss), total / math.log(2) / predicted, count)
 
 
 def estimate_loss(

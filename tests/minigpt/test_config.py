@@ -99,6 +99,9 @@ def test_the_final_learning_rate_follows_the_peak_unless_it_is_set():
         (lambda: Config(profile_steps=-1), "profile_steps=-1"),
         (lambda: Config(accumulate=5), "batch_size=12"),
         (lambda: Config(label_smoothing=1.0), "label_smoothing=1.0"),
+        (lambda: Config(vocab_size=300), "vocab_size=300"),
+        (lambda: Config(tokenizer="bpe", vocab_size=255), "vocab_size=255"),
+        (lambda: Config(tokenizer=""), "tokenizer=''"),
         (lambda: Config(keep_checkpoints=0), "keep_checkpoints=0"),
         (lambda: Config(sample_every=0), "sample_every=0"),
         (lambda: Config(dropout_schedule="cosine"), "dropout_schedule='cosine'"),  # pyright: ignore[reportArgumentType]
@@ -152,6 +155,7 @@ def test_every_field_is_tried():
     elsewhere = {"data", "run_dir", "patience", "model.remat", "tensorboard", "profile_steps"}
     elsewhere |= {"parent", "parent_checkpoint"}  # test_finetune.py
     elsewhere |= {"val_data", "text_field"}  # test_sources.py
+    elsewhere |= {"vocab_size", "imported_from"}  # test_subword_runs.py, test_huggingface_import.py
     elsewhere |= {"wandb", "extended_from"}  # test_wandb_log.py, test_extend.py
     assert set(OTHER_VALUES) | elsewhere == {name for name, _ in flatten_config(Config())}
 

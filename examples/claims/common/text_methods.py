@@ -10,6 +10,7 @@ from common import measures
 from common.texts import control_texts
 from dropout_jax import fold, mc_dropout
 from dropout_jax.calibration import fit_temperature
+from minigpt.data import tokenizer_content
 from minigpt.tasks.classification import LabelledSplit, PaddedRows, TextClassifier
 
 
@@ -24,7 +25,8 @@ def evaluate_classifiers(
     temperature = fit_temperature(
         first.logits(first.rows(data.validation.texts)), validation_labels
     )
-    sets = {"speeches": speeches} | control_texts(speeches[:rows], first.tokenizer.alphabet)
+    alphabet = tokenizer_content(first.tokenizer)["alphabet"]
+    sets = {"speeches": speeches} | control_texts(speeches[:rows], alphabet)
     stacks = {}
     for name, texts in sets.items():
         inputs, key = first.rows(texts), fold(jax.random.key(seed), name)

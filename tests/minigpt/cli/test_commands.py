@@ -33,10 +33,8 @@ TINY = [
     *("--eval-every", "2", "--eval-batches", "2", "--dropout", "0.1"),
     *("--model.n-layer", "1", "--model.n-embd", "8", "--model.block-size", "16"),
 ]
-UNSET = {
-    *("mesh", "parent", "patience", "sample_every", "dropout_schedule_steps", "val_data"),
-    *("imported_from", "vocab_size"),
-}
+UNSET = {"mesh", "parent", "patience", "sample_every", "dropout_schedule_steps", "val_data"}
+UNSET |= {"vocab_size", "imported_from"}
 SAME = ("--data", "text.txt", *TINY)
 
 

@@ -118,7 +118,7 @@ def test_the_plays_are_tokenized_in_memory():
     dataset, text = load_dataset(None, "char"), corpus.load_text()
     np.testing.assert_array_equal(dataset.train, dataset.tokenizer.encode(text.train))
     np.testing.assert_array_equal(dataset.validation, dataset.tokenizer.encode(text.validation))
-    assert dataset.tokenizer.alphabet == "".join(sorted(set(text.train + text.validation)))
+    assert dataset.tokenizer == Tokenizer("".join(sorted(set(text.train + text.validation))))
     assert dataset.validation_characters == len(text.validation)
     both = (text.train + text.validation).encode()
     assert dataset.sha256 == text.sha256 == hashlib.sha256(both).hexdigest()

@@ -243,7 +243,7 @@ def test_nanogpts_ids_need_a_named_tokenizer_and_its_pickle_is_never_opened():
     with pytest.raises(ValueError, match=r"--data ids/input.txt"):
         load_dataset("ids", "char")
     assert not Path("opened").exists()
-    assert load_dataset("ids/input.txt", "char").tokenizer.alphabet == "etx"
+    assert load_dataset("ids/input.txt", "char").tokenizer == Tokenizer("etx")
 
 
 def test_token_ids_are_mapped_and_checked():

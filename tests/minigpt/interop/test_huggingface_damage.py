@@ -193,13 +193,16 @@ def place(file):
 
 
 INDEX_DAMAGES = {
-    "path upward": (place("../../etc/passwd"), [INDEX, "'../../etc/passwd'"]),
-    "path upward with the right ending": (place("../secret.safetensors"), [INDEX, "../secret"]),
-    "absolute path": (place("/etc/passwd"), [INDEX, "'/etc/passwd'"]),
-    "Windows path": (place("..\\secret.safetensors"), [INDEX, "secret"]),
-    "folder": (place("a/b.safetensors"), [INDEX, "a/b.safetensors"]),
-    "pickle": (place("pytorch_model.bin"), [INDEX, "pytorch_model.bin"]),
-    "number": (place(3), [INDEX, "3"]),
+    "path upward": (place("../../etc/passwd"), [INDEX, "'../../etc/passwd'", "same folder"]),
+    "path upward with the right ending": (
+        place("../secret.safetensors"),
+        [INDEX, "../secret", "same folder"],
+    ),
+    "absolute path": (place("/etc/passwd"), [INDEX, "'/etc/passwd'", "same folder"]),
+    "Windows path": (place("..\\secret.safetensors"), [INDEX, "secret", "same folder"]),
+    "folder": (place("a/b.safetensors"), [INDEX, "a/b.safetensors", "same folder"]),
+    "pickle": (place("pytorch_model.bin"), [INDEX, "pytorch_model.bin", "same folder"]),
+    "number": (place(3), [INDEX, "3", "same folder"]),
     "missing file": (place("none.safetensors"), [INDEX, "none.safetensors", "missing"]),
     "wrong shard": (place("model-00001-of-00006.safetensors"), ["model-00001", "c_attn"]),
     "array that is in no shard": (

@@ -27,6 +27,10 @@ def test_perplexity_and_bits():
     assert result.loss == 1
     assert result.perplexity == pytest.approx(math.e)
     assert result.bits_per_character == pytest.approx(2 / math.log(2))  # two tokens a character
+    result = evaluate_text(
+        target_as_loss, None, tokens, 34, batch_size=3, block_size=8, first_characters=2
+    )
+    assert result.bits_per_character == pytest.approx(2 / math.log(2))
 
 
 def test_estimate_spreads_windows_over_the_whole_text():
