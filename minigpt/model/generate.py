@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
@@ -147,9 +148,19 @@ def _draw_chunks(
 
 
 def default_prompt(tokenizer: AnyTokenizer) -> str:
-    """A newline, or the first character of an alphabet without one."""
-    alphabet = (isinstance(tokenizer, Tokenizer) and tokenizer.alphabet) or "\n"
-    return "\n" if "\n" in alphabet else alphabet[0]
+    """A newline, or the first character of an alphabet, or the first token, if there is none."""
+    if isinstance(tokenizer, Tokenizer):
+        alphabet = tokenizer.alphabet or "\n"
+        return "\n" if "\n" in alphabet else alphabet[0]
+    tokens = (tokenizer.decode([i]) for i in range(tokenizer.vocab_size))
+    return next(filter(functools.partial(_is_known, tokenizer), itertools.chain("\n", tokens)))
+
+
+def _is_known(tokenizer: AnyTokenizer, text: str) -> bool:
+    try:
+        return len(tokenizer.encode(text)) > 0
+    except ValueError:
+        return False
 
 
 def _refill(

@@ -18,6 +18,7 @@ from minigpt.data.bpe import train_bpe
 from minigpt.data.dataset import load_dataset
 from minigpt.data.subword import SubwordTokenizer
 from minigpt.data.tokenizer import build_tokenizer, tokenizer_content, tokenizer_from_content
+from minigpt.model import default_prompt
 
 # As tiktoken publishes it, in tiktoken_ext/openai_public.py.
 GPT2_PATTERN = (
@@ -329,6 +330,13 @@ def test_other_kinds_of_tokenizers_give_texts_back():
     assert tokenizer.token_ends(text)[-1] == len(text)
     with pytest.raises(ValueError, match="text has 'z' at position 3"):
         tokenizer.encode("to z")
+    assert len(tokenizer.encode(default_prompt(tokenizer))) > 0
+
+
+def test_a_tokenizer_without_a_newline_has_a_default_prompt(gpt2):
+    library = tokenizers.Tokenizer(models.WordLevel({"?": 0, "be": 1}, unk_token="?"))
+    tokenizer = SubwordTokenizer.from_text(library.to_str())
+    assert (default_prompt(tokenizer), default_prompt(gpt2)) == ("?", "\n")
 
 
 # Large texts.

@@ -12,6 +12,7 @@ from minigpt import load
 from minigpt.cli.main import main
 from minigpt.data.subword import SubwordTokenizer
 from minigpt.run import RunSpec
+from minigpt.tasks.classification.data import count_cut, pad_texts
 from minigpt.tasks.uncertainty.estimate import Uncertainty, by_character
 
 TINY = (
@@ -49,6 +50,10 @@ def test_a_run_keeps_its_tokenizer(folder, capsys):
     train(capsys, "--tokenizer", "bpe", "--vocab-size", 270, "--steps", 1)
     spec = RunSpec.load("run")
     assert (spec.config.tokenizer, spec.config.vocab_size, spec.vocab_size) == ("bpe", 270, 270)
+    words = (*TINY, "--tokenizer", "bpe", "--vocab-size", 280, "--steps", 1)
+    code, _, err = run(capsys, "train", *words)
+    assert code == 2
+    assert "vocab_size=280 is not allowed: the run in 'run' was started with 270" in err
     (folder / "own").mkdir()
     shutil.move("run/tokenizer.json", "own/tokenizer.json")
     shutil.rmtree("run")
@@ -113,3 +118,13 @@ def test_an_unknown_tokenizer_is_a_line(folder, capsys, name):
     assert f"tokenizer='{name}' is not allowed" in err
     assert "gpt2, bpe" in err
     assert not (folder / "run").exists() or not any((folder / "run").iterdir())
+
+
+def test_texts_of_a_classifier_are_cut_after_their_tokens():
+    gpt2, text = SubwordTokenizer.from_file("gpt2"), "To be, or not to be, that is"
+    ids = gpt2.encode(text)
+    rows = pad_texts(gpt2, [text, "To"], len(ids) - 1)
+    assert rows.lengths.tolist() == [len(ids) - 1, 1]
+    np.testing.assert_array_equal(rows.tokens[0], ids[:-1])
+    assert count_cut(gpt2, [text], len(ids)) == 0
+    assert count_cut(gpt2, [text], len(ids) - 1) == 1

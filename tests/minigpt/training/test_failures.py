@@ -344,10 +344,13 @@ def test_a_changed_text(stopped, folder, capsys, whole, how):
 
 
 def test_what_may_change_and_what_may_not(stopped):
-    """Every field is one or the other; test_dropout_schedule.py has the schedule's steps."""
+    """Every field is one or the other.
+
+    test_dropout_schedule.py has the schedule's steps, and test_subword_runs.py vocab_size.
+    """
     spec, before = RunSpec.load(stopped), read_files(stopped)
     names, changes = (
-        {name for name, _ in flatten_config(Config())} - {"dropout_schedule_steps"},
+        {name for name, _ in flatten_config(Config())} - {"dropout_schedule_steps", "vocab_size"},
         OTHER_VALUES | {"model.remat": True, "extended_from": ((2, 2),)},
     )
     changes |= {"parent": stopped, "parent_checkpoint": "best", "imported_from": "gpt2"}
