@@ -1,5 +1,5 @@
 """`python -m minigpt`: the command line."""
 
-from minigpt.cli.main import main
+from minigpt.cli.main import run_as_process
 
-main()
+run_as_process()

@@ -257,7 +257,10 @@ def _checkpoint_dir(run_dir: Path, step: int | None) -> CheckpointDir:
     """The folder of a step, by default of the newest."""
     checkpoints = list_checkpoints(run_dir / DIR_NAME)
     if not checkpoints:
-        raise CheckpointError(f"{str(run_dir)!r} has no checkpoint. Is it a run directory?")
+        raise CheckpointError(
+            f"{str(run_dir)!r} has no checkpoint: no step was saved there, or it is no run. Train "
+            f"it: minigpt train --run-dir {run_dir}."
+        )
     folders = {folder.step: folder for folder in checkpoints}
     step = checkpoints[-1].step if step is None else step
     if step not in folders:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
+import math
 import pathlib
 import types
 import typing
@@ -15,6 +16,14 @@ import tyro
 
 _POSITIONAL = typing.get_args(tyro.conf.Positional[int])[1]
 REGISTRY = tyro.constructors.ConstructorRegistry()
+# Names of other trainers.
+SYNONYMS = {
+    **{"lr": "learning-rate", "min-lr": "min-learning-rate", "wd": "weight-decay"},
+    **{"max-iters": "steps", "max-steps": "steps", "epochs": "steps", "num-train-epochs": "steps"},
+    **{"context-length": "block-size", "max-seq-length": "block-size", "n-ctx": "block-size"},
+    **{"gradient-accumulation-steps": "accumulate", "max-new-tokens": "tokens"},
+    **{"out-dir": "run-dir", "output-dir": "run-dir", "pdrop": "dropout"},
+}
 WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -64,7 +73,11 @@ def _parse_integer(word: str) -> int:
     try:
         return int(word)
     except ValueError:
+        pass
+    try:
         number = float(word)
+    except ValueError:
+        number = math.nan
     if not number.is_integer():
         raise ValueError(f"{word} is not an integer")
     return int(number)
@@ -95,10 +108,13 @@ def option_types(command: Any, prefix: str = "") -> dict[str, Any]:
 def complete_booleans(command: Any, words: Sequence[str]) -> list[str]:
     """Spell out `--json` as `--json true`, and `--no-json` as `--json false`."""
     booleans = {f"--{name}" for name, kind in option_types(command).items() if kind is bool}
+    hints = typing.get_type_hints(command, include_extras=True).values()
+    takes_words = any(_POSITIONAL in typing.get_args(hint) for hint in hints)
     complete = []
     for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
         positive = word.replace("--no-", "--", 1)
-        if word in booleans and following.lower() not in WORDS:
+        is_alone = following == "" or following.startswith("--") or takes_words
+        if word in booleans and is_alone and following.lower() not in WORDS:
             complete += [word, "true"]
         elif word not in booleans and positive in booleans:
             complete += [positive, "false"]
@@ -122,16 +138,34 @@ def unknown_option(commands: dict[str, Any], command: str, words: Sequence[str])
 
 def _hint(name: str, command: str, commands: dict[str, Any]) -> str:
     """Which option may be meant, or which command has it."""
-    options = list(option_types(commands[command]))
-    last = name.rsplit(".", 1)[-1]
-    same_end = [option for option in options if option.rsplit(".", 1)[-1] == last]
-    similar = difflib.get_close_matches(name, options, 1) or [
-        option
-        for option in options
-        if difflib.get_close_matches(last, [option.rsplit(".", 1)[-1]], 1, 0.75)
-    ]
-    elsewhere = [other for other, kind in commands.items() if name in option_types(kind)]
-    if meant := same_end or ([] if elsewhere else similar):
+    if meant := similar_names(name, list(option_types(commands[command])), 0.85):
         return f": did you mean {' or '.join(f'--{option}' for option in meant[:3])}?"
-    belongs = f": it belongs to minigpt {', '.join(elsewhere)}" if elsewhere else ""
-    return f"{belongs}. All its options: minigpt {command} --help-all."
+    if elsewhere := [other for other, kind in commands.items() if name in option_types(kind)]:
+        names = ", ".join(elsewhere)
+        return f": it belongs to minigpt {names}. All its options: minigpt {command} --help-all."
+    if meant := similar_names(name, list(option_types(commands[command])), 0.6):
+        return f": did you mean --{meant[0]}?"
+    return f". All its options: minigpt {command} --help-all."
+
+
+def similar_names(name: str, known: Sequence[str], cutoff: float) -> list[str]:
+    """The known dotted names that may be meant: with the same end, or a similar one."""
+    last = name.rsplit(".", 1)[-1]
+    last = SYNONYMS.get(last.replace("_", "-"), last)
+    ends = {other: other.rsplit(".", 1)[-1].replace("_", "-") for other in known}
+    if same := [other for other, end in ends.items() if end == last.replace("_", "-")]:
+        return same
+    if similar := difflib.get_close_matches(name, known, 1, cutoff):
+        return similar
+    best = difflib.get_close_matches(last.replace("_", "-"), list(ends.values()), 1, cutoff)
+    return [other for other, end in ends.items() if end in best]
+
+
+def unused_words(command: str, words: Sequence[str]) -> str:
+    """What is wrong with words that belong to no option."""
+    option = {"sample": "prompt", "uncertainty": "text", "import": "run-dir", "export": "out"}
+    hint = option.get(command, "data")
+    return (
+        f"{words[0]!r} belongs to no option of minigpt {command}. Put an option before it, such as "
+        f"--{hint} {words[0]}; all of them: minigpt {command} --help-all."
+    )

@@ -45,8 +45,8 @@ class Classify:
     with commas, tabs or semicolons, or JSON lines (.jsonl)"""
     predict: Path | None = None
     """label the texts of this file instead of training, with the classifier in RUN_DIR, or else the
-    newest of RUN_DIR/classify, classify-2, ...; each line is a text, or a row of a .csv or .jsonl
-    file with the column text; - reads lines from standard input"""
+    newest of RUN_DIR/classify, classify-2, ...; each line is a text, or a row of a .csv, .tsv or
+    .jsonl file with the column text; - reads lines from standard input"""
     passes: int = 0
     """with --predict: passes of Monte Carlo dropout, to add the mutual information; 0: none"""
     json: bool = False
@@ -54,7 +54,7 @@ class Classify:
     out: Path | None = None
     """directory for the classifier; None: the first unused of RUN_DIR/classify, classify-2, ..."""
     checkpoint: CheckpointName = "last"
-    """best: the checkpoint with the lowest validation loss"""
+    """last, best (the lowest validation loss) or a step"""
     settings: Annotated[ClassifyConfig, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=ClassifyConfig
     )
@@ -87,10 +87,6 @@ def _predict(command: Classify, file: Path) -> None:
         settings=dataclasses.replace(classifier.settings, unknown=command.settings.unknown)
     )
     texts = read_texts(file)
-    if not texts:
-        raise ValueError(
-            f"predict={str(file)!r} is not allowed: it has no text. Put a text on each line."
-        )
     say = functools.partial(print, file=sys.stderr)
     _print_cut("texts", classifier.count_cut(texts), len(texts), say)
     seed = command.settings.seed
@@ -114,7 +110,8 @@ def _classifier_dir(run_dir: Path) -> Path:
     folders = [path for path in run_dir.glob("classify*") if list_steps(path)]
     if not folders:
         raise ValueError(
-            f"{str(run_dir)!r} has no classifier yet. Train one: minigpt classify {run_dir}."
+            f"{str(run_dir)!r} has no classifier yet. Train one on texts with labels: minigpt "
+            f"classify {run_dir} --data FILE."
         )
     return max(folders, key=lambda path: int(path.name.partition("-")[2] or 1))
 

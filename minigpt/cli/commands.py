@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.metadata
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import tyro
 
-from minigpt.cli.arguments import REGISTRY, complete_booleans, unknown_option
+from minigpt.cli.arguments import REGISTRY, complete_booleans, unknown_option, unused_words
 from minigpt.cli.classify import Classify, run_classify
 from minigpt.cli.evaluate import Eval, run_eval
 from minigpt.cli.export import Export, run_export
@@ -17,7 +19,7 @@ from minigpt.cli.import_run import Import, run_import
 from minigpt.cli.plan import Plan, run_plan
 from minigpt.cli.replay import Replay, run_replay
 from minigpt.cli.sample import Sample, run_sample
-from minigpt.cli.short_help import shorten
+from minigpt.cli.short_help import shorten, with_joined_help
 from minigpt.cli.train import Train, run_train
 from minigpt.cli.uncertainty import Uncertainty, run_uncertainty
 
@@ -48,22 +50,48 @@ def parse(args: Sequence[str]) -> Any:
     if name == "--version":
         print(f"minigpt {importlib.metadata.version('dropout-jax')}")
         raise SystemExit(0)
+    if name in ("", "-h", "--help", "--help-all", "help"):
+        _print_commands()
+        raise SystemExit(0 if name else 2)
     if name not in COMMANDS:
-        return _parse_words(tuple(COMMANDS.values()), args)
-    command = COMMANDS[name]
+        raise ValueError(_unknown_command(name, words))
+    command, prog = COMMANDS[name], f"minigpt {name}"
     if {"-h", "--help"} & set(words):
-        return _parse_words((shorten(command),), ["--help"], prog=f"minigpt {name}")
+        return _parse_words(shorten(command), ["--help"], prog)
     if "--help-all" in words:
-        return _parse_words((command,), ["--help"], prog=f"minigpt {name}")
+        return _parse_words(with_joined_help(command), ["--help"], prog)
     if message := unknown_option(COMMANDS, name, words):
         raise ValueError(message)
-    words = complete_booleans(command, words)
-    return _parse_words((command,), words, prog=f"minigpt {name}")
+    parsed, unused = _parse_words(command, complete_booleans(command, words), prog)
+    if unused:
+        raise ValueError(unused_words(name, unused))
+    return parsed
 
 
-def _parse_words(types: tuple[type, ...], words: Sequence[str], prog: str = "minigpt") -> Any:
-    union: Any = types[0]
-    for other in types[1:]:
-        union |= other
-    config = (tyro.conf.FlagConversionOff,)
-    return tyro.cli(union, args=words, prog=prog, config=config, registry=REGISTRY)
+def _parse_words(command: type, words: Sequence[str], prog: str) -> Any:
+    """The command, and the words that belong to none of its options."""
+    return tyro.cli(
+        command,
+        args=words,
+        prog=prog,
+        config=(tyro.conf.FlagConversionOff,),
+        registry=REGISTRY,
+        return_unknown_args=True,
+    )
+
+
+def _print_commands() -> None:
+    print("usage: minigpt COMMAND [OPTIONS]\n\nTrain a small GPT, and use it.\n")
+    for name, command in COMMANDS.items():
+        effect = (inspect.getdoc(command) or "").split("\n", 1)[0]
+        print(f"  {name:<12} {effect}")
+    print("\nOptions and an example of a command: minigpt COMMAND --help\nminigpt --version")
+
+
+def _unknown_command(name: str, words: Sequence[str]) -> str:
+    later = next((word for word in words if word in COMMANDS), None)
+    if name.startswith("-") and later:
+        return f"{name!r} comes before the command: minigpt {later} {name} ..."
+    similar = difflib.get_close_matches(name, COMMANDS, 1)
+    hint = f"did you mean {similar[0]}? " if similar else ""
+    return f"{name!r} is not a command: {hint}The commands are {', '.join(COMMANDS)}."

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from minigpt.run import RunSpec
     from minigpt.training import CompiledSteps
 
-CheckpointName = Literal["last", "best"]
+CheckpointName = Literal["last", "best"] | int
 
 
 def make_console(*, quiet: bool = False) -> Console:

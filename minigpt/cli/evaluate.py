@@ -38,7 +38,7 @@ class Eval:
     json: bool = False
     """print one JSON object"""
     checkpoint: CheckpointName = "last"
-    """best: the checkpoint with the lowest validation loss"""
+    """last, best (the lowest validation loss) or a step"""
 
 
 def run_eval(command: Eval) -> None:

@@ -32,18 +32,19 @@ class Export:
     """new file or folder to write; None: the name of RUN_DIR and .safetensors or -huggingface, in
     the current folder"""
     checkpoint: CheckpointName = "last"
-    """best: the checkpoint with the lowest validation loss"""
+    """last, best (the lowest validation loss) or a step"""
 
 
 def run_export(command: Export) -> None:
     """Write the file or the folder and print its name."""
-    from minigpt import checkpoint
     from minigpt.interop import export_huggingface, export_safetensors
+    from minigpt.run import RunSpec
+    from minigpt.tasks.inference import choose_step
 
     run_dir, is_folder = command.run_dir, command.format == "huggingface"
     ending = "-huggingface" if is_folder else ".safetensors"
     out = command.out or Path(f"{run_dir.resolve().name}{ending}")
-    step = checkpoint.best_step(run_dir) if command.checkpoint == "best" else None
+    step = choose_step(run_dir, RunSpec.load(run_dir).config, command.checkpoint)
     if is_folder:
         step, messages = export_huggingface(run_dir, out, step)
         print(*messages, sep="\n", end="\n" if messages else "")

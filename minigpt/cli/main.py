@@ -9,6 +9,30 @@ import io
 import os
 import signal
 import sys
+import threading
+
+INTERRUPTED = 130  # the exit code after Ctrl-C
+SECONDS_TO_END = 2.0
+
+
+def run_as_process() -> None:
+    """Run the command of sys.argv; Ctrl-C ends the process, whatever it compiles."""
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        main()
+    except SystemExit as ended:
+        if ended.code != INTERRUPTED:
+            raise
+        sys.stdout.flush()
+        os._exit(INTERRUPTED)  # XLA's threads may still compile, and crash in an orderly exit
+
+
+def _interrupt(*_: object) -> None:
+    """Raise KeyboardInterrupt; should a callback swallow it, the process ends all the same."""
+    timer = threading.Timer(SECONDS_TO_END, os._exit, (INTERRUPTED,))
+    timer.daemon = True
+    timer.start()
+    raise KeyboardInterrupt
 
 
 def main(args: list[str] | None = None) -> None:
@@ -27,7 +51,7 @@ def main(args: list[str] | None = None) -> None:
         _exit(2)
     except KeyboardInterrupt:
         print("minigpt: interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
 
 
 def _import_commands():

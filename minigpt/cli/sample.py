@@ -58,7 +58,7 @@ class Sample:
     older half whenever the block is full, which is many times faster"""
     seed: int = 0
     """the same seed gives the same text"""
-    checkpoint: CheckpointName | int | None = None
+    checkpoint: CheckpointName | None = None
     """last, best (lowest validation loss) or a step; None: best if the run overfitted, else last"""
 
 

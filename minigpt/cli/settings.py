@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
-import difflib
 import inspect
 import io
 import itertools
@@ -21,7 +20,7 @@ from typing import Annotated, Any, TypedDict
 
 import tyro
 
-from minigpt.cli.arguments import REGISTRY
+from minigpt.cli.arguments import REGISTRY, similar_names
 from minigpt.config import Config, DropoutConfig
 from minigpt.data import read_text
 
@@ -131,10 +130,8 @@ def _suggest(name: str, known: list[str]) -> str:
     """What may be meant by the name of an unknown setting."""
     if name in ("dropout", "preset", "resume"):
         return f" Set --{name} on the command line."
-    last = name.rsplit(".", 1)[-1]
-    similar = [other for other in known if other.rsplit(".", 1)[-1] == last]
-    if similar := similar or difflib.get_close_matches(name, known, 2):
-        return f" Did you mean {' or '.join(map(repr, similar))}?"
+    if meant := similar_names(name, known, 0.6):
+        return f" Did you mean {' or '.join(map(repr, meant))}?"
     return " The settings are the options of minigpt train --help-all from --data on."
 
 

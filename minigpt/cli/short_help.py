@@ -27,22 +27,31 @@ FIRST = {
 
 def shorten(command: type) -> type:
     """The command with the options of FIRST only, to show its help; others come back whole."""
-    names = FIRST.get(command.__name__)
-    if names is None:
-        return command
+    return _for_help(command, FIRST.get(command.__name__))
+
+
+def with_joined_help(command: type) -> type:
+    """The command with all its options, to show its help: each text is one paragraph."""
+    return _for_help(command, None)
+
+
+def _for_help(command: type, names: tuple[str, ...] | None) -> type:
     hints, docs = typing.get_type_hints(command, include_extras=True), field_docs(command)
     fields: list[Any] = []
     for field in dataclasses.fields(command):
         default = dataclasses.field(default=field.default, default_factory=field.default_factory)  # type: ignore[call-overload]
+        hint = hints[field.name]
         if field.name == "options":
-            fields.append((field.name, _only(hints[field.name], names), default))
-        elif field.name in names:
-            hint = Annotated[hints[field.name], tyro.conf.arg(help=docs.get(field.name))]
+            fields.append((field.name, _only(hint, names) if names else hint, default))
+        elif field.name == "settings":
             fields.append((field.name, hint, default))
-    short = dataclasses.make_dataclass(command.__name__, fields, frozen=True)
-    every = f"Every option: minigpt {command.__name__.lower()} --help-all"
-    short.__doc__ = f"{inspect.getdoc(command)}\n\n{every}"
-    return short
+        elif not names or field.name in names:
+            hint = Annotated[hint, tyro.conf.arg(help=docs.get(field.name))]
+            fields.append((field.name, hint, default))
+    shown = dataclasses.make_dataclass(command.__name__, fields, frozen=True)
+    every = f"\n\nEvery option: minigpt {command.__name__.lower()} --help-all" if names else ""
+    shown.__doc__ = f"{inspect.getdoc(command)}{every}"
+    return shown
 
 
 def _only(options: Any, names: tuple[str, ...], prefix: str = "") -> Any:

@@ -43,7 +43,7 @@ class Uncertainty:
     seed: int = 0
     """the same seed gives the same numbers"""
     checkpoint: CheckpointName = "last"
-    """best: the checkpoint with the lowest validation loss"""
+    """last, best (the lowest validation loss) or a step"""
 
 
 def run_uncertainty(command: Uncertainty) -> None:

@@ -20,6 +20,7 @@ from minigpt.data.shakespeare import is_play, read_play
 # Between two documents: the files of a text, and the records of a file. Every tokenizer has it.
 DOCUMENT_SEPARATOR = "\n\n"
 TABLES = (".parquet", ".arrow")
+PLAIN_TABLES = (".json", ".csv", ".tsv")
 GZIP_RATIO = 4  # a text is about this many times as large as its .gz file; for progress bars
 # A folder with one of these files is the directory of a run, which is no text to train on.
 RUN_FILES = frozenset({".lock", "tokenizer.json"})
@@ -83,6 +84,12 @@ def _open_file(path: Path, text_field: str) -> Source:
         return Source(path, lambda: _join(read_column(path, text_field)), size, True)
     if path.name.endswith((".jsonl", ".jsonl.gz")):
         return Source(path, lambda: _join(_read_json_lines(path, text_field)), size, True)
+    if path.suffix in PLAIN_TABLES:
+        print(
+            f"minigpt: {str(path)!r} is read as plain text, with its punctuation; for the texts of "
+            "records alone, save them as JSON lines (.jsonl)",
+            file=sys.stderr,
+        )
     return Source(path, lambda: _read_file(path), size)
 
 

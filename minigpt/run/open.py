@@ -130,7 +130,7 @@ def create_or_resume(
         raise ValueError(
             f"{name}={value!r} is not allowed: the run in {str(run_dir)!r} was started with "
             f"{saved_value!r} and resumes only with this value. {extension or 'Choose'} another "
-            f"--run-dir, or use the settings of the run: --config {run_dir / CONFIG}."
+            f"--run-dir, or keep it and use the settings of the run: --config {run_dir / CONFIG}."
         )
     saved._replace(config=spec.config).require_same_text(spec.data_sha256, spec.tokenizer)
     spec._replace(config=save_streams(spec.config, run_dir)).save_config(run_dir)

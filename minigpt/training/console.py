@@ -91,10 +91,11 @@ def print_sample(context: TrainContext, params: Any) -> None:
         seeds=[config.seed],
     ):
         add(chunk[0].tolist())
-    console.rule("sample")
+    line = "─" if console.encoding.startswith("utf") else "-"
+    console.rule("sample", characters=line)
     # As a segment, the text is neither wrapped nor are its tabs expanded.
     console.print(Segments([Segment(tokenizer.decode(ids) + "\n")]), crop=False)
-    console.rule()
+    console.rule(characters=line)
 
 
 def print_early_stop(context: TrainContext, records: list[dict[str, Any]]) -> None:

@@ -41,7 +41,14 @@ def read_texts(data: Path) -> list[str]:
     """The texts of a .csv, .tsv or .jsonl file, of the column text; of others, - too, each line."""
     if data.suffix in (".csv", ".tsv", ".jsonl"):
         return [row.cells["text"] for row in read_rows(data, ["text"])]
-    return [line for line in read_text(data, "predict").split("\n") if line.strip()]
+    lines = read_text(data, "predict").removesuffix("\n").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            raise ValueError(
+                f"predict={str(data)!r}, line {number}: it is empty, and each line must be a text. "
+                "Remove it."
+            )
+    return lines
 
 
 def _parse_json_lines(

@@ -362,6 +362,13 @@ def test_the_examples_of_the_help_parse():
         ("train --learning-rate 3", "did you mean --optim.learning-rate?"),
         ("train --top-k 3", "belongs to minigpt sample"),
         ("sample out --batch-size 3", "belongs to minigpt train"),
+        ("train --step 20", "did you mean --steps?"),
+        ("train --lr 20", "did you mean --optim.learning-rate?"),
+        ("train --max_iters 20", "did you mean --steps?"),
+        ("train foo.txt", "--data foo.txt"),
+        ("uncertainty out hello", "--text hello"),
+        ("trian --steps 3", "did you mean train?"),
+        ("--data foo train", "minigpt train --data ..."),
         ("train --zzz", "All its options: minigpt train --help-all"),
     ],
 )
@@ -417,6 +424,16 @@ def test_a_bad_settings_file_is_one_line(content, message, tmp_path):
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(("words", "code"), [([], 2), (["help"], 0), (["--help"], 0)])
+def test_help_alone_lists_the_commands(words, code, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == code
+    printed = capsys.readouterr().out
+    for name in COMMANDS:
+        assert re.search(rf"(?m)^  {name} +\S+ \S+", printed)
+
+
 def test_the_version(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--version"])
@@ -426,15 +443,40 @@ def test_the_version(capsys):
 
 INTERRUPTED = """
 import os, signal, sys
-from minigpt.cli.main import main
+from minigpt.cli.main import run_as_process
 
 def interrupt(event, args):
-    if event == "import" and args[0] == sys.argv[1]:
+    if event == "import" and args[0] == module:
         os.kill(os.getpid(), signal.SIGINT)
 
 sys.addaudithook(interrupt)
-main(["train", "--data", "no"])
+module, sys.argv[1:] = sys.argv[1], ["train", "--data", "no"]
+run_as_process()
 """
+
+
+SWALLOWED = """
+import sys, weakref
+from minigpt.cli import main as command
+
+class Anything: pass
+
+def sample(args):
+    thing = Anything()
+    reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
+    del thing  # Python ignores what a callback raises
+    time.sleep(60)
+
+import signal, time, types
+command._import_commands = lambda: types.SimpleNamespace(run=sample)
+command.run_as_process()
+"""
+
+
+def test_an_interrupt_that_a_callback_swallows_still_ends_the_process():
+    command = [sys.executable, "-c", SWALLOWED]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    assert result.returncode == 130
 
 
 @pytest.mark.parametrize("module", ["tyro", "minigpt.config", "jax", "flax"])

@@ -291,7 +291,7 @@ def replace_stdin(file):
 def _labels_new_texts(run, folder, classifier, capsys):
     """By the newest classifier of the run; as many lines as texts, from a file or stdin."""
     texts = ["not that is", "be or be or be or be or be or be or be or be", "nnn"]
-    (folder / "new.txt").write_text("\n\n".join(texts))
+    (folder / "new.txt").write_text("\n".join(texts) + "\n")
     command = ["classify", str(run), "--predict"]
     main([*command, str(folder / "new.txt")])
     out, error = capsys.readouterr()

@@ -135,11 +135,14 @@ def test_bad_json_lines_are_an_error_that_says_where(content, message, tmp_path)
 
 
 def test_texts_to_label_are_lines_or_a_column(tmp_path):
-    (tmp_path / "x.txt").write_text("one, two\n\nthree\n")
+    (tmp_path / "x.txt").write_text("one, two\nthree\n")
     (tmp_path / "x.csv").write_text('n,text\n1,"one, two"\n2,three\n')
     (tmp_path / "x.jsonl").write_text('{"text": "one, two"}\n{"text": "three"}\n')
     for name in ("x.txt", "x.csv", "x.jsonl"):
         assert read_texts(tmp_path / name) == ["one, two", "three"]
+    (tmp_path / "x.txt").write_text("one\n\nthree\n")
+    with pytest.raises(ValueError, match="line 2: it is empty"):
+        read_texts(tmp_path / "x.txt")
 
 
 def test_texts_that_are_cut_are_counted():
