@@ -35,7 +35,7 @@ class WrongBlock(torch_port.Block):
 
     def forward(self, x):
         x = x + self.attn_out(self.attend(self.attn_norm(x)))
-        hidden = torch.nn.functional.gelu(self.wide(self.mlp_norm(x)), approximate="tanh")
+        hidden = torch.nn.functional.gelu(self.wide(self.mlp_norm(x)))
         return self.mlp_out(x + self.narrow(self.mlp_hidden(hidden)))  # the wrong line
 
 

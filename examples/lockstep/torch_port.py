@@ -31,7 +31,7 @@ class Block(nn.Module):
 
     def forward(self, x):
         x = x + self.path("attn", self.attn_out(self.attend(self.attn_norm(x))))
-        hidden = self.mlp_hidden(F.gelu(self.wide(self.mlp_norm(x)), approximate="tanh"))
+        hidden = self.mlp_hidden(F.gelu(self.wide(self.mlp_norm(x))))
         return x + self.path("mlp", self.mlp_out(self.narrow(hidden)))
 
     def attend(self, x):
