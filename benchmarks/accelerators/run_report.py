@@ -65,7 +65,7 @@ def _device_section(path: Path) -> Iterator[str]:
         f"[{path.name}](../benchmarks/results/{path.name}).\n"
     )
     if note := content.get("note"):
-        yield textwrap.fill(f"Note: {note}.", 100) + "\n"
+        yield textwrap.fill(f"Note: {note.removesuffix('.')}.", 100) + "\n"
     for title, check, explanation, header, cells in _tables(rows):
         if cells:
             command = f"python examples/check_gpu.py --only {check}"
