@@ -18,6 +18,7 @@ def test_importing_it_imports_no_jax():
     assert done.stdout == "False False\n"
 
 
+@pytest.mark.slow
 def test_a_stopped_call_is_resumed_by_the_same_call(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text(TEXT)

@@ -479,6 +479,7 @@ def test_an_interrupt_that_a_callback_swallows_still_ends_the_process():
     assert result.returncode == 130
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["tyro", "minigpt.config", "jax", "flax"])
 def test_ctrl_c_during_an_import_is_quiet(module, tmp_path):
     command = [sys.executable, "-c", INTERRUPTED, module]
@@ -487,6 +488,7 @@ def test_ctrl_c_during_an_import_is_quiet(module, tmp_path):
     assert result.returncode in (-signal.SIGINT, 130)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_a_terminal_without_unicode_shows_what_it_can(trained, encoding, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", encoding)

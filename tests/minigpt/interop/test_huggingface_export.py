@@ -176,6 +176,7 @@ def test_subwords(files, subwords, tmp_path):
     assert minigpt.load(tmp_path / "two").tokenizer == one.tokenizer
 
 
+@pytest.mark.slow
 def test_the_tokenizer_of_gpt2(tmp_path):
     """Its token <|endoftext|> is named in the export, so that generation stops there."""
     folder = save_model(tmp_path / "theirs", make_model(vocab_size=50257, n_embd=2, n_layer=1))

@@ -174,6 +174,7 @@ def test_shards_halves_and_names_without_prefix(model, folder, tmp_path):
         np.testing.assert_array_equal(params["tokens.embedding"], table)
 
 
+@pytest.mark.slow
 def test_commands_on_an_imported_run(imported, tmp_path, capsys):
     before = read_files(imported)
     text = tmp_path / "text.txt"

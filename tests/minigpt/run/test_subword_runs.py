@@ -45,6 +45,7 @@ def train(capsys, *words):
     return out
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_tokenizer(folder, capsys):
     """It resumes and is used when the file that the tokenizer came from is gone."""
     train(capsys, "--tokenizer", "bpe", "--vocab-size", 270, "--steps", 1)
@@ -78,6 +79,7 @@ def test_a_run_keeps_its_tokenizer(folder, capsys):
     assert "steps=9 is not allowed" in err
 
 
+@pytest.mark.slow
 def test_every_command_takes_subwords(folder, capsys):
     train(capsys, "--tokenizer", "gpt2", "--steps", 1, "--dropout", 0.1)
     model, gpt2 = load("run"), SubwordTokenizer.from_file("gpt2")

@@ -145,6 +145,7 @@ TRAIN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", [False, slow(True)])
 def test_a_replayed_step_has_the_rates_and_the_masks_of_the_run(scan, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -170,6 +171,7 @@ def test_a_replayed_step_has_the_rates_and_the_masks_of_the_run(scan, tmp_path, 
     assert main(["replay", "out", "--step", "5", "--json"]) is None
 
 
+@pytest.mark.slow
 def test_the_summary_says_the_schedule(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text(TEXT)

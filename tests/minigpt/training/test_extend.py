@@ -87,6 +87,7 @@ def test_the_same_command_again_goes_on_and_does_not_extend_again(extended, fold
     assert outcome(folder) == outcome(extended)
 
 
+@pytest.mark.slow
 def test_a_stop_while_extending_changes_nothing(extended, folder, capsys, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(metrics.MetricsLog, "add", stop_after_step(14, metrics.MetricsLog.add))

@@ -67,6 +67,7 @@ def test_without_the_package_it_is_refused_before_anything_is_done(config, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_it_changes_no_bit(config, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", FakeWandb())
     train(config, tmp_path)
