@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from minigpt.config import Config
-    from minigpt.tasks.inference import Checkpoint, LoadedModel
+    from minigpt.config import Checkpoint, Config
+    from minigpt.tasks.inference import LoadedModel
     from minigpt.training import TrainedRun
 
 

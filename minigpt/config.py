@@ -61,6 +61,10 @@ def _require_rate(name: str, rate: Any) -> None:
         _require(0 <= rate < 1, name, rate, "a probability of dropping in [0, 1)")
 
 
+Checkpoint = Literal["last", "best"] | int
+"""a checkpoint of a run: the newest, the one with the lowest validation loss, or that of a step"""
+
+
 @dataclass(frozen=True)
 class DropoutConfig:
     """The rate of each dropout site: the probability of dropping, in [0, 1)."""

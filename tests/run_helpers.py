@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 
+from minigpt.cli.main import main
+
 TESTS = pathlib.Path(__file__).parent
 KILL_AND_RESTART = TESTS / "kill_and_restart.py"
 ONE_OF_MANY_PROCESSES = TESTS / "one_of_many_processes.py"
@@ -49,6 +51,17 @@ def locked_by_another_process(*run_dirs):
         process.stdout.readline()
         yield
         process.communicate()
+
+
+def run_command(capsys, *words):
+    """A command in this process: its exit code, standard output and standard error."""
+    code = 0
+    try:
+        main([str(word) for word in words])
+    except SystemExit as ended:
+        code = ended.code
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
 
 
 def read_files(folder):

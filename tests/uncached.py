@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from dropout_jax import fold
 
@@ -21,14 +20,16 @@ def generate(logits, params, prompt, *, tokens, block_size, vocab_size, seed, **
 
 
 def draw(scores, key, *, temperature=1.0, top_k=None, top_p=None):
+    """The Gumbel maximum over what is left, chosen by rank in float64."""
+    scores = np.asarray(scores, np.float64)
     if temperature == 0:
-        return jnp.argmax(scores)
+        return scores.argmax()
     scores = (scores - scores.max()) / temperature
-    if top_k is not None and top_k < scores.shape[0]:
-        scores = jnp.where(scores < lax.top_k(scores, top_k)[0][-1], -jnp.inf, scores)
+    ranking = np.sort(scores)[::-1]
+    if top_k is not None:
+        scores[scores < ranking[min(top_k, len(ranking)) - 1]] = -np.inf
     if top_p is not None:
-        ranked = jnp.sort(scores, descending=True)
-        probability_of_likelier = jnp.cumsum(jax.nn.softmax(ranked)) - jax.nn.softmax(ranked)
-        lowest = jnp.min(jnp.where(probability_of_likelier < top_p, ranked, jnp.inf))
-        scores = jnp.where(scores < lowest, -jnp.inf, scores)
-    return jax.random.categorical(key, scores)
+        shares = np.exp(np.sort(scores)[::-1])
+        count = np.searchsorted(np.cumsum(shares) / shares.sum(), top_p) + 1
+        scores[scores < ranking[min(count, len(ranking)) - 1]] = -np.inf
+    return (scores + np.asarray(jax.random.gumbel(key, scores.shape, jnp.float32))).argmax()

@@ -24,7 +24,7 @@ SYNONYMS = {
     **{"gradient-accumulation-steps": "accumulate", "max-new-tokens": "tokens"},
     **{"out-dir": "run-dir", "output-dir": "run-dir", "pdrop": "dropout"},
 }
-WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 @REGISTRY.primitive_rule
@@ -84,9 +84,9 @@ def _parse_integer(word: str) -> int:
 
 
 def _parse_boolean(word: str) -> bool:
-    if word.lower() not in WORDS:
+    if word.lower() not in BOOLEANS:
         raise ValueError(f"{word} is neither true nor false")
-    return WORDS[word.lower()]
+    return BOOLEANS[word.lower()]
 
 
 def option_types(command: Any, prefix: str = "") -> dict[str, Any]:
@@ -114,7 +114,7 @@ def complete_booleans(command: Any, words: Sequence[str]) -> list[str]:
     for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
         positive = word.replace("--no-", "--", 1)
         is_alone = following == "" or following.startswith("--") or takes_words
-        if word in booleans and is_alone and following.lower() not in WORDS:
+        if word in booleans and is_alone and following.lower() not in BOOLEANS:
             complete += [word, "true"]
         elif word not in booleans and positive in booleans:
             complete += [positive, "false"]

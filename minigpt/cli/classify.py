@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from minigpt.cli.common import CheckpointName, load_model, make_console
-from minigpt.config import ClassifyConfig
+from minigpt.cli.common import load_model, make_console
+from minigpt.config import Checkpoint, ClassifyConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,7 +53,7 @@ class Classify:
     """with --predict: print a JSON object for each text"""
     out: Path | None = None
     """directory for the classifier; None: the first unused of RUN_DIR/classify, classify-2, ..."""
-    checkpoint: CheckpointName = "last"
+    checkpoint: Checkpoint = "last"
     """last, best (the lowest validation loss) or a step"""
     settings: Annotated[ClassifyConfig, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=ClassifyConfig

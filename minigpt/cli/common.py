@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+
+from minigpt.config import Checkpoint
 
 if TYPE_CHECKING:
     from minigpt.run import RunSpec
     from minigpt.training import CompiledSteps
-
-CheckpointName = Literal["last", "best"] | int
 
 
 def make_console(*, quiet: bool = False) -> Console:
@@ -19,7 +19,7 @@ def make_console(*, quiet: bool = False) -> Console:
     return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=quiet)
 
 
-def load_model(run_dir: Path, name: CheckpointName) -> tuple[RunSpec, CompiledSteps]:
+def load_model(run_dir: Path, name: Checkpoint) -> tuple[RunSpec, CompiledSteps]:
     """Load a run and its trained model, for evaluation on one device."""
     from minigpt.tasks.inference import load
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from minigpt.cli.common import CheckpointName, load_model
+from minigpt.cli.common import load_model
+from minigpt.config import Checkpoint
 
 if TYPE_CHECKING:
     from minigpt.data import Dataset
@@ -37,7 +38,7 @@ class Eval:
     """field with the text in .jsonl, .parquet and .arrow files; None: that of the run"""
     json: bool = False
     """print one JSON object"""
-    checkpoint: CheckpointName = "last"
+    checkpoint: Checkpoint = "last"
     """last, best (the lowest validation loss) or a step"""
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import tyro
 
-from minigpt.cli.common import CheckpointName
+from minigpt.config import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Export:
     out: Path | None = None
     """new file or folder to write; None: the name of RUN_DIR and .safetensors or -huggingface, in
     the current folder"""
-    checkpoint: CheckpointName = "last"
+    checkpoint: Checkpoint = "last"
     """last, best (the lowest validation loss) or a step"""
 
 

@@ -62,9 +62,6 @@ def _import_commands():
     except ValueError:  # not in the main thread
         handler = None
     try:
-        import rich  # noqa: F401
-        import tyro  # noqa: F401
-
         from minigpt.cli import commands
     except ModuleNotFoundError as missing:
         sys.exit(f"minigpt needs {missing.name}: pip install 'dropout-jax[train]'")

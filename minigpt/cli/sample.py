@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from minigpt.cli.common import CheckpointName
-from minigpt.config import require_seed
+from minigpt.config import Checkpoint, require_seed
 from minigpt.data import normalize_text, read_text
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ class Sample:
     older half whenever the block is full, which is many times faster"""
     seed: int = 0
     """the same seed gives the same text"""
-    checkpoint: CheckpointName | None = None
+    checkpoint: Checkpoint | None = None
     """last, best (lowest validation loss) or a step; None: best if the run overfitted, else last"""
 
 

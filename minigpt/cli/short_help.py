@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import typing
@@ -39,19 +40,17 @@ def _for_help(command: type, names: tuple[str, ...] | None) -> type:
     hints, docs = typing.get_type_hints(command, include_extras=True), field_docs(command)
     fields: list[Any] = []
     for field in dataclasses.fields(command):
-        default = dataclasses.field(default=field.default, default_factory=field.default_factory)  # type: ignore[call-overload]
         hint = hints[field.name]
         if field.name == "options":
-            fields.append((field.name, _only(hint, names) if names else hint, default))
-        elif field.name == "settings":
-            fields.append((field.name, hint, default))
-        elif not names or field.name in names:
+            hint = _only(hint, names) if names else hint
+        elif field.name != "settings":
             hint = Annotated[hint, tyro.conf.arg(help=docs.get(field.name))]
-            fields.append((field.name, hint, default))
-    shown = dataclasses.make_dataclass(command.__name__, fields, frozen=True)
+        if not names or field.name in ("options", *names):
+            fields.append((field.name, hint, copy.copy(field)))  # a dataclass changes its fields
+    short = dataclasses.make_dataclass(command.__name__, fields, frozen=True)
     every = f"\n\nEvery option: minigpt {command.__name__.lower()} --help-all" if names else ""
-    shown.__doc__ = f"{inspect.getdoc(command)}{every}"
-    return shown
+    short.__doc__ = f"{inspect.getdoc(command)}{every}"
+    return short
 
 
 def _only(options: Any, names: tuple[str, ...], prefix: str = "") -> Any:

@@ -9,7 +9,8 @@ from typing import Literal
 
 import tyro
 
-from minigpt.cli.common import CheckpointName, load_model, make_console
+from minigpt.cli.common import load_model, make_console
+from minigpt.config import Checkpoint
 from minigpt.data import normalize_text, read_text
 
 
@@ -42,7 +43,7 @@ class Uncertainty:
     """print one JSON object instead of the text"""
     seed: int = 0
     """the same seed gives the same numbers"""
-    checkpoint: CheckpointName = "last"
+    checkpoint: Checkpoint = "last"
     """last, best (the lowest validation loss) or a step"""
 
 

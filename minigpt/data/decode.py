@@ -70,22 +70,22 @@ def decode_utf8(
     """
     blocks = iter(blocks)
     sample = _read_sample(blocks)
-    if recognize and (found := recognize_format(sample, path.suffix)):
-        raise ValueError(_refusal(path, argument, f"it is {found.name}", found.remedy))
+    if recognize and (other := recognize_format(sample, path.suffix)):
+        raise ValueError(_refusal(path, argument, f"it is {other.name}", other.remedy))
     utf8 = codecs.getincrementaldecoder("utf-8")()
     newlines = io.IncrementalNewlineDecoder(utf8, translate=True)
     bytes_read, is_start = 0, True
     for block in itertools.chain([sample], blocks, [b""]):
-        held = utf8.getstate()[0]  # the bytes of an incomplete character
+        incomplete = utf8.getstate()[0]  # the bytes of an incomplete character
         try:
             text = newlines.decode(block, final=not block)
         except UnicodeDecodeError as error:
-            position = bytes_read - len(held) + error.start
-            end = held if bytes_read > len(sample) else b""
+            position = bytes_read - len(incomplete) + error.start
+            end = incomplete if bytes_read > len(sample) else b""
             context = sample + (b"" if block is sample else block or end)
-            found = name_encoding(context, error.reason)
-            problem = f"byte {position} is not; {found.name}"
-            raise ValueError(_refusal(path, argument, problem, found.remedy)) from None
+            encoding = name_encoding(context, error.reason)
+            problem = f"byte {position} is not; {encoding.name}"
+            raise ValueError(_refusal(path, argument, problem, encoding.remedy)) from None
         bytes_read += len(block)
         if is_start and text:
             text, is_start = text.removeprefix(BYTE_ORDER_MARK), False

@@ -178,8 +178,7 @@ def name_encoding(sample: bytes, reason: str) -> Format:
     punctuation = sum(0x80 <= byte < 0xA0 for byte in sample)
     if high <= 0.3 * len(sample) and letters + punctuation >= high / 2:
         encoding = "cp1252" if punctuation else "latin1"
-        found = _encoding(encoding, encoding)
-        return found._replace(name=f"it looks like {encoding}")
+        return _encoding(encoding, encoding)._replace(name=f"it looks like {encoding}")
     return Format(
         "its encoding is unknown",
         "Find it with file -i {file}, then convert: iconv -f ENCODING -t utf-8 {file} > utf8.txt.",

@@ -224,8 +224,8 @@ def _is_other_format(path: Path) -> bool:
     if path.suffix in TABLES or path.suffix == ".gz":
         return False
     sample = next(read_blocks(path), b"")[:SAMPLE_BYTES]
-    found = recognize_format(sample, path.suffix)
-    return found is not None and not found.is_text
+    other_format = recognize_format(sample, path.suffix)
+    return other_format is not None and not other_format.is_text
 
 
 def _require_pyarrow(path: Path) -> None:

@@ -6,14 +6,14 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
+from typing import Any, NamedTuple, TypedDict, Unpack, overload
 
 import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
 from minigpt import checkpoint as checkpoints
-from minigpt.config import Config, require_seed
+from minigpt.config import Checkpoint, Config, require_seed
 from minigpt.data import AnyTokenizer
 from minigpt.distributed import shard_state
 from minigpt.model import Window, default_prompt, generate_ids
@@ -26,8 +26,6 @@ from minigpt.training import (
     evaluate_text,
     has_overfitted,
 )
-
-Checkpoint = Literal["best", "last"] | int
 
 ROWS = 16  # samples that are drawn at the same time
 

@@ -136,11 +136,11 @@ def read_labelled(data: Path, seed: int) -> LabelledSplit:
 def _validate_row(row: Row) -> None:
     for name in COLUMNS:
         if not row.cells[name].strip():
-            raise ValueError(f"{row.place}: {name} is empty. Fill it or remove the line.")
+            raise ValueError(f"{row.location}: {name} is empty. Fill it or remove the line.")
     split = row.cells.get("split", "train")
     if split not in LabelledSplit._fields:
         raise ValueError(
-            f"{row.place}: split={split!r} is not allowed: it must be one of "
+            f"{row.location}: split={split!r} is not allowed: it must be one of "
             f"{', '.join(LabelledSplit._fields)}."
         )
 

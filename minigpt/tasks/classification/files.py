@@ -17,7 +17,7 @@ DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons"}
 class Row(NamedTuple):
     """A row of a file."""
 
-    place: str
+    location: str
     """file and line, for messages"""
     cells: dict[str, str]
     """by column; all but the text without spaces around them"""
@@ -32,8 +32,8 @@ def read_rows(data: Path, columns: Sequence[str]) -> list[Row]:
     content = read_text(data, "data")
     parse = _parse_json_lines if data.suffix == ".jsonl" else _parse_csv
     return [
-        Row(place, {name: v if name == "text" else v.strip() for name, v in cells.items()})
-        for place, cells in parse(content, data, columns)
+        Row(location, {name: v if name == "text" else v.strip() for name, v in cells.items()})
+        for location, cells in parse(content, data, columns)
     ]
 
 
@@ -55,19 +55,19 @@ def _parse_json_lines(
     content: str, data: Path, columns: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, str]]]:
     for number, line in enumerate(content.split("\n"), 1):
-        place = f"data={str(data)!r}, line {number}"
+        location = f"data={str(data)!r}, line {number}"
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"{place}: this is not JSON ({error}).") from None
+            raise ValueError(f"{location}: this is not JSON ({error}).") from None
         if not isinstance(row, dict) or any(row.get(name) is None for name in columns):
             raise ValueError(
-                f"{place}: it must be an object with the fields {', '.join(columns)}, such as "
+                f"{location}: it must be an object with the fields {', '.join(columns)}, such as "
                 f"{json.dumps(dict.fromkeys(columns, '...'))}."
             )
-        yield place, {name: _to_text(row[name]) for name in (*columns, "split") if name in row}
+        yield location, {name: _to_text(row[name]) for name in (*columns, "split") if name in row}
 
 
 def _to_text(value: Any) -> str:
@@ -82,13 +82,13 @@ def _parse_csv(
     limit = csv.field_size_limit(len(content) + 1)  # a cell may be as long as the file
     try:
         for row in reader:
-            place = f"data={str(data)!r}, line {reader.line_num}"
+            location = f"data={str(data)!r}, line {reader.line_num}"
             if None in row or None in row.values():
                 raise ValueError(
-                    f"{place}: there must be one cell per column, separated by "
+                    f"{location}: there must be one cell per column, separated by "
                     f'{DELIMITERS[delimiter]}. Put texts in "quotation marks".'
                 )
-            yield place, row
+            yield location, row
     except csv.Error as error:
         location = f"data={str(data)!r}, after line {reader.line_num}"
         raise ValueError(f"{location}: this is not valid CSV ({error}).") from None

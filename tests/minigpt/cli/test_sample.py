@@ -1,5 +1,6 @@
 """minigpt sample: prompts, samples, stop texts, checkpoints and interruption."""
 
+import functools
 import io
 import json
 import os
@@ -9,12 +10,11 @@ import sys
 
 import pytest
 from rich.console import Console
-from run_helpers import replace_field
+from run_helpers import replace_field, run_command
 from tiny import CONFIG, TEXT
 
 from minigpt import checkpoint
 from minigpt.cli import sample
-from minigpt.cli.main import main
 from minigpt.training import train
 
 ONE_LINE = TEXT.replace("\n", "\t")
@@ -43,16 +43,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def run(capsys):
-    def run(*words):
-        code = 0
-        try:
-            main(["sample", *map(str, words)])
-        except SystemExit as ended:
-            code = ended.code
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
+    return functools.partial(run_command, capsys, "sample")
 
 
 def test_sample_i_is_the_only_one_of_its_seed(runs, run):

@@ -11,12 +11,11 @@ import pytest
 import torch
 import transformers
 from gpt2_folders import make_model, save_model
-from run_helpers import assert_one_line_error, read_files
+from run_helpers import assert_one_line_error, read_files, run_command
 from tiny import CONFIG, TEXT
 
 import minigpt
 from minigpt import checkpoint
-from minigpt.cli.main import main
 from minigpt.data import SubwordTokenizer, build_tokenizer
 from minigpt.interop import export_huggingface, import_huggingface, plain_parameters
 from minigpt.run import RunSpec
@@ -60,13 +59,7 @@ def runs(tmp_path_factory):
 
 
 def export(capsys, *words):
-    code = 0
-    try:
-        main(["export", *map(str, words), "--format", "huggingface"])
-    except SystemExit as ended:
-        code = ended.code
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
+    return run_command(capsys, "export", *words, "--format", "huggingface")
 
 
 @pytest.mark.parametrize(("kind", "text"), [("char", TEXT), ("byte", BYTES_TEXT)])

@@ -17,10 +17,9 @@ import torch
 import transformers
 from flax import nnx
 from gpt2_folders import ALPHABET, edit_config, make_model, save_model
-from run_helpers import assert_one_line_error, read_files
+from run_helpers import assert_one_line_error, read_files, run_command
 
 import minigpt
-from minigpt.cli.main import main
 from minigpt.interop import import_huggingface, read_huggingface
 from minigpt.interop.gpt2_config import (
     ALIASES,
@@ -35,16 +34,6 @@ from minigpt.interop.safetensors import plain_parameters
 from minigpt.model import GPT
 
 IDS = np.random.default_rng(0).integers(0, 50, (3, 16))
-
-
-def command(capsys, *words):
-    code = 0
-    try:
-        main(list(map(str, words)))
-    except SystemExit as ended:
-        code = ended.code
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +123,7 @@ def test_greedy_generation(folder, model):
 
 def test_import_tells_what_it_reads(folder, tmp_path, capsys):
     edited = edit_config(shutil.copytree(folder, tmp_path / "m"), attn_pdrop=0.0, embd_pdrop=0.25)
-    code, out, _ = command(capsys, "import", edited, "--run-dir", tmp_path / "out")
+    code, out, _ = run_command(capsys, "import", edited, "--run-dir", tmp_path / "out")
     assert code == 0
     assert out.splitlines() == [
         "GPT-2: 2 blocks, 2 heads, width 8, context 16, 50 rows in the token table, gelu_tanh",
@@ -179,13 +168,13 @@ def test_commands_on_an_imported_run(imported, tmp_path, capsys):
     before = read_files(imported)
     text = tmp_path / "text.txt"
     text.write_text("A BEE, A CALF, NO HOME? " * 30)
-    assert command(capsys, "sample", imported, "--tokens", 3)[0] == 0
-    assert command(capsys, "eval", imported, "--data", text)[0] == 0
-    assert command(capsys, "uncertainty", imported, "--text", "A BEE", "--passes", 2)[0] == 0
-    assert_one_line_error(command(capsys, "eval", imported), "imported model", "--data")
-    replayed = command(capsys, "replay", imported, "--step", 1)
+    assert run_command(capsys, "sample", imported, "--tokens", 3)[0] == 0
+    assert run_command(capsys, "eval", imported, "--data", text)[0] == 0
+    assert run_command(capsys, "uncertainty", imported, "--text", "A BEE", "--passes", 2)[0] == 0
+    assert_one_line_error(run_command(capsys, "eval", imported), "imported model", "--data")
+    replayed = run_command(capsys, "replay", imported, "--step", 1)
     assert_one_line_error(replayed, "imported model", "no training steps")
-    trained = command(capsys, "train", "--data", text, "--run-dir", imported)
+    trained = run_command(capsys, "train", "--data", text, "--run-dir", imported)
     assert_one_line_error(trained, "minigpt finetune", str(imported))
     assert read_files(imported) == before
 
@@ -202,22 +191,24 @@ def test_finetune(what, imported, folder, tmp_path, capsys, monkeypatch):
     (tmp_path / "text.txt").write_text("A BEE, A CALF, NO HOME? " * 30)
     parent = imported if what == "run" else folder
     words = "finetune", parent, "--data", "text.txt", *OPTIONS
-    code, out, err = command(capsys, *words, "--run-dir", "tuned", "--optim.learning-rate", 1e-9)
+    code, out, err = run_command(
+        capsys, *words, "--run-dir", "tuned", "--optim.learning-rate", 1e-9
+    )
     assert code == 0, err
     tuned = minigpt.load("tuned")
     assert (tuned.step, tuned.config.imported_from) == (2, None)
     assert tuned.config.model.dropout.attn_weights == 0.1
     np.testing.assert_allclose(tuned.logits(IDS), minigpt.load(folder).logits(IDS), atol=1e-5)
     if what == "run":
-        assert command(capsys, "replay", "tuned", "--step", 1)[0] == 0
+        assert run_command(capsys, "replay", "tuned", "--step", 1)[0] == 0
         return
     assert "imported" in out
     assert tuned.config.parent == tmp_path / "runs" / "gpt2-tiny-imported"
-    again = command(capsys, *words, "--run-dir", "tuned", "--optim.learning-rate", 1e-9)
+    again = run_command(capsys, *words, "--run-dir", "tuned", "--optim.learning-rate", 1e-9)
     assert (again[0], "is imported already" in again[1]) == (0, True), again
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["gpt2-tiny-imported"]
     edit_config(shutil.copytree(folder, tmp_path / "gpt2-tiny"), resid_pdrop=0.2)
-    code, out, err = command(capsys, "finetune", "gpt2-tiny", "--data", "text.txt", *OPTIONS)
+    code, out, err = run_command(capsys, "finetune", "gpt2-tiny", "--data", "text.txt", *OPTIONS)
     assert (code, "gpt2-tiny-imported-2" in out) == (0, True), err
     names = {"gpt2-tiny-imported", "gpt2-tiny-imported-2", "gpt2-tiny-finetuned"}
     assert {path.name for path in (tmp_path / "runs").iterdir()} == names
@@ -228,7 +219,7 @@ def test_classify(imported, tmp_path, capsys):
     rows = [f"{'AB'[i % 2] * 5},{'ab'[i % 2]}" for i in range(40)]
     (tmp_path / "data.csv").write_text("\n".join(["text,label", *rows]))
     words = "--data", tmp_path / "data.csv", "--out", tmp_path / "c", "--steps", 2
-    code, _, err = command(capsys, "classify", imported, *words)
+    code, _, err = run_command(capsys, "classify", imported, *words)
     assert code == 0, err
 
 
@@ -273,7 +264,7 @@ CHANGES = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_key_that_changes_the_result_is_refused_by_name(name, folder, tmp_path, capsys):
     edited = edit_config(shutil.copytree(folder, tmp_path / "m"), **{name: CHANGES[name]})
-    ended = command(capsys, "import", edited, "--run-dir", tmp_path / "out")
+    ended = run_command(capsys, "import", edited, "--run-dir", tmp_path / "out")
     is_multiple = name == "n_head"  # the width must be a multiple of it
     assert_one_line_error(ended, "config.json", f"{name}=", "must be" if not is_multiple else "")
     assert {path.name for path in tmp_path.iterdir()} == {"m"}
@@ -302,22 +293,24 @@ def test_a_model_of_the_hub(folder, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     monkeypatch.chdir(tmp_path)
-    assert command(capsys, "import", "some/gpt2", "--run-dir", "out")[0] == 0
+    assert run_command(capsys, "import", "some/gpt2", "--run-dir", "out")[0] == 0
     assert minigpt.load("out").config.imported_from == "some/gpt2"
     assert asked[0][0] == "some/gpt2"
     assert not any("bin" in pattern for pattern in asked[0][1])
     np.testing.assert_array_equal(
         minigpt.load("some/gpt2").logits(IDS), minigpt.load("out").logits(IDS)
     )
-    failed = command(capsys, "import", "other/gpt2", "--run-dir", "out2")
+    failed = run_command(capsys, "import", "other/gpt2", "--run-dir", "out2")
     assert_one_line_error(failed, "'other/gpt2'", "no network", "Name a folder")
     (tmp_path / "runs").mkdir()
     before = len(asked)
-    assert_one_line_error(command(capsys, "sample", "runs/typo"), "not a run directory")
-    assert_one_line_error(command(capsys, "import", "runs/typo", "--run-dir", "o"), "'runs/typo'")
+    assert_one_line_error(run_command(capsys, "sample", "runs/typo"), "not a run directory")
+    assert_one_line_error(
+        run_command(capsys, "import", "runs/typo", "--run-dir", "o"), "'runs/typo'"
+    )
     assert len(asked) == before  # `runs` is a folder here
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    missing = command(capsys, "import", "some/gpt2", "--run-dir", "out2")
+    missing = run_command(capsys, "import", "some/gpt2", "--run-dir", "out2")
     assert_one_line_error(missing, "pip install huggingface_hub")
 
 
@@ -325,7 +318,7 @@ def test_a_pickle_is_refused_with_the_line_that_converts_it(folder, model, tmp_p
     pickled = shutil.copytree(folder, tmp_path / "it's a folder")
     (pickled / "model.safetensors").unlink()
     torch.save(model.state_dict(), pickled / "pytorch_model.bin")
-    ended = command(capsys, "import", pickled, "--run-dir", tmp_path / "out")
+    ended = run_command(capsys, "import", pickled, "--run-dir", tmp_path / "out")
     assert_one_line_error(ended, "pytorch_model.bin", "pickle", conversion_command(pickled))
     program, flag, code, argument = shlex.split(conversion_command(pickled))
     assert (program, flag, argument) == ("python", "-c", str(pickled))

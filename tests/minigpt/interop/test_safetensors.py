@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import safetensors
 from rich.console import Console
-from run_helpers import assert_one_line_error, read_files
+from run_helpers import assert_one_line_error, read_files, run_command
 from safetensors.numpy import load_file
 from tiny import CONFIG, TEXT
 
 from minigpt.checkpoint import manager as checkpoint
-from minigpt.cli.main import main
 from minigpt.training import trainer
 
 
@@ -39,13 +38,7 @@ def trained(tmp_path_factory):
 
 
 def export(capsys, *words):
-    code = 0
-    try:
-        main(["export", *map(str, words)])
-    except SystemExit as ended:
-        code = ended.code
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
+    return run_command(capsys, "export", *words)
 
 
 BLOCK = {

@@ -16,6 +16,7 @@ from run_helpers import (
     child_environment,
     count_kills,
     read_files,
+    run_command,
     stop_after_step,
 )
 from tiny import TEXT, outcome
@@ -50,16 +51,6 @@ def writing(text, name="fifo"):
     assert not writer.is_alive()
 
 
-def run(capsys, *words):
-    code = 0
-    try:
-        main([str(word) for word in words])
-    except SystemExit as ended:
-        code = ended.code
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
-
-
 @pytest.fixture(scope="module")
 def from_file(tmp_path_factory):
     """What the same command leaves with the text in a file."""
@@ -82,22 +73,24 @@ def assert_same_run(folder, from_file):
 
 def test_a_stream_is_read_once_and_kept(folder, from_file, capsys):
     with writing(TEXT):
-        code, printed, _ = run(capsys, *RUN, "--run-dir", "out")
+        code, printed, _ = run_command(capsys, *RUN, "--run-dir", "out")
     assert code == 0
     assert "reading fifo to its end; the run directory keeps the text, stream-1.txt" in printed
     assert_same_run(folder, from_file)
     assert Path("out/stream-1.txt").read_text() == TEXT
     # Nobody writes to the FIFO any more.
     before = read_files(folder / "out")
-    code, printed, _ = run(capsys, *RUN, "--run-dir", "out")
+    code, printed, _ = run_command(capsys, *RUN, "--run-dir", "out")
     assert code == 0
     assert "fifo is not read: the run keeps its text, out/stream-1.txt" in printed
     assert read_files(folder / "out") == before
     shutil.move("out", "moved")
-    loss = json.loads(run(capsys, "eval", "moved", "--json")[1])
+    loss = json.loads(run_command(capsys, "eval", "moved", "--json")[1])
     assert loss["tokens"] == len(TEXT) - int(0.9 * len(TEXT)) - 1
-    assert run(capsys, "replay", "moved", "--step", "1")[0] == 0
-    code, _, error = run(capsys, "train", "--config", "moved/config.toml", "--run-dir", "moved")
+    assert run_command(capsys, "replay", "moved", "--step", "1")[0] == 0
+    code, _, error = run_command(
+        capsys, "train", "--config", "moved/config.toml", "--run-dir", "moved"
+    )
     assert (code, error) == (0, "")
     config = RunSpec.load("moved").config
     assert config.data == (folder / "moved" / "stream-1.txt",)
@@ -108,25 +101,25 @@ def test_a_stopped_run_resumes_only_with_the_same_text(folder, capsys, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(metrics.MetricsLog, "add", stop_after_step(2, metrics.MetricsLog.add))
         with writing(TEXT):
-            assert "stopped at step 2" in run(capsys, *RUN)[1]
+            assert "stopped at step 2" in run_command(capsys, *RUN)[1]
         with writing(TEXT.swapcase()):
-            assert "stopped at step 2" in run(capsys, *RUN)[1]
+            assert "stopped at step 2" in run_command(capsys, *RUN)[1]
     runs = folder / "runs" / "shakespeare-char-cpu"
     assert {path.name for path in runs.parent.iterdir()} == {runs.name, runs.name + "-2"}
     with writing(TEXT):
-        assert f"resuming from step 2 in runs/{runs.name}\n" in run(capsys, *RUN)[1]
+        assert f"resuming from step 2 in runs/{runs.name}\n" in run_command(capsys, *RUN)[1]
     assert Path(runs, "stream-1.txt").read_text() == TEXT
 
 
 def test_a_run_of_a_file_may_go_on_with_a_stream_of_the_same_text(folder, from_file, capsys):
     Path("text.txt").write_text(TEXT)
-    assert run(capsys, "train", "--data", "text.txt", "--run-dir", "out", *OPTIONS)[0] == 0
+    assert run_command(capsys, "train", "--data", "text.txt", "--run-dir", "out", *OPTIONS)[0] == 0
     with writing(TEXT[:-9]):
-        refused = run(capsys, *RUN, "--run-dir", "out")
+        refused = run_command(capsys, *RUN, "--run-dir", "out")
     assert_one_line_error(refused, "the text that the run was trained on")
     assert not Path("out/stream-1.txt").exists()
     with writing(TEXT):
-        assert run(capsys, *RUN, "--run-dir", "out")[0] == 0
+        assert run_command(capsys, *RUN, "--run-dir", "out")[0] == 0
     assert_same_run(folder, from_file)
 
 
@@ -140,7 +133,7 @@ def test_a_run_of_a_file_may_go_on_with_a_stream_of_the_same_text(folder, from_f
 )
 def test_a_stream_that_is_no_text_leaves_nothing(folder, capsys, text, part):
     with writing(text):
-        assert_one_line_error(run(capsys, *RUN, "--run-dir", "out"), part)
+        assert_one_line_error(run_command(capsys, *RUN, "--run-dir", "out"), part)
     assert {path.name for path in folder.iterdir()} == {"fifo"}
 
 
@@ -161,8 +154,8 @@ def test_several_streams_are_kept_under_names_of_their_own(folder, capsys):
     assert saved.data == (folder / "out" / "stream-1.txt", play)
     assert not one.exists()
     shutil.move("out", "moved")
-    found = streams.find_kept_streams(saved, Path("moved"))
-    assert found.val_data == (folder / "moved" / "stream-2.txt",)
+    config = streams.find_kept_streams(saved, Path("moved"))
+    assert config.val_data == (folder / "moved" / "stream-2.txt",)
 
 
 def test_a_run_that_cannot_be_created_leaves_no_copy(folder, monkeypatch, capsys):
@@ -171,7 +164,9 @@ def test_a_run_that_cannot_be_created_leaves_no_copy(folder, monkeypatch, capsys
 
     monkeypatch.setattr(RunSpec, "save_config", full)
     with writing(TEXT):
-        assert_one_line_error(run(capsys, *RUN, "--run-dir", "out"), "No space left on device")
+        assert_one_line_error(
+            run_command(capsys, *RUN, "--run-dir", "out"), "No space left on device"
+        )
     assert {path.name for path in folder.iterdir()} == {"fifo"}
 
 

@@ -6,10 +6,10 @@ import shutil
 
 import numpy as np
 import pytest
+from run_helpers import run_command
 from tiny import TEXT
 
 from minigpt import load
-from minigpt.cli.main import main
 from minigpt.data.subword import SubwordTokenizer
 from minigpt.run import RunSpec
 from minigpt.tasks.classification.data import count_cut, pad_texts
@@ -22,16 +22,6 @@ TINY = (
 )
 
 
-def run(capsys, *words):
-    code = 0
-    try:
-        main([str(word) for word in words])
-    except SystemExit as error:
-        code = error.code
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -40,7 +30,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def train(capsys, *words):
-    code, out, err = run(capsys, "train", *TINY, *words)
+    code, out, err = run_command(capsys, "train", *TINY, *words)
     assert code == 0, err
     return out
 
@@ -52,7 +42,7 @@ def test_a_run_keeps_its_tokenizer(folder, capsys):
     spec = RunSpec.load("run")
     assert (spec.config.tokenizer, spec.config.vocab_size, spec.vocab_size) == ("bpe", 270, 270)
     words = (*TINY, "--tokenizer", "bpe", "--vocab-size", 280, "--steps", 1)
-    code, _, err = run(capsys, "train", *words)
+    code, _, err = run_command(capsys, "train", *words)
     assert code == 2
     assert "vocab_size=280 is not allowed: the run in 'run' was started with 270" in err
     (folder / "own").mkdir()
@@ -63,7 +53,7 @@ def test_a_run_keeps_its_tokenizer(folder, capsys):
     assert RunSpec.load("run").tokenizer == spec.tokenizer
     shutil.rmtree("own")
     assert "step      2" in train(capsys, *options, "--steps", 2, "--extend")
-    code, out, err = run(capsys, "eval", "run", "--json")
+    code, out, err = run_command(capsys, "eval", "run", "--json")
     assert code == 0, err
     evaluation, validation = json.loads(out), TEXT[int(0.9 * len(TEXT)) :]
     ids = spec.tokenizer.encode(validation)
@@ -74,7 +64,9 @@ def test_a_run_keeps_its_tokenizer(folder, capsys):
         record = json.loads(line)
         bits = record["val_loss"] / math.log(2) * len(ids) / len(validation)
         assert record["val_bits_per_character"] == pytest.approx(bits)
-    code, out, err = run(capsys, "train", *TINY, "--tokenizer", "own/tokenizer.json", "--steps", 9)
+    code, out, err = run_command(
+        capsys, "train", *TINY, "--tokenizer", "own/tokenizer.json", "--steps", 9
+    )
     assert code == 2
     assert "steps=9 is not allowed" in err
 
@@ -96,7 +88,7 @@ def test_every_command_takes_subwords(folder, capsys):
         ("export", "run", "--out", "run.safetensors"),
         ("finetune", "run", "--data", "text.txt", "--run-dir", "tuned", "--steps", 1),
     ):
-        code, _, err = run(capsys, *words)
+        code, _, err = run_command(capsys, *words)
         assert code == 0, (words, err)
     assert RunSpec.load("tuned").tokenizer == gpt2
 
@@ -115,7 +107,7 @@ def test_numbers_of_tokens_are_shared_by_their_characters():
 
 @pytest.mark.parametrize("name", ["word", "text.txt", "missing/tokenizer.json"])
 def test_an_unknown_tokenizer_is_a_line(folder, capsys, name):
-    code, _, err = run(capsys, "train", *TINY, "--tokenizer", name)
+    code, _, err = run_command(capsys, "train", *TINY, "--tokenizer", name)
     assert (code, len(err.splitlines())) == (2, 1)
     assert f"tokenizer='{name}' is not allowed" in err
     assert "gpt2, bpe" in err

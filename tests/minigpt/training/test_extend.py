@@ -7,7 +7,7 @@ import shutil
 import jax
 import pytest
 from marks import slow
-from run_helpers import assert_one_line_error, flip_bit, read_files, stop_after_step
+from run_helpers import assert_one_line_error, flip_bit, read_files, run_command, stop_after_step
 from tiny import TEXT, outcome
 
 from minigpt.cli.main import main
@@ -25,16 +25,6 @@ RUN = [
 ]
 EXTEND = ["train", "--run-dir", "out", "--steps", "18", "--extend"]
 OPTIM = OptimConfig(warmup_steps=2)
-
-
-def run(capsys, *words):
-    code = 0
-    try:
-        main([str(word) for word in words])
-    except SystemExit as ended:
-        code = ended.code
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +66,13 @@ def test_it_has_the_new_schedules_from_there_and_says_so(extended):
 
 
 def test_the_same_command_again_goes_on_and_does_not_extend_again(extended, folder, capsys):
-    code, out, error = run(capsys, *EXTEND)
+    code, out, error = run_command(capsys, *EXTEND)
     assert (code, error) == (0, "")
     assert "extended at step 10 from 10 steps to 18" in " ".join(out.split())
     assert outcome(folder) == outcome(extended)
     before = read_files(folder / "out" / "checkpoints")
-    assert run(capsys, *EXTEND)[0] == 0
-    assert run(capsys, *RUN, "--steps", 18)[0] == 0  # the run's settings
+    assert run_command(capsys, *EXTEND)[0] == 0
+    assert run_command(capsys, *RUN, "--steps", 18)[0] == 0  # the run's settings
     assert read_files(folder / "out" / "checkpoints") == before
     assert outcome(folder) == outcome(extended)
 
@@ -91,15 +81,15 @@ def test_the_same_command_again_goes_on_and_does_not_extend_again(extended, fold
 def test_a_stop_while_extending_changes_nothing(extended, folder, capsys, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(metrics.MetricsLog, "add", stop_after_step(14, metrics.MetricsLog.add))
-        assert run(capsys, *EXTEND)[0] == 0
+        assert run_command(capsys, *EXTEND)[0] == 0
     assert RunSpec.load(folder / "out").config.extended_from == ((10, 10),)
-    assert run(capsys, "train", "--config", "out/config.toml", "--run-dir", "out")[0] == 0
+    assert run_command(capsys, "train", "--config", "out/config.toml", "--run-dir", "out")[0] == 0
     assert outcome(folder)[:2] == outcome(extended)[:2]
 
 
 def test_a_damaged_checkpoint_is_made_again_with_the_old_schedules(extended, folder, capsys):
     flip_bit(folder / "out/checkpoints/00000010/arrays.safetensors")
-    code, out, _ = run(capsys, *EXTEND)
+    code, out, _ = run_command(capsys, *EXTEND)
     assert code == 0
     assert "skipping the checkpoint of step 10" in out
     assert outcome(folder) == outcome(extended)
@@ -132,14 +122,14 @@ def test_an_unfinished_run_has_the_new_schedules_from_its_checkpoint(tmp_path, c
     (tmp_path / "text.txt").write_text(TEXT)
     with monkeypatch.context() as patch:
         patch.setattr(metrics.MetricsLog, "add", stop_after_step(6, metrics.MetricsLog.add))
-        assert run(capsys, *RUN, "--steps", 10)[0] == 0
-    assert run(capsys, *EXTEND)[0] == 0
+        assert run_command(capsys, *RUN, "--steps", 10)[0] == 0
+    assert run_command(capsys, *EXTEND)[0] == 0
     assert RunSpec.load(tmp_path / "out").config.extended_from == ((6, 10),)
     records = metrics.read_metrics(tmp_path / "out")
     assert [record.get("extended_from") for record in records] == [None] * 3 + [6] * 6
     assert [r["step"] for r in records if "val_loss" in r] == [4, 8, 12, 16, 18]
     # And again, further.
-    assert run(capsys, *EXTEND, "--steps", 20)[0] == 0
+    assert run_command(capsys, *EXTEND, "--steps", 20)[0] == 0
     assert RunSpec.load(tmp_path / "out").config.extended_from == ((6, 10), (18, 18))
 
 
@@ -148,10 +138,10 @@ def test_a_run_out_of_patience_goes_on(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text(TEXT)
     still = ("--optim.learning-rate", "1e-30", "--optim.min-learning-rate", "0")
-    assert run(capsys, *RUN, "--steps", 40, "--patience", 1, *still)[0] == 0
+    assert run_command(capsys, *RUN, "--steps", 40, "--patience", 1, *still)[0] == 0
     stopped = metrics.read_metrics(tmp_path / "out")[-1]["step"]
     assert stopped < 40
-    assert run(capsys, *EXTEND, "--steps", 60)[0] == 0
+    assert run_command(capsys, *EXTEND, "--steps", 60)[0] == 0
     config = RunSpec.load(tmp_path / "out").config
     assert config.extended_from == ((stopped, 40),)
     assert stopped < metrics.read_metrics(tmp_path / "out")[-1]["step"] < 60
@@ -167,12 +157,12 @@ def test_what_is_refused_names_the_remedy_and_changes_nothing(folder, capsys):
         (["train", "--extend"], ["run_dir=None is not allowed", "Set --run-dir"]),
         ([*EXTEND, "--run-dir", "no"], ["'no' is not a run directory"]),
     ):
-        assert_one_line_error(run(capsys, *words), *parts)
+        assert_one_line_error(run_command(capsys, *words), *parts)
         assert read_files(folder) == before
 
 
 def test_the_remedy_works(extended, folder, capsys):
-    assert run(capsys, *RUN, "--steps", 18, "--extend")[0] == 0
+    assert run_command(capsys, *RUN, "--steps", 18, "--extend")[0] == 0
     assert outcome(folder) == outcome(extended)
 
 
@@ -192,7 +182,7 @@ def test_from_python(extended, folder):
 @pytest.mark.slow
 def test_a_fine_tuned_run_is_extended(folder, capsys):
     tune = ["finetune", "out", "--data", "text.txt", "--run-dir", "tuned", "--steps", "4"]
-    assert run(capsys, *tune)[0] == 0
-    assert run(capsys, *tune[:-1], "6", "--extend")[0] == 0
+    assert run_command(capsys, *tune)[0] == 0
+    assert run_command(capsys, *tune[:-1], "6", "--extend")[0] == 0
     assert RunSpec.load(folder / "tuned").config.extended_from == ((4, 4),)
     assert json.loads((folder / "tuned/metrics.jsonl").read_text().splitlines()[-1])["step"] == 6

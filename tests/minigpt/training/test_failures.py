@@ -25,6 +25,7 @@ from run_helpers import (
     locked_by_another_process,
     read_files,
     replace_field,
+    run_command,
     stop_after_step,
 )
 from tiny import TEXT, outcome
@@ -50,13 +51,7 @@ COMMAND = [
 
 def train(capsys, *more):
     """The command in this process: its exit code, standard output and standard error."""
-    code = 0
-    try:
-        main([*COMMAND, *map(str, more)])
-    except SystemExit as ended:
-        code = ended.code
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
+    return run_command(capsys, *COMMAND, *more)
 
 
 def is_intact(folder, *steps):

@@ -21,6 +21,7 @@ from run_helpers import (
     largest_file,
     limit_file_size,
     read_files,
+    run_command,
     stop_after_step,
 )
 from tiny import TEXT
@@ -58,17 +59,6 @@ ARRAYS = "arrays.safetensors"
 def write_texts(folder):
     (folder / "text.txt").write_text(TEXT)
     (folder / "other.txt").write_text(OTHER)
-
-
-def run(capsys, *words):
-    """A command in this process: its exit code, standard output and standard error."""
-    code = 0
-    try:
-        main([str(word) for word in words])
-    except SystemExit as ended:
-        code = ended.code
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
 
 
 def outcome(run_dir):
@@ -149,7 +139,7 @@ def test_the_best_of_the_parent(family, folder, capsys):
     assert best < 13
     for which, step in (("best", best), ("last", 13)):
         shutil.rmtree(folder / "out", ignore_errors=True)
-        code, _, err = run(capsys, *COMMAND, "--parent-checkpoint", which)
+        code, _, err = run_command(capsys, *COMMAND, "--parent-checkpoint", which)
         assert (code, err) == (0, "")
         assert checkpoint.list_steps(folder / "out" / "parent") == [step]
         assert_equal(checkpoint.read(folder / "out", LAST)[0], by_definition(parent, LAST, step))
@@ -159,14 +149,14 @@ def test_a_child_is_a_run_like_any_other(family, folder, capsys):
     """It needs nothing of the parent's folder, and reads its text with the parent's tokenizer."""
     (folder / "parent").rename(folder / "elsewhere")
     shutil.copytree(family / "out", folder / "out")
-    code, printed, err = run(capsys, "sample", "out", "--prompt", "Whether", "--tokens", 5)
+    code, printed, err = run_command(capsys, "sample", "out", "--prompt", "Whether", "--tokens", 5)
     assert code == 0, err
     assert printed.startswith("Whether")
     tokens = len(OTHER) - int(0.9 * len(OTHER)) - 1
-    result = json.loads(run(capsys, "eval", "out", "--json", "--checkpoint", "best")[1])
+    result = json.loads(run_command(capsys, "eval", "out", "--json", "--checkpoint", "best")[1])
     assert result["tokens"] == tokens
     for step, restored_step in ((2, 0), (LAST, 8)):
-        result = json.loads(run(capsys, "replay", "out", "--step", step, "--json")[1])
+        result = json.loads(run_command(capsys, "replay", "out", "--step", step, "--json")[1])
         assert result["restored_step"] == restored_step
         (record,) = [each for each in metrics.read_metrics(folder / "out") if each["step"] == step]
         assert result["measured"]["train_loss"] == result["recorded"] == record["train_loss"]
@@ -177,17 +167,19 @@ def test_the_copy_is_a_run_too(family, capsys):
     assert RunSpec.load(copy) == RunSpec.load(parent)
     assert checkpoint.read(copy, 12)[1] == checkpoint.read(parent, 12)[1]
     assert_equal(checkpoint.read(copy, 12)[0], checkpoint.read(parent, 12)[0])
-    assert run(capsys, "eval", copy)[1] == run(capsys, "eval", parent)[1]
+    assert run_command(capsys, "eval", copy)[1] == run_command(capsys, "eval", parent)[1]
 
 
 def test_a_child_has_children(family, folder, capsys):
     shutil.copytree(family / "out", folder / "out")
-    code, _, err = run(capsys, "finetune", "out", "--data", "text.txt", "--run-dir", "grandchild")
+    code, _, err = run_command(
+        capsys, "finetune", "out", "--data", "text.txt", "--run-dir", "grandchild"
+    )
     assert (code, err) == (0, "")
     run_of = RunSpec.load(folder / "grandchild")
     assert run_of.tokenizer == RunSpec.load(folder / "parent").tokenizer
     assert run_of.config.steps == 3
-    assert run(capsys, "replay", "grandchild", "--step", 1)[0] == 0
+    assert run_command(capsys, "replay", "grandchild", "--step", 1)[0] == 0
 
 
 # Settings.
@@ -219,7 +211,7 @@ def test_later_settings_win(folder):
 
 def test_config_toml_starts_the_same_run(family, folder, capsys):
     shutil.copytree(family / "out", folder / "out")
-    code, _, err = run(capsys, "train", "--config", "out/config.toml", "--run-dir", "again")
+    code, _, err = run_command(capsys, "train", "--config", "out/config.toml", "--run-dir", "again")
     assert (code, err) == (0, "")
     assert outcome(folder / "again")[:2] == outcome(folder / "out")[:2]
 
@@ -227,7 +219,7 @@ def test_config_toml_starts_the_same_run(family, folder, capsys):
 def test_without_a_run_dir_it_is_named_after_the_parent(folder, capsys):
     words = ["finetune", "parent", "--data", "other.txt", "--steps", 2]
     for more, name in ((), "parent-finetuned"), (("--seed", 4), "parent-finetuned-2"):
-        code, printed, err = run(capsys, *words, *more)
+        code, printed, err = run_command(capsys, *words, *more)
         assert (code, err) == (0, "")
         assert f"run directory: runs/{name}\n" in printed
     assert RunSpec.load(folder / "runs" / "parent-finetuned").config.parent == folder / "parent"
@@ -261,7 +253,7 @@ def test_without_a_run_dir_it_is_named_after_the_parent(folder, capsys):
 def test_what_does_not_fit_the_parent(folder, capsys, words, message):
     (folder / "strange.txt").write_text(OTHER[:1498] + "Z" + OTHER[1499:])
     before = read_files(folder)
-    assert_one_line_error(run(capsys, *COMMAND, *words), message)
+    assert_one_line_error(run_command(capsys, *COMMAND, *words), message)
     assert read_files(folder) == before
     assert not (folder / "out").exists()
 
@@ -285,27 +277,27 @@ def test_every_field_of_the_model_is_of_the_shape_or_may_change():
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_mistakes_are_one_line_and_exit_code_two(folder, capsys, words, message):
-    assert_one_line_error(run(capsys, *words), message)
+    assert_one_line_error(run_command(capsys, *words), message)
     assert not (folder / "runs").exists()
 
 
 def test_a_parent_without_a_checkpoint(folder, capsys):
     shutil.rmtree(folder / "parent" / "checkpoints")
-    assert_one_line_error(run(capsys, *COMMAND), "it has no checkpoint yet")
+    assert_one_line_error(run_command(capsys, *COMMAND), "it has no checkpoint yet")
     assert not (folder / "out").exists()
 
 
 def test_a_damaged_parent(folder, capsys):
     """The newest valid checkpoint is taken, and it is said; there must be one."""
     flip_bit(folder / "parent" / "checkpoints" / "00000012" / ARRAYS)
-    code, printed, _ = run(capsys, *COMMAND)
+    code, printed, _ = run_command(capsys, *COMMAND)
     assert code == 0
     assert "step 8 is the newest valid checkpoint" in " ".join(printed.split())
     assert checkpoint.list_steps(folder / "out" / "parent") == [8]
     for step in checkpoint.list_steps(folder / "parent")[:-1]:
         flip_bit(folder / "parent" / "checkpoints" / f"{step:08d}" / ARRAYS)
     words = [*COMMAND, "--run-dir", "none"]
-    assert_one_line_error(run(capsys, *words), "none of its checkpoints can be restored")
+    assert_one_line_error(run_command(capsys, *words), "none of its checkpoints can be restored")
     assert not (folder / "none").exists()
 
 
@@ -313,16 +305,20 @@ def test_a_run_goes_on_with_its_own_parent_only(family, folder, capsys):
     run_dir = shutil.copytree(family / "out", folder / "out")
     before = read_files(run_dir)
     assert_one_line_error(
-        run(capsys, *COMMAND), "parent=", "was started with", str(family / "parent")
+        run_command(capsys, *COMMAND), "parent=", "was started with", str(family / "parent")
     )
     words = ["finetune", family / "parent", *COMMAND[2:]]
     assert_one_line_error(
-        run(capsys, *words, "--parent-checkpoint", "best"), "parent_checkpoint='best'"
+        run_command(capsys, *words, "--parent-checkpoint", "best"), "parent_checkpoint='best'"
     )
-    assert_one_line_error(run(capsys, "train", *COMMAND[2:]), "is not allowed", "was started with")
-    assert_one_line_error(run(capsys, *COMMAND[:5], "parent"), "is not allowed", "was started with")
+    assert_one_line_error(
+        run_command(capsys, "train", *COMMAND[2:]), "is not allowed", "was started with"
+    )
+    assert_one_line_error(
+        run_command(capsys, *COMMAND[:5], "parent"), "is not allowed", "was started with"
+    )
     assert read_files(run_dir) == before
-    assert run(capsys, *words)[0] == 0
+    assert run_command(capsys, *words)[0] == 0
 
 
 # It goes on exactly.
@@ -331,7 +327,7 @@ def test_a_run_goes_on_with_its_own_parent_only(family, folder, capsys):
 def stopped_at(step, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(metrics.MetricsLog, "add", stop_after_step(step, metrics.MetricsLog.add))
-        assert run(capsys, *COMMAND)[0] == 0
+        assert run_command(capsys, *COMMAND)[0] == 0
 
 
 @pytest.mark.parametrize("what", ["gone", slow("changed")])
@@ -340,18 +336,20 @@ def test_a_begun_run_needs_no_parent(folder, capsys, whole, monkeypatch, what):
     shutil.rmtree(folder / "out" / "checkpoints")  # so that it begins again at the parent's weights
     shutil.rmtree(folder / "parent")
     if what == "changed":
-        assert run(capsys, *PARENT, "--seed", 2, "--model.n-layer", 2)[0] == 0
-    code, _, err = run(capsys, *COMMAND)
+        assert run_command(capsys, *PARENT, "--seed", 2, "--model.n-layer", 2)[0] == 0
+    code, _, err = run_command(capsys, *COMMAND)
     assert (code, err) == (0, "")
     assert outcome(folder / "out")[:3] == whole[:3]
 
 
 def test_no_room_for_the_copy(family, folder, capsys, whole):
     with limit_file_size(largest_file(family / "parent", ARRAYS) - 1):
-        assert_one_line_error(run(capsys, *COMMAND), "File too large", "out/parent/checkpoints")
+        assert_one_line_error(
+            run_command(capsys, *COMMAND), "File too large", "out/parent/checkpoints"
+        )
     assert not list(folder.rglob("*.partial"))
-    assert_one_line_error(run(capsys, "sample", "out"), "has no checkpoint")
-    assert run(capsys, *COMMAND)[0] == 0
+    assert_one_line_error(run_command(capsys, "sample", "out"), "has no checkpoint")
+    assert run_command(capsys, *COMMAND)[0] == 0
     assert outcome(folder / "out") == whole
 
 
@@ -391,7 +389,7 @@ def test_kills_change_nothing(folder, tmp_path_factory, plans):
 def test_sigterm_is_the_run_that_goes_on(folder, capsys, whole, monkeypatch):
     stopped_at(6, monkeypatch, capsys)
     assert checkpoint.list_steps(folder / "out") == [4, 6]
-    code, printed, _ = run(capsys, *COMMAND)
+    code, printed, _ = run_command(capsys, *COMMAND)
     assert code == 0
     assert "resuming from step 6 in out, initial weights from" in " ".join(printed.split())
     assert outcome(folder / "out")[:4] == whole[:4]
