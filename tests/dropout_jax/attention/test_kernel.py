@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from marks import slow
 
 from dropout_jax import attention_implementation, dot_product_attention
 
@@ -79,8 +80,15 @@ def test_the_environment_names_the_implementation(monkeypatch):
         attention_implementation(query, query)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("spec", [(None, None, "heads"), ()])
+@pytest.mark.parametrize(
+    ("kind", "spec"),
+    [
+        (AxisType.Explicit, ()),
+        slow(AxisType.Auto, ()),
+        slow(AxisType.Auto, (None, None, "heads")),
+        slow(AxisType.Explicit, (None, None, "heads")),
+    ],
+)
 def test_grouped_heads_on_more_devices_than_key_heads(key, kind, spec):
     """The compiler gathers the heads then; and replicated arrays are computed everywhere."""
     rng = np.random.default_rng(0)
@@ -103,8 +111,15 @@ def test_grouped_heads_on_more_devices_than_key_heads(key, kind, spec):
         np.testing.assert_allclose(ours, truth, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("shape", [(1, 2, 40, 40), (4, 1, 1, 40)])
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        (AxisType.Explicit, (1, 2, 40, 40)),
+        slow(AxisType.Auto, (1, 2, 40, 40)),
+        slow(AxisType.Auto, (4, 1, 1, 40)),
+        slow(AxisType.Explicit, (4, 1, 1, 40)),
+    ],
+)
 def test_the_gradient_of_a_shared_bias_is_summed_over_devices(key, kind, shape):
     rng = np.random.default_rng(0)
     query = jnp.asarray(rng.normal(size=(4, 40, 2, 8)), jnp.float32)

@@ -516,6 +516,7 @@ def test_eval_measures_all_of_another_text(trained):
     assert "does not know" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_validation_text_of_its_own(trained, tmp_path):
     """All of --data is for training; the run goes on, and is measured, with both."""
     folder, _ = trained

@@ -38,6 +38,7 @@ def test_a_batch_size_that_is_set_is_not_rounded(on_cpu, capsys):
     assert "batch_size=12 is not allowed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_table_says_what_is_assumed(on_cpu, capsys):
     main(["plan", "--topology", "v5e:2x4", "--dropout", "0.1", *TINY])
     printed = " ".join(capsys.readouterr().out.split())

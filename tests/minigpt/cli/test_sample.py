@@ -140,6 +140,7 @@ def test_ctrl_c_keeps_what_was_written(runs):
     assert b"Traceback" not in error
 
 
+@pytest.mark.slow
 def test_the_checkpoint_is_named_and_the_best_one_is_taken_after_overfitting(
     tmp_path, run, monkeypatch
 ):

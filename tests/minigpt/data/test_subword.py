@@ -210,6 +210,7 @@ def test_bpe_learns_from_the_training_text_only(tmp_path):
 # Files.
 
 
+@pytest.mark.slow
 def test_a_file_a_folder_and_a_vocabulary_give_the_same_tokenizer(gpt2, tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(json.loads(gpt2.tokenizer_json), indent=1))
     assert SubwordTokenizer.from_file(tmp_path / "tokenizer.json") == gpt2

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from marks import slow
 
 PROGRAM = """
 import dataclasses, sys
@@ -22,20 +23,26 @@ for mesh in sys.argv[2:]:
     steps.train_step.lower(*abstract_train_inputs(steps, config)).compile()
     print("compiled", mesh)
 """
-MESHES = ("data=8", "fsdp=8", "tensor=4", "data=2,fsdp=2,tensor=2")
+ALL_AXES = "data=2,fsdp=2,tensor=2"
+MESHES = ("data=8", "fsdp=8", "tensor=4", ALL_AXES)
 
 
 @pytest.mark.parametrize(
-    "preset", ["shakespeare-char-cpu", pytest.param("gpt2", marks=pytest.mark.slow)]
+    ("preset", "meshes"),
+    [
+        ("shakespeare-char-cpu", (ALL_AXES,)),
+        slow("shakespeare-char-cpu", MESHES),
+        slow("gpt2", MESHES),
+    ],
 )
-def test_no_mesh_makes_xla_replicate_an_activation(preset):
+def test_no_mesh_makes_xla_replicate_an_activation(preset, meshes):
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, preset, *MESHES],
+        [sys.executable, "-c", PROGRAM, preset, *meshes],
         env=os.environ | {"XLA_FLAGS": flags, "TF_CPP_MIN_LOG_LEVEL": "0"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert result.stdout.split("\n")[:-1] == [f"compiled {mesh}" for mesh in MESHES], result.stderr
+    assert result.stdout.split("\n")[:-1] == [f"compiled {mesh}" for mesh in meshes], result.stderr
     assert "rematerialization" not in result.stderr

@@ -17,6 +17,7 @@ import torch
 import transformers
 from flax import nnx
 from gpt2_folders import ALPHABET, edit_config, make_model, save_model
+from marks import slow
 from run_helpers import assert_one_line_error, read_files, run_command
 
 import minigpt
@@ -82,7 +83,12 @@ def flat(tree):
 
 @pytest.mark.parametrize(
     ("activation", "dtype"),
-    [("gelu_new", "float32"), ("gelu_new", "float64"), ("gelu", "float64"), ("relu", "float64")],
+    [
+        ("gelu_new", "float32"),
+        slow("gelu_new", "float64"),
+        slow("gelu", "float64"),
+        slow("relu", "float64"),
+    ],
 )
 def test_logits_loss_and_gradients(tmp_path, dtype, activation):
     model = make_model(activation_function=activation)
@@ -185,7 +191,8 @@ OPTIONS = (
 )
 
 
-@pytest.mark.parametrize("what", [pytest.param("run", marks=pytest.mark.slow), "folder"])
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["run", "folder"])
 def test_finetune(what, imported, folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("A BEE, A CALF, NO HOME? " * 30)

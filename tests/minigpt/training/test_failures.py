@@ -272,7 +272,7 @@ bound = pytest.mark.skipif(
 
 
 @bound
-@pytest.mark.parametrize("name", [slow("out"), "out/checkpoints"])
+@pytest.mark.parametrize("name", [slow("out"), slow("out/checkpoints")])
 def test_a_read_only_run_directory(stopped, folder, capsys, whole, name):
     before = read_files(stopped)
     del before[stopped / "metrics.jsonl"], before[stopped / "loss.png"]
