@@ -5,7 +5,6 @@ The prompt is one token.
 """
 
 import dataclasses
-import os
 from typing import Any
 
 import numpy as np
@@ -48,27 +47,29 @@ def _torch(model, tokens, rows, window):
     import torch
     import torch_gpt
 
-    torch.set_num_threads(os.cpu_count() or 1)
-    gpt = torch_gpt.GPT(VOCABULARY, model, 0.0).eval()
-    prompt = torch.zeros((rows, 1), dtype=torch.long)
-    return lambda: torch_gpt.generate(gpt, prompt, tokens, model.block_size)
+    device = torch_gpt.choose_device()
+    gpt = torch_gpt.GPT(VOCABULARY, model, 0.0).eval().to(device)
+    prompt = torch.zeros((rows, 1), dtype=torch.long, device=device)
+    return lambda: torch_gpt.generate(gpt, prompt, tokens, model.block_size).cpu()
 
 
 def _transformers(model, tokens, rows, window):
     """GPT-2 with Hugging Face's cache; its positions do not slide, so it gets enough of them."""
     import torch
+    import torch_gpt
     from transformers import GPT2Config, GPT2LMHeadModel  # pyright: ignore[reportMissingImports]
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    device = torch_gpt.choose_device()
     sizes = {"n_layer": model.n_layer, "n_head": model.n_head, "n_embd": model.n_embd}
     sizes |= {"vocab_size": VOCABULARY, "n_positions": max(model.block_size, tokens + 1)}
-    gpt: Any = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=None)).eval()
-    prompt = torch.zeros((rows, 1), dtype=torch.long)
+    gpt: Any = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=None))
+    gpt.eval().to(device)
+    prompt = torch.zeros((rows, 1), dtype=torch.long, device=device)
     options = {"max_new_tokens": tokens, "do_sample": True, "top_k": 0, "pad_token_id": 0}
 
     def draw():
         with torch.no_grad():
-            drawn = gpt.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+            drawn = gpt.generate(prompt, attention_mask=torch.ones_like(prompt), **options).cpu()
         assert drawn.shape == (rows, tokens + 1)
 
     return draw

@@ -4,7 +4,6 @@ A case is {"op": "train_step", "preset": NAME, "batch_size": N, "rate": RATE}.
 """
 
 import dataclasses
-import os
 
 import numpy as np
 
@@ -48,10 +47,10 @@ def _torch(config, rows, rate):
     import torch
     import torch_gpt
 
-    torch.set_num_threads(os.cpu_count() or 1)
-    model = torch_gpt.GPT(VOCABULARY, config.model, rate)
+    device = torch_gpt.choose_device()
+    model = torch_gpt.GPT(VOCABULARY, config.model, rate).to(device)
     optimizer = torch_gpt.make_optimizer(model, config.optim)
-    batch = torch.from_numpy(rows)
+    batch = torch.from_numpy(rows).to(device)
     return lambda: torch_gpt.train_step(
         model, optimizer, batch, 1e-4, config.optim.grad_clip
     ).item()

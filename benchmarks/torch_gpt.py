@@ -9,6 +9,7 @@ the whole validation text and the median time of a step with its quartiles.
 import argparse
 import json
 import math
+import os
 import statistics
 import time
 
@@ -64,10 +65,18 @@ class GPT(nn.Module):
                 nn.init.normal_(weight, std=0.02 / smaller)
 
     def forward(self, tokens, last_only=False):
-        x = self.tokens(tokens) + self.positions(torch.arange(tokens.shape[1]))
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        x = self.tokens(tokens) + self.positions(positions)
         x = self.blocks(F.dropout(x, self.rate, self.training))
         x = x[:, -1:] if last_only else x
         return F.linear(self.norm(x), self.tokens.weight)
+
+
+def choose_device():
+    """The GPU where there is one, with float32 products in TF32 as in JAX; else every core."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_float32_matmul_precision("high")
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def make_optimizer(model, config):
@@ -87,8 +96,8 @@ def learning_rate(step, steps, config):
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / (config.warmup_steps + 1)
     done = (step - config.warmup_steps) / (steps - config.warmup_steps)
-    span = config.learning_rate - config.min_learning_rate
-    return config.min_learning_rate + 0.5 * (1 + math.cos(math.pi * done)) * span
+    lowest = config.final_learning_rate
+    return lowest + 0.5 * (1 + math.cos(math.pi * done)) * (config.learning_rate - lowest)
 
 
 def compute_loss(model, rows):
