@@ -4,7 +4,7 @@
 
 It needs PyTorch with CUDA. Every row is a shape and a dtype of torch.nn.functional.dropout, or the
 weights of memory-efficient attention, and whether the mask is equal bit for bit. The exit code is 1
-if any differs. cuda_mask and cuda_sdpa_mask are experimental until this passes on a GPU.
+if any differs.
 """
 
 import argparse

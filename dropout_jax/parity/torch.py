@@ -11,8 +11,8 @@ dropout1d, 2d, 3d and feature_alpha_dropout with the shape (batch, channel, 1, .
 weights of scaled_dot_product_attention without flash attention. `torch.compile` draws other masks,
 unless torch._inductor.config.fallback_random is True.
 
-CUDA (derived from PyTorch's source; experimental until examples/check_torch_cuda.py passes on a
-GPU). The generator is Philox4x32-10, whose key is the seed.
+CUDA (derived from PyTorch's source; an H100 with PyTorch 2.11 drew the same masks, see
+docs/check_torch_cuda.json and `cuda_mask`). The generator is Philox4x32-10, whose key is the seed.
 """
 
 from __future__ import annotations
@@ -352,15 +352,17 @@ def cuda_mask(
     itemsize: int,
     alignment: int = 16,
 ) -> np.ndarray:
-    """Draw the mask of `torch.nn.functional.dropout` on CUDA (experimental, see the module).
+    """Draw the mask of `torch.nn.functional.dropout` on CUDA.
 
     Formula: T = 256 min(ceil(n / 256), num_sms (threads_per_sm // 256)) threads; V = 16 / itemsize
     elements per load, limited by the alignment, and halved until it divides n. With V > 1 element e
     is number e % V of the load of thread (e // V) % T in turn (e // V) // T, and a turn has
     ceil(V / 4) blocks; with V = 1 it is number (e // T) % 4 of block e // T // 4 of thread e % T.
     The counter of the block is (offset // 4 + block, thread), its key the seed. An element is kept
-    if
-    float32(x) 2^-32 + 2^-33 < float32(1 - p).
+    if float32(x) 2^-32 + 2^-33 < 1 - p, which is rounded to float32 unless itemsize is 8.
+
+    examples/check_torch_cuda.py compares it with a GPU. In its run on an H100 one element of
+    3.4e7 in float64 differed, as 1 - p was then rounded in float64 too; all others were equal.
 
     Args:
       seed: `torch.cuda.initial_seed()`.
@@ -408,11 +410,12 @@ def cuda_mask(
         thread, turn = element % threads, element // threads
         block, number = turn // 4, turn % 4
     uniform = _draw_cuda_uniform(seed, np.uint64(offset // 4) + block, thread, number)
-    return (uniform < np.float32(1 - p)).reshape(shape)
+    threshold = (np.float64 if itemsize == 8 else np.float32)(1 - p)
+    return (uniform < threshold).reshape(shape)
 
 
 def cuda_offset_after(offset: int, count: int, *, num_sms: int, threads_per_sm: int) -> int:
-    """Compute the offset of the generator after a dropout of `count` elements (experimental).
+    """Compute the offset of the generator after a dropout of `count` elements.
 
     Formula: offset + 4 ((count - 1) // (4 T) + 1), with T as in `cuda_mask`.
 
@@ -441,7 +444,7 @@ def cuda_offset_after(offset: int, count: int, *, num_sms: int, threads_per_sm: 
 
 
 def cuda_sdpa_mask(seed: int, offset: int, shape: Sequence[int], p: float) -> np.ndarray:
-    """Draw the mask of memory-efficient attention on CUDA (experimental, see the module).
+    """Draw the mask of memory-efficient attention on CUDA.
 
     Formula: the weight with linear index i over (batch, heads, queries, keys) has word number
     offset + i of the stream with subsequence 0. It is kept if float32(x) 2^-32 + 2^-33 > p, on any

@@ -232,6 +232,17 @@ def test_cuda_masks_are_those_of_the_kernels_loop(itemsize, count):
     np.testing.assert_array_equal(parity.cuda_mask(99, 8, (count,), 0.3, **device), expected)
 
 
+@pytest.mark.parametrize("itemsize", [2, 4, 8])
+def test_cuda_masks_of_float64_compare_with_an_unrounded_probability(itemsize):
+    """A uniform equal to float32(1 - p) is below 1 - p only in float64: seen on an H100."""
+    (word,) = parity.philox4x32((2, 0, 0, 0), (99, 0))[:1]
+    uniform = float(np.float32(word) * np.float32(2.0**-32) + np.float32(2.0**-33))
+    p = 1 - uniform - 1e-10
+    assert np.float32(1 - p) == np.float32(uniform)
+    device = {"num_sms": 1, "threads_per_sm": 256, "itemsize": itemsize}
+    assert parity.cuda_mask(99, 8, (1,), p, **device).tolist() == [itemsize == 8]
+
+
 def four(block, thread):
     """What one call of curand_uniform4 keeps at a rate of 0.3, for the seed 99."""
     words = parity.philox4x32((block, 0, thread, 0), (99, 0))
