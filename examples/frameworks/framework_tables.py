@@ -407,7 +407,7 @@ def quote_sources(peers, small):
 
     return Table(
         "Known from the source, not run",
-        "What the sources say, and what follows by arithmetic; only the last was compared with a GPU.",
+        "What the sources say, and what follows by arithmetic; a GPU ran only the last.",
         ("what", "source", "consequence"),
         [
             [

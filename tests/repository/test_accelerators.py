@@ -132,7 +132,8 @@ def test_only_what_a_device_did_is_under_run(tmp_path):
 
 def test_every_table_of_what_ran_has_figures():
     section = run_report.run_section(pathlib.Path("benchmarks/results"))
-    for title in ("Masks", "Dropout, bfloat16", "Attention, T 1024", "Attention, T 4096", "Training", "A whole run", "Errors of the kernel"):
+    attention = "Attention, T 1024", "Attention, T 4096"
+    for title in ("Masks", "Dropout, bfloat16", *attention, "Training", "A whole run", "Errors"):
         table = section.split(f"**{title}")[1].split("\n**")[0]
         assert len([line for line in table.splitlines() if line.startswith("|")]) > 3
         assert table.count("|  |") < table.count("\n") * 2
