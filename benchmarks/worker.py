@@ -3,9 +3,11 @@
 {"build": CASE}   builds the case and its floor, if it has one, runs both, and answers
                   {"temporary_bytes": N} or {"missing": true}
 {"calls": N}      runs each N times and answers {"seconds": [...], "floor": [...]}
+{"memory": true}  answers {"peak_bytes": N}, the most memory that the process has had
 """
 
 import json
+import resource
 import sys
 import time
 
@@ -27,6 +29,9 @@ def main():
             time_functions(fns, 2)
             temporary = getattr(fns["seconds"], "temporary_bytes", None)
             print(json.dumps({"temporary_bytes": temporary}), flush=True)
+        elif "memory" in request:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            print(json.dumps({"peak_bytes": peak}), flush=True)
         else:
             print(json.dumps(time_functions(fns, request["calls"])), flush=True)
 

@@ -1,16 +1,17 @@
 """Set and record the masks of the dropout sites of a PyTorch model.
 
 A site is an nn.Dropout, nn.Dropout1d, nn.Dropout2d or nn.Dropout3d of the model, in place or not.
-Its name is its path among the modules with "/" for ".", such as "block/0/attn_out". A site that one
-forward pass of the model calls again has a name for each call: "drop", "drop#2", "drop#3". A mask
-has the shape of the site's input; that of Dropout1d, 2d and 3d has size 1 on every axis after the
-channels, (batch, channels, 1, 1).
+Its name is its path among the modules with "/" for ".", such as "block/0/attn_out". A call of the
+function, F.dropout (1d, 2d, 3d), in the forward of a module is a site too, named by that module:
+"block/0/attn/F.dropout". A site that one forward pass of the model calls again has a name for each
+call: "drop", "drop#2", "drop#3". A mask has the shape of the site's input; that of Dropout1d, 2d
+and 3d has size 1 on every axis after the channels, (batch, channels, 1, 1).
 
 Both functions add forward hooks and leave the code of the model unchanged; `remove()` on their
 result removes the hooks. Dropout that no hook can reach is an error that names it: AlphaDropout,
 the dropout inside MultiheadAttention, RNN, LSTM and GRU, a subclass with a forward of its own, a
-scripted or compiled model, and, in the forward pass of the model, a function (F.dropout,
-scaled_dot_product_attention with dropout_p). A rate of 0 and evaluation mode drop nothing and are
+scripted or compiled model, and, in the forward pass of the model, another function that drops
+(scaled_dot_product_attention with dropout_p). A rate of 0 and evaluation mode drop nothing and are
 always allowed. Numbers that a model draws with torch.bernoulli or torch.rand are not seen.
 
 During a call PyTorch passes its functions to a `TorchFunctionMode`, which takes the place of the
@@ -23,6 +24,7 @@ import functools
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,10 @@ _FUNCTIONS: dict[Any, tuple[str, ...]] = {
 }
 
 
+# A record calls a function twice: on ones, and on the input. Given masks below it count one call.
+_IS_SECOND_CALL = ContextVar("_IS_SECOND_CALL", default=False)
+
+
 class Hooks:
     """The forward hooks of a model, to remove together.
 
@@ -118,19 +124,19 @@ def give_masks(model: nn.Module, masks: Mapping[str, Any], *, scale: float | Non
       >>> model(torch.ones(2))
       tensor([2., 0.])
     """
-    sites = _list_sites(model)
+    _check_sites(model)
     if not isinstance(masks, Mapping):
         remedy = "Pass {'name of the site': mask}."
         _validation.fail(TypeError, "masks", masks, "a mapping from names to masks", remedy)
     if scale is not None:
         scale = _validation.check_positive(scale, "scale")
-    for name, module in sites.items():
+    for path, module in model.named_modules():
         hooks = module._forward_pre_hooks.values()
         if any(isinstance(getattr(hook, "args", [None])[0], _GivenMasks) for hook in hooks):
-            allowed = f"without given masks, and {name!r} has some"
+            allowed = f"without given masks, and {path.replace('.', '/') or 'itself'!r} has some"
             remedy = "Call remove() on the earlier hooks, or change the masks that they read."
             _validation.fail(ValueError, "model", type(model).__name__, allowed, remedy)
-    return _hook_every_site(model, sites, _GivenMasks(masks, scale))
+    return _hook_every_module(model, _GivenMasks(masks, scale))
 
 
 def record(model: nn.Module, tape: MutableMapping[str, dict[str, Any]]) -> Hooks:
@@ -164,18 +170,18 @@ def record(model: nn.Module, tape: MutableMapping[str, dict[str, Any]]) -> Hooks
       >>> bool((tape["0"]["mask"] == (y != 0).numpy()).all())
       True
     """
-    sites = _list_sites(model)
+    _check_sites(model)
     if not isinstance(tape, MutableMapping):
         _validation.fail(TypeError, "tape", tape, "a mapping that can be changed", "Pass {}.")
-    return _hook_every_site(model, sites, _Recorder(tape))
+    return _hook_every_module(model, _Recorder(tape))
 
 
 class _ForwardPass(TorchFunctionMode):
-    """The forward pass of a model: the site that is being called, and how often each was called."""
+    """The forward pass of a model: the modules that are being called, and how often a site was."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._entered: list[tuple[nn.Module, str | None]] = []
+        self._entered: list[tuple[nn.Module, str]] = []
         self._calls: Counter[str] = Counter()
         self._call_name = ""
 
@@ -183,14 +189,14 @@ class _ForwardPass(TorchFunctionMode):
         """Return itself: the hooks of a copy of the model read the same masks."""
         return self
 
-    def enter(self, name: str | None, module: nn.Module, args: tuple) -> None:
-        """Begin the call of a site, or (None) of the model; a pre-hook of it."""
-        if name is None and self._entered:  # Ctrl-C ended the last pass, without its hooks
-            self.end()
-        if not name and not self._entered:
+    def enter(self, name: str, module: nn.Module, args: tuple) -> None:
+        """Begin the call of a module, a pre-hook of it; the name of the model itself is empty."""
+        if not name:
+            if self._entered:  # Ctrl-C ended the last pass, without its hooks
+                self.end()
             self._calls.clear()
             self.begin()
-        if name is not None:
+        if _is_site(module):
             self._call_name = self._name_call(name)
         if not self._entered:
             self.__enter__()
@@ -223,17 +229,20 @@ class _ForwardPass(TorchFunctionMode):
         if func not in _FUNCTIONS:
             return func(*args, **kwargs)
         call = dict(zip(_FUNCTIONS[func], args, strict=False)) | kwargs
-        rate = call.get("dropout_p", 0.0) if "query" in call else call.get("p", 0.5)
+        rate = call.get("dropout_p", 0.0) if "query" in call else call.setdefault("p", 0.5)
         if not rate or not call.get("training", True):
             return func(*args, **kwargs)
-        _, site = self._entered[-1]
-        if site is None or func not in _SITE_FUNCTIONS.values():
+        if func not in _SITE_FUNCTIONS.values():
             _refuse_function(func)
-        return self.drop(self._call_name, func, call)
+        module, name = self._entered[-1]
+        if _is_site(module):
+            return self.drop(self._call_name, func, call)
+        of_module = f"{name}/F.{func.__name__}" if name else f"F.{func.__name__}"
+        return self.drop(self._name_call(of_module), func, call)
 
     def _name_call(self, name: str) -> str:
         """Number the calls of one pass: "drop", "drop#2"."""
-        if not self._entered:  # a site called by itself, or again in the backward pass
+        if not self._entered or self._entered[0][1]:  # called by itself, or in the backward pass
             if self._calls[name] > 1:
                 _validation.fail(
                     ValueError,
@@ -244,7 +253,8 @@ class _ForwardPass(TorchFunctionMode):
                     "Give each call an nn.Dropout of its own.",
                 )
             return name
-        self._calls[name] += 1
+        if not _IS_SECOND_CALL.get():
+            self._calls[name] += 1
         return name if self._calls[name] == 1 else f"{name}#{self._calls[name]}"
 
 
@@ -298,55 +308,56 @@ class _Recorder(_ForwardPass):
             ones = function(torch.ones_like(x), call["p"], True, False)
         mask = _to_numpy(ones != 0)[tuple(slice(size) for size in shape)]
         x_array = _to_numpy(x)
-        y = function(**call)
+        token = _IS_SECOND_CALL.set(True)
+        try:
+            y = function(**call)
+        finally:
+            _IS_SECOND_CALL.reset(token)
         parts = {"input": x_array, "mask": mask, "output": _to_numpy(y), "where": _find_caller()}
         self._tape[name] = parts
         self._written.add(name)
         return y
 
 
-def _hook_every_site(model: nn.Module, sites: dict[str, nn.Module], mode: _ForwardPass) -> Hooks:
-    """Enter the mode around the model and around each site: masks first, the record above them."""
+def _hook_every_module(model: nn.Module, mode: _ForwardPass) -> Hooks:
+    """Enter the mode around the model and its modules: masks first, the record above them."""
     is_lower = isinstance(mode, _GivenMasks)
-    modules: list[tuple[str | None, nn.Module]] = list(sites.items())
-    if model not in sites.values():
-        modules.insert(0, (None, model))
     handles = []
-    for name, module in modules:
-        enter = functools.partial(_ForwardPass.enter, mode, name)
+    for path, module in model.named_modules():
+        enter = functools.partial(_ForwardPass.enter, mode, path.replace(".", "/"))
         leave = functools.partial(_ForwardPass.leave, mode)
         handles += [
             module.register_forward_pre_hook(enter, prepend=is_lower),
             module.register_forward_hook(leave, prepend=not is_lower, always_call=True),
         ]
-    for name, module in model.named_modules():
-        check = functools.partial(_refuse_unreachable, name)
+        check = functools.partial(_refuse_unreachable, path)
         handles += [module.register_forward_pre_hook(check)] if _rate_name(module) else []
     return Hooks(handles)
 
 
-def _list_sites(model: nn.Module) -> dict[str, nn.Module]:
-    """List the sites by name, and refuse what cannot be reached."""
+def _check_sites(model: nn.Module) -> None:
+    """Refuse a model with dropout that cannot be reached, or with two sites of one name."""
     if not isinstance(model, nn.Module):
         _validation.fail(TypeError, "model", model, "a torch.nn.Module", "Pass the model itself.")
-    sites: dict[str, nn.Module] = {}
+    names = set()
     for path, module in model.named_modules():
         _refuse_unreachable(path, module)
-        if not isinstance(module, tuple(_SITE_FUNCTIONS)):
-            continue
         name = path.replace(".", "/")
-        if name in sites:
-            allowed = f"without two sites of one name, and it has two called {name!r}"
+        if name in names:
+            allowed = f"without two modules of one name, and it has two called {name!r}"
             remedy = "Rename the module that has a slash in its name."
             _validation.fail(ValueError, "model", type(model).__name__, allowed, remedy)
-        sites[name] = module
-    if not sites:
-        allowed = "a model with nn.Dropout modules"
-        remedy = "Replace its F.dropout calls by modules: self.drop = nn.Dropout(p)."
+        names.add(name)
+    own = (module for module in model.modules() if not type(module).__module__.startswith("torch."))
+    if not any(True for _ in own) and not any(map(_is_site, model.modules())):
+        allowed = "a model with nn.Dropout modules, or with modules that call F.dropout"
         raise ValueError(
-            f"model={type(model).__name__} is not allowed: model must be {allowed}. {remedy}"
+            f"model={type(model).__name__} is not allowed: it must be {allowed}. Add an nn.Dropout."
         )
-    return sites
+
+
+def _is_site(module: nn.Module) -> bool:
+    return isinstance(module, tuple(_SITE_FUNCTIONS))
 
 
 def _refuse_unreachable(path: str, module: nn.Module, args: tuple = ()) -> None:
@@ -356,7 +367,7 @@ def _refuse_unreachable(path: str, module: nn.Module, args: tuple = ()) -> None:
         remedy = "Pass the model as it was before torch.jit.script or torch.jit.trace."
     elif kind == "OptimizedModule":
         remedy = "Pass the model itself, and torch.compile it after that."
-    elif isinstance(module, tuple(_SITE_FUNCTIONS)):
+    elif _is_site(module):
         is_own = "forward" in vars(module) or not any(
             type(module).forward is site.forward for site in _SITE_FUNCTIONS
         )
@@ -384,8 +395,8 @@ def _refuse_function(function: Callable) -> None:
     """Refuse a function that drops in the forward pass outside the sites."""
     raise ValueError(
         f"{function.__name__}, called at {_find_caller()}, is not allowed: in training, dropout "
-        "must be in the modules of the model, for no hook can change or see a function. Replace it "
-        "by a module that the model had when the hooks were added: self.drop = nn.Dropout(p)."
+        "must be nn.Dropout, 1d, 2d or 3d or their functions, whose masks have a known shape. "
+        "Use F.dropout there (transformers: attn_implementation='eager'), or a rate of 0."
     )
 
 

@@ -31,8 +31,6 @@ from minigpt.model import GPT, draw_masks, site_specs
 from minigpt.training import build_optimizer, build_train_functions, learning_rate_schedule
 
 RATE, SEED = 0.2, 1337
-OUR_SCALE = 1 / float(np.float32(1) - np.float32(RATE))  # 1.5e-8 off PyTorch's, in float64
-TORCH_SCALE = 1 / (1 - RATE)
 FLIPPED = "block/0/mlp_out"
 
 
@@ -51,11 +49,12 @@ def train_minigpt_with_masks(masks_at, config, vocab, batches, dtype):
     graph, params = nnx.split(GPT(config.model, vocab, rngs=nnx.Rngs(config.seed)))
     params = cast_tree(params, dtype)
     tx = build_optimizer(config.optim, config.steps)
+    scale = 1 / (1 - config.model.dropout.embed)  # PyTorch's
 
     @jax.jit
     def step(params, opt_state, each, masks):
         def mean_loss(params):
-            scaled_masks = {name: (mask, TORCH_SCALE) for name, mask in masks.items()}
+            scaled_masks = {name: (mask, scale) for name, mask in masks.items()}
             logits = nnx.merge(graph, params)(each.inputs, key=None, masks=scaled_masks)
             return optax.softmax_cross_entropy_with_integer_labels(logits, each.targets).mean()
 
@@ -70,14 +69,14 @@ def train_minigpt_with_masks(masks_at, config, vocab, batches, dtype):
     return losses
 
 
-def train_torch(masks_at, config, vocab, batches, dtype):
+def train_torch(masks_at, config, vocab, batches, dtype, build_model=torch_port.port):
     """Losses of PyTorch with given masks, or with the masks of its own seed for None."""
-    model = torch_port.GPT(config.model, vocab).to(getattr(torch, dtype))
-    torch_port.copy_weights(model, GPT(config.model, vocab, rngs=nnx.Rngs(config.seed)))
+    model = build_model(GPT(config.model, vocab, rngs=nnx.Rngs(config.seed)), vocab)
+    model.to(getattr(torch, dtype))
     adamw, masks = torch_port.make_optimizer(model, config.optim), {}
     rates = list_learning_rates(config, dtype)
     if masks_at is not None:
-        hooks.give_masks(model, masks, scale=OUR_SCALE)
+        hooks.give_masks(model, masks, scale=our_scale(config.model.dropout.embed))
     torch.manual_seed(config.seed)
     losses = []
     for i, each in enumerate(track(batches, "PyTorch                 ")):
@@ -85,6 +84,11 @@ def train_torch(masks_at, config, vocab, batches, dtype):
         step = (model, adamw, each, rates[i], config.optim.grad_clip)
         losses.append(torch_port.train_step(*step))
     return losses
+
+
+def our_scale(rate):
+    """The scale of dropout_jax, which rounds the rate to float32."""
+    return 1 / float(np.float32(1) - np.float32(rate))
 
 
 def list_learning_rates(config, dtype):

@@ -66,6 +66,13 @@ class GPT(nn.Module):
         return F.linear(self.norm(x), self.tokens.weight)
 
 
+def port(gpt, vocab):
+    """minigpt's GPT in PyTorch, with its weights."""
+    model = GPT(gpt.config, vocab)
+    copy_weights(model, gpt)
+    return model
+
+
 def copy_weights(model, gpt):
     """Copy the weights of minigpt's GPT (without biases), whose matrices are (inputs, outputs)."""
     tables = [(model.tokens, gpt.tokens.embedding), (model.positions, gpt.positions.embedding)]

@@ -1,5 +1,6 @@
 """Trained models for and from other programs."""
 
+from minigpt.interop.gpt2_weights import gpt2_weights
 from minigpt.interop.hub import is_huggingface_model
 from minigpt.interop.huggingface import (
     describe_import,

@@ -96,3 +96,37 @@ def test_the_wrong_line_of_a_port_is_named():
     assert flipped is not None
     assert (flipped.site, flipped.part) == ("block/2/attn_out", "mask")
     assert flipped.element == (1, 7, 30)
+
+
+@pytest.mark.slow
+def test_transformers_and_minigpt_train_in_lockstep(tmp_path):
+    pytest.importorskip("transformers")
+    import transformers_gpt2
+
+    out = tmp_path / "transformers.json"
+    with jax.numpy_dtype_promotion("standard"):  # optax
+        transformers_gpt2.main(["--out", str(out), "--steps", "6", "--layers", "2"])
+    result = json.loads(out.read_text())
+    for name in ("our masks in transformers", "transformers' masks in minigpt"):
+        for dtype, bound in (("float32", 1e-5), ("float64", 1e-13)):
+            assert result[f"{name}, {dtype}"]["largest relative difference"] < bound
+
+
+def test_the_committed_run_with_transformers_holds_what_the_page_says():
+    result = json.loads((ROOT / "docs" / "transformers.json").read_text())
+    page = (ROOT / "docs" / "huggingface.md").read_text()
+    assert result["steps"] == 100
+    for name in ("our masks in transformers", "transformers' masks in minigpt"):
+        for dtype, bound in (("float32", 1e-4), ("float64", 1e-9)):
+            largest = result[f"{name}, {dtype}"]["largest relative difference"]
+            assert largest < bound
+            assert f"{largest:.1e}" in page
+
+
+@pytest.mark.slow
+def test_the_table_of_what_transformers_drops_is_what_it_drops(capsys):
+    pytest.importorskip("transformers")
+    import transformers_sites
+
+    transformers_sites.main()
+    assert capsys.readouterr().out in (ROOT / "docs" / "huggingface.md").read_text()

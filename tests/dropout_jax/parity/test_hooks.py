@@ -236,18 +236,15 @@ def attention(x, training):
 @pytest.mark.parametrize(
     ("function", "name"),
     [
-        (lambda x, training: nn.functional.dropout(x, 0.5, training), "dropout"),
-        (lambda x, training: nn.functional.dropout(x, training=training, inplace=True), "dropout"),
         (lambda x, training: nn.functional.alpha_dropout(x, 0.5, training), "alpha_dropout"),
         (lambda x, training: torch.dropout(x, 0.5, training), "dropout"),
         (lambda x, training: torch.native_dropout(x, 0.5, training)[0], "native_dropout"),
         (lambda x, training: torch.feature_dropout_(x, 0.5, training), "feature_dropout_"),
-        (lambda x, training: nn.Dropout(0.5).train(training)(x), "dropout"),
         (attention, "scaled_dot_product_attention"),
     ],
 )
 @pytest.mark.parametrize("hook", [hooks.give_masks, hooks.record])
-def test_dropout_in_a_function_is_refused_in_training(hook, function, name):
+def test_other_functions_that_drop_are_refused_in_training(hook, function, name):
     model = Functional(function)
     handles = hook(model, {})
     message = rf"^{name}, called at test_hooks.py:\d+, is not allowed: in training"
@@ -256,6 +253,53 @@ def test_dropout_in_a_function_is_refused_in_training(hook, function, name):
     model.eval()(torch.ones(2, 2))
     handles.remove()
     model.train()(torch.ones(2, 2))
+
+
+class Calls(nn.Module):
+    """Functions that drop, in the model itself and in a module of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Functional(lambda x, training: nn.functional.dropout(x, training=training))
+
+    def forward(self, x):
+        x = nn.functional.dropout(self.inner(x), 0.25, self.training, True)  # in place
+        return nn.Dropout(0.5).train(self.training)(x) + self.inner(x)  # a module made in a call
+
+
+def test_functions_are_sites_of_the_module_that_calls_them():
+    model, tape = Calls(), {}
+    keep = {
+        name: np.arange(12).reshape(3, 4) % (i + 2) > 0
+        for i, name in enumerate(
+            ("inner/F.dropout", "F.dropout", "F.dropout#2", "inner/F.dropout#2")
+        )
+    }
+    handles = hooks.give_masks(model, keep)
+    hooks.record(model, tape)
+    x = torch.ones(3, 4)
+    first, second, third, fourth = (torch.from_numpy(mask) for mask in keep.values())
+    for _ in range(2):
+        y = first * second * (2 * 4 / 3)
+        torch.testing.assert_close(model(x), y * third * 2 + y * fourth * 2)
+        assert list(tape) == list(keep)
+    torch.testing.assert_close(model.eval()(x), x + x)
+    handles.remove()
+    model.train()
+    torch.manual_seed(5)
+    model(x)
+    generator = CPUGenerator(5)
+    for record, rate in zip(tape.values(), (0.5, 0.25, 0.5, 0.5), strict=True):
+        np.testing.assert_array_equal(record["mask"], generator.mask((3, 4), rate))
+
+
+def test_checkpointing_calls_a_function_again_with_its_mask():
+    model = Calls()
+    hooks.give_masks(model, {"inner/F.dropout": np.array([True, False])})
+    x = torch.ones(2, requires_grad=True)
+    torch.utils.checkpoint.checkpoint(model.inner, x, use_reentrant=False).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [2.0, 0.0]
 
 
 class Own(nn.Dropout):
@@ -341,7 +385,7 @@ def test_wrong_arguments_are_named():
     hooks.give_masks(model, {"0": np.array(["x"])})
     with pytest.raises(ValueError, match="Pass mask != 0"):
         model(torch.ones(1))
-    with pytest.raises(ValueError, match=r"'0' has some.*remove"):
+    with pytest.raises(ValueError, match=r"'itself' has some.*remove"):
         hooks.give_masks(model, {})
 
 
@@ -363,7 +407,7 @@ def test_a_rate_of_one_needs_a_scale_to_keep_anything():
 
 def test_a_model_without_sites_is_refused():
     for hook in (hooks.give_masks, hooks.record):
-        with pytest.raises(ValueError, match=r"model=Linear is not allowed.*nn\.Dropout\(p\)"):
+        with pytest.raises(ValueError, match=r"model=Linear is not allowed.*Add an nn\.Dropout"):
             hook(nn.Linear(2, 2), {})
 
 
