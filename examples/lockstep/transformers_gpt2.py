@@ -51,7 +51,7 @@ def build_gpt2(gpt, vocab):
     sizes |= {name: getattr(gpt.config, name) for name in ("n_layer", "n_head", "n_embd")}
     sizes |= {"attn_implementation": "eager"}
     rates = {"embd_pdrop": RATE, "attn_pdrop": RATE, "resid_pdrop": RATE}
-    tokens = {"bos_token_id": 0, "eos_token_id": 0}
+    tokens: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0}
     config = transformers.GPT2Config(**sizes, **rates, **tokens)
     gpt2 = transformers.GPT2LMHeadModel(config)
     arrays = gpt2_weights(plain_parameters(nnx.split(gpt)[1]), gpt.config.n_layer)
