@@ -333,6 +333,12 @@ def test_the_passes_of_a_prediction_are_the_models_own(trained):
     assert len({tuple(np.asarray(p)) for p in each}) == 4
 
 
+def test_every_batch_of_a_prediction_has_its_own_masks(trained):
+    size = SETTINGS.batch_size
+    predictions = predict_texts(trained, ["abc"] * (2 * size), passes=2)
+    assert predictions[0].probabilities != predictions[size].probabilities
+
+
 def test_passes_need_dropout(trained):
     still = trained._replace(config=MODEL, settings=dataclasses.replace(SETTINGS, head_dropout=0.0))
     with pytest.raises(ValueError, match="trained without dropout"):
