@@ -10,13 +10,15 @@ from typing import Any
 COMPILING = "compiling: "
 """what compile.py writes between the compilers' logs, before each program and what names it"""
 
+LARGEST_BATCH = "largest batch"
+
 LIMITS_S = {
     "op": 40,
     "dropout": 120,
     "attention": 40,
     "step": 600,
     "generation": 120,
-    "largest batch": 120,
+    LARGEST_BATCH: 120,
 }
 """of CPU for one program by its kind; those of the short form take a part of it"""
 SPILLS_IN_FLOAT32 = 128  # bytes
@@ -59,7 +61,7 @@ def explain_end(code: int, kind: str) -> str:
 def _row_failures(row: Row) -> list[str]:
     if "error" in row:
         return [f"does not compile: {row['error']}"]
-    if row["kind"] == "largest batch":
+    if row["kind"] == LARGEST_BATCH:
         return [] if row["batch_size"] else ["no batch fits"]
     reasons = []
     if row["peak_mib"] > row["bound_mib"]:

@@ -19,7 +19,7 @@ os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "0", "TPU_MIN_LOG_LEVEL": "0", "TPU_STDER
 
 
 def main() -> None:
-    from checks import COMPILING, LIMITS_S
+    from checks import COMPILING, LARGEST_BATCH, LIMITS_S
     from evidence import PtxDump, measure
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -27,6 +27,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="programs whose kind and name start so")
     parser.add_argument("--full", action="store_true", help="the large programs too")
     parser.add_argument("--first", type=int, default=0, help="how many programs to pass over")
+    parser.add_argument("--count", type=int, help="how many programs to compile then")
+    parser.add_argument("--list", action="store_true", help="print the programs, compile nothing")
     settings = parser.parse_args()
     dump = PtxDump() if "h100" in settings.chips else None
     from largest_batch import largest_batches
@@ -39,9 +41,13 @@ def main() -> None:
         for program in programs(CHIPS[name], full=settings.full)
         if f"{program.kind} {program.name}".startswith(settings.only)
     ]
-    for chip, program in chosen[settings.first :]:
+    end = None if settings.count is None else settings.first + settings.count
+    for chip, program in chosen[settings.first : end]:
         known = {"device": chip.name, "kind": program.kind, "program": program.name}
         known["command"] = program.command(chip, full=settings.full)
+        if settings.list:
+            print(json.dumps(known))
+            continue
         print(COMPILING + json.dumps(known), file=sys.stderr, flush=True)
         row = known | measure(program.lower, LIMITS_S[program.kind], program.elements)
         if dump and program.kind in ("op", "dropout", "attention"):
@@ -55,7 +61,7 @@ def main() -> None:
             "whole_arrays": program.whole_arrays,
         }
         print(json.dumps(row), flush=True)
-    if settings.full and not settings.only:
+    if settings.full and settings.only == LARGEST_BATCH and not settings.list:
         for name in settings.chips:
             for row in largest_batches(CHIPS[name]):
                 print(json.dumps(row), flush=True)

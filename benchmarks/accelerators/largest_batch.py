@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from checks import LIMITS_S
+from checks import LARGEST_BATCH, LIMITS_S
 from evidence import cpu_seconds, limit_cpu_seconds
 from minigpt.config import PRESETS
 from minigpt.training import plan_training
@@ -27,7 +27,7 @@ def largest_batches(chip: Chip) -> Iterator[dict[str, Any]]:
         low, high = (middle, high) if _fits(chip, STEP * middle) else (low, middle)
     yield {
         "device": chip.name,
-        "kind": "largest batch",
+        "kind": LARGEST_BATCH,
         "program": f"gpt2, bfloat16, layers in a scan, data=1: batch {STEP * low} fits",
         "batch_size": STEP * low,
         "cpu_s": round(cpu_seconds() - start, 1),
@@ -37,7 +37,7 @@ def largest_batches(chip: Chip) -> Iterator[dict[str, Any]]:
 
 
 def _fits(chip: Chip, batch_size: int) -> bool:
-    limit_cpu_seconds(LIMITS_S["largest batch"])
+    limit_cpu_seconds(LIMITS_S[LARGEST_BATCH])
     config = PRESETS["gpt2"]
     model = dataclasses.replace(config.model, dtype="bfloat16", scan_layers=True)
     config = dataclasses.replace(config, model=model, mesh="data=1", batch_size=batch_size)

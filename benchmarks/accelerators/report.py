@@ -21,7 +21,7 @@ Three words on this page have one meaning each.
 
 `make accelerators` compiles everything and writes this page and its JSON,
 [accelerators.json](../benchmarks/results/accelerators.json). The versions are those of
-`benchmarks/accelerators/pins.txt`. `make accelerators FULL=--full` adds the large programs.
+`benchmarks/accelerators/pins.txt`. `make accelerators FULL=--full` compiles the large programs.
 
 It fails if
 
@@ -50,6 +50,11 @@ causal. A step is one of training. To compile one row of a table alone, give its
 - Cycles: XLA:TPU's estimate. The body of a loop counts once, and a kernel of Pallas not at all.
 - Registers (of a thread), Shared (memory, bytes), Spills (bytes of a thread): the largest of the
   program's kernels, by ptxas and XLA.
+"""
+
+LARGE = """\
+`make accelerators FULL=--full` compiles these for hours and goes on where it was stopped; the rows
+so far are of commits {commits}. Add `--full` to the command of a row.
 """
 
 SIMULATED = """\
@@ -81,23 +86,30 @@ VENVS = {"h100": ".venv-cuda"}
 Row = dict[str, Any]
 
 
-def render(rows: list[Row], results: Path) -> str:
+def render(rows: list[Row], large: list[Row], results: Path) -> str:
     """The page; `results` is the folder of the gpu-*.json files."""
     total = round(sum(row["cpu_s"] for row in rows))
+    commits = ", ".join(f"`{commit}`" for commit in sorted({row["commit"] for row in large}))
+    parts = [
+        INTRODUCTION.format(limits=LIMITS_S, spills=SPILLS_IN_FLOAT32),
+        "## Run\n",
+        run_section(results),
+        f"## Simulated\n\n{SIMULATED}",
+        f"## Compiled\n\n{NOTES.format(command=_command('v5e'))}",
+        f"{len(rows)} programs, {total} s of CPU.\n",
+        *_device_sections(rows),
+    ]
+    if large:
+        parts += [f"## Compiled, large programs\n\n{LARGE.format(commits=commits)}"]
+        parts += _device_sections(large)
+    return "\n".join(parts)
+
+
+def _device_sections(rows: list[Row]) -> Iterator[str]:
     by_device: dict[str, list[Row]] = {}
     for row in rows:
         by_device.setdefault(row["device"], []).append(row)
-    return "\n".join(
-        [
-            INTRODUCTION.format(limits=LIMITS_S, spills=SPILLS_IN_FLOAT32),
-            "## Run\n",
-            run_section(results),
-            f"## Simulated\n\n{SIMULATED}",
-            f"## Compiled\n\n{NOTES.format(command=_command('v5e'))}",
-            f"{len(rows)} programs, {total} s of CPU.\n",
-            *(_device_section(device, of_device) for device, of_device in by_device.items()),
-        ]
-    )
+    return (_device_section(device, of_device) for device, of_device in by_device.items())
 
 
 def _command(device: str) -> str:

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 import checks
 import evidence
+import large
 import report
 import run_report
 from dropout_jax import keep_mask
@@ -120,14 +121,40 @@ def test_cycles_are_summed():
 
 
 def test_only_what_a_device_did_is_under_run(tmp_path):
-    page = report.render([ROW], tmp_path)
+    page = report.render([ROW], [], tmp_path)
     assert "Nothing has run on a device yet." in page
     assert "| step tiny, bfloat16 | 1.0 | 10 | 20 | 2 AR | 1,234 |" in page
-    page = report.render([ROW], pathlib.Path("benchmarks/results"))
-    run, compiled = page.split("## Run")[1].split("## Compiled")
+    page = report.render([ROW], [ROW | {"commit": "abc"}], pathlib.Path("benchmarks/results"))
+    run, compiled, large = page.split("## Run")[1].split("## Compiled")
+    assert "`abc`" in large
     assert "NVIDIA H100" in run
     assert "step tiny" not in run
     assert "NVIDIA H100" not in compiled
+
+
+def test_large_programs_are_saved_one_by_one_and_not_compiled_again(tmp_path, monkeypatch):
+    """The compiler is a script that prints one row, and the second program has none."""
+    monkeypatch.setattr(large, "LARGE", tmp_path / "large.json")
+    names = [ROW | {"program": name} for name in ("short", "first", "second")]
+    compiled = []
+
+    def list_jobs(*_):
+        for name in names:
+            script = f"print({json.dumps(name)!r})" if name["program"] == "first" else "exit(3)"
+            yield [sys.executable, "-c", script], name
+
+    compile_one = large._compile
+    monkeypatch.setattr(large, "_list_jobs", list_jobs)
+    monkeypatch.setattr(
+        large, "_compile", lambda *job: compiled.append(job[1]) or compile_one(*job)
+    )
+    for _ in range(2):
+        large.compile_large({"venv": ("v5e",)}, "", names[:1])
+    first, second = large.read_large()
+    assert compiled == names[1:]
+    assert first["program"] == "first"
+    assert "ends its process with 3" in second["error"]
+    assert len(first["commit"]) == 7
 
 
 def test_every_table_of_what_ran_has_figures():
