@@ -10,8 +10,6 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.progress import track
-
 from checks import LARGEST_BATCH, Row, count_rematerializations, explain_end
 
 ROOT = Path(__file__).resolve().parents[2]
