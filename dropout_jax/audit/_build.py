@@ -1,0 +1,306 @@
+"""Build the record of a run from the graph of its program and the computed points."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from dropout_jax.audit._graph import Application, Decision, Graph, Point
+from dropout_jax.audit._jaxprs import form_of, is_backward, module_path
+from dropout_jax.audit._places import find_library_calls, find_place
+from dropout_jax.audit._record import Noise, OpaqueCall, Record, Site
+from dropout_jax.audit._values import Kind, merge
+from dropout_jax.audit._statistics import chance_of_constant, probability_of_true, share_interval
+
+Harvest = Mapping[int, Mapping[str, np.ndarray]]
+
+ACCIDENT = 1e-6  # a mask that is constant along an axis by such a chance says nothing
+
+
+class _Run(NamedTuple):
+    graph: Graph
+    harvest: Harvest
+    names: Sequence[str]
+
+    def read(self, point: Point, name: str) -> np.ndarray:
+        """Return a reduction of every time that the program passed: (times, ...)."""
+        reductions = self.harvest[point.index]
+        ran = reductions["ran"].reshape(-1) > 0
+        values = reductions[name]
+        inner = values.shape[reductions["ran"].ndim :]
+        return values.reshape(-1, *inner)[ran]
+
+
+def build_record(graph: Graph, harvest: Harvest, names: Sequence[str]) -> Record:
+    """Return the record of a run; `names` are those of the step's arguments."""
+    run = _Run(graph, harvest, names)
+    uses = _applications_of(graph)
+    forward, backward = [], []
+    for name, decision in graph.decisions.items():
+        if name in uses and run.read(decision.mask_point, "ran").size:
+            part = backward if is_backward(decision.trail) else forward
+            part.append((name, _build_site(run, name, decision, uses[name])))
+    sites, strays = _match_recomputations([s for _, s in forward], [s for _, s in backward])
+    return Record(tuple(sites), tuple(strays), _build_noise(graph), _build_opaque(graph))
+
+
+def _applications_of(graph: Graph) -> dict[Any, list[tuple[Any, Application, bool]]]:
+    """Return, for each decision, its applications: (name, application, is True of it True)."""
+    uses: dict[Any, list[tuple[Any, Application, bool]]] = {}
+    for name, application in graph.applications.items():
+        for decision, is_true in application.decisions:
+            uses.setdefault(decision, []).append((name, application, is_true))
+    return uses
+
+
+def _build_site(
+    run: _Run, name: Any, decision: Decision, uses: list[tuple[Any, Application, bool]]
+) -> Site:
+    forward = [use for use in uses if not is_backward(use[1].trail)]
+    application_name, application, is_true = (forward or uses)[0]
+    counts = run.read(decision.mask_point, "count").astype(np.int64)
+    size = math.prod(decision.shape)
+    true_share = float(counts.sum() / max(size * counts.size, 1))
+    keeps_true = _keeps_where_true(run, application, true_share, is_true=is_true)
+    kept = true_share if keeps_true else 1 - true_share
+    shared = _shared_axes(run, application, kept)
+    decided = _count_decided(application, shared, size) * counts.size
+    masks = run.harvest[decision.mask_point.index].get("mask")
+    return Site(
+        place=find_place(decision.trail),
+        module=module_path(decision.trail),
+        library=find_library_calls(decision.trail),
+        generator=_generator(run.graph, decision),
+        shape=decision.shape,
+        applied_shape=application.shape,
+        use=application.use,
+        times=counts.size,
+        loops=_loops(decision.trail),
+        kept=kept,
+        interval=share_interval(round(kept * decided), decided),
+        probability=_probability(run, decision, true_share, decided, keeps_true=keeps_true),
+        factors=_factors(run, application_name, application),
+        shared_axes=shared,
+        is_drawn_shared=_is_drawn_shared(decision, application, shared),
+        applications=len(forward),
+        recomputations=0,
+        key_arguments=_key_arguments(run, decision),
+        is_seeded_inside=bool(decision.value.seeds),
+        resolution=decision.value.bits,
+        is_independent=decision.value.is_independent,
+        scale_tolerance=_scale_tolerance(application),
+        decided=decided,
+        hashes=run.read(decision.mask_point, "hash"),
+        keys=_keys(run, decision, counts.size),
+        masks=None if masks is None else run.read(decision.mask_point, "mask"),
+    )
+
+
+def _keeps_where_true(
+    run: _Run, application: Application, true_share: float, *, is_true: bool
+) -> bool:
+    """Whether what a decision makes True is kept."""
+    if application.is_kept_where_true is not None:
+        return application.is_kept_where_true == is_true
+    if application.use != "zero":
+        return True
+    counts = run.read(application.point, "count").astype(np.float64)
+    share = counts.mean() / max(math.prod(application.shape), 1) if counts.size else true_share
+    if min(abs(share - true_share), abs(share - (1 - true_share))) > 1e-6:
+        return is_true  # a condition of data has a part in the mask
+    return abs(share - true_share) <= abs(share - (1 - true_share))
+
+
+def _shared_axes(run: _Run, application: Application, kept: float) -> tuple[int, ...]:
+    """Return the axes of the data along which the mask is constant, and not by chance."""
+    constant = run.read(application.point, "constant")
+    if application.use in ("branch",) or not constant.size or kept in (0.0, 1.0):
+        return ()
+    shape = application.shape
+    always = constant.all(axis=0)
+    axes = tuple(axis for axis, yes in enumerate(always) if yes and shape[axis] > 1)
+    decided = math.prod(shape) // math.prod(shape[axis] for axis in axes) * len(constant)
+    return tuple(
+        axis for axis in axes if chance_of_constant(kept, shape[axis], decided) < ACCIDENT
+    )
+
+
+def _count_decided(application: Application, shared: Sequence[int], size: int) -> int:
+    """Return how many decisions a mask has, those that are shared counted once."""
+    if application.use in ("branch", "product"):
+        return size
+    shape = application.shape
+    return min(size, max(math.prod(shape) // math.prod(shape[axis] for axis in shared), 1))
+
+
+def _is_drawn_shared(
+    decision: Decision, application: Application, shared: Sequence[int]
+) -> bool:
+    if not decision.shape or len(decision.shape) != len(application.shape):
+        return not decision.shape
+    return all(decision.shape[axis] == 1 for axis in shared)
+
+
+def _key_arguments(run: _Run, decision: Decision) -> tuple[str, ...]:
+    """Return the names of the arguments that the keys depend on."""
+    keys = [run.graph.draws[draw].key for draw in decision.value.draws if draw in run.graph.draws]
+    bits = merge(keys or [decision.value], Kind.KEY, 0).arguments
+    return tuple(name for number, name in enumerate(run.names) if bits >> number & 1)
+
+
+def _generator(graph: Graph, decision: Decision) -> str:
+    names = {graph.draws[draw].generator for draw in decision.value.draws if draw in graph.draws}
+    return "+".join(sorted(names)) or "arithmetic on a key"
+
+
+def _loops(trail: Sequence[Any]) -> tuple[str, ...]:
+    loops = []
+    for equation in trail:
+        form = form_of(equation)
+        if form == "scan":
+            loops.append(f"scan {equation.params['length']}")
+        elif form == "while":
+            loops.append("while")
+        elif form == "shard_map":
+            loops.append(f"shard_map {dict(equation.params['mesh'].shape)}")
+    return tuple(loops)
+
+
+def _probability(
+    run: _Run, decision: Decision, true_share: float, decided: int, *, keeps_true: bool
+) -> float | None:
+    """Return the exact probability of keeping, if the program compares with a number."""
+    threshold = decision.threshold
+    if threshold is None or not decision.value.is_independent:
+        return None
+    numbers = np.unique(run.read(threshold.point, "number"))
+    if numbers.size != 1:
+        return None
+    is_float = bool(jnp.issubdtype(threshold.dtype, jnp.floating))
+    if not is_float and decision.value.bits != 8 * threshold.dtype.itemsize:
+        return None
+    share = probability_of_true(
+        float(numbers[0]),
+        threshold.primitive,
+        decision.value.bits,
+        is_first=threshold.is_first,
+        is_float=is_float,
+    )
+    low, high = share_interval(round(true_share * decided), decided)
+    if share is None or not low <= share <= high:
+        return None
+    return share if keeps_true else 1 - share
+
+
+def _factors(run: _Run, name: Any, application: Application) -> tuple[float, ...]:
+    """Return what the data is multiplied with, before, by the mask itself and after."""
+    if application.use != "zero":
+        return ()
+    claimed = {
+        _identity(point)
+        for other in run.graph.applications.values()
+        if other is not application
+        for point, _ in other.factors
+    }
+    before = [_factor(run, *factor) for factor in application.factors]
+    most = run.read(application.point, "most")
+    inside = [float(np.median(most))] if application.is_kept_where_true is None else []
+    later = run.graph.later_factors.get(name, [])
+    is_scaled = any(abs(factor - 1) > 1e-6 for factor in [*before, *inside] if factor is not None)
+    after = [
+        _factor(run, *factor)
+        for factor in later
+        if not is_scaled or _identity(factor[0]) not in claimed
+    ]
+    factors = [factor for factor in [*before, *inside, *after] if factor is not None]
+    return tuple(factor for factor in factors if factor != 1)
+
+
+def _identity(point: Point) -> Any:
+    return point.path, tuple(id(atom) for atom in point.atoms)
+
+
+def _factor(run: _Run, point: Point, is_divisor: bool) -> float | None:
+    """Return a factor; None if it differs between the times that it is used."""
+    numbers = np.unique(run.read(point, "number"))
+    if numbers.size != 1 or not np.isfinite(numbers[0]) or numbers[0] == 0:
+        return None
+    return float(1 / numbers[0] if is_divisor else numbers[0])
+
+
+def _scale_tolerance(application: Application) -> float:
+    """Return by how much the scale may be off: the precision of the data's dtype."""
+    dtype = application.dtype
+    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+        return 1e-5
+    return max(2 * float(jnp.finfo(dtype).eps), 1e-5)
+
+
+def _keys(run: _Run, decision: Decision, times: int) -> tuple[frozenset, ...]:
+    """Return, for each time, the keys of the draws of a decision."""
+    keys: list[set] = [set() for _ in range(times)]
+    for name in decision.value.draws:
+        draw = run.graph.draws.get(name)
+        if draw is None or draw.key_point is None:
+            continue
+        words = run.read(draw.key_point, "words")
+        for time in range(times):
+            if len(words) in (1, times):
+                rows = words[time if len(words) == times else 0]
+                keys[time] |= {(draw.generator, *row) for row in rows.tolist()}
+    return tuple(frozenset(key) for key in keys)
+
+
+def _match_recomputations(
+    forward: list[Site], backward: list[Site]
+) -> tuple[list[Site], list[Site]]:
+    """Give the decisions of the backward pass to those of the forward pass with equal masks."""
+    sites, strays = list(forward), []
+    made = {mask for site in forward for mask in mask_names(site)}
+    for site in backward:
+        again = mask_names(site)
+        partners = [n for n, other in enumerate(sites) if again & mask_names(other)]
+        if partners and again <= made:
+            for n in partners[:1]:
+                sites[n] = _count_recomputation(sites[n])
+        elif any(_could_be_recomputed(other, site) for other in forward):
+            strays.append(site)
+        else:
+            sites.append(site)
+    return sites, strays
+
+
+def _could_be_recomputed(site: Site, again: Site) -> bool:
+    is_same_size = math.prod(site.shape) == math.prod(again.shape)
+    return site.is_active and (site.place == again.place or is_same_size)
+
+
+def _count_recomputation(site: Site) -> Site:
+    return dataclasses.replace(site, recomputations=site.recomputations + 1)
+
+
+def mask_names(site: Site) -> set[tuple[int, ...]]:
+    """Return what tells the masks of a site from others: (size, hash), for each time."""
+    size = math.prod(site.shape)
+    return {(size, int(first), int(second)) for first, second in site.hashes}
+
+
+def _build_noise(graph: Graph) -> tuple[Noise, ...]:
+    used = {draw for decision in graph.decisions.values() for draw in decision.value.draws}
+    noise = [
+        Noise(find_place(draw.trail), draw.generator, draw.shape)
+        for name, draw in graph.draws.items()
+        if name not in used
+    ]
+    return tuple(noise)
+
+
+def _build_opaque(graph: Graph) -> tuple[OpaqueCall, ...]:
+    return tuple(
+        OpaqueCall(find_place(call.trail), call.primitive, call.params) for call in graph.opaque
+    )

@@ -1,0 +1,101 @@
+"""The equations that contain programs: calls, scan, while, cond and shard_map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from jax.extend import core
+
+Form = Literal["call", "scan", "while", "cond", "shard_map"]
+Path_ = tuple[tuple[int, int], ...]
+"""where a program is inside the whole: (number of the equation, number of its program), ..."""
+
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "remat2": "jaxpr",
+    "remat": "jaxpr",
+    "checkpoint": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "call_jaxpr",
+    "custom_vmap_call": "call",
+}
+_OWN_THREEFRY = Path(__file__).parents[1] / "random" / "_threefry.py"
+
+
+class Body(NamedTuple):
+    """A program inside an equation, with the values of its constants."""
+
+    jaxpr: Any
+    consts: Sequence[Any]
+
+
+def form_of(equation: core.JaxprEqn) -> Form | None:
+    """Return how an equation runs the programs in it, or None if it is taken as a whole."""
+    name = equation.primitive.name
+    if name in _CALLS:
+        return None if is_own_threefry(equation) else "call"
+    if name in ("scan", "while", "cond", "shard_map"):
+        return name  # pyright: ignore[reportReturnType]
+    return None
+
+
+def bodies_of(equation: core.JaxprEqn) -> tuple[Body, ...]:
+    """Return the programs of an equation that has a form; for while: the condition, the body."""
+    params = equation.params
+    match equation.primitive.name:
+        case "cond":
+            programs = params["branches"]
+        case "while":
+            programs = params["cond_jaxpr"], params["body_jaxpr"]
+        case "scan" | "shard_map":
+            programs = (params["jaxpr"],)
+        case name:
+            programs = (params[_CALLS[name]],)
+    return tuple(as_body(program) for program in programs)
+
+
+def as_body(program: Any) -> Body:
+    """Return a Jaxpr or a ClosedJaxpr with its constants."""
+    return Body(getattr(program, "jaxpr", program), getattr(program, "consts", ()))
+
+
+def is_own_threefry(equation: core.JaxprEqn) -> bool:
+    """Whether the equation is the generator of this package's masks."""
+    if equation.params.get("name") != "threefry2x32":
+        return False
+    source = getattr(equation.params["jaxpr"].jaxpr.debug_info, "func_src_info", None)
+    return str(_OWN_THREEFRY) in str(source)
+
+
+def is_backward(trail: Sequence[Any]) -> bool:
+    """Whether an equation belongs to a backward pass, by the names that JAX gives it."""
+    names = (str(equation.source_info.name_stack) for equation in trail)
+    return any("transpose(" in name or "rematted_computation" in name for name in names)
+
+
+def module_path(trail: Sequence[Any]) -> str:
+    """Return the names that the model's scopes give an equation, such as "block_0/drop"."""
+    names = "/".join(str(equation.source_info.name_stack) for equation in trail)
+    parts = (part for part in names.split("/") if part and "(" not in part)
+    return "/".join(part for part in parts if part not in ("checkpoint", "rematted_computation"))
+
+
+def split_scan(equation: core.JaxprEqn, values: Sequence[Any]) -> tuple[list, list, list]:
+    """Split what a scan takes: constants, carry and xs."""
+    consts, carry = equation.params["num_consts"], equation.params["num_carry"]
+    values = list(values)
+    return values[:consts], values[consts : consts + carry], values[consts + carry :]
+
+
+def split_while(equation: core.JaxprEqn, values: Sequence[Any]) -> tuple[list, list, list]:
+    """Split what a while takes: constants of the condition, constants of the body, carry."""
+    first, second = equation.params["cond_nconsts"], equation.params["body_nconsts"]
+    values = list(values)
+    return values[:first], values[first : first + second], values[first + second :]

@@ -1,0 +1,94 @@
+"""Find the line of the user's code that a random decision comes from."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import sysconfig
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# Packages whose lines are not the user's. The line that called them is.
+LIBRARIES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "equinox",
+    "haiku",
+    "keras",
+    "optax",
+    "chex",
+    "jaxtyping",
+    "beartype",
+)
+
+
+class Place(NamedTuple):
+    """A line of the user's code."""
+
+    file: str
+    line: int
+    function: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} ({self.function})"
+
+
+class Frame(NamedTuple):
+    """A line of any code, with the library that it belongs to; "" is the user's own code."""
+
+    place: Place
+    library: str
+
+
+UNKNOWN = Place("<unknown>", 0, "<unknown>")
+
+
+def find_place(trail: Sequence[Any]) -> Place:
+    """Return the innermost line of the user's code among the equations that lead to one.
+
+    `trail` has the equations from the outermost to the innermost. A compiled function of a library
+    is traced once for all its callers, so its frames end where it was called; the equation of the
+    call has the caller's.
+    """
+    return next((frame.place for frame in walk_frames(trail) if not frame.library), UNKNOWN)
+
+
+def find_library_calls(trail: Sequence[Any]) -> tuple[str, ...]:
+    """Return the functions of libraries between the user's line and the equation, inside first."""
+    names = []
+    for frame in walk_frames(trail):
+        if not frame.library:
+            break
+        names.append(f"{frame.library}:{Path(frame.place.file).stem}.{frame.place.function}")
+    return tuple(names)
+
+
+def walk_frames(trail: Sequence[Any]) -> Iterator[Frame]:
+    """Iterate over the frames of an equation from the inside, then over those of its callers."""
+    for equation in reversed(trail):
+        traceback = getattr(equation.source_info, "traceback", None)
+        for frame in traceback.frames if traceback is not None else ():
+            place = Place(frame.file_name, frame.line_num, frame.function_name)
+            yield Frame(place, find_library(frame.file_name))
+
+
+@functools.cache
+def find_library(file: str) -> str:
+    """Return the name of the library that a file belongs to; "" if it is the user's code."""
+    if file.startswith("<frozen"):
+        return "python"
+    for name, folder in _library_folders(len(sys.modules)):
+        if file.startswith(folder) and (name != "python" or "site-packages" not in file):
+            return name
+    return ""
+
+
+@functools.lru_cache(maxsize=1)
+def _library_folders(_: int) -> tuple[tuple[str, str], ...]:
+    modules = {name: getattr(sys.modules.get(name), "__file__", None) for name in LIBRARIES}
+    folders = {name: str(Path(file).parent) + "/" for name, file in modules.items() if file}
+    folders["dropout_jax"] = str(Path(__file__).parents[1]) + "/"
+    folders["python"] = sysconfig.get_paths()["stdlib"] + "/"
+    return tuple(folders.items())

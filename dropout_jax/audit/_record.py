@@ -1,0 +1,158 @@
+"""What `trace` returns: a record of the random decisions of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from dropout_jax.audit._graph import Use
+from dropout_jax.audit._places import Place
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A place in a program where random decisions are made, and all that is known of it.
+
+    Args:
+      place: the line of the user's code.
+      module: the names that the model's scopes give it, or "".
+      library: the functions of libraries between that line and the decision, inside first.
+      generator: the primitive that draws the bits, or "dropout_jax".
+      shape: of the decision as it is drawn.
+      applied_shape: of the data that it is applied to.
+      use: "zero", "replace", "mix", "bias", "branch" or "product".
+      times: how often a run makes it.
+      loops: the loops around it, outside first, such as "scan 12".
+      kept: the share that is kept.
+      interval: where the probability of keeping is, from that share (4.9 standard deviations).
+      probability: of keeping, exactly, where the program says it; else None.
+      factors: what the data is multiplied with next to it, the scale among them.
+      shared_axes: of the data, along which all have one decision.
+      is_drawn_shared: whether the decision is drawn with size 1 on those axes.
+      applications: how many equations of the forward pass apply it.
+      recomputations: how many equations of the backward pass make it again, with the same mask.
+      key_arguments: the arguments of the step that the key depends on.
+      is_seeded_inside: whether the key is made of a number that the program contains.
+      resolution: the random bits that decide.
+      is_independent: whether its elements do not depend on each other.
+      hashes: of the mask, for each time: (times, 2).
+      keys: the words of the keys, for each draw and time: ((generator, word, ...), ...).
+      masks: the masks, (times, *shape), if they were asked for.
+    """
+
+    place: Place
+    module: str
+    library: tuple[str, ...]
+    generator: str
+    shape: tuple[int, ...]
+    applied_shape: tuple[int, ...]
+    use: Use
+    times: int
+    loops: tuple[str, ...]
+    kept: float
+    interval: tuple[float, float]
+    probability: float | None
+    factors: tuple[float, ...]
+    shared_axes: tuple[int, ...]
+    is_drawn_shared: bool
+    applications: int
+    recomputations: int
+    key_arguments: tuple[str, ...]
+    is_seeded_inside: bool
+    resolution: int
+    is_independent: bool
+    scale_tolerance: float
+    decided: int
+    hashes: np.ndarray = dataclasses.field(repr=False)
+    keys: tuple[frozenset, ...] = dataclasses.field(repr=False)
+    masks: np.ndarray | None = dataclasses.field(repr=False, default=None)
+
+    @property
+    def is_key_constant(self) -> bool:
+        """Whether the key depends on no argument of the step."""
+        return not self.key_arguments
+
+    @property
+    def is_active(self) -> bool:
+        """Whether some elements are dropped."""
+        return self.times > 0 and self.kept < 1
+
+    @property
+    def scale(self) -> float | None:
+        """The factor among `factors` that is nearest to 1 / kept; None if there is none."""
+        if self.use != "zero" or not self.factors or not self.kept:
+            return None
+        return min(self.factors, key=lambda factor: abs(factor * self.kept - 1))
+
+    def __str__(self) -> str:
+        """Return a line of text."""
+        low, high = self.interval
+        text = f"{self.place}: {self.use} {self.shape} x{self.times}, kept {self.kept:.4f}"
+        text += f" [{low:.4f}, {high:.4f}]"
+        text += "" if self.scale is None else f", scale {self.scale:.4f}"
+        text += f", shared along axes {self.shared_axes}" if self.shared_axes else ""
+        text += ", constant key" if self.is_key_constant else ""
+        return f"{text}, {self.generator}"
+
+
+@dataclasses.dataclass(frozen=True)
+class OpaqueCall:
+    """A call that may be random, where nobody can see it: a kernel, a callback, cuDNN.
+
+    Args:
+      place: the line of the user's code.
+      primitive: of the call.
+      params: what it says of itself, such as its seed and its rate.
+    """
+
+    place: Place
+    primitive: str
+    params: dict[str, Any]
+
+    def __str__(self) -> str:
+        """Return a line of text."""
+        known = ", ".join(f"{name}={value!r}" for name, value in self.params.items())
+        return f"{self.place}: opaque: {self.primitive}({known})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """Random numbers that no decision uses: noise, initial weights, sampled tokens.
+
+    Args:
+      place: the line of the user's code.
+      generator: the primitive that draws the bits.
+      shape: of the numbers.
+    """
+
+    place: Place
+    generator: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        """Return a line of text."""
+        return f"{self.place}: numbers {self.shape}, {self.generator}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """The random decisions of one run of a step.
+
+    Args:
+      sites: the decisions, in the order of the program.
+      strays: decisions of the backward pass that the forward pass did not make.
+      noise: random numbers that no decision uses.
+      opaque: calls that may be random.
+    """
+
+    sites: tuple[Site, ...]
+    strays: tuple[Site, ...]
+    noise: tuple[Noise, ...]
+    opaque: tuple[OpaqueCall, ...]
+
+    def __str__(self) -> str:
+        """Return a line of text for each."""
+        parts = [*self.sites, *self.strays, *self.noise, *self.opaque]
+        return "\n".join(str(part) for part in parts) or "nothing is random"

@@ -1,0 +1,80 @@
+"""Reduce a mask, a number or a key to what the record keeps of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dropout_jax.audit._graph import Point
+from dropout_jax.audit._rules import is_key
+
+MOST_KEYS = 1024  # of a draw with several keys, that are compared
+
+
+def reduce_point(point: Point, values: list[Any], *, keeps_masks: bool) -> dict[str, jax.Array]:
+    """Return the reductions of a point; `ran` is 1, and 0 where the program did not pass."""
+    match point.reduction:
+        case "mask":
+            reduced = _reduce_mask(values[0])
+            reduced |= {"mask": _as_bool(values[0])} if keeps_masks else {}
+        case "application":
+            reduced = _reduce_application(values[0])
+        case "number":
+            reduced = {"number": _first(values[0]).astype(jnp.float32)}
+        case "key":
+            reduced = {"words": _key_words(values)}
+    return reduced | {"ran": jnp.ones((), jnp.int32)}
+
+
+def _as_bool(mask: jax.Array) -> jax.Array:
+    return mask if mask.dtype == jnp.bool_ else mask != 0
+
+
+def _first(array: jax.Array) -> jax.Array:
+    return lax.slice(array.reshape(-1), (0,), (1,))[0]
+
+
+def _reduce_mask(values: jax.Array) -> dict[str, jax.Array]:
+    """Count what is True, and hash the bits: two sums of the places of what is True."""
+    mask = _as_bool(values).reshape(-1)
+    place = lax.iota(jnp.uint32, mask.size)
+    words = [_mix(place + jnp.uint32(salt)) for salt in (0x9E3779B9, 0x7F4A7C15)]
+    hashed = [jnp.sum(jnp.where(mask, word, 0), dtype=jnp.uint32) for word in words]
+    return {"count": jnp.sum(mask, dtype=jnp.uint32), "hash": jnp.stack(hashed)}
+
+
+def _mix(word: jax.Array) -> jax.Array:
+    """The finalizer of MurmurHash3: neighbours get unlike words."""
+    word = (word ^ (word >> 16)) * jnp.uint32(0x85EBCA6B)
+    word = (word ^ (word >> 13)) * jnp.uint32(0xC2B2AE35)
+    return word ^ (word >> 16)
+
+
+def _reduce_application(values: jax.Array) -> dict[str, jax.Array]:
+    """Find the axes along which a mask is constant, what it keeps, and its largest number."""
+    mask = _as_bool(values)
+    constant = [
+        jnp.all(mask == lax.slice_in_dim(mask, 0, 1, axis=axis)) if size else jnp.array(True)
+        for axis, size in enumerate(mask.shape)
+    ]
+    numbers = values.astype(jnp.float32)
+    return {
+        "constant": jnp.stack(constant) if constant else jnp.zeros((0,), jnp.bool_),
+        "count": jnp.sum(mask, dtype=jnp.uint32),
+        "most": jnp.max(jnp.abs(numbers), initial=0),
+    }
+
+
+def _key_words(values: list[Any]) -> jax.Array:
+    """Return the words of the keys of a draw: (keys, words).
+
+    Of the generator of this package, the four inputs are the two words of the key and the counter.
+    """
+    if len(values) > 1:
+        return jnp.stack([_first(jnp.asarray(value)) for value in values])[None]
+    words = jax.random.key_data(values[0]) if is_key(jax.typeof(values[0])) else values[0]
+    words = words.reshape(-1, words.shape[-1] if words.ndim else 1)
+    return words[:MOST_KEYS].astype(jnp.uint32)
