@@ -1,7 +1,19 @@
 """What dropout really does in anybody's training step."""
 
+from dropout_jax.audit._check import assert_no_findings, check
+from dropout_jax.audit._findings import Finding
 from dropout_jax.audit._places import Place
 from dropout_jax.audit._record import Noise, OpaqueCall, Record, Site
 from dropout_jax.audit._trace import trace
 
-__all__ = ["Noise", "OpaqueCall", "Place", "Record", "Site", "trace"]
+__all__ = [
+    "Finding",
+    "Noise",
+    "OpaqueCall",
+    "Place",
+    "Record",
+    "Site",
+    "assert_no_findings",
+    "check",
+    "trace",
+]

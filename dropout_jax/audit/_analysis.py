@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +30,9 @@ OPAQUE = ("pallas_call", "custom_call", "ffi_call", "callback", "cudnn", "dot_pr
 def analyze(program: Any) -> Graph:
     """Analyze a ClosedJaxpr whose inputs are the leaves of the step's arguments."""
     graph = Graph()
-    inputs = [_input_value(var.aval, 1 << number) for number, var in enumerate(program.jaxpr.invars)]
+    inputs = [
+        _input_value(var.aval, 1 << number) for number, var in enumerate(program.jaxpr.invars)
+    ]
     _walk_body(Walk(graph), Body(program.jaxpr, program.consts), inputs)
     return graph
 
@@ -47,11 +50,18 @@ def _walk_body(walk: Walk, body: Body, inputs: Sequence[Value]) -> list[Value]:
     def read(atom: Any) -> Value:
         return _literal_value(atom) if isinstance(atom, core.Literal) else known[atom]
 
+    walk = dataclasses.replace(walk, readers=_count_readers(jaxpr))
     for number, equation in enumerate(jaxpr.eqns):
         values = [read(atom) for atom in equation.invars]
         results = _walk_equation(walk.at(number, equation), equation, values)
         known.update(zip(equation.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def _count_readers(jaxpr: Any) -> Counter:
+    """Count how often each variable is read."""
+    atoms = [atom for equation in jaxpr.eqns for atom in equation.invars] + list(jaxpr.outvars)
+    return Counter(atom for atom in atoms if not isinstance(atom, core.Literal))
 
 
 def _literal_value(literal: core.Literal) -> Value:

@@ -12,10 +12,10 @@ import numpy as np
 
 from dropout_jax.audit._graph import Application, Decision, Graph, Point
 from dropout_jax.audit._jaxprs import form_of, is_backward, module_path
-from dropout_jax.audit._places import find_library_calls, find_place
+from dropout_jax.audit._places import find_callers, find_library_calls, find_place
 from dropout_jax.audit._record import Noise, OpaqueCall, Record, Site
-from dropout_jax.audit._values import Kind, merge
 from dropout_jax.audit._statistics import chance_of_constant, probability_of_true, share_interval
+from dropout_jax.audit._values import Kind, merge
 
 Harvest = Mapping[int, Mapping[str, np.ndarray]]
 
@@ -44,7 +44,7 @@ def build_record(graph: Graph, harvest: Harvest, names: Sequence[str]) -> Record
     for name, decision in graph.decisions.items():
         if name in uses and run.read(decision.mask_point, "ran").size:
             part = backward if is_backward(decision.trail) else forward
-            part.append((name, _build_site(run, name, decision, uses[name])))
+            part.append((name, _build_site(run, decision, uses[name])))
     sites, strays = _match_recomputations([s for _, s in forward], [s for _, s in backward])
     return Record(tuple(sites), tuple(strays), _build_noise(graph), _build_opaque(graph))
 
@@ -53,14 +53,12 @@ def _applications_of(graph: Graph) -> dict[Any, list[tuple[Any, Application, boo
     """Return, for each decision, its applications: (name, application, is True of it True)."""
     uses: dict[Any, list[tuple[Any, Application, bool]]] = {}
     for name, application in graph.applications.items():
-        for decision, is_true in application.decisions:
+        for decision, is_true in application.mask.decisions:
             uses.setdefault(decision, []).append((name, application, is_true))
     return uses
 
 
-def _build_site(
-    run: _Run, name: Any, decision: Decision, uses: list[tuple[Any, Application, bool]]
-) -> Site:
+def _build_site(run: _Run, decision: Decision, uses: list[tuple[Any, Application, bool]]) -> Site:
     forward = [use for use in uses if not is_backward(use[1].trail)]
     application_name, application, is_true = (forward or uses)[0]
     counts = run.read(decision.mask_point, "count").astype(np.int64)
@@ -68,11 +66,14 @@ def _build_site(
     true_share = float(counts.sum() / max(size * counts.size, 1))
     keeps_true = _keeps_where_true(run, application, true_share, is_true=is_true)
     kept = true_share if keeps_true else 1 - true_share
+    spread = _share_of_spread_mask(run, application, decision, true_share)
+    kept = kept if spread is None else spread
     shared = _shared_axes(run, application, kept)
     decided = _count_decided(application, shared, size) * counts.size
     masks = run.harvest[decision.mask_point.index].get("mask")
     return Site(
         place=find_place(decision.trail),
+        callers=find_callers(decision.trail),
         module=module_path(decision.trail),
         library=find_library_calls(decision.trail),
         generator=_generator(run.graph, decision),
@@ -87,18 +88,30 @@ def _build_site(
         factors=_factors(run, application_name, application),
         shared_axes=shared,
         is_drawn_shared=_is_drawn_shared(decision, application, shared),
-        applications=len(forward),
+        applications=sum(run.read(use[1].point, "ran").size for use in forward),
         recomputations=0,
         key_arguments=_key_arguments(run, decision),
         is_seeded_inside=bool(decision.value.seeds),
         resolution=decision.value.bits,
-        is_independent=decision.value.is_independent,
+        is_independent=decision.value.is_independent and spread is None,
         scale_tolerance=_scale_tolerance(application),
         decided=decided,
+        each=_share_each(
+            counts / max(size, 1), kept, keeps_true=keeps_true, is_spread=spread is not None
+        ),
         hashes=run.read(decision.mask_point, "hash"),
         keys=_keys(run, decision, counts.size),
         masks=None if masks is None else run.read(decision.mask_point, "mask"),
     )
+
+
+def _share_each(
+    true_shares: np.ndarray, kept: float, *, keeps_true: bool, is_spread: bool
+) -> np.ndarray:
+    """Return the share that is kept, for each time."""
+    if is_spread:
+        return np.full(true_shares.shape, kept)
+    return true_shares if keeps_true else 1 - true_shares
 
 
 def _keeps_where_true(
@@ -116,6 +129,21 @@ def _keeps_where_true(
     return abs(share - true_share) <= abs(share - (1 - true_share))
 
 
+def _share_of_spread_mask(
+    run: _Run, application: Application, decision: Decision, true_share: float
+) -> float | None:
+    """Return the share that is kept where a mask is not the decision itself, as in DropBlock."""
+    if application.use != "zero" or application.mask.arguments & ~decision.value.arguments:
+        return None
+    counts = run.read(application.point, "count").astype(np.float64)
+    if not counts.size:
+        return None
+    share = float(counts.mean() / max(math.prod(application.shape), 1))
+    if min(abs(share - true_share), abs(share - (1 - true_share))) < 1e-6:
+        return None
+    return 1 - share if application.is_kept_where_true is False else share
+
+
 def _shared_axes(run: _Run, application: Application, kept: float) -> tuple[int, ...]:
     """Return the axes of the data along which the mask is constant, and not by chance."""
     constant = run.read(application.point, "constant")
@@ -125,9 +153,7 @@ def _shared_axes(run: _Run, application: Application, kept: float) -> tuple[int,
     always = constant.all(axis=0)
     axes = tuple(axis for axis, yes in enumerate(always) if yes and shape[axis] > 1)
     decided = math.prod(shape) // math.prod(shape[axis] for axis in axes) * len(constant)
-    return tuple(
-        axis for axis in axes if chance_of_constant(kept, shape[axis], decided) < ACCIDENT
-    )
+    return tuple(axis for axis in axes if chance_of_constant(kept, shape[axis], decided) < ACCIDENT)
 
 
 def _count_decided(application: Application, shared: Sequence[int], size: int) -> int:
@@ -138,9 +164,7 @@ def _count_decided(application: Application, shared: Sequence[int], size: int) -
     return min(size, max(math.prod(shape) // math.prod(shape[axis] for axis in shared), 1))
 
 
-def _is_drawn_shared(
-    decision: Decision, application: Application, shared: Sequence[int]
-) -> bool:
+def _is_drawn_shared(decision: Decision, application: Application, shared: Sequence[int]) -> bool:
     if not decision.shape or len(decision.shape) != len(application.shape):
         return not decision.shape
     return all(decision.shape[axis] == 1 for axis in shared)
@@ -213,9 +237,9 @@ def _factors(run: _Run, name: Any, application: Application) -> tuple[float, ...
     later = run.graph.later_factors.get(name, [])
     is_scaled = any(abs(factor - 1) > 1e-6 for factor in [*before, *inside] if factor is not None)
     after = [
-        _factor(run, *factor)
-        for factor in later
-        if not is_scaled or _identity(factor[0]) not in claimed
+        _factor(run, point, is_divisor)
+        for point, is_divisor, is_direct in later
+        if not is_scaled or (is_direct and _identity(point) not in claimed)
     ]
     factors = [factor for factor in [*before, *inside, *after] if factor is not None]
     return tuple(factor for factor in factors if factor != 1)
@@ -293,7 +317,7 @@ def mask_names(site: Site) -> set[tuple[int, ...]]:
 def _build_noise(graph: Graph) -> tuple[Noise, ...]:
     used = {draw for decision in graph.decisions.values() for draw in decision.value.draws}
     noise = [
-        Noise(find_place(draw.trail), draw.generator, draw.shape)
+        Noise(find_place(draw.trail), draw.generator, draw.shape, graph.noise.get(name, "other"))
         for name, draw in graph.draws.items()
         if name not in used
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from dropout_jax.audit._jaxprs import Path_, is_backward
@@ -12,6 +13,8 @@ Reduction = Literal["mask", "application", "number", "key"]
 Use = Literal["zero", "replace", "mix", "bias", "branch", "product"]
 """what a decision does: choose between data and 0, a number, or other data; add a number to it;
 choose a branch of the program; enter a matrix product"""
+NoiseUse = Literal["multiplied", "added", "other"]
+"""what random numbers that no decision uses do to data"""
 
 
 class Point(NamedTuple):
@@ -63,7 +66,7 @@ class Application:
 
     trail: tuple[Any, ...]
     path: Path_
-    decisions: frozenset
+    mask: Value
     use: Use
     is_kept_where_true: bool | None
     shape: tuple[int, ...]
@@ -88,8 +91,10 @@ class Graph:
     draws: dict[Any, Draw] = dataclasses.field(default_factory=dict)
     decisions: dict[Any, Decision] = dataclasses.field(default_factory=dict)
     applications: dict[Any, Application] = dataclasses.field(default_factory=dict)
-    later_factors: dict[Any, list[tuple[Point, bool]]] = dataclasses.field(default_factory=dict)
-    noise: dict[Any, frozenset] = dataclasses.field(default_factory=dict)
+    later_factors: dict[Any, list[tuple[Point, bool, bool]]] = dataclasses.field(
+        default_factory=dict
+    )
+    noise: dict[Any, NoiseUse] = dataclasses.field(default_factory=dict)
     opaque: list[Opaque] = dataclasses.field(default_factory=list)
     points: list[Point] = dataclasses.field(default_factory=list)
 
@@ -103,6 +108,7 @@ class Walk:
     number: int = 0
     trail: tuple[Any, ...] = ()
     is_recording: bool = True
+    readers: Mapping[Any, int] = dataclasses.field(default_factory=dict)
 
     @property
     def id(self) -> Any:
@@ -133,9 +139,7 @@ def record_draw(walk: Walk, generator: str, key: Value, atoms: tuple, shape: Any
     """Record a draw; draws of one program with the same key are one."""
     if walk.is_recording:
         point = walk.point("key", *atoms)
-        walk.graph.draws[walk.id] = Draw(
-            walk.trail, walk.path, generator, tuple(shape), key, point
-        )
+        walk.graph.draws[walk.id] = Draw(walk.trail, walk.path, generator, tuple(shape), key, point)
 
 
 def record_decision(walk: Walk, value: Value, out: Any, threshold: Any = None) -> None:
@@ -157,7 +161,7 @@ def record_application(
         walk.graph.applications[walk.id] = Application(
             walk.trail,
             walk.path,
-            mask.decisions,
+            mask,
             use,
             kept,
             tuple(out.aval.shape),
@@ -167,12 +171,17 @@ def record_application(
         )
 
 
-def record_later_factor(walk: Walk, applied: frozenset, factor: Factor) -> None:
-    """Record that the result of applications is multiplied once more."""
-    if walk.is_recording and not is_backward(walk.trail):
-        for application in applied:
-            factors = walk.graph.later_factors.setdefault(application, [])
-            factors.extend(_factor_points(walk, (factor,)))
+def record_later_factor(walk: Walk, data: Value, atom: Any, factor: Factor) -> None:
+    """Record that the result of applications is multiplied once more.
+
+    It is direct if no other equation reads the result, as the derivative of a square does.
+    """
+    if not walk.is_recording or is_backward(walk.trail):
+        return
+    for application, is_direct in data.applied:
+        factors = walk.graph.later_factors.setdefault(application, [])
+        ((point, is_divisor),) = _factor_points(walk, (factor,))
+        factors.append((point, is_divisor, is_direct and walk.readers.get(atom, 1) == 1))
 
 
 def _factor_points(walk: Walk, factors: tuple[Factor, ...]) -> list[tuple[Point, bool]]:

@@ -104,7 +104,9 @@ class Run:
         of_condition, of_body, carry = split_while(equation, values)
         inside = (*path[:-1], (path[-1][0], 1))
         wanted = self.plan.live[inside].outs
-        carry = [value if is_wanted else None for value, is_wanted in zip(carry, wanted, strict=True)]
+        carry = [
+            value if is_wanted else None for value, is_wanted in zip(carry, wanted, strict=True)
+        ]
 
         def turn(carry: list[Any]) -> Any:
             return self.evaluate(body, [*of_body, *carry], inside)
@@ -135,7 +137,9 @@ class Run:
         paths = [(*path[:-1], (path[-1][0], program)) for program in range(len(bodies))]
         empty: Harvest = {}
         for body, inside in zip(bodies, paths, strict=True):
-            shapes = jax.eval_shape(lambda ops, b=body, p=inside: self.evaluate(b, ops, p)[1], operands)
+            shapes = jax.eval_shape(
+                lambda ops, b=body, p=inside: self.evaluate(b, ops, p)[1], operands
+            )
             empty |= jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
         def branch(body: Body, inside: Path_) -> Any:

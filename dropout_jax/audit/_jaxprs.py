@@ -68,10 +68,10 @@ def as_body(program: Any) -> Body:
 
 def is_own_threefry(equation: core.JaxprEqn) -> bool:
     """Whether the equation is the generator of this package's masks."""
-    if equation.params.get("name") != "threefry2x32":
-        return False
+    if equation.params.get("name") != "threefry2x32" or len(equation.invars) != 4:
+        return False  # differentiation may split it in two
     source = getattr(equation.params["jaxpr"].jaxpr.debug_info, "func_src_info", None)
-    return str(_OWN_THREEFRY) in str(source)
+    return str(_OWN_THREEFRY) in str(source) and len(equation.outvars) > 0
 
 
 def is_backward(trail: Sequence[Any]) -> bool:

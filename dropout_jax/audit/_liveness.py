@@ -124,8 +124,14 @@ def _mark_while(
 ) -> list[bool]:
     condition, body = bodies_of(equation)
     tests = mark(plan, (*path, (number, 0)), condition, [True])
-    of_condition, _, carry = split_while(equation, [*tests[: equation.params["cond_nconsts"]],
-        *[False] * equation.params["body_nconsts"], *tests[equation.params["cond_nconsts"] :]])
+    of_condition, _, carry = split_while(
+        equation,
+        [
+            *tests[: equation.params["cond_nconsts"]],
+            *[False] * equation.params["body_nconsts"],
+            *tests[equation.params["cond_nconsts"] :],
+        ],
+    )
     wanted = _either(wanted, carry)
     while True:
         inputs = mark(plan, (*path, (number, 1)), body, wanted)

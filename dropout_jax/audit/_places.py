@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
@@ -53,6 +54,19 @@ def find_place(trail: Sequence[Any]) -> Place:
     call has the caller's.
     """
     return next((frame.place for frame in walk_frames(trail) if not frame.library), UNKNOWN)
+
+
+def find_callers(trail: Sequence[Any]) -> tuple[Place, ...]:
+    """Return the lines of the user's code that lead to an equation, the innermost first."""
+    return tuple(frame.place for frame in walk_frames(trail) if not frame.library)
+
+
+def locate_function(function: Any) -> Place:
+    """Return where a function is defined, as far as it can be known."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is None:
+        return Place("<unknown>", 0, getattr(function, "__name__", type(function).__name__))
+    return Place(code.co_filename, code.co_firstlineno, code.co_qualname)
 
 
 def find_library_calls(trail: Sequence[Any]) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -41,11 +43,10 @@ class Program:
         self.graph: Graph = analyze(self.closed)
         run = Run(Plan(Body(self.closed.jaxpr, ()), self.graph.points), keeps_masks=keeps_masks)
 
-        @jax.jit
         def harvest(consts: Sequence[Any], arrays: Sequence[Any]) -> Any:
             return run.evaluate(Body(self.closed.jaxpr, consts), arrays)[1]
 
-        self._harvest = harvest
+        self._harvest = jax.jit(harvest, compiler_options=_compiler_options())
 
     def run(self, program: Program | None = None) -> dict[int, dict[str, np.ndarray]]:
         """Compute the points, with the arguments of this program or of another that is equal."""
@@ -55,7 +56,16 @@ class Program:
 
     def is_same_program(self, other: Program) -> bool:
         """Whether another program differs in the values of its arguments and constants only."""
-        return str(self.closed) == str(other.closed)
+        return self._text == other._text
+
+    @functools.cached_property
+    def _text(self) -> str:
+        return re.sub("0x[0-9a-f]+", "", str(self.closed))
+
+
+def _compiler_options() -> dict[str, Any]:
+    """Compile a program that runs a few times quickly, where the compiler can."""
+    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
 
 
 def _trace_program(

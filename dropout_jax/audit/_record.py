@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dropout_jax.audit._graph import Use
+from dropout_jax.audit._graph import NoiseUse, Use
 from dropout_jax.audit._places import Place
 
 
@@ -17,6 +17,7 @@ class Site:
 
     Args:
       place: the line of the user's code.
+      callers: the lines of the user's code that lead there, that line first.
       module: the names that the model's scopes give it, or "".
       library: the functions of libraries between that line and the decision, inside first.
       generator: the primitive that draws the bits, or "dropout_jax".
@@ -31,18 +32,22 @@ class Site:
       factors: what the data is multiplied with next to it, the scale among them.
       shared_axes: of the data, along which all have one decision.
       is_drawn_shared: whether the decision is drawn with size 1 on those axes.
-      applications: how many equations of the forward pass apply it.
+      applications: how often the forward pass applies it.
       recomputations: how many equations of the backward pass make it again, with the same mask.
       key_arguments: the arguments of the step that the key depends on.
       is_seeded_inside: whether the key is made of a number that the program contains.
       resolution: the random bits that decide.
       is_independent: whether its elements do not depend on each other.
+      scale_tolerance: how far the scale may be from 1 / kept: twice the precision of the data.
+      decided: how many independent decisions it has made.
+      each: the share that is kept, for each time.
       hashes: of the mask, for each time: (times, 2).
       keys: the words of the keys, for each draw and time: ((generator, word, ...), ...).
       masks: the masks, (times, *shape), if they were asked for.
     """
 
     place: Place
+    callers: tuple[Place, ...] = dataclasses.field(repr=False)
     module: str
     library: tuple[str, ...]
     generator: str
@@ -65,6 +70,7 @@ class Site:
     is_independent: bool
     scale_tolerance: float
     decided: int
+    each: np.ndarray = dataclasses.field(repr=False)
     hashes: np.ndarray = dataclasses.field(repr=False)
     keys: tuple[frozenset, ...] = dataclasses.field(repr=False)
     masks: np.ndarray | None = dataclasses.field(repr=False, default=None)
@@ -125,15 +131,18 @@ class Noise:
       place: the line of the user's code.
       generator: the primitive that draws the bits.
       shape: of the numbers.
+      use: whether data is "multiplied" with them, as in Gaussian dropout, or they are "added" to
+        it, or "other".
     """
 
     place: Place
     generator: str
     shape: tuple[int, ...]
+    use: NoiseUse
 
     def __str__(self) -> str:
         """Return a line of text."""
-        return f"{self.place}: numbers {self.shape}, {self.generator}"
+        return f"{self.place}: numbers {self.shape}, {self.use}, {self.generator}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from dropout_jax.audit._graph import (
+    NoiseUse,
     Walk,
     record_application,
     record_decision,
@@ -22,7 +23,7 @@ from dropout_jax.audit._values import Factor, Kind, Value, merge, varying_axes, 
 COMPARISONS = {"lt", "le", "gt", "ge", "eq", "ne"}
 BITWISE = {"and", "or", "xor", "not", "shift_left", "shift_right_logical"}
 BITWISE |= {"shift_right_arithmetic", "population_count"}
-ROUNDINGS = {"floor", "ceil", "round", "sign"}
+ROUNDINGS = {"floor", "ceil"}
 # One operand whose elements only move, are copied or are converted.
 MOVES = {
     "broadcast_in_dim", "reshape", "transpose", "squeeze", "expand_dims", "slice", "dynamic_slice",
@@ -35,9 +36,18 @@ ELEMENTWISE = COMPARISONS | BITWISE | ROUNDINGS | {
     "add", "sub", "mul", "div", "rem", "max", "min", "neg", "abs", "exp", "exp2", "log", "log1p",
     "expm1", "sqrt", "rsqrt", "cbrt", "pow", "integer_pow", "square", "tanh", "tan", "sin", "cos",
     "asin", "acos", "atan", "atan2", "sinh", "cosh", "asinh", "acosh", "atanh", "erf", "erfc",
-    "erf_inv", "logistic", "is_finite", "select_n", "clamp", "nextafter", "real", "imag",
-    "complex", "conj", "lgamma", "digamma", "add_any",
+    "erf_inv", "logistic", "is_finite", "select_n", "clamp", "round", "sign", "nextafter", "real",
+    "imag", "complex", "conj", "lgamma", "digamma", "add_any",
 }  # fmt: skip
+# Sums in which a factor of the whole array comes through.
+LINEAR = {
+    "dot_general",
+    "conv_general_dilated",
+    "reduce_sum",
+    "cumsum",
+    "psum",
+    "reduce_window_sum",
+}
 KEY_PRIMITIVES = {"random_wrap", "random_unwrap", "random_fold_in", "random_split", "random_clone"}
 DRAWS = {"random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform", "random_gamma"}
 
@@ -65,7 +75,9 @@ def draw_own_words(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> 
         return [key, key]
     draw = (walk.path, equation.invars[0], equation.invars[1])
     if draw not in walk.graph.draws and walk.is_recording:
-        record_draw(walk, "dropout_jax", key, tuple(equation.invars), equation.outvars[0].aval.shape)
+        record_draw(
+            walk, "dropout_jax", key, tuple(equation.invars), equation.outvars[0].aval.shape
+        )
         walk.graph.draws[draw] = walk.graph.draws.pop(walk.id)
     return [
         dataclasses.replace(key, kind=Kind.NUMBER, axes=n, draws=frozenset({draw})) for n in axes
@@ -126,6 +138,9 @@ def _data_result(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> li
             )
             for result in results
         ]
+    elif name in LINEAR:
+        indirect = frozenset((app, False) for value in values for app, _ in value.applied)
+        results = [dataclasses.replace(result, applied=indirect) for result in results]
     elif name == "optimization_barrier":
         results = list(values)
     return results
@@ -138,14 +153,14 @@ def _with_factor_of(
     first, second = values
     is_divisor = equation.primitive.name == "div"
     if first.is_array_of_data and second.axes == 0:
-        data, atom = first, equation.invars[1]
+        data, source, atom = first, *equation.invars
     elif second.is_array_of_data and first.axes == 0 and not is_divisor:
-        data, atom = second, equation.invars[0]
+        data, atom, source = second, *equation.invars
     else:
         return result
     factor = Factor(walk.path, atom, is_divisor)
     if data.applied:
-        record_later_factor(walk, data.applied, factor)
+        record_later_factor(walk, data, source, factor)
     result = dataclasses.replace(result, factors=data.factors, applied=data.applied)
     return with_factor(result, factor)
 
@@ -164,7 +179,8 @@ def _general_result(walk: Walk, equation: core.JaxprEqn, values: list[Value]) ->
     results = []
     for out in equation.outvars:
         result = merge(values, kind, _result_axes(equation, values, _shape(out)))
-        result = dataclasses.replace(result, is_independent=result.is_independent and is_local)
+        if kind != Kind.DATA and not is_local:
+            result = dataclasses.replace(result, is_independent=False)
         results.append(_with_bits(result, out) if kind == Kind.NUMBER else result)
     return results
 
@@ -176,9 +192,7 @@ def _with_bits(value: Value, out: Any) -> Value:
     return dataclasses.replace(value, bits=min(value.bits, jnp.finfo(dtype).nmant))
 
 
-def _result_axes(
-    equation: core.JaxprEqn, values: Sequence[Value], shape: tuple[int, ...]
-) -> int:
+def _result_axes(equation: core.JaxprEqn, values: Sequence[Value], shape: tuple[int, ...]) -> int:
     """Return the axes along which a result may vary."""
     name = equation.primitive.name
     if name == "broadcast_in_dim":
@@ -193,7 +207,7 @@ def _result_axes(
         for value in values:
             axes |= value.axes
         return axes & varying_axes(shape)
-    if uniform and (name in MOVES and len(values) == 1 or name.startswith("reduce_")):
+    if uniform and ((name in MOVES and len(values) == 1) or name.startswith("reduce_")):
         return 0
     return varying_axes(shape)
 
@@ -221,10 +235,14 @@ def _compare(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list[V
     """Random numbers against a threshold are a decision; keys and data are not."""
     random = [value for value in values if value.is_random]
     if not random:
-        return [merge(values, Kind.DATA, _result_axes(equation, values, _shape(equation.outvars[0])))]
+        return [
+            merge(values, Kind.DATA, _result_axes(equation, values, _shape(equation.outvars[0])))
+        ]
     drawn = random[0]
     other = values[1] if drawn is values[0] else values[0]
     if other.is_array_of_data and other.axes & ~drawn.axes:
+        return None
+    if _is_equality_of_reals(equation, drawn):
         return None
     if drawn.kind >= Kind.MASK and other.axes == 0:
         flips = equation.primitive.name in ("eq", "lt", "le")
@@ -237,6 +255,14 @@ def _compare(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list[V
         dtype = equation.invars[0].aval.dtype  # pyright: ignore[reportAttributeAccessIssue]
         threshold = (atom, equation.primitive.name, is_first, dtype)
     return [_new_decision(walk, equation, values, axes, threshold)]
+
+
+def _is_equality_of_reals(equation: core.JaxprEqn, drawn: Value) -> bool:
+    """Whether a test is one for a number that has no probability, such as noise == 0."""
+    if equation.primitive.name not in ("eq", "ne") or drawn.kind != Kind.NUMBER:
+        return False
+    dtype = equation.invars[0].aval.dtype  # pyright: ignore[reportAttributeAccessIssue]
+    return drawn.is_independent and bool(jnp.issubdtype(dtype, jnp.floating))
 
 
 def _new_decision(
@@ -254,7 +280,9 @@ def _new_decision(
 def _as_decision(
     drawn: Value, values: list[Value], equation: core.JaxprEqn, *, flips: bool
 ) -> Value:
-    value = merge(values, Kind.DECISION, _result_axes(equation, values, _shape(equation.outvars[0])))
+    value = merge(
+        values, Kind.DECISION, _result_axes(equation, values, _shape(equation.outvars[0]))
+    )
     decisions = frozenset((name, is_true != flips) for name, is_true in drawn.decisions)
     return dataclasses.replace(value, decisions=decisions)
 
@@ -297,13 +325,11 @@ def _select(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list[Va
     source = data[0] if other is not None else None
     record_application(walk, use, chooser, equation.invars[0], out, source, kept)
     return [
-        dataclasses.replace(merge(values, Kind.DATA, axes), applied=frozenset({walk.id}))
+        dataclasses.replace(merge(values, Kind.DATA, axes), applied=frozenset({(walk.id, True)}))
     ]
 
 
-def _select_by_data(
-    equation: core.JaxprEqn, values: list[Value], axes: int
-) -> list[Value] | None:
+def _select_by_data(equation: core.JaxprEqn, values: list[Value], axes: int) -> list[Value] | None:
     cases = values[1:]
     random = [case for case in cases if case.is_random]
     if not random or any(case.is_array_of_data for case in cases):
@@ -324,8 +350,14 @@ def _multiply(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list[
     if mask is not None and data is not None:
         if equation.primitive.name == "div" and mask == 1:
             return None
-        record_application(walk, "zero", values[mask], equation.invars[mask], out, values[data], None)
-        return [dataclasses.replace(merge(values, Kind.DATA, axes), applied=frozenset({walk.id}))]
+        record_application(
+            walk, "zero", values[mask], equation.invars[mask], out, values[data], None
+        )
+        return [
+            dataclasses.replace(
+                merge(values, Kind.DATA, axes), applied=frozenset({(walk.id, True)})
+            )
+        ]
     if data is not None:
         return _multiply_by_noise(walk, equation, values, axes)
     kinds = {first.kind, second.kind}
@@ -345,13 +377,15 @@ def _multiply_by_noise(
     result = merge(values, Kind.DATA, axes)
     if random.axes == 0:  # such as a count of what is kept
         return [_with_factor_of(walk, equation, values, result)]
-    _record_noise(walk, random)
+    _record_noise(walk, random, "multiplied")
     return [result]
 
 
-def _record_noise(walk: Walk, random: Value) -> None:
+def _record_noise(walk: Walk, random: Value, use: NoiseUse) -> None:
     if walk.is_recording:
-        walk.graph.noise[walk.id] = random.draws
+        for draw in random.draws:
+            if walk.graph.noise.get(draw) != "multiplied":
+                walk.graph.noise[draw] = use
 
 
 def _only(values: Sequence[Value], condition: Any) -> int | None:
@@ -375,7 +409,7 @@ def _add(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list[Value
         return [dataclasses.replace(result, decisions=decisions)]
     random = next((value for value in values if value.kind == Kind.NUMBER), None)
     if data is not None and random is not None:
-        _record_noise(walk, random)
+        _record_noise(walk, random, "added")
         return [merge(values, Kind.DATA, axes)]
     return None
 

@@ -44,7 +44,8 @@ class Value:
       bits: the random bits in each of its numbers.
       is_independent: whether its elements do not depend on each other.
       factors: what its elements have been multiplied with last.
-      applied: the applications of a mask whose result it is, but for such factors.
+      applied: the applications of a mask whose result it is, but for such factors, and whether
+        without a sum or a matrix product between.
     """
 
     kind: Kind = Kind.DATA
@@ -82,7 +83,7 @@ def merge(values: Iterable[Value], kind: Kind, axes: int) -> Value:
         decisions=_union(v.decisions for v in values) if kind >= Kind.MASK else frozenset(),
         seeds=_union(value.seeds for value in values) if is_random else frozenset(),
         bits=min((value.bits for value in values if value.is_random), default=EXACT),
-        is_independent=all(value.is_independent for value in values),
+        is_independent=all(value.is_independent for value in values if value.kind != Kind.DATA),
     )
 
 

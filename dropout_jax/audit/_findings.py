@@ -1,0 +1,66 @@
+"""What `check` returns: findings, each with a code, a severity, a place and a remedy."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Literal
+
+from dropout_jax.audit._places import Place
+
+Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+
+TITLES = {
+    "D01": "dead rate",
+    "D02": "off in training",
+    "D03": "on in evaluation",
+    "D04": "same mask at every step",
+    "D05": "same mask in two layers or sites",
+    "D06": "shared across an axis",
+    "D07": "recomputed with another mask",
+    "D09": "rate not what was asked",
+    "D10": "scale wrong or missing",
+    "D11": "biased in low precision",
+    "D13": "random in evaluation",
+    "D14": "masks of an earlier step again",
+    "D15": "key built from a number in the program",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One fault, or a note.
+
+    Args:
+      code: D01 to D15.
+      severity: "error", "warning" or "note".
+      place: the line of the user's code.
+      message: what is so, with its numbers.
+      remedy: what to do.
+    """
+
+    code: str
+    severity: Severity
+    place: Place
+    message: str
+    remedy: str
+
+    @property
+    def title(self) -> str:
+        """The name of the fault."""
+        return TITLES[self.code]
+
+    def __str__(self) -> str:
+        """Return a line of text."""
+        head = f"{self.code} {self.severity}: {self.place}: {self.title}"
+        return f"{head}. {self.message} {self.remedy}"
+
+
+def sort_findings(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Return the findings by severity and code; one of each code, severity and place."""
+    unique: dict[tuple, Finding] = {}
+    for finding in findings:
+        unique.setdefault((finding.code, finding.severity, finding.place), finding)
+    order = lambda finding: (SEVERITIES.index(finding.severity), finding.code, finding.place)  # noqa: E731
+    return tuple(sorted(unique.values(), key=order))

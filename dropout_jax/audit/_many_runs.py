@@ -1,0 +1,183 @@
+"""The findings that need several records: D01, D02, D03, D04, D09, D13 and D14."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from dropout_jax.audit._findings import Finding
+from dropout_jax.audit._one_run import COMPARABLE
+from dropout_jax.audit._places import Place
+from dropout_jax.audit._record import Record, Site
+from dropout_jax.audit._statistics import share_interval
+
+DROPS = ("zero", "bias", "product")  # uses of a decision that are dropout and nothing else
+
+
+def find_off_in_training(records: Sequence[Record], place: Place) -> Iterator[Finding]:
+    """D02: no step drops anything."""
+    if any(site.is_active for record in records for site in record.sites):
+        return
+    if any(noise.use == "multiplied" for record in records for noise in record.noise):
+        return
+    opaque = next((call for record in records for call in record.opaque), None)
+    seen = f" What {opaque.primitive} at {opaque.place} does cannot be seen." if opaque else ""
+    yield Finding(
+        "D02",
+        "note" if opaque else "error",
+        place,
+        f"The training step drops nothing.{seen}",
+        "Turn it on: deterministic=False, model.train(), a rate above 0, a key.",
+    )
+
+
+def find_on_in_evaluation(record: Record) -> Iterator[Finding]:
+    """D03: the evaluation drops. D13, a note: it is random in another way."""
+    for site in record.sites:
+        is_dropout = site.use in DROPS
+        if site.is_active:
+            yield Finding(
+                "D03" if is_dropout else "D13",
+                "error" if is_dropout else "note",
+                site.place,
+                f"The evaluation keeps a share of {site.kept:.4f} of {site.applied_shape}.",
+                "Turn it off: deterministic=True, model.eval(), key=None. If Monte Carlo dropout "
+                "is meant, say mc_dropout=True.",
+            )
+    for noise in record.noise:
+        is_dropout = noise.use == "multiplied"
+        yield Finding(
+            "D03" if is_dropout else "D13",
+            "error" if is_dropout else "note",
+            noise.place,
+            f"The evaluation draws random numbers of shape {noise.shape} ({noise.use}).",
+            "If they are not meant, turn them off in evaluation.",
+        )
+
+
+def find_repeated_steps(records: Sequence[Record]) -> Iterator[Finding]:
+    """D04: a site has one mask at all steps. D14: at some of them."""
+    for number, site in enumerate(records[0].sites):
+        runs = [record.sites[number] for record in records if number < len(record.sites)]
+        masks = [_identity(run) for run in runs]
+        if not site.is_active or None in masks:
+            continue
+        if len(set(masks)) == 1 and (len(runs) > 1 or site.is_key_constant):
+            yield _same_at_every_step(site, len(runs))
+        elif len(set(masks)) < len(masks):
+            again = next(n for n, mask in enumerate(masks) if mask in masks[:n])
+            yield _replayed(site, again, masks.index(masks[again]))
+
+
+def _same_at_every_step(site: Site, count: int) -> Finding:
+    cause = "depends on no argument of the step"
+    if not site.is_key_constant:
+        cause = f"depends on {', '.join(site.key_arguments)}, which does not change it"
+    return Finding(
+        "D04",
+        "error",
+        site.place,
+        f"Its mask is the same at {'every step' if count == 1 else f'all {count} steps'}: the key "
+        f"{cause}.",
+        "Fold the number of the step into the key: jax.random.fold_in(key, step).",
+    )
+
+
+def _replayed(site: Site, step: int, earlier: int, how: str = "") -> Finding:
+    return Finding(
+        "D14",
+        "error",
+        site.place,
+        f"Its mask at step {step}{how} is that of step {earlier}.",
+        "Fold the number of the step into the key of the run, so that a resumed run goes on: "
+        "jax.random.fold_in(key, step).",
+    )
+
+
+def find_replay_after_resume(
+    records: Mapping[int, Record], resumed: Mapping[int, Record]
+) -> Iterator[Finding]:
+    """D14: a resumed run has the masks of earlier steps."""
+    for step, record in resumed.items():
+        for number, site in enumerate(record.sites):
+            mask = _identity(site)
+            for earlier, before in records.items():
+                if earlier >= step or number >= len(before.sites) or mask is None:
+                    continue
+                if site.is_active and _identity(before.sites[number]) == mask:
+                    yield _replayed(site, step, earlier, " after a resume")
+
+
+def _identity(site: Site) -> object:
+    """Return what tells the masks of a site at two steps apart; None if they are too small."""
+    if site.keys and all(site.keys):
+        return site.keys
+    if site.decided >= COMPARABLE:
+        return site.hashes.tobytes()
+    return None
+
+
+def find_dead_rate(
+    name: str, records: Sequence[tuple[float, Sequence[Record]]], place: Place
+) -> Iterator[Finding]:
+    """D01: two rates give the same masks at every step. D09: sites do not drop what was asked."""
+    (low, first), (high, second) = records
+    changed = [
+        (before, after)
+        for one, other in zip(first, second, strict=True)
+        for before, after in _changed_sites(one, other)
+    ]
+    if not changed:
+        yield Finding(
+            "D01",
+            "error",
+            place,
+            f"The rate {name!r} changes nothing: with {low} and {high}, every mask is the same.",
+            "Find where it is lost between the configuration and the call that drops.",
+        )
+        return
+    for rate, sites in ((low, [pair[0] for pair in changed]), (high, [p[1] for p in changed])):
+        yield from _find_wrong_rate(name, rate, [site for site in sites if site is not None])
+
+
+def _changed_sites(first: Record, second: Record) -> Iterator[tuple[Site | None, Site | None]]:
+    """Iterate over the sites that a rate changes: their masks, or whether they are there."""
+    if len(first.sites) != len(second.sites):
+        before = {site.place for site in first.sites if site.is_active}
+        after = {site.place for site in second.sites if site.is_active}
+        yield from ((site, None) for site in first.sites if site.place not in after)
+        yield from ((None, site) for site in second.sites if site.place not in before)
+        return
+    for before, after in zip(first.sites, second.sites, strict=True):
+        is_same = before.hashes.tobytes() == after.hashes.tobytes()
+        if not is_same or before.factors != after.factors:
+            yield before, after
+
+
+def _find_wrong_rate(name: str, rate: float, sites: Sequence[Site]) -> Iterator[Finding]:
+    """D09: no site of a line drops the rate, as the last of a depth or a schedule would."""
+    for place in dict.fromkeys(site.place for site in sites):
+        here = [site for site in sites if site.place == place and site.use in DROPS]
+        if not here or any(_has_rate(site, rate) for site in here):
+            continue
+        nearest = min(here, key=lambda site: abs(1 - site.kept - rate))
+        if not all(site.is_independent for site in here):
+            continue
+        low, high = nearest.interval
+        yield Finding(
+            "D09",
+            "error",
+            place,
+            f"With the rate {name!r} = {rate}, a share of {nearest.kept:.4f} is kept, and the "
+            f"probability of keeping is in [{low:.4f}, {high:.4f}], not {1 - rate:.4f}.",
+            "Look whether the rate is taken for its complement, or used twice.",
+        )
+
+
+def _has_rate(site: Site, rate: float) -> bool:
+    """Whether one of the times that a site decides may have had the rate."""
+    decided = max(site.decided // max(site.times, 1), 1)
+    for share in {*site.each.tolist()}:
+        low, high = share_interval(round(share * decided), decided)
+        if low <= 1 - rate <= high:
+            return True
+    return False

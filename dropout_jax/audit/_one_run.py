@@ -1,0 +1,199 @@
+"""The findings that the record of one training step shows: D05, D06, D07, D10, D11 and D15."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+
+from dropout_jax.audit._findings import Finding, Severity
+from dropout_jax.audit._record import Record, Site
+
+COMPARABLE = 64  # decisions of a mask, at least: smaller ones are equal by chance
+COARSE = 11  # random bits, at most, with which a rate is visibly rounded
+SCALE_TOLERANCE = 0.005
+_OPT_IN = ("dropout_jax:", "flax:stochastic.", "haiku:basic.dropout", "keras:")
+
+
+@dataclasses.dataclass(frozen=True)
+class Declared:
+    """What a user has declared as meant: parts of the text of a place, or of a module's path.
+
+    Args:
+      shared: sites whose decisions are shared.
+      unscaled: sites that do not scale.
+    """
+
+    shared: tuple[str, ...] = ()
+    unscaled: tuple[str, ...] = ()
+
+    def shares(self, *sites: Site) -> bool:
+        """Whether the sharing of one of the sites is declared."""
+        return any(_names(site, self.shared) for site in sites)
+
+    def leaves_unscaled(self, site: Site) -> bool:
+        """Whether it is declared that the site does not scale."""
+        return _names(site, self.unscaled)
+
+
+def _names(site: Site, parts: Sequence[str]) -> bool:
+    texts = [site.module, *(str(place) for place in site.callers), *site.library]
+    return any(part in text for part in parts for text in texts)
+
+
+def check_one_run(record: Record, declared: Declared) -> Iterator[Finding]:
+    """Iterate over the findings of one training step."""
+    yield from find_reused_masks(record, declared)
+    for site in record.sites:
+        if site.is_active:
+            yield from find_sharing(site, declared)
+            yield from find_wrong_scale(site, declared)
+            yield from find_coarse_rate(site)
+        yield from find_seed_inside(site)
+    for site in record.strays:
+        yield Finding(
+            "D07",
+            "error",
+            site.place,
+            f"The backward pass applies a mask of shape {site.shape} that no mask of the forward "
+            "pass equals.",
+            "Draw it again with the same key, or keep the mask for the backward pass.",
+        )
+
+
+def find_reused_masks(record: Record, declared: Declared) -> Iterator[Finding]:
+    """D05: a key or a mask serves two sites, two turns of a loop, or two layers."""
+    first_use: dict[tuple, tuple[int, int]] = {}
+    for number, site in enumerate(record.sites):
+        if not site.is_active:
+            continue
+        if site.applications > site.times and site.use not in ("branch", "product"):
+            yield _reused(site, site, declared, f"is applied {site.applications} times")
+        for time in range(site.times):
+            uses = [first_use.setdefault(name, (number, time)) for name in _names_of(site, time)]
+            other, earlier = next((use for use in uses if use != (number, time)), (number, time))
+            if other != number:
+                where = f"is drawn with the key of {record.sites[other].place} too"
+                yield _reused(site, record.sites[other], declared, where)
+            elif earlier != time and not any("shard_map" in loop for loop in site.loops):
+                yield _reused(site, site, declared, f"is the same in turns of {site.loops}")
+
+
+def _names_of(site: Site, time: int) -> set[tuple]:
+    """Return what must differ between two uses: the keys, and the mask if it is large."""
+    names: set[tuple] = set(site.keys[time]) if site.keys else set()
+    size = math.prod(site.shape)
+    if size >= COMPARABLE and 0.02 < site.kept < 0.98:
+        names.add(("mask", size, *site.hashes[time].tolist()))
+    return names
+
+
+def _reused(site: Site, other: Site, declared: Declared, what: str) -> Finding:
+    severity: Severity = "note" if declared.shares(site, other) else "error"
+    remedy = "Give each its own key: jax.random.fold_in(key, number of the layer)."
+    if severity == "error":
+        remedy += " If it is meant, declare it: shared=['function of that line']."
+    return Finding("D05", severity, site.place, f"The mask of shape {site.shape} {what}.", remedy)
+
+
+def find_sharing(site: Site, declared: Declared) -> Iterator[Finding]:
+    """D06: one decision for all places along an axis; an error if nobody has declared it."""
+    if not site.shared_axes:
+        return
+    axes = ", ".join(f"{axis} ({site.applied_shape[axis]} long)" for axis in site.shared_axes)
+    is_opt_in = any(name.startswith(_OPT_IN) for name in site.library)
+    is_meant = site.is_drawn_shared and (is_opt_in or not site.shape)
+    is_note = is_meant or declared.shares(site)
+    remedy = (
+        ""
+        if is_note
+        else (
+            "Draw a mask of the whole shape, or one key for each row (broadcast_dropout=False in "
+            "flax's attention). If it is meant, declare it: shared=['function of that line']."
+        )
+    )
+    yield Finding(
+        "D06",
+        "note" if is_note else "error",
+        site.place,
+        f"Data of shape {site.applied_shape} has one decision along axis {axes}.",
+        remedy,
+    )
+
+
+def find_wrong_scale(site: Site, declared: Declared) -> Iterator[Finding]:
+    """D10: what is kept is not multiplied with 1 / (1 - rate), or it is twice."""
+    if site.use != "zero" or not site.is_independent or not site.kept or not site.shape:
+        return
+    fault = _scale_fault(site)
+    is_own = site.generator == "dropout_jax"
+    if fault is None or declared.leaves_unscaled(site) or (is_own and "twice" not in fault):
+        return
+    kept = site.kept if site.probability is None else site.probability
+    numbers = ", ".join(f"{factor:.6g}" for factor in site.factors) or "none"
+    yield Finding(
+        "D10",
+        "error",
+        site.place,
+        f"A share of {kept:.4f} is kept, so the scale is {1 / kept:.4f}, but it is {fault} "
+        f"(factors: {numbers}).",
+        "Divide by 1 - rate once, where the mask is applied. If no scale is meant, declare it: "
+        "unscaled=['function of that line'].",
+    )
+
+
+def _scale_fault(site: Site) -> str | None:
+    """Return what is wrong with the scale, or None."""
+    matching = [factor for factor in site.factors if _is_scale(site, factor)]
+    product = math.prod(site.factors)
+    if len(matching) > 1 and _is_distinct(site):
+        return "applied twice"
+    if matching or _is_scale(site, product):
+        return None
+    if any(_is_scale(site, factor, power=2) for factor in (*site.factors, product)):
+        return "applied twice"
+    return "wrong" if site.factors else None if _is_scale(site, 1.0) else "missing"
+
+
+def _is_scale(site: Site, factor: float, *, power: int = 1) -> bool:
+    """Whether 1 / factor may be the probability of keeping, to a power."""
+    if factor <= 0:
+        return False
+    tolerance = SCALE_TOLERANCE + site.scale_tolerance
+    if site.probability is not None:
+        return abs(factor * site.probability**power - 1) <= tolerance
+    low, high = (bound**power for bound in site.interval)
+    return low * (1 - tolerance) <= 1 / factor <= high * (1 + tolerance)
+
+
+def _is_distinct(site: Site) -> bool:
+    """Whether a factor of 1 is surely not the scale."""
+    return not _is_scale(site, 1.0)
+
+
+def find_coarse_rate(site: Site) -> Iterator[Finding]:
+    """D11: so few random bits decide that the rate is rounded."""
+    if site.resolution > COARSE or site.probability is None or not site.is_independent:
+        return
+    if site.probability * 16 == round(site.probability * 16):
+        return
+    yield Finding(
+        "D11",
+        "warning",
+        site.place,
+        f"{site.resolution} random bits decide, so the probability of keeping is "
+        f"{site.probability:.6g}, a multiple of 1/{2**site.resolution}; a rate such as 0.1 is not.",
+        "Compare numbers of 32 bits: draw them in float32, with a threshold in float32.",
+    )
+
+
+def find_seed_inside(site: Site) -> Iterator[Finding]:
+    """D15: the key is jax.random.key(number) inside the step, and nothing is folded in."""
+    if site.is_key_constant and site.is_seeded_inside:
+        yield Finding(
+            "D15",
+            "error",
+            site.place,
+            "Its key is built from a number inside the step and depends on no argument.",
+            "Pass the key as an argument, and fold the step in.",
+        )
