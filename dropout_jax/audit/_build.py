@@ -33,7 +33,7 @@ class _Run(NamedTuple):
         ran = reductions["ran"].reshape(-1) > 0
         values = reductions[name]
         inner = values.shape[reductions["ran"].ndim :]
-        return values.reshape(-1, *inner)[ran]
+        return values.reshape(ran.size, *inner)[ran]
 
 
 def build_record(graph: Graph, harvest: Harvest, names: Sequence[str]) -> Record:
@@ -126,7 +126,7 @@ def _keeps_where_true(
     share = counts.mean() / max(math.prod(application.shape), 1) if counts.size else true_share
     if min(abs(share - true_share), abs(share - (1 - true_share))) > 1e-6:
         return is_true  # a condition of data has a part in the mask
-    return abs(share - true_share) <= abs(share - (1 - true_share))
+    return bool(abs(share - true_share) <= abs(share - (1 - true_share)))
 
 
 def _share_of_spread_mask(
@@ -228,7 +228,7 @@ def _factors(run: _Run, name: Any, application: Application) -> tuple[float, ...
     claimed = {
         _identity(point)
         for other in run.graph.applications.values()
-        if other is not application
+        if not is_backward(other.trail)
         for point, _ in other.factors
     }
     before = [_factor(run, *factor) for factor in application.factors]

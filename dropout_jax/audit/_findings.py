@@ -38,6 +38,7 @@ class Finding:
       place: the line of the user's code.
       message: what is so, with its numbers.
       remedy: what to do.
+      callers: the lines of the user's code that lead to the place.
     """
 
     code: str
@@ -45,6 +46,7 @@ class Finding:
     place: Place
     message: str
     remedy: str
+    callers: tuple[Place, ...] = ()
 
     @property
     def title(self) -> str:
@@ -54,13 +56,17 @@ class Finding:
     def __str__(self) -> str:
         """Return a line of text."""
         head = f"{self.code} {self.severity}: {self.place}: {self.title}"
-        return f"{head}. {self.message} {self.remedy}"
+        callers = ", ".join(str(place) for place in self.callers if place != self.place)
+        return f"{head}. {self.message} {self.remedy}" + (
+            f" Called from {callers}." if callers else ""
+        )
 
 
 def sort_findings(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Return the findings by severity and code; one of each code, severity and place."""
+    """Return the findings by severity and code; one of each code, severity, place and callers."""
     unique: dict[tuple, Finding] = {}
     for finding in findings:
-        unique.setdefault((finding.code, finding.severity, finding.place), finding)
+        where = finding.place, finding.callers
+        unique.setdefault((finding.code, finding.severity, where), finding)
     order = lambda finding: (SEVERITIES.index(finding.severity), finding.code, finding.place)  # noqa: E731
     return tuple(sorted(unique.values(), key=order))

@@ -39,13 +39,9 @@ class Plan:
         self.points: dict[Path_, list[Point]] = {}
         for point in points:
             self.points.setdefault(point.path, []).append(point)
-        self.above = {path[:n] for path in self.points for n in range(len(path) + 1)}
+        self.above = {(path[:n], path[n][0]) for path in self.points for n in range(len(path))}
         self.live: dict[Path_, Live] = {}
         mark(self, (), body, [False] * len(body.jaxpr.outvars))
-
-    def has_points(self, path: Path_, number: int, count: int) -> bool:
-        """Whether there are points inside an equation of `count` programs."""
-        return any((*path, (number, program)) in self.above for program in range(count))
 
 
 def mark(plan: Plan, path: Path_, body: Body, wanted: Sequence[bool]) -> list[bool]:
@@ -54,44 +50,35 @@ def mark(plan: Plan, path: Path_, body: Body, wanted: Sequence[bool]) -> list[bo
     jaxpr = body.jaxpr
     live.outs = _either(live.outs or [False] * len(wanted), wanted)
     outs = zip(jaxpr.outvars, live.outs, strict=True)
-    needed = {var for var, is_wanted in outs if is_wanted and not isinstance(var, core.Literal)}
+    needed = {var for var, is_wanted in outs if is_wanted and is_variable(var)}
     needed |= {
-        atom
-        for point in plan.points.get(path, ())
-        for atom in point.atoms
-        if not isinstance(atom, core.Literal)
+        atom for point in plan.points.get(path, ()) for atom in point.atoms if is_variable(atom)
     }
     for number in reversed(range(len(jaxpr.eqns))):
         equation = jaxpr.eqns[number]
-        inputs = _mark_equation(plan, path, number, [var in needed for var in equation.outvars])
-        if inputs is None:
-            continue
-        live.equations.add(number)
-        atoms = zip(equation.invars, inputs(equation), strict=True)
-        needed |= {atom for atom, is_needed in atoms if is_needed and core_var(atom)}
+        wanted = [var in needed for var in equation.outvars]
+        if any(wanted) or (path, number) in plan.above:
+            live.equations.add(number)
+            inputs = _mark_equation(plan, path, number, equation, wanted)
+            atoms = zip(equation.invars, inputs, strict=True)
+            needed |= {atom for atom, is_needed in atoms if is_needed and is_variable(atom)}
     live.inputs = [var in needed for var in jaxpr.invars]
     return live.inputs
 
 
-def core_var(atom: Any) -> bool:
-    """Whether an atom is a variable."""
+def is_variable(atom: Any) -> bool:
+    """Whether an atom is a variable, and not a literal."""
     return not isinstance(atom, core.Literal)
 
 
-def _mark_equation(plan: Plan, path: Path_, number: int, wanted: list[bool]) -> Any:
-    """Return a function from the equation to its needed inputs, or None if it need not run."""
-
-    def inputs(equation: core.JaxprEqn) -> list[bool]:
-        form = form_of(equation)
-        if form is None:
-            return [True] * len(equation.invars)
-        return _FORMS[form](plan, path, number, equation, wanted)
-
-    is_above = any((*path, (number, program)) in plan.above for program in range(_MOST_PROGRAMS))
-    return inputs if any(wanted) or is_above else None
-
-
-_MOST_PROGRAMS = 64  # of a cond
+def _mark_equation(
+    plan: Plan, path: Path_, number: int, equation: core.JaxprEqn, wanted: list[bool]
+) -> list[bool]:
+    """Mark what an equation needs, and return which of its inputs are needed."""
+    form = form_of(equation)
+    if form is None:
+        return [True] * len(equation.invars)
+    return _FORMS[form](plan, path, number, equation, wanted)
 
 
 def _either(first: Sequence[bool], second: Sequence[bool]) -> list[bool]:

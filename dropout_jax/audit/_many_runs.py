@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from dropout_jax.audit._findings import Finding
-from dropout_jax.audit._one_run import COMPARABLE
+from dropout_jax.audit._one_run import COMPARABLE, DROPS
 from dropout_jax.audit._places import Place
 from dropout_jax.audit._record import Record, Site
 from dropout_jax.audit._statistics import share_interval
-
-DROPS = ("zero", "bias", "product")  # uses of a decision that are dropout and nothing else
 
 
 def find_off_in_training(records: Sequence[Record], place: Place) -> Iterator[Finding]:
@@ -42,6 +40,7 @@ def find_on_in_evaluation(record: Record) -> Iterator[Finding]:
                 f"The evaluation keeps a share of {site.kept:.4f} of {site.applied_shape}.",
                 "Turn it off: deterministic=True, model.eval(), key=None. If Monte Carlo dropout "
                 "is meant, say mc_dropout=True.",
+                callers=site.callers,
             )
     for noise in record.noise:
         is_dropout = noise.use == "multiplied"
@@ -79,6 +78,7 @@ def _same_at_every_step(site: Site, count: int) -> Finding:
         f"Its mask is the same at {'every step' if count == 1 else f'all {count} steps'}: the key "
         f"{cause}.",
         "Fold the number of the step into the key: jax.random.fold_in(key, step).",
+        callers=site.callers,
     )
 
 
@@ -90,6 +90,7 @@ def _replayed(site: Site, step: int, earlier: int, how: str = "") -> Finding:
         f"Its mask at step {step}{how} is that of step {earlier}.",
         "Fold the number of the step into the key of the run, so that a resumed run goes on: "
         "jax.random.fold_in(key, step).",
+        callers=site.callers,
     )
 
 
@@ -121,12 +122,14 @@ def find_dead_rate(
 ) -> Iterator[Finding]:
     """D01: two rates give the same masks at every step. D09: sites do not drop what was asked."""
     (low, first), (high, second) = records
-    changed = [
-        (before, after)
-        for one, other in zip(first, second, strict=True)
-        for before, after in _changed_sites(one, other)
-    ]
-    if not changed:
+    pairs = list(zip(first, second, strict=True))
+    if all(len(one.sites) == len(other.sites) for one, other in pairs):
+        numbers = {number for pair in pairs for number in _changed_sites(*pair)}
+        changed = [[run.sites[number] for run in runs for number in numbers] for _, runs in records]
+    else:
+        changed = list(zip(*(_new_sites(*pair) for pair in pairs), strict=True))
+        changed = [[site for sites in steps for site in sites] for steps in changed]
+    if not any(changed):
         yield Finding(
             "D01",
             "error",
@@ -134,30 +137,31 @@ def find_dead_rate(
             f"The rate {name!r} changes nothing: with {low} and {high}, every mask is the same.",
             "Find where it is lost between the configuration and the call that drops.",
         )
-        return
-    for rate, sites in ((low, [pair[0] for pair in changed]), (high, [p[1] for p in changed])):
-        yield from _find_wrong_rate(name, rate, [site for site in sites if site is not None])
+    for rate, sites in zip((low, high), changed, strict=True):
+        yield from _find_wrong_rate(name, rate, sites)
 
 
-def _changed_sites(first: Record, second: Record) -> Iterator[tuple[Site | None, Site | None]]:
-    """Iterate over the sites that a rate changes: their masks, or whether they are there."""
-    if len(first.sites) != len(second.sites):
-        before = {site.place for site in first.sites if site.is_active}
-        after = {site.place for site in second.sites if site.is_active}
-        yield from ((site, None) for site in first.sites if site.place not in after)
-        yield from ((None, site) for site in second.sites if site.place not in before)
-        return
-    for before, after in zip(first.sites, second.sites, strict=True):
-        is_same = before.hashes.tobytes() == after.hashes.tobytes()
-        if not is_same or before.factors != after.factors:
-            yield before, after
+def _changed_sites(first: Record, second: Record) -> set[int]:
+    """Return the numbers of the sites whose masks or scales differ."""
+    return {
+        number
+        for number, (before, after) in enumerate(zip(first.sites, second.sites, strict=True))
+        if before.hashes.tobytes() != after.hashes.tobytes() or before.factors != after.factors
+    }
+
+
+def _new_sites(first: Record, second: Record) -> tuple[list[Site], list[Site]]:
+    """Return the sites that are active with one rate only."""
+    one, other = ({site.callers for site in run.sites if site.is_active} for run in (first, second))
+    gone = [site for site in first.sites if site.callers not in other]
+    return gone, [site for site in second.sites if site.callers not in one]
 
 
 def _find_wrong_rate(name: str, rate: float, sites: Sequence[Site]) -> Iterator[Finding]:
     """D09: no site of a line drops the rate, as the last of a depth or a schedule would."""
-    for place in dict.fromkeys(site.place for site in sites):
-        here = [site for site in sites if site.place == place and site.use in DROPS]
-        if not here or any(_has_rate(site, rate) for site in here):
+    for callers in dict.fromkeys(site.callers for site in sites):
+        here = [site for site in sites if site.callers == callers and site.use in DROPS]
+        if not here or any(_has_rate(site, rate) for site in here) or _is_scheduled(here):
             continue
         nearest = min(here, key=lambda site: abs(1 - site.kept - rate))
         if not all(site.is_independent for site in here):
@@ -166,11 +170,18 @@ def _find_wrong_rate(name: str, rate: float, sites: Sequence[Site]) -> Iterator[
         yield Finding(
             "D09",
             "error",
-            place,
+            nearest.place,
             f"With the rate {name!r} = {rate}, a share of {nearest.kept:.4f} is kept, and the "
             f"probability of keeping is in [{low:.4f}, {high:.4f}], not {1 - rate:.4f}.",
             "Look whether the rate is taken for its complement, or used twice.",
+            nearest.callers,
         )
+
+
+def _is_scheduled(sites: Sequence[Site]) -> bool:
+    """Whether the rate of a line changes, over the steps or over the depth."""
+    lows, highs = zip(*(site.interval for site in sites), strict=True)
+    return max(lows) > min(highs)
 
 
 def _has_rate(site: Site, rate: float) -> bool:

@@ -11,6 +11,7 @@ from dropout_jax.audit._record import Record, Site
 
 COMPARABLE = 64  # decisions of a mask, at least: smaller ones are equal by chance
 COARSE = 11  # random bits, at most, with which a rate is visibly rounded
+DROPS = ("zero", "bias", "product")  # uses of a decision that are dropout and nothing else
 SCALE_TOLERANCE = 0.005
 _OPT_IN = ("dropout_jax:", "flax:stochastic.", "haiku:basic.dropout", "keras:")
 
@@ -58,6 +59,7 @@ def check_one_run(record: Record, declared: Declared) -> Iterator[Finding]:
             f"The backward pass applies a mask of shape {site.shape} that no mask of the forward "
             "pass equals.",
             "Draw it again with the same key, or keep the mask for the backward pass.",
+            callers=site.callers,
         )
 
 
@@ -93,7 +95,14 @@ def _reused(site: Site, other: Site, declared: Declared, what: str) -> Finding:
     remedy = "Give each its own key: jax.random.fold_in(key, number of the layer)."
     if severity == "error":
         remedy += " If it is meant, declare it: shared=['function of that line']."
-    return Finding("D05", severity, site.place, f"The mask of shape {site.shape} {what}.", remedy)
+    return Finding(
+        "D05",
+        severity,
+        site.place,
+        f"The mask of shape {site.shape} {what}.",
+        remedy,
+        callers=site.callers,
+    )
 
 
 def find_sharing(site: Site, declared: Declared) -> Iterator[Finding]:
@@ -103,7 +112,7 @@ def find_sharing(site: Site, declared: Declared) -> Iterator[Finding]:
     axes = ", ".join(f"{axis} ({site.applied_shape[axis]} long)" for axis in site.shared_axes)
     is_opt_in = any(name.startswith(_OPT_IN) for name in site.library)
     is_meant = site.is_drawn_shared and (is_opt_in or not site.shape)
-    is_note = is_meant or declared.shares(site)
+    is_note = is_meant or declared.shares(site) or site.use not in DROPS
     remedy = (
         ""
         if is_note
@@ -118,6 +127,7 @@ def find_sharing(site: Site, declared: Declared) -> Iterator[Finding]:
         site.place,
         f"Data of shape {site.applied_shape} has one decision along axis {axes}.",
         remedy,
+        callers=site.callers,
     )
 
 
@@ -139,6 +149,7 @@ def find_wrong_scale(site: Site, declared: Declared) -> Iterator[Finding]:
         f"(factors: {numbers}).",
         "Divide by 1 - rate once, where the mask is applied. If no scale is meant, declare it: "
         "unscaled=['function of that line'].",
+        callers=site.callers,
     )
 
 
@@ -184,6 +195,7 @@ def find_coarse_rate(site: Site) -> Iterator[Finding]:
         f"{site.resolution} random bits decide, so the probability of keeping is "
         f"{site.probability:.6g}, a multiple of 1/{2**site.resolution}; a rate such as 0.1 is not.",
         "Compare numbers of 32 bits: draw them in float32, with a threshold in float32.",
+        callers=site.callers,
     )
 
 
@@ -196,4 +208,5 @@ def find_seed_inside(site: Site) -> Iterator[Finding]:
             site.place,
             "Its key is built from a number inside the step and depends on no argument.",
             "Pass the key as an argument, and fold the step in.",
+            callers=site.callers,
         )

@@ -81,11 +81,34 @@ def find_library_calls(trail: Sequence[Any]) -> tuple[str, ...]:
 
 def walk_frames(trail: Sequence[Any]) -> Iterator[Frame]:
     """Iterate over the frames of an equation from the inside, then over those of its callers."""
-    for equation in reversed(trail):
-        traceback = getattr(equation.source_info, "traceback", None)
-        for frame in traceback.frames if traceback is not None else ():
+    for number in reversed(range(len(trail))):
+        traceback = getattr(trail[number].source_info, "traceback", None)
+        frames = list(traceback.frames) if traceback is not None else []
+        if number:
+            frames = _cut_at_call(frames, trail[number - 1])
+        for frame in frames:
             place = Place(frame.file_name, frame.line_num, frame.function_name)
             yield Frame(place, find_library(frame.file_name))
+
+
+def _cut_at_call(frames: list[Any], call: Any) -> list[Any]:
+    """Return the frames inside the function that a jit calls.
+
+    A function of a library may have been traced for another caller, in a backward pass, which gives
+    all its equations the frames of that caller.
+    """
+    name = call.params.get("name")
+    if call.primitive.name not in ("jit", "pjit") or name is None:
+        return frames
+    inside = [n for n, frame in enumerate(frames) if _last_name(frame.function_name) == name]
+    if inside:
+        return frames[: inside[-1] + 1]
+    source = str(getattr(call.params["jaxpr"].jaxpr.debug_info, "func_src_info", None))
+    return [] if find_library(source.partition(" at ")[2]) else frames
+
+
+def _last_name(function: str) -> str:
+    return function.rpartition(".")[2]
 
 
 @functools.cache

@@ -40,13 +40,23 @@ class Program:
         keeps_masks: bool = False,
     ) -> None:
         self.closed, self.arguments = _trace_program(step, args, kwargs)
-        self.graph: Graph = analyze(self.closed)
-        run = Run(Plan(Body(self.closed.jaxpr, ()), self.graph.points), keeps_masks=keeps_masks)
+        self._keeps_masks = keeps_masks
+
+    @functools.cached_property
+    def graph(self) -> Graph:
+        """The random parts of the program."""
+        return analyze(self.closed)
+
+    @functools.cached_property
+    def _harvest(self) -> Any:
+        """The compiled function of constants and arguments that computes the points."""
+        plan = Plan(Body(self.closed.jaxpr, ()), self.graph.points)
+        run = Run(plan, keeps_masks=self._keeps_masks)
 
         def harvest(consts: Sequence[Any], arrays: Sequence[Any]) -> Any:
             return run.evaluate(Body(self.closed.jaxpr, consts), arrays)[1]
 
-        self._harvest = jax.jit(harvest, compiler_options=_compiler_options())
+        return jax.jit(harvest, compiler_options=_compiler_options())
 
     def run(self, program: Program | None = None) -> dict[int, dict[str, np.ndarray]]:
         """Compute the points, with the arguments of this program or of another that is equal."""
