@@ -16,6 +16,7 @@ from dropout_jax.audit._jaxprs import (
     bodies_of,
     form_of,
     is_own_threefry,
+    shape_of,
     split_scan,
     split_while,
 )
@@ -108,7 +109,7 @@ def _walk_scan(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list
 
     results = _walk_until_stable(walk, 0, step, carry)
     stacked = [
-        dataclasses.replace(value, axes=varying_axes(var.aval.shape), factors=(), constant=None)
+        dataclasses.replace(value, axes=varying_axes(shape_of(var)), factors=(), constant=None)
         for var, value in zip(equation.outvars[len(carry) :], results[len(carry) :], strict=True)
     ]
     return [*results[: len(carry)], *stacked]

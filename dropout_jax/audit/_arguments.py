@@ -51,12 +51,12 @@ def _parameter_names(step: Callable) -> list[str]:
     return [parameter.name for parameter in parameters if parameter.kind in positional]
 
 
-def _name(path: Sequence[Any], parameters: Sequence[str]) -> str:
+def _name(path: Sequence[Any], parameters: list[str]) -> str:
     """Return a name such as "batch['tokens']" for the path of a leaf."""
     _, first, *rest = path
     number = getattr(first, "idx", None)
     if number is None:
         name = str(getattr(first, "key", first))
     else:
-        name = parameters[number] if number < len(parameters) else f"args[{number}]"
+        name = f"args[{number}]" if number >= len(parameters) else str(parameters[number])
     return name + jax.tree_util.keystr(tuple(rest))

@@ -29,7 +29,7 @@ class _Run(NamedTuple):
 
     def read(self, point: Point, name: str) -> np.ndarray:
         """Return a reduction of every time that the program passed: (times, ...)."""
-        reductions = self.harvest[point.index]
+        reductions = self.harvest[point.number]
         ran = reductions["ran"].reshape(-1) > 0
         values = reductions[name]
         inner = values.shape[reductions["ran"].ndim :]
@@ -70,7 +70,7 @@ def _build_site(run: _Run, decision: Decision, uses: list[tuple[Any, Application
     kept = kept if spread is None else spread
     shared = _shared_axes(run, application, kept)
     decided = _count_decided(application, shared, size) * counts.size
-    masks = run.harvest[decision.mask_point.index].get("mask")
+    masks = run.harvest[decision.mask_point.number].get("mask")
     return Site(
         place=find_place(decision.trail),
         callers=find_callers(decision.trail),
@@ -150,7 +150,7 @@ def _shared_axes(run: _Run, application: Application, kept: float) -> tuple[int,
     if application.use in ("branch",) or not constant.size or kept in (0.0, 1.0):
         return ()
     shape = application.shape
-    always = constant.all(axis=0)
+    always = np.all(constant, axis=0).tolist()
     axes = tuple(axis for axis, yes in enumerate(always) if yes and shape[axis] > 1)
     decided = math.prod(shape) // math.prod(shape[axis] for axis in axes) * len(constant)
     return tuple(axis for axis in axes if chance_of_constant(kept, shape[axis], decided) < ACCIDENT)

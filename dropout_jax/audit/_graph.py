@@ -20,7 +20,7 @@ NoiseUse = Literal["multiplied", "added", "other"]
 class Point(NamedTuple):
     """Variables of a program to reduce while it runs."""
 
-    index: int
+    number: int
     path: Path_
     atoms: tuple[Any, ...]
     reduction: Reduction

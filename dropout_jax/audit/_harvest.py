@@ -26,7 +26,7 @@ from dropout_jax.audit._reductions import reduce_point
 MOST_TURNS = 64  # of a while loop that are recorded
 
 Harvest = dict[int, dict[str, jax.Array]]
-"""by the point's index: its reductions; loops stack them"""
+"""by the point's number: its reductions; loops stack them"""
 
 
 class Run:
@@ -57,7 +57,7 @@ class Run:
             harvest |= inner
         for point in self.plan.points.get(path, ()):
             values = [_read(known, atom) for atom in point.atoms]
-            harvest[point.index] = reduce_point(point, values, keeps_masks=self.keeps_masks)
+            harvest[point.number] = reduce_point(point, values, keeps_masks=self.keeps_masks)
         wanted = zip(body.jaxpr.outvars, live.outs, strict=True)
         return [_read(known, atom) if is_wanted else None for atom, is_wanted in wanted], harvest
 

@@ -66,6 +66,11 @@ def as_body(program: Any) -> Body:
     return Body(getattr(program, "jaxpr", program), getattr(program, "consts", ()))
 
 
+def shape_of(atom: Any) -> tuple[int, ...]:
+    """Return the shape of a variable or a literal; tokens have none."""
+    return tuple(getattr(atom.aval, "shape", ()))
+
+
 def is_own_threefry(equation: core.JaxprEqn) -> bool:
     """Whether the equation is the generator of this package's masks."""
     if equation.params.get("name") != "threefry2x32" or len(equation.invars) != 4:

@@ -18,6 +18,7 @@ from dropout_jax.audit._graph import (
     record_draw,
     record_later_factor,
 )
+from dropout_jax.audit._jaxprs import shape_of
 from dropout_jax.audit._values import Factor, Kind, Value, merge, varying_axes, with_factor
 
 COMPARISONS = {"lt", "le", "gt", "ge", "eq", "ne"}
@@ -68,16 +69,14 @@ def apply_rule(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list
 
 def draw_own_words(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list[Value]:
     """The generator of this package: of an array of counters it draws, of one it folds a key."""
-    axes = [varying_axes(out.aval.shape) for out in equation.outvars]
-    counters = [getattr(atom, "aval").shape for atom in equation.invars[2:4]]  # noqa: B009
+    axes = [varying_axes(shape_of(out)) for out in equation.outvars]
+    counters = [shape_of(atom) for atom in equation.invars[2:4]]
     key = merge(values, Kind.KEY, axes[0])
     if not any(counters):
         return [key, key]
     draw = (walk.path, equation.invars[0], equation.invars[1])
     if draw not in walk.graph.draws and walk.is_recording:
-        record_draw(
-            walk, "dropout_jax", key, tuple(equation.invars), equation.outvars[0].aval.shape
-        )
+        record_draw(walk, "dropout_jax", key, tuple(equation.invars), shape_of(equation.outvars[0]))
         walk.graph.draws[draw] = walk.graph.draws.pop(walk.id)
     return [
         dataclasses.replace(key, kind=Kind.NUMBER, axes=n, draws=frozenset({draw})) for n in axes
@@ -89,12 +88,8 @@ def is_key(aval: Any) -> bool:
     return hasattr(aval, "dtype") and jnp.issubdtype(aval.dtype, jax.dtypes.prng_key)
 
 
-def _shape(atom: Any) -> tuple[int, ...]:
-    return tuple(getattr(atom.aval, "shape", ()))
-
-
 def _key_result(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> Value:
-    key = merge(values, Kind.KEY, varying_axes(_shape(equation.outvars[0])))
+    key = merge(values, Kind.KEY, varying_axes(shape_of(equation.outvars[0])))
     if equation.primitive.name == "random_seed" and not key.arguments and not key.seeds:
         key = dataclasses.replace(key, seeds=frozenset({walk.id}))
     return dataclasses.replace(key, bits=64)
@@ -104,18 +99,18 @@ def _draw(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list[Valu
     """Draw random bits: results are numbers; that of a new key is a key."""
     outs = equation.outvars
     key = merge(values, Kind.KEY, 0)
-    if all(0 in _shape(out) for out in outs):
+    if all(0 in shape_of(out) for out in outs):
         return [Value() for _ in outs]
     name = equation.primitive.name
     atoms = tuple(equation.invars if name == "threefry2x32" else equation.invars[:1])
-    record_draw(walk, name, key, atoms, _shape(outs[-1]))
+    record_draw(walk, name, key, atoms, shape_of(outs[-1]))
     number = dataclasses.replace(
         key,
         kind=Kind.NUMBER,
         draws=frozenset({walk.id}),
         bits=equation.params.get("bit_width", 32),
     )
-    results = [dataclasses.replace(number, axes=varying_axes(_shape(out))) for out in outs]
+    results = [dataclasses.replace(number, axes=varying_axes(shape_of(out))) for out in outs]
     if name == "rng_bit_generator":
         results[0] = key
     return results
@@ -178,7 +173,7 @@ def _general_result(walk: Walk, equation: core.JaxprEqn, values: list[Value]) ->
     is_local = name in ELEMENTWISE or name in MOVES
     results = []
     for out in equation.outvars:
-        result = merge(values, kind, _result_axes(equation, values, _shape(out)))
+        result = merge(values, kind, _result_axes(equation, values, shape_of(out)))
         if kind != Kind.DATA and not is_local:
             result = dataclasses.replace(result, is_independent=False)
         results.append(_with_bits(result, out) if kind == Kind.NUMBER else result)
@@ -221,7 +216,7 @@ def _move(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list[Valu
         return None
     results = []
     for out in equation.outvars:
-        axes = _result_axes(equation, values[:1], _shape(out))
+        axes = _result_axes(equation, values[:1], shape_of(out))
         kind = Kind.DECISION if _is_bool(out) else Kind.MASK
         results.append(dataclasses.replace(moved, kind=kind, axes=axes, constant=None))
     return results
@@ -236,7 +231,7 @@ def _compare(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list[V
     random = [value for value in values if value.is_random]
     if not random:
         return [
-            merge(values, Kind.DATA, _result_axes(equation, values, _shape(equation.outvars[0])))
+            merge(values, Kind.DATA, _result_axes(equation, values, shape_of(equation.outvars[0])))
         ]
     drawn = random[0]
     other = values[1] if drawn is values[0] else values[0]
@@ -247,7 +242,7 @@ def _compare(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list[V
     if drawn.kind >= Kind.MASK and other.axes == 0:
         flips = equation.primitive.name in ("eq", "lt", "le")
         return [_as_decision(drawn, values, equation, flips=flips)]
-    axes = _result_axes(equation, values, _shape(equation.outvars[0]))
+    axes = _result_axes(equation, values, shape_of(equation.outvars[0]))
     is_first = drawn is values[0]
     threshold = None
     if other.kind == Kind.DATA and other.axes == 0:
@@ -281,7 +276,7 @@ def _as_decision(
     drawn: Value, values: list[Value], equation: core.JaxprEqn, *, flips: bool
 ) -> Value:
     value = merge(
-        values, Kind.DECISION, _result_axes(equation, values, _shape(equation.outvars[0]))
+        values, Kind.DECISION, _result_axes(equation, values, shape_of(equation.outvars[0]))
     )
     decisions = frozenset((name, is_true != flips) for name, is_true in drawn.decisions)
     return dataclasses.replace(value, decisions=decisions)
@@ -295,7 +290,7 @@ def _combine_bools(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> 
     flips = equation.primitive.name == "not"
     if len(decided) == 1 or decided[0].decisions == decided[1].decisions:
         return [_as_decision(decided[0], values, equation, flips=flips)]
-    axes = _result_axes(equation, values, _shape(equation.outvars[0]))
+    axes = _result_axes(equation, values, shape_of(equation.outvars[0]))
     return [_new_decision(walk, equation, values, axes)]
 
 
@@ -310,7 +305,7 @@ def _select(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list[Va
     """A decision that chooses between data and something is applied to the data."""
     chooser, cases = values[0], values[1:]
     out = equation.outvars[0]
-    axes = _result_axes(equation, values, _shape(out))
+    axes = _result_axes(equation, values, shape_of(out))
     if chooser.kind != Kind.DECISION:
         return _select_by_data(equation, values, axes)
     data = [case for case in cases if case.is_array_of_data]
@@ -344,7 +339,7 @@ def _select_by_data(equation: core.JaxprEqn, values: list[Value], axes: int) -> 
 def _multiply(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list[Value] | None:
     """A mask times data is applied; times a number it is a mask; noise times data is noise."""
     first, second = values
-    out, axes = equation.outvars[0], _result_axes(equation, values, _shape(equation.outvars[0]))
+    out, axes = equation.outvars[0], _result_axes(equation, values, shape_of(equation.outvars[0]))
     mask = _only(values, lambda value: value.kind == Kind.MASK)
     data = _only(values, lambda value: value.is_array_of_data)
     if mask is not None and data is not None:
@@ -396,7 +391,7 @@ def _only(values: Sequence[Value], condition: Any) -> int | None:
 
 def _add(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list[Value] | None:
     """A mask added to data is a bias (of -inf: DropKey); 1 - mask is a mask; noise is noise."""
-    out, axes = equation.outvars[0], _result_axes(equation, values, _shape(equation.outvars[0]))
+    out, axes = equation.outvars[0], _result_axes(equation, values, shape_of(equation.outvars[0]))
     mask = _only(values, lambda value: value.kind == Kind.MASK)
     data = _only(values, lambda value: value.is_array_of_data)
     if mask is not None and data is not None:

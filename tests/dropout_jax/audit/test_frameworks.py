@@ -1,5 +1,7 @@
 """Faulty and correct models of Flax (nnx and linen), Equinox and Haiku."""
 
+from typing import Any
+
 import equinox as eqx
 import flax.linen as nn
 import haiku as hk
@@ -125,7 +127,7 @@ class LinenScan(nn.Module):
     @nn.compact
     def __call__(self, x):
         block = nn.remat(LinenLayer, prevent_cse=False)
-        rngs = {"params": True, "dropout": self.split}
+        rngs: Any = {"params": True, "dropout": self.split}
         layers = nn.scan(block, variable_axes={"params": 0}, split_rngs=rngs, length=3)
         return layers()(x, None)[0]
 
