@@ -234,15 +234,25 @@ def _factors(run: _Run, name: Any, application: Application) -> tuple[float, ...
     before = [_factor(run, *factor) for factor in application.factors]
     most = run.read(application.point, "most")
     inside = [float(np.median(most))] if application.is_kept_where_true is None else []
+    factors = _without_ones([*before, *inside])
     later = run.graph.later_factors.get(name, [])
-    is_scaled = any(abs(factor - 1) > 1e-6 for factor in [*before, *inside] if factor is not None)
-    after = [
+    is_own = [_identity(point) not in claimed for point, _, _ in later]
+    direct = [
         _factor(run, point, is_divisor)
-        for point, is_divisor, is_direct in later
-        if not is_scaled or (is_direct and _identity(point) not in claimed)
+        for (point, is_divisor, is_direct), own in zip(later, is_own, strict=True)
+        if is_direct and (own or not factors)
     ]
-    factors = [factor for factor in [*before, *inside, *after] if factor is not None]
-    return tuple(factor for factor in factors if factor != 1)
+    factors += _without_ones(direct)
+    if not factors:  # attention may scale after the product with the values
+        pairs = zip(later, is_own, strict=True)
+        behind = {_factor(run, point, divides) for (point, divides, _), own in pairs if own}
+        factors = _without_ones(sorted(behind, key=str))
+    return tuple(factors)
+
+
+def _without_ones(factors: Sequence[float | None]) -> list[float]:
+    """Return the factors that are known and change something."""
+    return [factor for factor in factors if factor is not None and abs(factor - 1) > 1e-6]
 
 
 def _identity(point: Point) -> Any:

@@ -142,11 +142,11 @@ def find_dead_rate(
 
 
 def _changed_sites(first: Record, second: Record) -> set[int]:
-    """Return the numbers of the sites whose masks or scales differ."""
+    """Return the numbers of the sites whose masks differ."""
     return {
         number
         for number, (before, after) in enumerate(zip(first.sites, second.sites, strict=True))
-        if before.hashes.tobytes() != after.hashes.tobytes() or before.factors != after.factors
+        if before.hashes.tobytes() != after.hashes.tobytes()
     }
 
 
