@@ -153,7 +153,7 @@ def _walk_cond(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list
     results = [join(branches) for branches in zip(*outs, strict=True)]
     if chooser.kind >= Kind.MASK:
         atom = equation.invars[0]
-        record_application(walk, "branch", chooser, atom, atom, None, None)
+        record_application(walk, "branch", chooser, atom, atom, None, None, 0)
     if chooser.is_random:
         results = [merge([chooser, value], Kind.DATA, value.axes) for value in results]
     return results

@@ -12,7 +12,12 @@ import numpy as np
 
 from dropout_jax.audit._graph import Application, Decision, Graph, Point
 from dropout_jax.audit._jaxprs import form_of, is_backward, module_path
-from dropout_jax.audit._places import find_callers, find_library_calls, find_place
+from dropout_jax.audit._places import (
+    find_callers,
+    find_gradient_call,
+    find_library_calls,
+    find_place,
+)
 from dropout_jax.audit._record import Noise, OpaqueCall, Record, Site
 from dropout_jax.audit._statistics import chance_of_constant, probability_of_true, share_interval
 from dropout_jax.audit._values import Kind, merge
@@ -88,8 +93,9 @@ def _build_site(run: _Run, decision: Decision, uses: list[tuple[Any, Application
         factors=_factors(run, application_name, application),
         shared_axes=shared,
         is_drawn_shared=_is_drawn_shared(decision, application, shared),
-        applications=sum(run.read(use[1].point, "ran").size for use in forward),
+        applications=_count_applications(run, forward, counts.size),
         recomputations=0,
+        pass_place=find_gradient_call(decision.trail),
         key_arguments=_key_arguments(run, decision),
         is_seeded_inside=bool(decision.value.seeds),
         resolution=decision.value.bits,
@@ -103,6 +109,19 @@ def _build_site(run: _Run, decision: Decision, uses: list[tuple[Any, Application
         keys=_keys(run, decision, counts.size),
         masks=None if masks is None else run.read(decision.mask_point, "mask"),
     )
+
+
+def _count_applications(run: _Run, uses: list[tuple[Any, Application, bool]], times: int) -> int:
+    """Return how often the forward pass applies a decision that it makes so many times.
+
+    Forward differentiation applies it to the tangents too, which is one use. It is another if it is
+    in a loop, at another line, or works on the result of a use.
+    """
+    turns = max((run.read(application.point, "ran").size for _, application, _ in uses), default=0)
+    lines = {find_callers(application.trail) for _, application, _ in uses}
+    bits = sum(1 << run.graph.numbers[name] for name, _, _ in uses)
+    chained = sum(bool(application.history & bits) for _, application, _ in uses)
+    return max(turns, times * len(lines), times * (1 + chained) if len(uses) > 1 else 0)
 
 
 def _share_each(
@@ -153,7 +172,12 @@ def _shared_axes(run: _Run, application: Application, kept: float) -> tuple[int,
     always = np.all(constant, axis=0).tolist()
     axes = tuple(axis for axis, yes in enumerate(always) if yes and shape[axis] > 1)
     decided = math.prod(shape) // math.prod(shape[axis] for axis in axes) * len(constant)
-    return tuple(axis for axis in axes if chance_of_constant(kept, shape[axis], decided) < ACCIDENT)
+    return tuple(
+        axis
+        for axis in axes
+        if not application.mask.axes >> axis & 1  # it is broadcast along it
+        or chance_of_constant(kept, shape[axis], decided) < ACCIDENT
+    )
 
 
 def _count_decided(application: Application, shared: Sequence[int], size: int) -> int:

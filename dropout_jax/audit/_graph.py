@@ -68,6 +68,7 @@ class Application:
     path: Path_
     mask: Value
     use: Use
+    history: int
     is_kept_where_true: bool | None
     shape: tuple[int, ...]
     dtype: Any
@@ -95,6 +96,7 @@ class Graph:
         default_factory=dict
     )
     noise: dict[Any, NoiseUse] = dataclasses.field(default_factory=dict)
+    numbers: dict[Any, int] = dataclasses.field(default_factory=dict)
     opaque: list[Opaque] = dataclasses.field(default_factory=list)
     points: list[Point] = dataclasses.field(default_factory=list)
 
@@ -154,21 +156,31 @@ def record_decision(walk: Walk, value: Value, out: Any, threshold: Any = None) -
 
 
 def record_application(
-    walk: Walk, use: Use, mask: Value, atom: Any, out: Any, data: Value | None, kept: bool | None
-) -> None:
-    """Record that a decision meets data."""
+    walk: Walk,
+    use: Use,
+    mask: Value,
+    atom: Any,
+    out: Any,
+    data: Value | None,
+    kept: bool | None,
+    history: int,
+) -> int:
+    """Record that a decision meets data; return the bit of the application in histories."""
+    number = walk.graph.numbers.setdefault(walk.id, len(walk.graph.numbers))
     if walk.is_recording:
         walk.graph.applications[walk.id] = Application(
             walk.trail,
             walk.path,
             mask,
             use,
+            history,
             kept,
             tuple(out.aval.shape),
             getattr(out.aval, "dtype", None),
             walk.point("application", atom),
             tuple(_factor_points(walk, data.factors if data else ())),
         )
+    return 1 << number
 
 
 def record_later_factor(walk: Walk, data: Value, atom: Any, factor: Factor) -> None:

@@ -52,7 +52,8 @@ class Run:
         for number in sorted(live.equations):
             equation = body.jaxpr.eqns[number]
             values = [_read(known, atom) for atom in equation.invars]
-            results, inner = self._run_equation(equation, values, path, number)
+            with _context_of(equation):
+                results, inner = self._run_equation(equation, values, path, number)
             known.update(zip(equation.outvars, results, strict=True))
             harvest |= inner
         for point in self.plan.points.get(path, ()):
@@ -186,12 +187,15 @@ def _read(known: dict[Any, Any], atom: Any) -> Any:
     return known.get(atom)
 
 
+def _context_of(equation: core.JaxprEqn) -> contextlib.AbstractContextManager:
+    """Return the settings with which an equation was traced, such as its mesh."""
+    context = getattr(equation, "ctx", None)
+    return getattr(context, "manager", None) or contextlib.nullcontext()
+
+
 def _bind(equation: core.JaxprEqn, values: list[Any]) -> Sequence[Any]:
     """Run an equation as it is."""
-    context = getattr(equation, "ctx", None)
-    manager = getattr(context, "manager", None) or contextlib.nullcontext()
     bound = equation.primitive.get_bind_params(equation.params)
     functions, params = bound if isinstance(bound, tuple) else ((), bound)
-    with manager:
-        results = equation.primitive.bind(*functions, *values, **params)
+    results = equation.primitive.bind(*functions, *values, **params)
     return results if equation.primitive.multiple_results else [results]

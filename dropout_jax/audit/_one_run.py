@@ -91,7 +91,8 @@ def _names_of(site: Site, time: int) -> set[tuple]:
 
 
 def _reused(site: Site, other: Site, declared: Declared, what: str) -> Finding:
-    severity: Severity = "note" if declared.shares(site, other) else "error"
+    is_other_pass = site.pass_place != other.pass_place  # as in sharpness-aware minimization
+    severity: Severity = "note" if is_other_pass or declared.shares(site, other) else "error"
     remedy = "Give each its own key: jax.random.fold_in(key, number of the layer)."
     if severity == "error":
         remedy += " If it is meant, declare it: shared=['function of that line']."

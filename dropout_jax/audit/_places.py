@@ -61,6 +61,17 @@ def find_callers(trail: Sequence[Any]) -> tuple[Place, ...]:
     return tuple(frame.place for frame in walk_frames(trail) if not frame.library)
 
 
+def find_gradient_call(trail: Sequence[Any]) -> Place | None:
+    """Return the innermost line of the user's code that differentiates, or None."""
+    is_derivative = False
+    for frame in walk_frames(trail):
+        if frame.library == "jax":
+            is_derivative |= _last_name(frame.place.function) in ("vjp", "jvp", "linearize")
+        elif is_derivative and not frame.library:
+            return frame.place
+    return None
+
+
 def locate_function(function: Any) -> Place:
     """Return where a function is defined, as far as it can be known."""
     code = getattr(inspect.unwrap(function), "__code__", None)

@@ -34,6 +34,7 @@ class Site:
       is_drawn_shared: whether the decision is drawn with size 1 on those axes.
       applications: how often the forward pass applies it.
       recomputations: how many equations of the backward pass make it again, with the same mask.
+      pass_place: the line that differentiates the pass it belongs to, or None.
       key_arguments: the arguments of the step that the key depends on.
       is_seeded_inside: whether the key is made of a number that the program contains.
       resolution: the random bits that decide.
@@ -64,6 +65,7 @@ class Site:
     is_drawn_shared: bool
     applications: int
     recomputations: int
+    pass_place: Place | None
     key_arguments: tuple[str, ...]
     is_seeded_inside: bool
     resolution: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import jax
@@ -16,6 +17,27 @@ MOST_KEYS = 1024  # of a draw with several keys, that are compared
 
 def reduce_point(point: Point, values: list[Any], *, keeps_masks: bool) -> dict[str, jax.Array]:
     """Return the reductions of a point; `ran` is 1, and 0 where the program did not pass."""
+    with _mesh_of(values):
+        reduced = _reduce(point, [_replicate(value) for value in values], keeps_masks=keeps_masks)
+    return reduced | {"ran": jnp.ones((), jnp.int32)}
+
+
+def _mesh_of(values: list[Any]) -> contextlib.AbstractContextManager:
+    """Return the mesh in which the values have their types: that of the program they are in."""
+    meshes = [jax.typeof(value).sharding.mesh for value in values]
+    mesh = next((mesh for mesh in meshes if not mesh.empty), None)
+    return contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh)
+
+
+def _replicate(value: Any) -> jax.Array:
+    """Bring an array with an explicit sharding to every device: slices need all of an axis."""
+    mesh = jax.typeof(value).sharding.mesh
+    if jax.sharding.AxisType.Explicit not in mesh.axis_types:
+        return jnp.asarray(value)
+    return jax.sharding.reshard(value, jax.sharding.PartitionSpec())
+
+
+def _reduce(point: Point, values: list[Any], *, keeps_masks: bool) -> dict[str, jax.Array]:
     match point.reduction:
         case "mask":
             reduced = _reduce_mask(values[0])
@@ -26,7 +48,7 @@ def reduce_point(point: Point, values: list[Any], *, keeps_masks: bool) -> dict[
             reduced = {"number": _first(values[0]).astype(jnp.float32)}
         case "key":
             reduced = {"words": _key_words(values)}
-    return reduced | {"ran": jnp.ones((), jnp.int32)}
+    return reduced
 
 
 def _as_bool(mask: jax.Array) -> jax.Array:

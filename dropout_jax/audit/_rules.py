@@ -318,10 +318,23 @@ def _select(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list[Va
     use = "mix" if other is None else "zero" if other.constant == 0 else "replace"
     kept = None if other is None else cases.index(data[0]) == 1
     source = data[0] if other is not None else None
-    record_application(walk, use, chooser, equation.invars[0], out, source, kept)
-    return [
-        dataclasses.replace(merge(values, Kind.DATA, axes), applied=frozenset({(walk.id, True)}))
-    ]
+    result = merge(values, Kind.DATA, axes)
+    bit = record_application(
+        walk, use, chooser, equation.invars[0], out, source, kept, result.history
+    )
+    return [_applied(walk, result, bit)]
+
+
+def _applied(walk: Walk, result: Value, bit: int) -> Value:
+    """Return the result of an application."""
+    applied = frozenset({(walk.id, True)})
+    return dataclasses.replace(result, applied=applied, history=result.history | bit)
+
+
+def _applied(walk: Walk, result: Value, bit: int) -> Value:
+    """Return the result of an application."""
+    applied = frozenset({(walk.id, True)})
+    return dataclasses.replace(result, applied=applied, history=result.history | bit)
 
 
 def _select_by_data(equation: core.JaxprEqn, values: list[Value], axes: int) -> list[Value] | None:
@@ -345,14 +358,11 @@ def _multiply(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list[
     if mask is not None and data is not None:
         if equation.primitive.name == "div" and mask == 1:
             return None
-        record_application(
-            walk, "zero", values[mask], equation.invars[mask], out, values[data], None
+        atom, result = equation.invars[mask], merge(values, Kind.DATA, axes)
+        bit = record_application(
+            walk, "zero", values[mask], atom, out, values[data], None, result.history
         )
-        return [
-            dataclasses.replace(
-                merge(values, Kind.DATA, axes), applied=frozenset({(walk.id, True)})
-            )
-        ]
+        return [_applied(walk, result, bit)]
     if data is not None:
         return _multiply_by_noise(walk, equation, values, axes)
     kinds = {first.kind, second.kind}
@@ -395,8 +405,9 @@ def _add(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list[Value
     mask = _only(values, lambda value: value.kind == Kind.MASK)
     data = _only(values, lambda value: value.is_array_of_data)
     if mask is not None and data is not None:
-        record_application(walk, "bias", values[mask], equation.invars[mask], out, None, None)
-        return [merge(values, Kind.DATA, axes)]
+        atom, result = equation.invars[mask], merge(values, Kind.DATA, axes)
+        bit = record_application(walk, "bias", values[mask], atom, out, None, None, result.history)
+        return [dataclasses.replace(result, history=result.history | bit)]
     if mask is not None and values[1 - mask].kind == Kind.DATA:
         flips = equation.primitive.name == "sub" and mask == 1
         result = merge(values, Kind.MASK, axes)
@@ -414,7 +425,7 @@ def _product(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list[V
     mask = _only(values, lambda value: value.kind == Kind.MASK)
     if mask is not None and values[1 - mask].is_array_of_data:
         atom = equation.invars[mask]
-        record_application(walk, "product", values[mask], atom, atom, None, None)
+        record_application(walk, "product", values[mask], atom, atom, None, None, 0)
     return None
 
 

@@ -46,6 +46,7 @@ class Value:
       factors: what its elements have been multiplied with last.
       applied: the applications of a mask whose result it is, but for such factors, and whether
         without a sum or a matrix product between.
+      history: the bits of all applications that it comes from.
     """
 
     kind: Kind = Kind.DATA
@@ -59,6 +60,7 @@ class Value:
     is_independent: bool = True
     factors: tuple[Factor, ...] = ()
     applied: frozenset = frozenset()
+    history: int = 0
 
     @property
     def is_random(self) -> bool:
@@ -79,6 +81,7 @@ def merge(values: Iterable[Value], kind: Kind, axes: int) -> Value:
         kind,
         arguments=_union_bits(value.arguments for value in values),
         axes=axes,
+        history=_union_bits(value.history for value in values),
         draws=_union(value.draws for value in values) if is_random else frozenset(),
         decisions=_union(v.decisions for v in values) if kind >= Kind.MASK else frozenset(),
         seeds=_union(value.seeds for value in values) if is_random else frozenset(),
