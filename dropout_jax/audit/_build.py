@@ -63,52 +63,72 @@ def _applications_of(graph: Graph) -> dict[Any, list[tuple[Any, Application, boo
     return uses
 
 
+class _Share(NamedTuple):
+    """What a decision keeps: whether what is True, which share, and whether as it is."""
+
+    keeps_true: bool
+    of_true: float
+    kept: float
+    is_spread: bool
+
+
 def _build_site(run: _Run, decision: Decision, uses: list[tuple[Any, Application, bool]]) -> Site:
     forward = [use for use in uses if not is_backward(use[1].trail)]
-    application_name, application, is_true = (forward or uses)[0]
-    counts = run.read(decision.mask_point, "count").astype(np.int64)
-    size = math.prod(decision.shape)
-    true_share = float(counts.sum() / max(size * counts.size, 1))
-    keeps_true = _keeps_where_true(run, application, true_share, is_true=is_true)
-    kept = true_share if keeps_true else 1 - true_share
-    spread = _share_of_spread_mask(run, application, decision, true_share)
-    kept = kept if spread is None else spread
-    shared = _shared_axes(run, application, kept)
+    name, application, is_true = (forward or uses)[0]
+    size, counts = math.prod(decision.shape), run.read(decision.mask_point, "count")
+    share = _measure_share(run, decision, application, is_true=is_true)
+    shared = _shared_axes(run, application, share.kept)
     decided = _count_decided(application, shared, size) * counts.size
-    masks = run.harvest[decision.mask_point.number].get("mask")
+    has_masks = "mask" in run.harvest[decision.mask_point.number]
     return Site(
-        place=find_place(decision.trail),
-        callers=find_callers(decision.trail),
-        module=module_path(decision.trail),
-        library=find_library_calls(decision.trail),
+        **_describe_place(decision),
         generator=_generator(run.graph, decision),
         shape=decision.shape,
         applied_shape=application.shape,
         use=application.use,
         times=counts.size,
-        loops=_loops(decision.trail),
-        kept=kept,
-        interval=share_interval(round(kept * decided), decided),
-        probability=_probability(run, decision, true_share, decided, keeps_true=keeps_true),
-        factors=_factors(run, application_name, application),
+        kept=share.kept,
+        interval=share_interval(round(share.kept * decided), decided),
+        probability=_probability(run, decision, share, decided),
+        factors=_factors(run, name, application),
         shared_axes=shared,
         is_drawn_shared=_is_drawn_shared(decision, application, shared),
         applications=_count_applications(run, forward, counts.size),
         recomputations=0,
-        pass_place=find_gradient_call(decision.trail),
         key_arguments=_key_arguments(run, decision),
         is_seeded_inside=bool(decision.value.seeds),
         resolution=decision.value.bits,
-        is_independent=decision.value.is_independent and spread is None,
+        is_independent=decision.value.is_independent and not share.is_spread,
         scale_tolerance=_scale_tolerance(application),
         decided=decided,
-        each=_share_each(
-            counts / max(size, 1), kept, keeps_true=keeps_true, is_spread=spread is not None
-        ),
+        each=_share_each(counts / max(size, 1), share),
         hashes=run.read(decision.mask_point, "hash"),
         keys=_keys(run, decision, counts.size),
-        masks=None if masks is None else run.read(decision.mask_point, "mask"),
+        masks=run.read(decision.mask_point, "mask") if has_masks else None,
     )
+
+
+def _describe_place(decision: Decision) -> dict[str, Any]:
+    """Return what the equations around a decision say of its place."""
+    return {
+        "place": find_place(decision.trail),
+        "callers": find_callers(decision.trail),
+        "module": module_path(decision.trail),
+        "library": find_library_calls(decision.trail),
+        "loops": _loops(decision.trail),
+        "pass_place": find_gradient_call(decision.trail),
+    }
+
+
+def _measure_share(
+    run: _Run, decision: Decision, application: Application, *, is_true: bool
+) -> _Share:
+    counts = run.read(decision.mask_point, "count").astype(np.int64)
+    of_true = float(counts.sum() / max(math.prod(decision.shape) * counts.size, 1))
+    keeps_true = _keeps_where_true(run, application, of_true, is_true=is_true)
+    spread = _share_of_spread_mask(run, application, decision, of_true)
+    kept = spread if spread is not None else of_true if keeps_true else 1 - of_true
+    return _Share(keeps_true, of_true, kept, spread is not None)
 
 
 def _count_applications(run: _Run, uses: list[tuple[Any, Application, bool]], times: int) -> int:
@@ -124,13 +144,11 @@ def _count_applications(run: _Run, uses: list[tuple[Any, Application, bool]], ti
     return max(turns, times * len(lines), times * (1 + chained) if len(uses) > 1 else 0)
 
 
-def _share_each(
-    true_shares: np.ndarray, kept: float, *, keeps_true: bool, is_spread: bool
-) -> np.ndarray:
+def _share_each(of_true: np.ndarray, share: _Share) -> np.ndarray:
     """Return the share that is kept, for each time."""
-    if is_spread:
-        return np.full(true_shares.shape, kept)
-    return true_shares if keeps_true else 1 - true_shares
+    if share.is_spread:
+        return np.full(of_true.shape, share.kept)
+    return of_true if share.keeps_true else 1 - of_true
 
 
 def _keeps_where_true(
@@ -219,9 +237,7 @@ def _loops(trail: Sequence[Any]) -> tuple[str, ...]:
     return tuple(loops)
 
 
-def _probability(
-    run: _Run, decision: Decision, true_share: float, decided: int, *, keeps_true: bool
-) -> float | None:
+def _probability(run: _Run, decision: Decision, kept: _Share, decided: int) -> float | None:
     """Return the exact probability of keeping, if the program compares with a number."""
     threshold = decision.threshold
     if threshold is None or not decision.value.is_independent:
@@ -239,23 +255,36 @@ def _probability(
         is_first=threshold.is_first,
         is_float=is_float,
     )
-    low, high = share_interval(round(true_share * decided), decided)
+    low, high = share_interval(round(kept.of_true * decided), decided)
     if share is None or not low <= share <= high:
         return None
-    return share if keeps_true else 1 - share
+    return share if kept.keeps_true else 1 - share
 
 
 def _factors(run: _Run, name: Any, application: Application) -> tuple[float, ...]:
-    """Return what the data is multiplied with, before, by the mask itself and after."""
+    """Return what the data is multiplied with, before, by the mask itself and after.
+
+    The last factor before a mask is that of its site. What is between the last site and that factor
+    belongs to the last site.
+    """
     if application.use != "zero":
         return ()
     claimed = {
-        _identity(point)
+        _identity(other.factors[-1][0])
         for other in run.graph.applications.values()
-        if not is_backward(other.trail)
-        for point, _ in other.factors
+        if other.factors and not is_backward(other.trail)
     }
-    before = [_factor(run, *factor) for factor in application.factors]
+    of_others = {
+        _identity(factor[0])
+        for other, factors in run.graph.later_factors.items()
+        for factor in factors
+        if other != name
+    }
+    before = [
+        _factor(run, *factor)
+        for number, factor in enumerate(application.factors, 1)
+        if number == len(application.factors) or _identity(factor[0]) not in of_others
+    ]
     most = run.read(application.point, "most")
     inside = [float(np.median(most))] if application.is_kept_where_true is None else []
     factors = _without_ones([*before, *inside])

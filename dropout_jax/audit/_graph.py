@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from dropout_jax.audit._jaxprs import Path_, is_backward
+from dropout_jax.audit._jaxprs import ProgramPath, is_backward
 from dropout_jax.audit._values import Factor, Value
 
 Reduction = Literal["mask", "application", "number", "key"]
@@ -21,7 +21,7 @@ class Point(NamedTuple):
     """Variables of a program to reduce while it runs."""
 
     number: int
-    path: Path_
+    path: ProgramPath
     atoms: tuple[Any, ...]
     reduction: Reduction
 
@@ -31,7 +31,6 @@ class Draw:
     """One equation that draws random bits."""
 
     trail: tuple[Any, ...]
-    path: Path_
     generator: str
     shape: tuple[int, ...]
     key: Value
@@ -53,7 +52,6 @@ class Decision:
     """One equation that makes booleans of random numbers."""
 
     trail: tuple[Any, ...]
-    path: Path_
     shape: tuple[int, ...]
     value: Value
     mask_point: Point
@@ -65,7 +63,6 @@ class Application:
     """One equation where a decision meets data."""
 
     trail: tuple[Any, ...]
-    path: Path_
     mask: Value
     use: Use
     history: int
@@ -106,7 +103,7 @@ class Walk:
     """The place of an equation in the walk through a program."""
 
     graph: Graph
-    path: Path_ = ()
+    path: ProgramPath = ()
     number: int = 0
     trail: tuple[Any, ...] = ()
     is_recording: bool = True
@@ -129,7 +126,7 @@ class Walk:
         """Return the walk at an equation of the program."""
         return dataclasses.replace(self, number=number, trail=(*self.trail, equation))
 
-    def point(self, reduction: Reduction, *atoms: Any, path: Path_ | None = None) -> Point:
+    def point(self, reduction: Reduction, *atoms: Any, path: ProgramPath | None = None) -> Point:
         """Ask for a reduction of variables of the program."""
         points = self.graph.points
         path = self.path if path is None else path
@@ -138,10 +135,10 @@ class Walk:
 
 
 def record_draw(walk: Walk, generator: str, key: Value, atoms: tuple, shape: Any) -> None:
-    """Record a draw; draws of one program with the same key are one."""
+    """Record a draw of random bits; `atoms` are its key, and its counters."""
     if walk.is_recording:
         point = walk.point("key", *atoms)
-        walk.graph.draws[walk.id] = Draw(walk.trail, walk.path, generator, tuple(shape), key, point)
+        walk.graph.draws[walk.id] = Draw(walk.trail, generator, tuple(shape), key, point)
 
 
 def record_decision(walk: Walk, value: Value, out: Any, threshold: Any = None) -> None:
@@ -151,7 +148,7 @@ def record_decision(walk: Walk, value: Value, out: Any, threshold: Any = None) -
         if threshold is not None:
             compared = Threshold(walk.point("number", threshold[0]), *threshold[1:])
         walk.graph.decisions[walk.id] = Decision(
-            walk.trail, walk.path, tuple(out.aval.shape), value, walk.point("mask", out), compared
+            walk.trail, tuple(out.aval.shape), value, walk.point("mask", out), compared
         )
 
 
@@ -170,7 +167,6 @@ def record_application(
     if walk.is_recording:
         walk.graph.applications[walk.id] = Application(
             walk.trail,
-            walk.path,
             mask,
             use,
             history,

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 
 from dropout_jax.audit._jaxprs import (
     Body,
-    Path_,
+    ProgramPath,
     bodies_of,
     form_of,
     split_scan,
@@ -42,7 +42,7 @@ class Run:
         self.keeps_masks = keeps_masks
 
     def evaluate(
-        self, body: Body, inputs: Sequence[Any], path: Path_ = ()
+        self, body: Body, inputs: Sequence[Any], path: ProgramPath = ()
     ) -> tuple[list[Any], Harvest]:
         """Return the wanted results of a program (None for the others), and its points."""
         live = self.plan.live[path]
@@ -63,7 +63,7 @@ class Run:
         return [_read(known, atom) if is_wanted else None for atom, is_wanted in wanted], harvest
 
     def _run_equation(
-        self, equation: core.JaxprEqn, values: list[Any], path: Path_, number: int
+        self, equation: core.JaxprEqn, values: list[Any], path: ProgramPath, number: int
     ) -> tuple[Sequence[Any], Harvest]:
         form = form_of(equation)
         if form is None:
@@ -71,7 +71,7 @@ class Run:
         return getattr(self, f"_run_{form}")(equation, values, (*path, (number, 0)))
 
     def _run_call(
-        self, equation: core.JaxprEqn, values: list[Any], path: Path_
+        self, equation: core.JaxprEqn, values: list[Any], path: ProgramPath
     ) -> tuple[list[Any], Harvest]:
         (body,) = bodies_of(equation)
         if equation.params.get("differentiated") and equation.params.get("prevent_cse"):
@@ -79,7 +79,7 @@ class Run:
         return self.evaluate(body, values, path)
 
     def _run_scan(
-        self, equation: core.JaxprEqn, values: list[Any], path: Path_
+        self, equation: core.JaxprEqn, values: list[Any], path: ProgramPath
     ) -> tuple[list[Any], Harvest]:
         (body,) = bodies_of(equation)
         consts, carry, xs = split_scan(equation, values)
@@ -99,7 +99,7 @@ class Run:
         return [*carry, *ys], harvest
 
     def _run_while(
-        self, equation: core.JaxprEqn, values: list[Any], path: Path_
+        self, equation: core.JaxprEqn, values: list[Any], path: ProgramPath
     ) -> tuple[list[Any], Harvest]:
         condition, body = bodies_of(equation)
         of_condition, of_body, carry = split_while(equation, values)
@@ -131,7 +131,7 @@ class Run:
         return carry, harvest
 
     def _run_cond(
-        self, equation: core.JaxprEqn, values: list[Any], path: Path_
+        self, equation: core.JaxprEqn, values: list[Any], path: ProgramPath
     ) -> tuple[list[Any], Harvest]:
         chooser, *operands = values
         bodies = bodies_of(equation)
@@ -143,7 +143,7 @@ class Run:
             )
             empty |= jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
-        def branch(body: Body, inside: Path_) -> Any:
+        def branch(body: Body, inside: ProgramPath) -> Any:
             def run(operands: list[Any]) -> Any:
                 outs, harvest = self.evaluate(body, operands, inside)
                 return outs, empty | harvest
@@ -154,7 +154,7 @@ class Run:
         return lax.switch(chooser, branches, operands)
 
     def _run_shard_map(
-        self, equation: core.JaxprEqn, values: list[Any], path: Path_
+        self, equation: core.JaxprEqn, values: list[Any], path: ProgramPath
     ) -> tuple[list[Any], Harvest]:
         (body,) = bodies_of(equation)
         params, live = equation.params, self.plan.live[path]

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from jax.extend import core
 
 Form = Literal["call", "scan", "while", "cond", "shard_map"]
-Path_ = tuple[tuple[int, int], ...]
+ProgramPath = tuple[tuple[int, int], ...]
 """where a program is inside the whole: (number of the equation, number of its program), ..."""
 
 _CALLS = {
@@ -92,11 +92,24 @@ def module_path(trail: Sequence[Any]) -> str:
     return "/".join(part for part in parts if part not in ("checkpoint", "rematted_computation"))
 
 
+def count_carry(equation: core.JaxprEqn) -> int:
+    """Return the number of the carries of a scan: results that have the shape of the body's.
+
+    (The names of the parameters that tell differ between versions of JAX.)
+    """
+    ((jaxpr, _),) = bodies_of(equation)
+    pairs = zip(equation.outvars, jaxpr.outvars, strict=True)
+    return sum(len(shape_of(whole)) == len(shape_of(part)) for whole, part in pairs)
+
+
 def split_scan(equation: core.JaxprEqn, values: Sequence[Any]) -> tuple[list, list, list]:
-    """Split what a scan takes: constants, carry and xs."""
-    consts, carry = equation.params["num_consts"], equation.params["num_carry"]
+    """Split what a scan takes: constants, carry, and xs, which have an axis more than inside."""
+    ((jaxpr, _),) = bodies_of(equation)
+    pairs = zip(equation.invars, jaxpr.invars, strict=True)
+    last = sum(len(shape_of(whole)) == len(shape_of(part)) for whole, part in pairs)
+    first = last - count_carry(equation)
     values = list(values)
-    return values[:consts], values[consts : consts + carry], values[consts + carry :]
+    return values[:first], values[first:last], values[last:]
 
 
 def split_while(equation: core.JaxprEqn, values: Sequence[Any]) -> tuple[list, list, list]:

@@ -9,7 +9,15 @@ from typing import Any
 from jax.extend import core
 
 from dropout_jax.audit._graph import Point
-from dropout_jax.audit._jaxprs import Body, Path_, bodies_of, form_of, split_scan, split_while
+from dropout_jax.audit._jaxprs import (
+    Body,
+    ProgramPath,
+    bodies_of,
+    count_carry,
+    form_of,
+    split_scan,
+    split_while,
+)
 
 
 @dataclasses.dataclass
@@ -36,15 +44,15 @@ class Plan:
     """
 
     def __init__(self, body: Body, points: Iterable[Point]) -> None:
-        self.points: dict[Path_, list[Point]] = {}
+        self.points: dict[ProgramPath, list[Point]] = {}
         for point in points:
             self.points.setdefault(point.path, []).append(point)
         self.above = {(path[:n], path[n][0]) for path in self.points for n in range(len(path))}
-        self.live: dict[Path_, Live] = {}
+        self.live: dict[ProgramPath, Live] = {}
         mark(self, (), body, [False] * len(body.jaxpr.outvars))
 
 
-def mark(plan: Plan, path: Path_, body: Body, wanted: Sequence[bool]) -> list[bool]:
+def mark(plan: Plan, path: ProgramPath, body: Body, wanted: Sequence[bool]) -> list[bool]:
     """Mark what a program needs for its wanted results and its points; return its needed inputs."""
     live = plan.live.setdefault(path, Live())
     jaxpr = body.jaxpr
@@ -72,7 +80,7 @@ def is_variable(atom: Any) -> bool:
 
 
 def _mark_equation(
-    plan: Plan, path: Path_, number: int, equation: core.JaxprEqn, wanted: list[bool]
+    plan: Plan, path: ProgramPath, number: int, equation: core.JaxprEqn, wanted: list[bool]
 ) -> list[bool]:
     """Mark what an equation needs, and return which of its inputs are needed."""
     form = form_of(equation)
@@ -86,17 +94,17 @@ def _either(first: Sequence[bool], second: Sequence[bool]) -> list[bool]:
 
 
 def _mark_call(
-    plan: Plan, path: Path_, number: int, equation: core.JaxprEqn, wanted: list[bool]
+    plan: Plan, path: ProgramPath, number: int, equation: core.JaxprEqn, wanted: list[bool]
 ) -> list[bool]:
     (body,) = bodies_of(equation)
     return mark(plan, (*path, (number, 0)), body, wanted)
 
 
 def _mark_scan(
-    plan: Plan, path: Path_, number: int, equation: core.JaxprEqn, wanted: list[bool]
+    plan: Plan, path: ProgramPath, number: int, equation: core.JaxprEqn, wanted: list[bool]
 ) -> list[bool]:
     (body,) = bodies_of(equation)
-    count = equation.params["num_carry"]
+    count = count_carry(equation)
     while True:
         inputs = mark(plan, (*path, (number, 0)), body, wanted)
         consts, carry, xs = split_scan(equation, inputs)
@@ -107,7 +115,7 @@ def _mark_scan(
 
 
 def _mark_while(
-    plan: Plan, path: Path_, number: int, equation: core.JaxprEqn, wanted: list[bool]
+    plan: Plan, path: ProgramPath, number: int, equation: core.JaxprEqn, wanted: list[bool]
 ) -> list[bool]:
     condition, body = bodies_of(equation)
     tests = mark(plan, (*path, (number, 0)), condition, [True])
@@ -130,7 +138,7 @@ def _mark_while(
 
 
 def _mark_cond(
-    plan: Plan, path: Path_, number: int, equation: core.JaxprEqn, wanted: list[bool]
+    plan: Plan, path: ProgramPath, number: int, equation: core.JaxprEqn, wanted: list[bool]
 ) -> list[bool]:
     inputs = [False] * (len(equation.invars) - 1)
     for program, body in enumerate(bodies_of(equation)):

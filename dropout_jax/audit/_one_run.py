@@ -72,13 +72,31 @@ def find_reused_masks(record: Record, declared: Declared) -> Iterator[Finding]:
         if site.applications > site.times and site.use not in ("branch", "product"):
             yield _reused(site, site, declared, f"is applied {site.applications} times")
         for time in range(site.times):
-            uses = [first_use.setdefault(name, (number, time)) for name in _names_of(site, time)]
-            other, earlier = next((use for use in uses if use != (number, time)), (number, time))
+            uses = [
+                (name, first_use.setdefault(name, (number, time))) for name in _names_of(site, time)
+            ]
+            other, earlier = next(
+                (
+                    use
+                    for name, use in uses
+                    if use != (number, time) and _is_reuse(name, site, record.sites[use[0]])
+                ),
+                (number, time),
+            )
             if other != number:
                 where = f"is drawn with the key of {record.sites[other].place} too"
                 yield _reused(site, record.sites[other], declared, where)
             elif earlier != time and not any("shard_map" in loop for loop in site.loops):
                 yield _reused(site, site, declared, f"is the same in turns of {site.loops}")
+
+
+def _is_reuse(name: tuple, site: Site, other: Site) -> bool:
+    """Whether a name that two uses have in common shows that they have the same numbers.
+
+    This package draws a mask part by part, such as the rows of a batch in turn. Parts may have
+    different bits of the same words: their masks tell.
+    """
+    return name[0] != "dropout_jax" or site.callers != other.callers
 
 
 def _names_of(site: Site, time: int) -> set[tuple]:

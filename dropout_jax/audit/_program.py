@@ -85,7 +85,13 @@ def _trace_program(
     arguments = split_arguments(step, args, kwargs, with_numbers=True)
     try:
         return _make_jaxpr(step, arguments), arguments
-    except _NEEDS_NUMBERS:
+    except _NEEDS_NUMBERS as error:
+        if "set_mesh" in str(error):
+            raise ValueError(
+                f"step={step!r} is not allowed: it must not set a mesh itself, as it is traced. "
+                "Set the mesh around the audit, and pass the function that runs in it: "
+                "with jax.set_mesh(mesh): audit.trace(function, ...)."
+            ) from error
         numbers = split_arguments(step, args, kwargs, with_numbers=False)
         if len(numbers.arrays) == len(arguments.arrays):
             raise

@@ -331,12 +331,6 @@ def _applied(walk: Walk, result: Value, bit: int) -> Value:
     return dataclasses.replace(result, applied=applied, history=result.history | bit)
 
 
-def _applied(walk: Walk, result: Value, bit: int) -> Value:
-    """Return the result of an application."""
-    applied = frozenset({(walk.id, True)})
-    return dataclasses.replace(result, applied=applied, history=result.history | bit)
-
-
 def _select_by_data(equation: core.JaxprEqn, values: list[Value], axes: int) -> list[Value] | None:
     cases = values[1:]
     random = [case for case in cases if case.is_random]

@@ -154,3 +154,16 @@ def test_record_prints_a_line_for_each():
     text = str(audit.trace(drop, KEY, X))
     assert "drop): zero (16, 64) x1" in text
     assert str(audit.trace(lambda x: x, X)) == "nothing is random"
+
+
+def test_step_that_sets_a_mesh_is_refused_with_a_remedy():
+    mesh = jax.make_mesh((4,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def step(x, key):
+        with jax.set_mesh(mesh):
+            return drop(key, x)
+
+    with pytest.raises(ValueError, match="Set the mesh around the audit"):
+        audit.trace(step, X, KEY)
+    with jax.set_mesh(mesh):
+        assert only_site(drop, KEY, X).times == 1
