@@ -62,20 +62,25 @@ def read_llama_weights(folder: Path, model: ModelConfig) -> dict[str, np.ndarray
         output layer is not the token table where config.json says that it is.
     """
     stored: dict[str, Any] = {}
+    spelled: dict[str, str] = {}
     for name, array in list_arrays(folder).items():
         short = name.removeprefix(PREFIX)
         if short in stored:
             raise ValueError(f"{str(array.path)!r} has both {short!r} and {PREFIX + short!r}.")
-        stored[short] = array
+        stored[short], spelled[short] = array, name
     stored = {
         name: array for name, array in stored.items() if not _is_frequencies(name, array, model)
     }
     for name, array in stored.items():
-        require_float(spell(name), array)
+        require_float(spelled[name], array)
+
+    def spell(name: str) -> str:
+        return spelled.get(name) or _whole_name(name)
+
     return convert_llama_arrays(folder, model, stored, spell, "config.json")
 
 
-def spell(name: str) -> str:
+def _whole_name(name: str) -> str:
     """The whole name of an array in LlamaForCausalLM."""
     return name if name == HEAD else PREFIX + name
 
@@ -128,7 +133,7 @@ def llama_weights(arrays: Mapping[str, np.ndarray], model: ModelConfig) -> dict[
         array = arrays[ours].T if ours.endswith(".kernel") else arrays[ours]
         ends = np.cumsum([shapes[name][0] for name in theirs])[:-1]
         for name, part in zip(theirs, np.split(array, ends), strict=True):
-            weights[spell(name)] = np.ascontiguousarray(part)
+            weights[_whole_name(name)] = np.ascontiguousarray(part)
     return weights
 
 
