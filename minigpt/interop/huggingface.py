@@ -23,7 +23,7 @@ import safetensors.numpy
 
 from minigpt import checkpoint
 from minigpt.atomic_write import fsync_dir, name_in_errors, write_dir_atomic
-from minigpt.config import PRESETS, ModelConfig
+from minigpt.config import PRESETS, Config, ModelConfig
 from minigpt.data import AnyTokenizer
 from minigpt.interop.architectures import architecture_of, read_architecture
 from minigpt.interop.config_json import describe_dropout, describe_lost_dropout
@@ -60,18 +60,38 @@ def read_huggingface(name: Path | str) -> tuple[RunSpec, Any]:
     else:
         model, tokenizer, arrays = _read_folder(folder, name)
         files = _files_of(folder)
-    config = dataclasses.replace(
-        PRESETS["gpt2"],
-        steps=STEPS,
-        # The memory of a step grows with its tokens: no more than GPT-2's, where it can be so.
-        batch_size=max(1, min(PRESETS["gpt2"].batch_size, MAX_BATCH_TOKENS // model.block_size)),
-        eval_every=250,
-        tokenizer=tokenizer_setting(tokenizer, folder),
-        imported_from=str(name if folder != Path(name) else folder.resolve()),
-        model=model,
-    )
+    source = str(name if folder != Path(name) else folder.resolve())
+    config = _settings(model, tokenizer_setting(tokenizer, folder), source)
     run = RunSpec(config, tokenizer, _sha256(files))
     return run, _to_tree(_abstract_state(run).params, arrays)
+
+
+def _settings(model: ModelConfig, tokenizer: str, source: str) -> Config:
+    """The settings of an imported run; `source` is the folder, file or name it comes from."""
+    return dataclasses.replace(
+        PRESETS["gpt2"],
+        steps=STEPS,
+        # The memory of a step grows with its tokens: no more of them than GPT-2 has.
+        batch_size=max(1, min(PRESETS["gpt2"].batch_size, MAX_BATCH_TOKENS // model.block_size)),
+        eval_every=250,
+        tokenizer=tokenizer,
+        imported_from=source,
+        model=model,
+    )
+
+
+def _shorten(config: Config, block_size: int) -> Config:
+    """The settings with a shorter context; learned positions are a table of the whole one."""
+    model = config.model
+    is_valid = model.positions == "rotary" and 1 <= block_size <= model.block_size
+    if not (is_valid or block_size == model.block_size):
+        allowed = f"from 1 to {model.block_size}" if model.positions == "rotary" else "left out"
+        raise ValueError(
+            f"block_size={block_size!r} is not allowed: it must be {allowed} for this model, which "
+            f"has {model.positions} positions and a context of {model.block_size} tokens."
+        )
+    model, source = dataclasses.replace(model, block_size=block_size), config.imported_from
+    return _settings(model, config.tokenizer, source or "")
 
 
 def _read_folder(
@@ -96,13 +116,17 @@ def _read_folder(
     return model, tokenizer, architecture.read_weights(folder, model)
 
 
-def import_huggingface(name: Path | str, run_dir: Path) -> RunSpec:
+def import_huggingface(name: Path | str, run_dir: Path, block_size: int | None = None) -> RunSpec:
     """Write a run directory with the weights and the tokenizer of a folder, or of the hub's model.
 
-    The run directory appears when it is complete; on error nothing is written.
+    `block_size` is a shorter context than the model's, which must have rotary positions: the memory
+    of a step and of the cache of keys and values grows with it. The run directory appears when it
+    is complete; on error nothing is written.
     """
     _require_new_folder(run_dir, "run-dir")
     run, params = read_huggingface(name)
+    if block_size is not None:
+        run = run._replace(config=_shorten(run.config, block_size))
     run = run._replace(config=dataclasses.replace(run.config, run_dir=run_dir.absolute()))
     _write_run(run, params, run_dir)
     return run

@@ -19,6 +19,8 @@ from minigpt.model import GPT
 from minigpt.run import RunSpec
 
 BATCH_PASSES = 8  # passes that are computed at the same time
+_LONGEST_WHOLE_WINDOW = 1024  # of a longer context only what the text fills is computed
+_SHORTEST_WINDOW = 64
 
 Logits = Callable[[Any, jax.Array, jax.Array], jax.Array]
 """(params, tokens, key) to logits"""
@@ -50,15 +52,27 @@ def text_uncertainty(
         raise ValueError("text='' is not allowed: it must have at least one character.")
     rates = rates_for_passes(run.config.model.dropout, dropout)
     logits = stochastic_logits(run.config.model, rates, run.vocab_size, run.tokenizer.vocab_size)
+    tokens = run.tokenizer.encode(text)
     uncertainty = token_uncertainty(
         logits,
         params,
-        run.tokenizer.encode(text),
-        block_size=run.config.model.block_size,
+        tokens,
+        block_size=choose_window(run.config.model.block_size, len(tokens)),
         passes=passes,
         seed=seed,
     )
     return by_character(text, run.tokenizer, uncertainty)
+
+
+def choose_window(block_size: int, tokens: int) -> int:
+    """The length of the windows: block_size, but for a long context that a short text would waste.
+
+    >>> choose_window(1024, 5), choose_window(8192, 5), choose_window(8192, 1500)
+    (1024, 64, 2048)
+    """
+    if block_size <= _LONGEST_WHOLE_WINDOW:
+        return block_size
+    return min(block_size, max(_SHORTEST_WINDOW, 1 << (tokens - 1).bit_length()))
 
 
 def rates_for_passes(trained: DropoutConfig, dropout: float | None) -> DropoutConfig:
