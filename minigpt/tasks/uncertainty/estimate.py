@@ -19,7 +19,6 @@ from minigpt.model import GPT
 from minigpt.run import RunSpec
 
 BATCH_PASSES = 8  # passes that are computed at the same time
-_LONGEST_WHOLE_WINDOW = 1024  # of a longer context only what the text fills is computed
 _SHORTEST_WINDOW = 64
 
 Logits = Callable[[Any, jax.Array, jax.Array], jax.Array]
@@ -57,22 +56,25 @@ def text_uncertainty(
         logits,
         params,
         tokens,
-        block_size=choose_window(run.config.model.block_size, len(tokens)),
+        block_size=choose_window(run.config.model, len(tokens)),
         passes=passes,
         seed=seed,
     )
     return by_character(text, run.tokenizer, uncertainty)
 
 
-def choose_window(block_size: int, tokens: int) -> int:
-    """The length of the windows: block_size, but for a long context that a short text would waste.
+def choose_window(model: ModelConfig, tokens: int) -> int:
+    """The length of the windows: block_size; with rotary positions, less for a shorter text.
 
-    >>> choose_window(1024, 5), choose_window(8192, 5), choose_window(8192, 1500)
-    (1024, 64, 2048)
+    (The length decides the masks: runs with learned positions keep the numbers that they had.)
+
+    >>> model = ModelConfig(block_size=8192, positions="rotary")
+    >>> choose_window(model, 5), choose_window(model, 1500), choose_window(model, 10_000)
+    (64, 2048, 8192)
     """
-    if block_size <= _LONGEST_WHOLE_WINDOW:
-        return block_size
-    return min(block_size, max(_SHORTEST_WINDOW, 1 << (tokens - 1).bit_length()))
+    if model.positions == "learned":
+        return model.block_size
+    return min(model.block_size, max(_SHORTEST_WINDOW, 1 << (tokens - 1).bit_length()))
 
 
 def rates_for_passes(trained: DropoutConfig, dropout: float | None) -> DropoutConfig:

@@ -14,6 +14,7 @@ import torch
 import transformers
 from flax import nnx
 from gpt2_folders import edit_config
+from gpt2_folders import save_model as save_gpt2
 from llama_folders import make_llama, save_llama
 from marks import slow
 from run_helpers import assert_one_line_error, run_command
@@ -374,3 +375,58 @@ def test_an_untied_head_must_be_there(folder, tmp_path, capsys):
 def test_names_cover_every_parameter(folder):
     run, params = read_huggingface(folder)
     assert set(llama_names(run.config.model)) == set(plain_parameters(params))
+
+
+def test_a_shorter_context(folder, tmp_path, capsys):
+    """No weight has the size of the context, and the first positions compute the same."""
+    words = "import", folder, "--run-dir", tmp_path / "short", "--block-size", 8
+    assert run_command(capsys, *words)[0] == 0
+    short = minigpt.load(tmp_path / "short")
+    assert (short.config.model.block_size, short.config.batch_size) == (8, 12)
+    expected = minigpt.load(folder).logits(IDS)[:, :8]
+    np.testing.assert_allclose(short.logits(IDS[:, :8]), expected, 0, 1e-5)
+    for size in (17, 0):
+        words = "import", folder, "--run-dir", tmp_path / "out", "--block-size", size
+        assert_one_line_error(run_command(capsys, *words), f"block_size={size}", "from 1 to 16")
+    learned = save_gpt2(tmp_path / "gpt2")
+    capsys.readouterr()
+    words = "import", learned, "--run-dir", tmp_path / "out", "--block-size", 8
+    assert_one_line_error(run_command(capsys, *words), "block_size=8", "learned positions")
+
+
+OPTIONS = (
+    *("--steps", 2, "--batch-size", 2, "--eval-every", 1, "--sample-tokens", 2),
+    *("--eval-batches", 1, "--optim.learning-rate", 1e-9),
+)
+
+
+@pytest.mark.slow
+def test_commands_on_a_llama(folder, tmp_path, capsys, monkeypatch):
+    """Sample, eval, uncertainty, classify, export, and finetune with another context."""
+    monkeypatch.chdir(tmp_path)
+    run_dir, text = tmp_path / "run", tmp_path / "text.txt"
+    import_huggingface(folder, run_dir)
+    text.write_text("A BEE, A CALF, NO HOME? " * 30)
+    rows = [f"{'AB'[i % 2] * 5},{'ab'[i % 2]}" for i in range(40)]
+    (tmp_path / "data.csv").write_text("\n".join(["text,label", *rows]))
+    tune = "--data", text, *OPTIONS, "--run-dir"
+    for words in (
+        ("sample", run_dir, "--tokens", 3),
+        ("eval", run_dir, "--data", text),
+        ("uncertainty", run_dir, "--text", "A BEE", "--passes", 2, "--dropout", 0.1),
+        ("classify", run_dir, "--data", "data.csv", "--out", "c", "--steps", 2),
+        ("export", run_dir, "--out", "run.safetensors"),
+        ("finetune", folder, *tune, "tuned", "--model.block-size", 32, "--dropout", 0.1),
+        ("finetune", "tuned", *tune, "again", "--model.dropout.attn-weights", 0.2),
+    ):
+        code, _, err = run_command(capsys, *words)
+        assert code == 0, (words, err)
+    tuned, again = minigpt.load("tuned"), minigpt.load("again")
+    assert (tuned.config.model.block_size, again.config.model.block_size) == (32, 32)
+    np.testing.assert_allclose(again.logits(IDS), minigpt.load(folder).logits(IDS), atol=1e-4)
+    arrays = safetensors.numpy.load_file("run.safetensors")
+    assert {"head.kernel", "positions.embedding"}.isdisjoint(arrays)
+    assert arrays["blocks.1.mlp.gate.kernel"].shape == (16, 24)
+    assert run_command(capsys, "replay", "again", "--step", 1)[0] == 0
+    words = "finetune", "tuned", *tune, "other", "--model.n-kv-head", 1
+    assert_one_line_error(run_command(capsys, *words), "model.n_kv_head=1", "--model.n-kv-head")
