@@ -22,6 +22,7 @@ from marks import slow
 from run_helpers import assert_one_line_error, run_command
 
 import minigpt
+from minigpt.data import SubwordTokenizer
 from minigpt.interop import is_huggingface_model
 
 VOCABULARY = 300
@@ -138,6 +139,7 @@ def test_other_tokenizers(model, tmp_path):
     loaded = minigpt.load(path)
     ids = loaded.encode("1234.\n\n")
     assert [loaded.decode([i]) for i in ids] == ["123", "4", ".\n\n"]
+    assert isinstance(loaded.tokenizer, SubwordTokenizer)
     assert '"special": true' in loaded.tokenizer.tokenizer_json
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+from typing import Any
 
 import jax
 import numpy as np
@@ -206,9 +207,8 @@ def test_import_export_import_is_exact(name, tmp_path):
     assert export_huggingface(tmp_path / "one", tmp_path / "ours") == (0, [])
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("theirs", "ours")]
     assert weights[0] == weights[1]
-    again, loading = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "ours", output_loading_info=True
-    )
+    load: Any = transformers.AutoModelForCausalLM.from_pretrained
+    again, loading = load(tmp_path / "ours", output_loading_info=True)
     assert type(again) is transformers.LlamaForCausalLM
     assert not any(loading.values()), loading
     for key, value in model.config.to_dict().items():
