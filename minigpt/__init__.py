@@ -61,11 +61,11 @@ def train(
 
 
 def load(run_dir: str | Path, checkpoint: Checkpoint | None = None) -> LoadedModel:
-    """Load a trained model from a run directory, or a GPT-2 in the format of Hugging Face.
+    """Load a trained model from a run directory, or a GPT-2 or Llama in the format of Hugging Face.
 
-    A folder with a config.json and a model.safetensors, or the name of such a model on the hub
-    (OWNER/MODEL), is read without a run directory: see docs/huggingface.md. For run directories
-    see `minigpt.tasks.inference.load`.
+    A folder with a config.json and a model.safetensors, the name of such a model on the hub
+    (OWNER/MODEL), or a GGUF file is read without a run directory: see docs/huggingface.md. For run
+    directories see `minigpt.tasks.inference.load`.
     """
     from minigpt.interop import is_huggingface_model, read_huggingface
     from minigpt.tasks import inference  # here, so that `import minigpt` does not import JAX

@@ -120,9 +120,10 @@ class ModelConfig:
     """context length in tokens"""
     bias: bool = False
     """biases in dense layers and layer norms"""
-    activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu_tanh"
+    activation: Literal["gelu", "gelu_tanh", "relu", "swiglu"] = "gelu_tanh"
     """of the MLP's hidden layer; gelu: x * Phi(x), as in nanoGPT; gelu_tanh: its approximation by
-    tanh, as in GPT-2; relu: as in the first Transformer"""
+    tanh, as in GPT-2; relu: as in the first Transformer; swiglu: silu(gate(x)) * wide(x), with a
+    dense layer more, as in Llama"""
     vocab_size: int | None = None
     """rows of the token table; None: the tokenizer's vocabulary; extra rows stay unused"""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -134,12 +135,65 @@ class ModelConfig:
     (GPT-1)"""
     scan_layers: bool = False
     """compile one block and run it n_layer times: faster to compile, for deep models"""
+    norm_type: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """layernorm: subtract the mean, divide by the standard deviation (GPT-2); rmsnorm: divide by
+    the root of the mean square, without a bias (Llama)"""
+    norm_epsilon: float = 1e-5
+    """added to the variance, or to the mean square, in the norms"""
+    positions: Literal["learned", "rotary"] = "learned"
+    """learned: a table of block_size positions is added to the tokens (GPT-2); rotary: queries and
+    keys are rotated by angles that grow with the position (Llama)"""
+    rope_theta: float = 10_000.0
+    """base of the wavelengths of rotary positions; 10000 with learned ones"""
+    n_kv_head: int | None = None
+    """heads of keys and values, of which each serves n_head / n_kv_head heads of queries; None:
+    n_head"""
+    n_inner: int | None = None
+    """width of the MLP's hidden layer; None: 4 * n_embd"""
+    tied_head: bool = True
+    """the output layer shares its weights with the token table"""
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
 
     def __post_init__(self) -> None:
         _require_counts(self, "n_layer", "n_head", "n_embd", "block_size")
         allowed = f"a multiple of n_head={self.n_head}"
         _require(self.n_embd % self.n_head == 0, "n_embd", self.n_embd, allowed)
+        _require_optional_count(self, "n_kv_head", f"None for n_head={self.n_head}")
+        allowed = f"a divisor of n_head={self.n_head}"
+        _require(self.n_head % self.kv_heads == 0, "n_kv_head", self.n_kv_head, allowed)
+        _require_optional_count(self, "n_inner", "None for 4 * n_embd")
+        self._require_names()
+        self._require_positions()
+        is_positive = 0 < self.norm_epsilon < float("inf")
+        _require(is_positive, "norm_epsilon", self.norm_epsilon, "positive and finite")
+
+    def _require_names(self) -> None:
+        for name, allowed in (
+            ("activation", ("gelu", "gelu_tanh", "relu", "swiglu")),
+            ("norm_type", ("layernorm", "rmsnorm")),
+            ("positions", ("learned", "rotary")),
+        ):
+            value = getattr(self, name)
+            _require(value in allowed, name, value, f"one of {', '.join(allowed)}")
+
+    def _require_positions(self) -> None:
+        theta, is_rotary = self.rope_theta, self.positions == "rotary"
+        _require(0 < theta < float("inf"), "rope_theta", theta, "positive and finite")
+        allowed = "10000.0 unless positions='rotary'. Set --model.positions rotary too"
+        _require(is_rotary or theta == 10_000.0, "rope_theta", theta, allowed)
+        allowed = f"learned, or n_embd / n_head = {self.n_embd // self.n_head} even"
+        is_even = self.n_embd // self.n_head % 2 == 0
+        _require(not is_rotary or is_even, "positions", self.positions, allowed)
+
+    @property
+    def kv_heads(self) -> int:
+        """The number of heads of keys and values."""
+        return self.n_head if self.n_kv_head is None else self.n_kv_head
+
+    @property
+    def mlp_width(self) -> int:
+        """The width of the MLP's hidden layer."""
+        return 4 * self.n_embd if self.n_inner is None else self.n_inner
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ else:
 
 @dataclass(frozen=True)
 class Finetune(TrainOptions):
-    """Fine-tune the run in RUN_DIR, or a Hugging Face GPT-2, on another text, to a new run.
+    """Fine-tune the run in RUN_DIR, or a model of Hugging Face, on another text, to a new run.
 
     For example:
 
@@ -53,8 +53,8 @@ class Finetune(TrainOptions):
     """
 
     parent_run: tyro.conf.Positional[Annotated[Path | None, ARGUMENT]] = None
-    """directory of the run to fine-tune, or a Hugging Face GPT-2 as for minigpt import, which is
-    imported to runs/NAME-imported"""
+    """directory of the run to fine-tune, or a model as for minigpt import, which is imported to
+    runs/NAME-imported"""
     options: Annotated[FinetuneOptions, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=dict
     )

@@ -29,9 +29,11 @@ _MATRIX_AXES = {
     ("attn", "qkv", "kernel"): ("fsdp", "tensor"),
     ("attn", "out", "kernel"): ("tensor", "fsdp"),
     ("mlp", "wide", "kernel"): ("fsdp", "tensor"),
+    ("mlp", "gate", "kernel"): ("fsdp", "tensor"),
     ("mlp", "out", "kernel"): ("tensor", "fsdp"),
     ("tokens", "embedding"): (None, "fsdp"),
     ("positions", "embedding"): (None, "fsdp"),
+    ("head", "kernel"): ("fsdp", None),
 }
 
 

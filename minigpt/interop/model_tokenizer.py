@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.data import AnyTokenizer, SubwordTokenizer, Tokenizer
-from minigpt.interop.gpt2_config import read_json
+from minigpt.interop.config_json import read_json
 from minigpt.interop.plain_tokenizers import parse_tokenizer_json, tokenizer_json
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json")

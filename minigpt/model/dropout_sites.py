@@ -143,7 +143,7 @@ def site_specs(config: ModelConfig, batch: int, time: int) -> dict[str, SiteSpec
             "attn_context": SiteSpec(rates.attn_context, dense),
             "attn_out": SiteSpec(rates.attn_out, dense),
             "drop_path/attn": SiteSpec(rates.drop_path, (batch, 1, 1)),
-            "mlp_hidden": SiteSpec(rates.mlp_hidden, (batch, time, 4 * config.n_embd)),
+            "mlp_hidden": SiteSpec(rates.mlp_hidden, (batch, time, config.mlp_width)),
             "mlp_out": SiteSpec(rates.mlp_out, dense),
             "drop_path/mlp": SiteSpec(rates.drop_path, (batch, 1, 1)),
         }

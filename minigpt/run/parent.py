@@ -22,6 +22,8 @@ PARENT_DIR = "parent"
 WEIGHT_FIELDS = (
     *("n_layer", "n_head", "n_embd", "block_size"),
     *("bias", "activation", "vocab_size", "norm", "scan_layers"),
+    *("norm_type", "norm_epsilon", "positions", "rope_theta"),
+    *("n_kv_head", "n_inner", "tied_head"),
 )
 
 
@@ -48,7 +50,8 @@ def _parent_tokenizer(config: Config, run_dir: Path) -> AnyTokenizer | None:
     if config.parent is None:
         return None
     parent = RunSpec.load(parent_dir(config.parent, run_dir))
-    for name in WEIGHT_FIELDS:
+    is_rotary = parent.config.model.positions == "rotary"  # then no weight has the context's size
+    for name in (name for name in WEIGHT_FIELDS if not (name == "block_size" and is_rotary)):
         parent_value, value = getattr(parent.config.model, name), getattr(config.model, name)
         _require_same(f"model.{name}", parent_value, value, config.parent)
     _require_same("tokenizer", parent.config.tokenizer, config.tokenizer, config.parent)

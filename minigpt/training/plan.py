@@ -11,7 +11,11 @@ import jax
 
 from minigpt.config import Config
 from minigpt.distributed import Topology, count_collectives
-from minigpt.training.throughput import flops_per_token, peak_flops_per_s
+from minigpt.training.throughput import (
+    count_multiplied_parameters,
+    flops_per_token,
+    peak_flops_per_s,
+)
 from minigpt.training.train_step import abstract_train_inputs, build_abstract_train_functions
 
 ASSUMED_UTILIZATION = 0.4
@@ -50,7 +54,7 @@ def plan_training(config: Config, vocab_size: int, topology: Topology) -> TrainP
     inputs = abstract_train_inputs(steps, config)
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(steps.state.params))
     kind, tokens = topology.devices[0].device_kind, config.batch_size * config.model.block_size
-    flops = flops_per_token(config.model, parameters)
+    flops = flops_per_token(config.model, count_multiplied_parameters(steps.state.params))
     peak = peak_flops_per_s(kind)
     assert peak is not None
     start = time.perf_counter()

@@ -3,14 +3,19 @@
 MFU is the FLOPs that the model needs, divided by the peak FLOPs of the devices.
 
 The FLOPs of a token, forward and backward: 6 per parameter, and 12 * layers * width * context for
-attention (Chowdhery et al., "PaLM", 2022, appendix B). FLOPs that remat repeats are not counted.
+attention (Chowdhery et al., "PaLM", 2022, appendix B). A token table that is not the output layer
+too is only looked up, and not counted. FLOPs that remat repeats are not counted.
 The peak is the manufacturer's number for dense bfloat16 matrix products. For a device that is not
 in the table no MFU is reported.
 """
 
 from __future__ import annotations
 
+import math
 import time
+from typing import Any
+
+import jax
 
 from minigpt.config import ModelConfig
 from minigpt.training.context import TrainContext
@@ -28,8 +33,17 @@ PEAKS = {
 }
 
 
+def count_multiplied_parameters(params: Any) -> int:
+    """The number of parameters of a GPT, without a token table that is only looked up."""
+    tables = [params["tokens"]] if "head" in params else []
+    total, only_looked_up = (
+        sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) for tree in (params, tables)
+    )
+    return total - only_looked_up
+
+
 def flops_per_token(config: ModelConfig, parameters: int) -> float:
-    """FLOPs that the model needs to train on one token."""
+    """FLOPs that the model needs to train on one token; see count_multiplied_parameters."""
     return 6 * parameters + 12 * config.n_layer * config.n_embd * config.block_size
 
 
@@ -46,7 +60,8 @@ def share_of_peak(flops_per_s: float, device_kind: str, devices: int) -> float |
 
 def utilization(context: TrainContext, tokens_per_s: float) -> dict[str, float]:
     """The entry "mfu" of a record; empty if the devices' peak is not known."""
-    flops = flops_per_token(context.config.model, context.parameter_count) * tokens_per_s
+    parameters = count_multiplied_parameters(context.compiled.state.params)
+    flops = flops_per_token(context.config.model, parameters) * tokens_per_s
     devices = context.compiled.mesh.devices.ravel()
     share = share_of_peak(flops, devices[0].device_kind, len(devices))
     return {} if share is None else {"mfu": round(share, 4)}

@@ -87,6 +87,16 @@ def test_the_final_learning_rate_follows_the_peak_unless_it_is_set():
         (lambda: DropoutConfig.uniform(-0.1), "dropout=-0.1"),
         (lambda: ModelConfig(n_embd=10, n_head=4), "n_embd=10"),
         (lambda: ModelConfig(n_layer=0), "n_layer=0"),
+        (lambda: ModelConfig(n_kv_head=3), "n_kv_head=3"),
+        (lambda: ModelConfig(n_kv_head=0), "n_kv_head=0"),
+        (lambda: ModelConfig(n_inner=0), "n_inner=0"),
+        (lambda: ModelConfig(norm_epsilon=0.0), "norm_epsilon=0.0"),
+        (lambda: ModelConfig(rope_theta=1.0), "rope_theta=1.0"),
+        (lambda: ModelConfig(rope_theta=-1.0, positions="rotary"), "rope_theta=-1.0"),
+        (lambda: ModelConfig(n_embd=12, positions="rotary"), "positions='rotary'"),
+        (lambda: ModelConfig(positions="alibi"), "positions='alibi'"),  # pyright: ignore[reportArgumentType]
+        (lambda: ModelConfig(norm_type="batch"), "norm_type='batch'"),  # pyright: ignore[reportArgumentType]
+        (lambda: ModelConfig(activation="silu"), "activation='silu'"),  # pyright: ignore[reportArgumentType]
         (lambda: OptimConfig(learning_rate=0.0), "learning_rate=0.0"),
         (lambda: OptimConfig(min_learning_rate=1.0), "min_learning_rate=1.0"),
         (lambda: OptimConfig(beta2=1.0), "beta2=1.0"),
@@ -143,6 +153,7 @@ BASES = {
     "dropout_schedule": DROPPING,
     "dropout_schedule_steps": dataclasses.replace(DROPPING, dropout_schedule="late"),
     "model.dropout.over_depth": DROPPING,
+    "model.rope_theta": replace_field(CONFIG, "model.positions", "rotary"),
 }
 
 
