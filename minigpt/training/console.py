@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.segment import Segment, Segments
 
 from minigpt import checkpoint
+from minigpt.data import Answers
 from minigpt.model import default_prompt, generate_ids
 from minigpt.training.context import TrainContext
 from minigpt.training.dropout_schedule import describe_dropout
@@ -25,9 +26,7 @@ def print_summary(context: TrainContext, step: int) -> None:
         f"{context.parameter_count:,} parameters: {model.n_layer} layers, {model.n_head} heads, "
         f"width {model.n_embd}, context {model.block_size} tokens, on "
         f"{_describe_devices(context.compiled.mesh)}\n"
-        f"{len(context.dataset.train):,} training tokens, "
-        f"{len(context.dataset.validation):,} validation tokens, "
-        f"vocabulary {context.tokenizer.vocab_size}\n"
+        f"{_describe_data(context)}, vocabulary {context.tokenizer.vocab_size}\n"
         f"dropout: {describe_dropout(config)}\n"
         f"{f'resuming from step {step} in' if step else 'writing to'} {context.run_dir}{parent}"
     )
@@ -43,6 +42,20 @@ def print_summary(context: TrainContext, step: int) -> None:
             f"extended at step {first_step} from {steps} steps to {config.steps}; the schedules "
             f"are those of {config.steps} steps from there"
         )
+
+
+def _describe_data(context: TrainContext) -> str:
+    """The sizes of both parts; of conversations, also the template."""
+    train, validation = context.dataset.train, context.dataset.validation
+    if not (isinstance(train, Answers) and isinstance(validation, Answers)):
+        return f"{len(train):,} training tokens, {len(validation):,} validation tokens"
+    template = context.spec.chat_template
+    name = "plain" if template is None or template.is_plain else "the model's"
+    return (
+        f"{len(train):,} training conversations with {train.answer_tokens:,} tokens of answers, "
+        f"{len(validation):,} validation conversations with {validation.answer_tokens:,}, "
+        f"chat template: {name}"
+    )
 
 
 def _describe_devices(mesh: Mesh) -> str:
