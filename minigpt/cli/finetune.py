@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from minigpt.cli.common import import_model
 from minigpt.cli.settings import options_of, resolve
 from minigpt.cli.train import TrainOptions, extended_run_settings, start_training
 from minigpt.config import Config
@@ -65,18 +66,9 @@ def run_finetune(command: Finetune) -> None:
     name = ""
     if command.parent_run is not None:
         name = command.parent_run.resolve().name
-        command = dataclasses.replace(command, parent_run=_import_model(command.parent_run))
+        command = dataclasses.replace(command, parent_run=import_model(command.parent_run))
     settings = finetune_settings(command)
     start_training(command, settings, name=f"{name}-finetuned")
-
-
-def _import_model(parent: Path) -> Path:
-    """The run to fine-tune: the argument, or the import of the Hugging Face model that it names."""
-    from minigpt.interop import import_once, is_huggingface_model
-
-    if not is_huggingface_model(parent):
-        return parent
-    return import_once(parent, Path("runs"), lambda line: print(line, flush=True))
 
 
 def finetune_settings(command: Finetune) -> Config:

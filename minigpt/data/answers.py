@@ -45,6 +45,16 @@ class Answers:
         """The number of tokens that are answers."""
         return int(self.is_answer.sum())
 
+    @property
+    def first_prompt(self) -> np.ndarray:
+        """The tokens of the first conversation up to its first answer."""
+        return self.tokens[: int(np.argmax(self.is_answer))]
+
+    def count_tokens(self, indices: np.ndarray) -> int:
+        """The number of tokens that are answers in these conversations."""
+        counts = np.append(0, np.cumsum(self.is_answer))
+        return int((counts[self.starts[indices + 1]] - counts[self.starts[indices]]).sum())
+
     def take(self, indices: Sequence[int] | np.ndarray, block_size: int) -> AnswerBatch:
         """A batch with the conversation of each index in a row; -1 is a row of padding."""
         tokens = np.zeros((len(indices), block_size + 1), np.int32)

@@ -17,7 +17,6 @@ from minigpt.data.tokenizer import AnyTokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 ROLES = ("system", "user", "assistant")
-TOKEN_NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
 # Of a tokenizer with a token that ends a text, which ends each answer here.
 PLAIN_WITH_END = """\
@@ -112,14 +111,15 @@ class ChatTemplate(NamedTuple):
         environment: Any = _compile(self.source).environment
         if environment.has_generation:
             return Rendered(text, blocks)
-        answers = []
+        answers, end_of_text = [], self.tokens.get("eos_token")
+        special = [*special, end_of_text] if end_of_text else special
         for i, message in enumerate(messages):
             if message["role"] == "assistant":
                 prompt = self.render(messages[:i], add_generation_prompt=True)
                 through = self.render(messages[: i + 1])
                 if not (text.startswith(through) and through.startswith(prompt)):
                     raise ValueError(_part_message(i))
-                answers.append((len(prompt), _end(through, len(prompt), special)))
+                answers.append((len(prompt), _find_end(through, len(prompt), special)))
         return Rendered(text, answers)
 
     def end_of_turn(self, special: Sequence[str]) -> str:
@@ -189,7 +189,7 @@ def require_valid_template(source: str) -> None:
     _compile(source)
 
 
-def _end(text: str, start: int, special: Sequence[str]) -> int:
+def _find_end(text: str, start: int, special: Sequence[str]) -> int:
     """The end of the last special token after `start`; without one, that of the text."""
     ends = [text.rfind(token, start) + len(token) for token in special if token in text[start:]]
     return max(ends, default=len(text))

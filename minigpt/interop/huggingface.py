@@ -32,10 +32,11 @@ from minigpt.interop.gpt2_config import (
 )
 from minigpt.interop.gpt2_weights import gpt2_weights, read_gpt2_weights
 from minigpt.interop.hub import find_model_folder
+from minigpt.interop.model_chat_template import chat_template_files, read_chat_template
 from minigpt.interop.model_tokenizer import (
     TOKENIZER_FILES,
-    end_of_text_id,
     read_model_tokenizer,
+    special_token_id,
     tokenizer_files,
     tokenizer_setting,
 )
@@ -78,7 +79,7 @@ def read_huggingface(name: Path | str) -> tuple[RunSpec, Any]:
         imported_from=str(name if folder != Path(name) else folder.resolve()),
         model=model,
     )
-    run = RunSpec(config, tokenizer, _sha256(folder))
+    run = RunSpec(config, tokenizer, _sha256(folder), read_chat_template(folder, tokenizer))
     return run, _to_tree(_abstract_state(run).params, arrays)
 
 
@@ -127,9 +128,11 @@ def export_huggingface(run_dir: Path, out: Path, step: int | None = None) -> tup
     _require_new_folder(out, "out")
     require_new_file(out)
     run = RunSpec.load(run_dir)
-    end_of_text = end_of_text_id(run.tokenizer)
+    end_of_text = special_token_id(run.tokenizer)
     config = gpt2_config(run.config.model, run.vocab_size, end_of_text)
-    files = tokenizer_files(run.tokenizer, run.config.model.block_size)
+    if run.chat_template and (end := run.chat_template.tokens.get("eos_token")):
+        config["eos_token_id"] = special_token_id(run.tokenizer, end)
+    files = tokenizer_files(run.tokenizer, run.config.model.block_size, run.chat_template)
     arrays, step = restore_parameters(run_dir, run, step)
     weights = gpt2_weights(arrays, run.config.model.n_layer)
     content = {
@@ -148,7 +151,8 @@ def describe_import(run: RunSpec) -> list[str]:
     return [
         f"GPT-2: {model.n_layer} blocks, {model.n_head} heads, width {model.n_embd}, context "
         f"{model.block_size}, {model.vocab_size} rows in the token table, {model.activation}",
-        f"tokenizer: {kind}, {run.tokenizer.vocab_size} tokens",
+        f"tokenizer: {kind}, {run.tokenizer.vocab_size} tokens"
+        f"{', with a chat template' if run.chat_template else ''}",
         *describe_dropout(model.dropout),
     ]
 
@@ -186,7 +190,7 @@ def conversion_command(folder: Path) -> str:
 
 def _sha256(folder: Path) -> str:
     """SHA-256 of the names and contents of the files that an import reads."""
-    names = [CONFIG_JSON, *TOKENIZER_FILES, INDEX]
+    names = [CONFIG_JSON, *TOKENIZER_FILES, INDEX, *chat_template_files(folder)]
     paths = [path for name in names if (path := folder / name).is_file()]
     digest = hashlib.sha256()
     for path in [*paths, *weight_files(folder)]:

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.segment import Segment, Segments
 
 from minigpt import checkpoint
-from minigpt.data import Answers
+from minigpt.data import Answers, special_tokens
 from minigpt.model import default_prompt, generate_ids
 from minigpt.training.context import TrainContext
 from minigpt.training.dropout_schedule import describe_dropout
@@ -88,16 +88,19 @@ def validation_line(record: dict[str, Any]) -> str:
 
 
 def print_sample(context: TrainContext, params: Any) -> None:
-    """Print a sample that continues the default prompt."""
+    """Print a sample that continues the default prompt, or answers a validation conversation."""
     config, tokenizer, console = context.config, context.tokenizer, context.console
     if config.sample_tokens == 0:
         return
-    ids: list[int] = []
+    validation = context.dataset.validation
+    prompt, ids = tokenizer.encode(default_prompt(tokenizer)), list[int]()
+    if isinstance(validation, Answers):
+        prompt = validation.first_prompt
     add = context.interruptible(ids.extend)
     for chunk in generate_ids(
         context.compiled.generation,
         params,
-        [tokenizer.encode(default_prompt(tokenizer))],
+        [prompt],
         tokens=config.sample_tokens,
         vocab_size=tokenizer.vocab_size,
         temperature=0.8,
@@ -107,7 +110,11 @@ def print_sample(context: TrainContext, params: Any) -> None:
     line = "─" if console.encoding.startswith("utf") else "-"
     console.rule("sample", characters=line)
     # As a segment, the text is neither wrapped nor are its tabs expanded.
-    console.print(Segments([Segment(tokenizer.decode(ids) + "\n")]), crop=False)
+    text = tokenizer.decode(ids)
+    if isinstance(validation, Answers) and (template := context.spec.chat_template):
+        end = template.end_of_turn(special_tokens(tokenizer))
+        text = tokenizer.decode(prompt) + text.partition(end)[0]
+    console.print(Segments([Segment(text + "\n")]), crop=False)
     console.rule(characters=line)
 
 

@@ -79,8 +79,7 @@ def estimate_loss(
     Of conversations: over the tokens of the answers of as many as there are rows, or of all.
     """
     if isinstance(tokens, Answers):
-        count = min(batches * batch_size, len(tokens))
-        indices = np.linspace(0, len(tokens) - 1, count).astype(np.int64)
+        indices = spread_evenly(tokens, batches * batch_size)
         sizes = {"batch_size": batch_size, "block_size": block_size}
         total, count = _sum_answer_losses(eval_step, params, tokens, indices, **sizes)
         return total / count
@@ -91,6 +90,12 @@ def estimate_loss(
         for batch_offsets in np.split(offsets, batches)
     ]
     return float(np.mean([np.asarray(loss, np.float64).mean() for loss in losses]))
+
+
+def spread_evenly(answers: Answers, rows: int) -> np.ndarray:
+    """The indices of as many conversations, spread evenly, or of all if there are fewer."""
+    count = min(rows, len(answers))
+    return np.linspace(0, len(answers) - 1, count).astype(np.int64)
 
 
 def _sum_answer_losses(

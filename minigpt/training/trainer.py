@@ -45,7 +45,7 @@ from minigpt.training import console as screen
 from minigpt.training import nan_guard, overfitting
 from minigpt.training.context import TrainContext
 from minigpt.training.early_stopping import is_finished, run_is_finished
-from minigpt.training.evaluate import estimate_loss
+from minigpt.training.evaluate import estimate_loss, spread_evenly
 from minigpt.training.interrupt import Interrupted, InterruptHandler
 from minigpt.training.observers import Observers, require_installed
 from minigpt.training.optimizer import learning_rate_at
@@ -324,11 +324,15 @@ class Trainer:
         train_loss = estimate_loss(eval_step, params, dataset.train, **sizes)
         val_loss = estimate_loss(eval_step, params, dataset.validation, **sizes)
         tokens_per_character = dataset.predicted_tokens / max(dataset.validation_characters, 1)
-        return {
+        record = {
             "train_eval_loss": train_loss,
             "val_loss": val_loss,
             "val_bits_per_character": val_loss / math.log(2) * tokens_per_character,
         }
+        if isinstance(dataset.validation, Answers):
+            indices = spread_evenly(dataset.validation, config.eval_batches * config.batch_size)
+            record["val_tokens"] = dataset.validation.count_tokens(indices)
+        return record
 
     def save(self, **extra_meta: Any) -> None:
         """Flush the metrics to disk, then start to save the state in the background."""
