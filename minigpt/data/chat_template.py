@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import jinja2
 import jinja2.ext
@@ -47,12 +47,8 @@ PLAIN = """\
 """
 
 
-class Message(TypedDict):
-    """One turn of a conversation."""
-
-    role: str
-    """system, user or assistant"""
-    content: str
+Message = dict[str, str]
+"""one turn of a conversation: its role, one of ROLES, and its content"""
 
 
 class Rendered(NamedTuple):

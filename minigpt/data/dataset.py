@@ -132,13 +132,13 @@ def load_conversations(
       ValueError: a file or a line is not allowed, or a part has no answer within block_size.
     """
     template = template or plain_template(tokenizer)
-    train, *digests = read_conversations(data)
+    train, sha256 = read_conversations(data)
     if val_data is None:
         split = validation_start(len(train))
         train, validation = train[:split], train[split:]
     else:
         validation, digest = read_conversations(val_data)
-        digests.append(digest)
+        sha256 = hashlib.sha256(f"{sha256}\nvalidation {digest}".encode()).hexdigest()
     parts: list[Answers] = []
     notes: list[str] = []
     for name, part in (("training", train), ("validation", validation)):
@@ -147,8 +147,6 @@ def load_conversations(
             require_answers(encoded, name, block_size)
         parts.append(encoded.answers)
         notes += describe_unfit(encoded, name, block_size)
-    joined = "\n".join(digests)
-    sha256 = digests[0] if len(digests) == 1 else hashlib.sha256(joined.encode()).hexdigest()
     own, held_out = parts
     return Dataset(own, held_out, tokenizer, sha256, held_out.characters, tuple(notes))
 
