@@ -87,7 +87,7 @@ def byte_level_tokenizer():
     return SubwordTokenizer.from_text(make_byte_level_json(vocabulary, merges, special))
 
 
-def save_chat_model(folder, template=CHATML, block_size=64, **settings):
+def save_chat_model(folder, template: str | None = CHATML, block_size=64, **settings):
     """A tiny GPT-2 with this tokenizer and, unless it is None, a chat template."""
     save_model(folder, make_model(vocab_size=262, n_positions=block_size))
     (folder / "tokenizer.json").write_text(byte_level_tokenizer().tokenizer_json)
