@@ -47,6 +47,10 @@ class Finetune(TrainOptions):
       $ minigpt finetune runs/shakespeare-char-cpu --data play:the-tempest
       $ minigpt finetune runs/mine --data my.txt --dropout 0.3 --run-dir runs/tuned
       $ minigpt finetune gpt2-folder --data my.txt
+      $ minigpt finetune gpt2-folder --data examples.jsonl --run-dir runs/tuned
+
+    Conversations in JSON lines (docs/huggingface.md) are learned by their answers only; see
+    minigpt chat.
 
     The defaults are the settings of RUN_DIR, but a tenth of its learning rate, a quarter of its
     steps, ten validations and --patience 3. Each of these overrides the ones before it: defaults,
