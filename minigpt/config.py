@@ -243,8 +243,8 @@ class Config:
 
     data: tuple[Path, ...] | None = None
     """the text: UTF-8 files, also .gz, .jsonl, .parquet and .arrow, folders of such files, or
-    play:NAME, joined with blank lines; the last tenth is for validation; None: all of Shakespeare's
-    plays"""
+    play:NAME, joined with blank lines; or .jsonl files of conversations, for instruction tuning;
+    the last tenth is for validation; None: all of Shakespeare's plays"""
     val_data: tuple[Path, ...] | None = None
     """a validation text of its own, named like data; then all of data is for training"""
     text_field: str = "text"

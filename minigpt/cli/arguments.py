@@ -163,7 +163,13 @@ def similar_names(name: str, known: Sequence[str], cutoff: float) -> list[str]:
 
 def unused_words(command: str, words: Sequence[str]) -> str:
     """What is wrong with words that belong to no option."""
-    option = {"sample": "prompt", "uncertainty": "text", "import": "run-dir", "export": "out"}
+    option = {
+        "sample": "prompt",
+        "chat": "system",
+        "uncertainty": "text",
+        "import": "run-dir",
+        "export": "out",
+    }
     hint = option.get(command, "data")
     return (
         f"{words[0]!r} belongs to no option of minigpt {command}. Put an option before it, such as "

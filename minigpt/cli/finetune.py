@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from minigpt.cli.common import import_model
 from minigpt.cli.settings import options_of, resolve
 from minigpt.cli.train import TrainOptions, extended_run_settings, start_training
 from minigpt.config import Config
@@ -46,6 +47,10 @@ class Finetune(TrainOptions):
       $ minigpt finetune runs/shakespeare-char-cpu --data play:the-tempest
       $ minigpt finetune runs/mine --data my.txt --dropout 0.3 --run-dir runs/tuned
       $ minigpt finetune gpt2-folder --data my.txt
+      $ minigpt finetune gpt2-folder --data examples.jsonl --run-dir runs/tuned
+
+    Conversations in JSON lines (docs/huggingface.md) are learned by their answers only; see
+    minigpt chat.
 
     The defaults are the settings of RUN_DIR, but a tenth of its learning rate, a quarter of its
     steps, ten validations and --patience 3. Each of these overrides the ones before it: defaults,
@@ -65,18 +70,9 @@ def run_finetune(command: Finetune) -> None:
     name = ""
     if command.parent_run is not None:
         name = command.parent_run.resolve().name
-        command = dataclasses.replace(command, parent_run=_import_model(command.parent_run))
+        command = dataclasses.replace(command, parent_run=import_model(command.parent_run))
     settings = finetune_settings(command)
     start_training(command, settings, name=f"{name}-finetuned")
-
-
-def _import_model(parent: Path) -> Path:
-    """The run to fine-tune: the argument, or the import of the Hugging Face model that it names."""
-    from minigpt.interop import import_once, is_huggingface_model
-
-    if not is_huggingface_model(parent):
-        return parent
-    return import_once(parent, Path("runs"), lambda line: print(line, flush=True))
 
 
 def finetune_settings(command: Finetune) -> Config:

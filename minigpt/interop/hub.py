@@ -13,6 +13,7 @@ from minigpt.run import CONFIG
 FILES = (
     *("config.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors"),
     *("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json"),
+    *("chat_template.jinja", "tokenizer_config.json", "special_tokens_map.json"),
 )
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

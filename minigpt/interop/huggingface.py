@@ -29,10 +29,11 @@ from minigpt.interop.architectures import architecture_of, read_architecture
 from minigpt.interop.config_json import describe_dropout, describe_lost_dropout
 from minigpt.interop.gguf_model import read_gguf_model
 from minigpt.interop.hub import find_gguf, find_model_folder
+from minigpt.interop.model_chat_template import chat_template_files, read_chat_template
 from minigpt.interop.model_tokenizer import (
     TOKENIZER_FILES,
-    end_of_text_id,
     read_model_tokenizer,
+    special_token_id,
     tokenizer_files,
     tokenizer_setting,
 )
@@ -56,13 +57,13 @@ def read_huggingface(name: Path | str) -> tuple[RunSpec, Any]:
     folder = find_model_folder(name)
     if gguf := find_gguf(folder):
         model, tokenizer, arrays = read_gguf_model(gguf)
-        files = [gguf]
+        files, template = [gguf], None
     else:
         model, tokenizer, arrays = _read_folder(folder, name)
-        files = _files_of(folder)
+        files, template = _files_of(folder), read_chat_template(folder, tokenizer)
     source = str(name if folder != Path(name) else folder.resolve())
     config = _settings(model, tokenizer_setting(tokenizer, folder), source)
-    run = RunSpec(config, tokenizer, _sha256(files))
+    run = RunSpec(config, tokenizer, _sha256(files), template)
     return run, _to_tree(_abstract_state(run).params, arrays)
 
 
@@ -172,11 +173,13 @@ def export_huggingface(run_dir: Path, out: Path, step: int | None = None) -> tup
     _require_new_folder(out, "out")
     require_new_file(out)
     run = RunSpec.load(run_dir)
-    end_of_text, model = end_of_text_id(run.tokenizer), run.config.model
+    end_of_text, model = special_token_id(run.tokenizer), run.config.model
     model = dataclasses.replace(model, vocab_size=run.vocab_size)
     architecture = architecture_of(model)
     config = architecture.config(model, run.vocab_size, end_of_text)
-    files = tokenizer_files(run.tokenizer, model.block_size)
+    if run.chat_template and (end := run.chat_template.tokens.get("eos_token")):
+        config["eos_token_id"] = special_token_id(run.tokenizer, end)
+    files = tokenizer_files(run.tokenizer, model.block_size, run.chat_template)
     arrays, step = restore_parameters(run_dir, run, step)
     weights = architecture.weights(arrays, model)
     content = {
@@ -199,7 +202,8 @@ def describe_import(run: RunSpec) -> list[str]:
         f"{architecture.name}: {model.n_layer} blocks, {model.n_head} heads{of_keys}, width "
         f"{model.n_embd}, context {model.block_size}, {model.vocab_size} rows in the token table, "
         f"{model.activation}",
-        f"tokenizer: {kind}, {run.tokenizer.vocab_size} tokens",
+        f"tokenizer: {kind}, {run.tokenizer.vocab_size} tokens"
+        f"{', with a chat template' if run.chat_template else ''}",
         *describe_dropout(model.dropout, architecture.sites),
     ]
 
@@ -238,7 +242,7 @@ def conversion_command(folder: Path, model_class: str = "GPT2LMHeadModel") -> st
 
 def _files_of(folder: Path) -> list[Path]:
     """The files that an import of a folder reads."""
-    names = [CONFIG_JSON, *TOKENIZER_FILES, INDEX]
+    names = [CONFIG_JSON, *TOKENIZER_FILES, INDEX, *chat_template_files(folder)]
     return [*(path for name in names if (path := folder / name).is_file()), *weight_files(folder)]
 
 

@@ -12,5 +12,11 @@ from minigpt.run.open import (
     lock_run_dir,
     open_run,
 )
-from minigpt.run.parent import checkpoint_like, kept_tokenizer, parent_dir, restore_parent_copy
+from minigpt.run.parent import (
+    checkpoint_like,
+    kept_chat_template,
+    kept_tokenizer,
+    parent_dir,
+    restore_parent_copy,
+)
 from minigpt.run.streams import find_kept_streams, has_same_data, read_streams

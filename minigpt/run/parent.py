@@ -14,7 +14,7 @@ from typing import Any
 
 from minigpt import checkpoint
 from minigpt.config import Config
-from minigpt.data import AnyTokenizer
+from minigpt.data import AnyTokenizer, ChatTemplate
 from minigpt.run.directory import CONFIG, RunSpec
 
 PARENT_DIR = "parent"
@@ -43,6 +43,13 @@ def kept_tokenizer(config: Config, run_dir: Path) -> AnyTokenizer | None:
         is_same = (saved.tokenizer, saved.vocab_size) == (config.tokenizer, config.vocab_size)
         return run.inherited_tokenizer if is_same and saved.parent is None else None
     return _parent_tokenizer(config, run_dir)
+
+
+def kept_chat_template(config: Config, run_dir: Path) -> ChatTemplate | None:
+    """The chat template of the run in a directory, or of the parent of a new run."""
+    if (run_dir / CONFIG).exists():
+        return RunSpec.load(run_dir).chat_template
+    return None if config.parent is None else RunSpec.load(config.parent).chat_template
 
 
 def _parent_tokenizer(config: Config, run_dir: Path) -> AnyTokenizer | None:

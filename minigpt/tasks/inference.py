@@ -43,8 +43,8 @@ class GenerationOptions(TypedDict, total=False):
     """sample only from the fewest tokens whose probabilities sum to at least this"""
     seed: int
     """seed of each prompt's first sample: 0; sample i has the seed (seed + i) mod 2^32"""
-    stop: str | None
-    """a sample ends before this text"""
+    stop: str | Sequence[str] | None
+    """a sample ends before this text, or before the first of several"""
     window: Window
     """once block_size tokens are full: "slide" by one for each token, the default, or drop "half",
     which is faster; see minigpt.model.generate_ids"""
@@ -177,18 +177,22 @@ class LoadedModel(NamedTuple):
 
     def stream(
         self,
-        prompts: Sequence[str | None],
+        prompts: Sequence[str | np.ndarray | None],
         *,
         num_samples: int = 1,
         **options: Unpack[GenerationOptions],
     ) -> Iterator[Piece]:
-        """Yield the texts of `generate` piece by piece, as they are drawn."""
+        """Yield the texts of `generate` piece by piece, as they are drawn.
+
+        A prompt may also be token ids.
+        """
         _check(num_samples, options)
         defaults = GenerationOptions(tokens=500, seed=0, stop=None)
         keywords: Any = defaults | options
         seed, stop = keywords.pop("seed"), keywords.pop("stop")
         default = default_prompt(self.tokenizer)
-        encoded = [self.encode(default if text is None else text) for text in prompts]
+        texts = [default if prompt is None else prompt for prompt in prompts]
+        encoded = [self.encode(text) if isinstance(text, str) else text for text in texts]
         rows = [(ids, (seed + i) % 2**32) for ids in encoded for i in range(num_samples)]
         batches = [rows[first : first + ROWS] for first in range(0, len(rows), ROWS)]
         chunks = [
@@ -228,7 +232,8 @@ def _check(num_samples: int, options: GenerationOptions) -> None:
     require_seed(options.get("seed", 0))
     if num_samples < 1:
         raise ValueError(f"num_samples={num_samples} is not allowed: it must be at least 1.")
-    if options.get("stop") == "":
+    stop = options.get("stop")
+    if "" in ([stop] if isinstance(stop, str) else stop or ()):
         raise ValueError("stop='' is not allowed: it must have at least one character.")
 
 

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from dropout_jax import fold
 from minigpt.config import Config
-from minigpt.data import Batch, make_batch
+from minigpt.data import AnswerBatch, Answers, Batch, make_batch
 from minigpt.distributed import (
     MeshFunction,
     abstract_batch,
@@ -165,13 +165,17 @@ def _make_train_step(
     tx = build_optimizer(config.optim, config.steps)
 
     def train_step(
-        state: TrainState, batch: Batch, key: jax.Array
+        state: TrainState, batch: Batch | AnswerBatch, key: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
+        if isinstance(batch, AnswerBatch):  # the mean of loss * weight is that over the answers
+            batch = batch._replace(weights=batch.weights / batch.weights.mean())
         dropout_key = fold(key, "dropout", state.step)
         rates = scheduled_rates(config, state.step)
 
-        def mean_loss(params: Any, part: Batch, row_offset: jax.Array | None) -> jax.Array:
-            return token_losses(
+        def mean_loss(
+            params: Any, part: Batch | AnswerBatch, row_offset: jax.Array | None
+        ) -> jax.Array:
+            losses = token_losses(
                 graph,
                 params,
                 part,
@@ -179,7 +183,8 @@ def _make_train_step(
                 label_smoothing=config.label_smoothing,
                 row_offset=row_offset,
                 rates=rates,
-            ).mean()
+            )
+            return (losses * part.weights if isinstance(part, AnswerBatch) else losses).mean()
 
         value_and_grad = jax.value_and_grad(mean_loss)
         loss, gradient = accumulate_gradients(
@@ -215,28 +220,33 @@ def initial_state(
     return state
 
 
-def make_train_batch(mesh: Mesh, tokens: np.ndarray, config: Config, step: int) -> Batch:
+def make_train_batch(
+    mesh: Mesh, tokens: np.ndarray | Answers, config: Config, step: int
+) -> Batch | AnswerBatch:
     """A step's batch on the mesh; each process reads the rows of its own devices only."""
     shape = (config.batch_size, config.model.block_size)
-    return shard_batch(
-        mesh, shape, lambda rows: make_batch(tokens, config.seed, step, *shape, rows=rows)
-    )
+
+    def load_rows(rows: slice) -> Any:
+        return make_batch(tokens, config.seed, step, *shape, rows=rows)
+
+    kind: Any = AnswerBatch if isinstance(tokens, Answers) else Batch
+    return shard_batch(mesh, shape, load_rows, kind)
 
 
 def accumulate_gradients(
     count: int,
-    value_and_grad: Callable[[Any, Batch, jax.Array | None], tuple[jax.Array, Any]],
+    value_and_grad: Callable[[Any, Any, jax.Array | None], tuple[jax.Array, Any]],
     params: Any,
-    batch: Batch,
+    batch: Batch | AnswerBatch,
 ) -> tuple[jax.Array, Any]:
     """Mean loss and gradient over `count` parts of a batch, computed in turn to save memory."""
     if count == 1:
         return value_and_grad(params, batch, None)
     rows = batch.inputs.shape[0] // count
 
-    def add(sums: Any, part: tuple[jax.Array, Any, Any]) -> tuple[Any, None]:
-        row_offset, inputs, targets = part
-        loss_and_gradient = value_and_grad(params, Batch(inputs, targets), row_offset)
+    def add(sums: Any, part: tuple[Any, ...]) -> tuple[Any, None]:
+        row_offset, *arrays = part
+        loss_and_gradient = value_and_grad(params, type(batch)(*arrays), row_offset)
         return jax.tree.map(jnp.add, sums, loss_and_gradient), None
 
     parts = [
@@ -252,7 +262,7 @@ def accumulate_gradients(
 def token_losses(
     graph: nnx.GraphDef[GPT],
     params: Any,
-    batch: Batch,
+    batch: Batch | AnswerBatch,
     key: jax.Array | None,
     *,
     label_smoothing: float = 0.0,

@@ -14,7 +14,15 @@ from rich.progress import Progress
 
 from minigpt import checkpoint
 from minigpt.config import Config
-from minigpt.data import Dataset, describe_short_validation, load_run_dataset, require_length
+from minigpt.data import (
+    Answers,
+    ChatTemplate,
+    Dataset,
+    describe_short_validation,
+    load_run_dataset,
+    plain_template,
+    require_length,
+)
 from minigpt.distributed import (
     any_process,
     barrier,
@@ -26,6 +34,7 @@ from minigpt.run import (
     MetricsLog,
     OpenRun,
     RunSpec,
+    kept_chat_template,
     kept_tokenizer,
     open_run,
     read_metrics,
@@ -36,7 +45,7 @@ from minigpt.training import console as screen
 from minigpt.training import nan_guard, overfitting
 from minigpt.training.context import TrainContext
 from minigpt.training.early_stopping import is_finished, run_is_finished
-from minigpt.training.evaluate import estimate_loss
+from minigpt.training.evaluate import estimate_loss, spread_evenly
 from minigpt.training.interrupt import Interrupted, InterruptHandler
 from minigpt.training.observers import Observers, require_installed
 from minigpt.training.optimizer import learning_rate_at
@@ -70,10 +79,15 @@ def train(
         InterruptHandler() as interrupt,
     ):
         config = with_extensions(config, run_dir, extend=extend)
-        dataset = _load_dataset(config, run_dir)
+        template = kept_chat_template(config, run_dir)
+        dataset = _load_dataset(config, run_dir, template)
+        for note in dataset.notes:
+            console.print(note)
         if message := describe_short_validation(dataset.validation, config.model.block_size):
             console.print(message)
-        spec = RunSpec(config, dataset.tokenizer, dataset.sha256)
+        if isinstance(dataset.train, Answers):
+            template = template or plain_template(dataset.tokenizer)
+        spec = RunSpec(config, dataset.tokenizer, dataset.sha256, template)
         settings = dataclasses.replace(config, data=None, val_data=None)
         require_equal(f"{settings} {dataset.sha256}", "settings or texts")
         compiled = build_train_functions(config, spec.vocab_size)
@@ -97,9 +111,11 @@ def train(
                 screen.print_interrupted(context, run_is_finished(run_dir, config))
 
 
-def _load_dataset(config: Config, run_dir: Path) -> Dataset:
+def _load_dataset(config: Config, run_dir: Path, template: ChatTemplate | None) -> Dataset:
     tokenizer = kept_tokenizer(config, run_dir)
-    dataset = load_run_dataset(config, tokenizer)
+    dataset = load_run_dataset(config, tokenizer, template)
+    if isinstance(dataset.train, Answers) or isinstance(dataset.validation, Answers):
+        return dataset
     remedy = "Give more text, or name a validation text of its own with --val-data."
     if config.parent is None:
         remedy = f"{remedy[:-1]}, or set a smaller --model.block-size."
@@ -307,12 +323,16 @@ class Trainer:
         params = self.state.params
         train_loss = estimate_loss(eval_step, params, dataset.train, **sizes)
         val_loss = estimate_loss(eval_step, params, dataset.validation, **sizes)
-        tokens_per_character = len(dataset.validation) / max(dataset.validation_characters, 1)
-        return {
+        tokens_per_character = dataset.predicted_tokens / max(dataset.validation_characters, 1)
+        record = {
             "train_eval_loss": train_loss,
             "val_loss": val_loss,
             "val_bits_per_character": val_loss / math.log(2) * tokens_per_character,
         }
+        if isinstance(dataset.validation, Answers):
+            indices = spread_evenly(dataset.validation, config.eval_batches * config.batch_size)
+            record["val_tokens"] = dataset.validation.count_tokens(indices)
+        return record
 
     def save(self, **extra_meta: Any) -> None:
         """Flush the metrics to disk, then start to save the state in the background."""

@@ -21,7 +21,7 @@ from flax import nnx
 
 from dropout_jax import fold
 from minigpt.config import ClassifyConfig, DropoutConfig, ModelConfig, OptimConfig
-from minigpt.data import AnyTokenizer
+from minigpt.data import AnyTokenizer, example_indices
 from minigpt.model import set_rates
 from minigpt.tasks.classification.classifier import TextClassifier, predict_logits
 from minigpt.tasks.classification.data import LabelledSplit, PaddedRows
@@ -166,23 +166,6 @@ def _train(
         if settings.patience and step - best.step >= settings.patience * settings.eval_every:
             break
     return best._replace(evaluations=evaluations)
-
-
-def example_indices(seed: int, step: int, examples: int, batch_size: int) -> np.ndarray:
-    """The examples of a step, a function of seed and step: each example once per epoch.
-
-    The order of an epoch is that of raw words of Philox, whose stream NumPy promises not to change.
-    """
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    epochs, positions_in_epoch = np.divmod(positions, examples)
-    orders = {epoch: _epoch_order(seed, int(epoch), examples) for epoch in np.unique(epochs)}
-    return np.array([orders[e][i] for e, i in zip(epochs, positions_in_epoch, strict=True)])
-
-
-@functools.lru_cache(maxsize=4)
-def _epoch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
-    words = np.random.Philox(key=seed, counter=[0, epoch, 1, 0]).random_raw(examples)
-    return np.argsort(words, kind="stable")
 
 
 def _encode_labels(data: LabelledSplit, names: list[str], settings: ClassifyConfig) -> Labels:
