@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minigpt.config import ModelConfig
-from minigpt.data import AnyTokenizer
+from minigpt.data import AnyTokenizer, ChatTemplate
 from minigpt.interop.config_json import OneValue, refuse, require_counts, require_positive
 from minigpt.interop.gguf_file import GgufArray, read_gguf
 from minigpt.interop.gguf_tokenizer import read_gguf_tokenizer
 from minigpt.interop.llama_config import llama_model
 from minigpt.interop.llama_weights import HEAD, TABLE, convert_llama_arrays
+from minigpt.interop.model_chat_template import gguf_chat_template
 
 _WIDTH, _HEADS = "llama.embedding_length", "llama.attention.head_count"
 _KV_HEADS = "llama.attention.head_count_kv"
@@ -57,8 +58,17 @@ _BLOCK = {
 _OTHERS = {TABLE: "token_embd.weight", HEAD: "output.weight", "norm.weight": "output_norm.weight"}
 
 
-def read_gguf_model(path: Path) -> tuple[ModelConfig, AnyTokenizer, dict[str, np.ndarray]]:
-    """The settings, the tokenizer and the parameters by their plain names.
+class GgufModel(NamedTuple):
+    """What a file has; `arrays` are the parameters by their plain names."""
+
+    model: ModelConfig
+    tokenizer: AnyTokenizer
+    chat_template: ChatTemplate | None
+    arrays: dict[str, np.ndarray]
+
+
+def read_gguf_model(path: Path) -> GgufModel:
+    """The settings, the tokenizer, the chat template and the parameters.
 
     Raises:
       ValueError: the file is damaged, not of a Llama that this GPT computes, or has a tokenizer
@@ -74,7 +84,8 @@ def read_gguf_model(path: Path) -> tuple[ModelConfig, AnyTokenizer, dict[str, np
             f"has {rows} rows. Is it another model's?"
         )
     stored = {_llama_name(name): _unpermute(name, array, model) for name, array in arrays.items()}
-    return model, tokenizer, convert_llama_arrays(path, model, stored, _gguf_name, "the metadata")
+    plain = convert_llama_arrays(path, model, stored, _gguf_name, "the metadata")
+    return GgufModel(model, tokenizer, gguf_chat_template(path, metadata), plain)
 
 
 def _read_settings(

@@ -56,8 +56,8 @@ def read_huggingface(name: Path | str) -> tuple[RunSpec, Any]:
     """
     folder = find_model_folder(name)
     if gguf := find_gguf(folder):
-        model, tokenizer, arrays = read_gguf_model(gguf)
-        files, template = [gguf], None
+        model, tokenizer, template, arrays = read_gguf_model(gguf)
+        files = [gguf]
     else:
         model, tokenizer, arrays = _read_folder(folder, name)
         files, template = _files_of(folder), read_chat_template(folder, tokenizer)

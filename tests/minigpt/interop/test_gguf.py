@@ -22,8 +22,8 @@ from marks import slow
 from run_helpers import assert_one_line_error, run_command
 
 import minigpt
-from minigpt.data import SubwordTokenizer
-from minigpt.interop import is_huggingface_model
+from minigpt.data import ChatTemplate, SubwordTokenizer
+from minigpt.interop import is_huggingface_model, read_huggingface
 
 VOCABULARY = 300
 IDS = np.random.default_rng(0).integers(0, VOCABULARY, (2, 16))
@@ -141,6 +141,22 @@ def test_other_tokenizers(model, tmp_path):
     assert [loaded.decode([i]) for i in ids] == ["123", "4", ".\n\n"]
     assert isinstance(loaded.tokenizer, SubwordTokenizer)
     assert '"special": true' in loaded.tokenizer.tokenizer_json
+
+
+def test_the_chat_template_of_the_metadata(model, tmp_path):
+    source = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    metadata = gguf_metadata(model) | {"tokenizer.ggml.bos_token_id": 7}
+    path = write_gguf(
+        tmp_path / "chat.gguf",
+        metadata | {"tokenizer.chat_template": source},
+        gguf_arrays(model),
+    )
+    template = read_huggingface(path)[0].chat_template
+    assert template == ChatTemplate(source, {"bos_token": metadata["tokenizer.ggml.tokens"][7]})
+    metadata["tokenizer.chat_template"] = "{% for"
+    path = write_gguf(tmp_path / "damaged.gguf", metadata, gguf_arrays(model))
+    with pytest.raises(ValueError, match=r"damaged\.gguf"):
+        read_huggingface(path)
 
 
 def with_bytes(change):
