@@ -138,7 +138,7 @@ def export_huggingface(run_dir: Path, out: Path, step: int | None = None) -> tup
         CONFIG_JSON: json.dumps(config, indent=2, sort_keys=True).encode() + b"\n",
     }
     write_dir_atomic(out, content)
-    return step, describe_lost_dropout(run.config.model.dropout)
+    return step, describe_lost_dropout(run.config.model.without_lora().dropout)
 
 
 def describe_import(run: RunSpec) -> list[str]:

@@ -26,6 +26,7 @@ from minigpt.config import DropoutConfig, ModelConfig
 from minigpt.distributed import constrain_batch_sharding, constrain_replicated
 from minigpt.model.dropout_sites import Captures, DropoutSite, rates_over_depth
 from minigpt.model.key_values import KeyValues
+from minigpt.model.lora import LoraLinear, apply_dense, apply_per_token
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Integer
@@ -251,8 +252,8 @@ class Attention(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.heads = config.n_head
-        self.qkv = _dense(config, config.n_embd, 3 * config.n_embd, rngs)
-        self.out = _dense(config, config.n_embd, config.n_embd, rngs, residual=True)
+        self.qkv = _dense(config, "qkv", config.n_embd, 3 * config.n_embd, rngs)
+        self.out = _dense(config, "out", config.n_embd, config.n_embd, rngs, residual=True)
 
     def __call__(
         self, x: Float[Array, "batch time dim"], site: DropoutSite, attend: Attend | None = None
@@ -261,7 +262,8 @@ class Attention(nnx.Module):
         attend = attend or _attend
         batch, time, dim = x.shape
         heads = self.heads
-        query, keys, values = jnp.split(_apply_per_token(self.qkv, x), 3, axis=-1)
+        qkv = apply_dense(self.qkv, x, site, "qkv")
+        query, keys, values = jnp.split(qkv, 3, axis=-1)
         query, keys, values = (
             array.reshape(batch, time, heads, dim // heads) for array in (query, keys, values)
         )
@@ -269,7 +271,7 @@ class Attention(nnx.Module):
         context = attend(query, keys, values, rates.attn_weights, site.at("attn_weights"))
         context = context.reshape(x.shape)
         context = site.at("attn_context").dropout(context, rates.attn_context)
-        out = _apply_per_token(self.out, context)
+        out = apply_dense(self.out, context, site, "out")
         return site.at("attn_out").dropout(out, rates.attn_out)
 
 
@@ -278,16 +280,17 @@ class MLP(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.activation = ACTIVATIONS[config.activation]
-        self.wide = _dense(config, config.n_embd, 4 * config.n_embd, rngs)
-        self.out = _dense(config, 4 * config.n_embd, config.n_embd, rngs, residual=True)
+        self.wide = _dense(config, "mlp_in", config.n_embd, 4 * config.n_embd, rngs)
+        self.out = _dense(config, "mlp_out", 4 * config.n_embd, config.n_embd, rngs, residual=True)
 
     def __call__(
         self, x: Float[Array, "batch time dim"], site: DropoutSite
     ) -> Float[Array, "batch time dim"]:
         """Transform each position by itself."""
-        hidden = self.activation(_apply_per_token(self.wide, x))
+        hidden = self.activation(apply_dense(self.wide, x, site, "mlp_in"))
         hidden = site.at("mlp_hidden").dropout(hidden, site.rates.mlp_hidden)
-        return site.at("mlp_out").dropout(_apply_per_token(self.out, hidden), site.rates.mlp_out)
+        out = apply_dense(self.out, hidden, site, "mlp_out")
+        return site.at("mlp_out").dropout(out, site.rates.mlp_out)
 
 
 def _check_known_tokens(tokens: jax.Array | np.ndarray, vocab_size: int) -> None:
@@ -339,7 +342,7 @@ def _attend(
 
 def _logits(features: jax.Array, table: jax.Array) -> jax.Array:
     """The output layer, which shares its weights with the token table."""
-    logits = _apply_per_token(lambda x: jnp.dot(x, table.T), features)
+    logits = apply_per_token(lambda x: jnp.dot(x, table.T), features)
     return logits.astype(jnp.promote_types(logits.dtype, "float32"))
 
 
@@ -360,14 +363,27 @@ def _gather_table(table: nnx.Embed) -> jax.Array:
 
 
 def _dense(
-    config: ModelConfig, inputs: int, outputs: int, rngs: nnx.Rngs, *, residual: bool = False
+    config: ModelConfig,
+    name: str,
+    inputs: int,
+    outputs: int,
+    rngs: nnx.Rngs,
+    *,
+    residual: bool = False,
 ) -> nnx.Linear:
-    """A dense layer with GPT-2's initial weights; those of residual branches shrink with depth."""
+    """A dense layer with GPT-2's initial weights; those of residual branches shrink with depth.
+
+    `name` is one of LORA_TARGETS.
+    """
     std = _INIT_STD / math.sqrt(2 * config.n_layer) if residual else _INIT_STD
-    init, dtype = nnx.initializers.normal(std), _dtype(config)
-    return nnx.Linear(
-        inputs, outputs, use_bias=config.bias, dtype=dtype, kernel_init=init, rngs=rngs
-    )
+    options: dict[str, Any] = {
+        "use_bias": config.bias,
+        "dtype": _dtype(config),
+        "kernel_init": nnx.initializers.normal(std),
+    }
+    if config.lora.adapts(name):
+        return LoraLinear(inputs, outputs, config.lora, rngs=rngs, **options)
+    return nnx.Linear(inputs, outputs, rngs=rngs, **options)
 
 
 def _layer_norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -378,8 +394,3 @@ def _layer_norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
 def _dtype(config: ModelConfig) -> Any:
     """The dtype that layers compute in; None is the parameters' dtype, float32."""
     return jnp.bfloat16 if config.dtype == "bfloat16" else None
-
-
-def _apply_per_token(layer: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """Apply a layer to (batch * time, dim): one large matrix product is faster on a CPU."""
-    return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)

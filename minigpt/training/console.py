@@ -22,7 +22,7 @@ def print_summary(context: TrainContext, step: int) -> None:
     config, model = context.config, context.config.model
     parent = f", initial weights from {config.parent}" if config.parent else ""
     context.console.print(
-        f"{context.parameter_count:,} parameters: {model.n_layer} layers, {model.n_head} heads, "
+        f"{context.parameter_count:,} parameters{_describe_trained(context)}: {model.n_layer} layers, {model.n_head} heads, "
         f"width {model.n_embd}, context {model.block_size} tokens, on "
         f"{_describe_devices(context.compiled.mesh)}\n"
         f"{len(context.dataset.train):,} training tokens, "
@@ -43,6 +43,16 @@ def print_summary(context: TrainContext, step: int) -> None:
             f"extended at step {first_step} from {steps} steps to {config.steps}; the schedules "
             f"are those of {config.steps} steps from there"
         )
+
+
+def _describe_trained(context: TrainContext) -> str:
+    """How many parameters are trained, and why not the others."""
+    freeze, lora = context.config.freeze, context.config.model.lora
+    reasons = [f"LoRA of rank {lora.rank} in {lora.targets}"] if lora.rank is not None else []
+    if freeze is not None:
+        reasons.append(f"the embeddings and the first {freeze} layers are frozen")
+    count = f", {context.trained_parameter_count:,} of them trained ({'; '.join(reasons)})"
+    return count if reasons else ""
 
 
 def _describe_devices(mesh: Mesh) -> str:

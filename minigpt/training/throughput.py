@@ -3,7 +3,8 @@
 MFU is the FLOPs that the model needs, divided by the peak FLOPs of the devices.
 
 The FLOPs of a token, forward and backward: 6 per parameter, and 12 * layers * width * context for
-attention (Chowdhery et al., "PaLM", 2022, appendix B). FLOPs that remat repeats are not counted.
+attention (Chowdhery et al., "PaLM", 2022, appendix B). A parameter that is not trained needs no
+gradient: 4. FLOPs that remat repeats are not counted.
 The peak is the manufacturer's number for dense bfloat16 matrix products. For a device that is not
 in the table no MFU is reported.
 """
@@ -28,9 +29,11 @@ PEAKS = {
 }
 
 
-def flops_per_token(config: ModelConfig, parameters: int) -> float:
-    """FLOPs that the model needs to train on one token."""
-    return 6 * parameters + 12 * config.n_layer * config.n_embd * config.block_size
+def flops_per_token(config: ModelConfig, parameters: int, trained: int | None = None) -> float:
+    """FLOPs that the model needs to train on one token; `trained` is the number that is trained."""
+    frozen = 0 if trained is None else parameters - trained
+    attention = 12 * config.n_layer * config.n_embd * config.block_size
+    return 6 * parameters - 2 * frozen + attention
 
 
 def peak_flops_per_s(device_kind: str) -> float | None:
@@ -46,7 +49,8 @@ def share_of_peak(flops_per_s: float, device_kind: str, devices: int) -> float |
 
 def utilization(context: TrainContext, tokens_per_s: float) -> dict[str, float]:
     """The entry "mfu" of a record; empty if the devices' peak is not known."""
-    flops = flops_per_token(context.config.model, context.parameter_count) * tokens_per_s
+    counts = context.parameter_count, context.trained_parameter_count
+    flops = flops_per_token(context.config.model, *counts) * tokens_per_s
     devices = context.compiled.mesh.devices.ravel()
     share = share_of_peak(flops, devices[0].device_kind, len(devices))
     return {} if share is None else {"mfu": round(share, 4)}

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from minigpt.checkpoint import CheckpointWriter, host_arrays, list_steps, read, restore
-from minigpt.config import ClassifyConfig, DropoutConfig, ModelConfig, OptimConfig
+from minigpt.config import ClassifyConfig, ModelConfig, OptimConfig
 from minigpt.data import AnyTokenizer, tokenizer_content, tokenizer_from_content
 from minigpt.model import set_rates
 from minigpt.tasks.classification.data import PaddedRows, count_cut, pad_texts
@@ -114,7 +114,7 @@ def _parse_description(description: dict[str, Any], step: int) -> TextClassifier
     """A classifier without parameters, from the description that `save` writes."""
     model, settings = description["model"], description["settings"]
     return TextClassifier(
-        config=ModelConfig(**(model | {"dropout": DropoutConfig(**model["dropout"])})),
+        config=ModelConfig.from_table(model),
         vocab_size=description["vocab_size"],
         tokenizer=tokenizer_from_content(description),
         labels=tuple(description["labels"]),

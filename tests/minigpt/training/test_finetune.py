@@ -260,7 +260,7 @@ def test_what_does_not_fit_the_parent(folder, capsys, words, message):
 
 def test_every_field_of_the_model_is_of_the_shape_or_may_change():
     names = {field.name for field in dataclasses.fields(PRESETS["gpt2"].model)}
-    assert names == {*WEIGHT_FIELDS, "dtype", "remat", "dropout"}
+    assert names == {*WEIGHT_FIELDS, "dtype", "remat", "dropout", "lora"}
 
 
 @pytest.mark.parametrize(
