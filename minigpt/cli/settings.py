@@ -152,7 +152,10 @@ def _parse_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """Convert values like those of options; a value that is not allowed is a SystemExit."""
     args, names = [], _option_names(Config())
     for name, value in settings.items():
-        args += [f"--{names.get(name, name)}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+        args += [
+            f"--{names.get(name, name)}",
+            *(map(str, value) if isinstance(value, list) else [str(value)]),
+        ]
     config = (tyro.conf.FlagConversionOff,)
     with contextlib.redirect_stderr(io.StringIO()):
         return tyro.cli(options_of(Config()), args=args, config=config, registry=REGISTRY)

@@ -19,7 +19,13 @@ from minigpt.config import Config
 from minigpt.data import AnyTokenizer
 from minigpt.model import merge_lora, trains_all
 from minigpt.run.directory import CONFIG, RunSpec
-from minigpt.run.weights import PARENT_DIR, abstract_parameters, add_frozen, checkpoint_like
+from minigpt.run.weights import (
+    PARENT_DIR,
+    abstract_parameters,
+    add_frozen,
+    checkpoint_like,
+    frozen_sha256,
+)
 
 # The settings that decide the names, shapes or meaning of the weights.
 WEIGHT_FIELDS = (
@@ -80,7 +86,8 @@ def copy_parent_checkpoint(
     if config.parent is None or _has_parent_copy(run_dir):
         yield
         return
-    _refuse_lost_copy(config, run_dir)
+    if checkpoint.list_steps(run_dir):
+        frozen_sha256(run_dir, config)  # a lost copy is an error: the parent may have changed
     parent, which = RunSpec.load(config.parent), config.parent_checkpoint
     if trains_all(config) and trains_all(parent.config):
         like = checkpoint_like(parent.config, like)
@@ -99,15 +106,6 @@ def copy_parent_checkpoint(
 
 def _has_parent_copy(run_dir: Path) -> bool:
     return (run_dir / CONFIG).exists() and (run_dir / PARENT_DIR / CONFIG).exists()
-
-
-def _refuse_lost_copy(config: Config, run_dir: Path) -> None:
-    """A run with checkpoints needs the frozen weights that they were trained with."""
-    if not trains_all(config) and checkpoint.list_steps(run_dir):
-        raise ValueError(
-            f"{str(run_dir / PARENT_DIR)!r} is missing: it has the frozen weights of the run. "
-            "Restore it from a copy, or train in another --run-dir."
-        )
 
 
 def _restore_weights(

@@ -17,7 +17,7 @@ from flax import nnx
 from minigpt import checkpoint
 from minigpt.config import Config
 from minigpt.model import GPT, join_trained, split_lora, split_trained, trains_all
-from minigpt.run.directory import RunSpec
+from minigpt.run.directory import CONFIG, RunSpec
 
 PARENT_DIR = "parent"
 FROZEN_SHA256 = "frozen_sha256"
@@ -64,7 +64,15 @@ def add_frozen(run_dir: Path, config: Config, like: Any, state: Any, meta: dict[
 
 def frozen_sha256(run_dir: Path, config: Config) -> str | None:
     """SHA-256 of the file with the frozen weights of a run; None if all are trained."""
-    return None if trains_all(config) else checkpoint.arrays_sha256(run_dir / PARENT_DIR)
+    if trains_all(config):
+        return None
+    folder = run_dir / PARENT_DIR
+    if not (folder / CONFIG).exists():
+        raise ValueError(
+            f"{str(folder)!r} is missing, or has no {CONFIG}: it has the frozen weights of the run. "
+            "Restore the folder from a copy, or train in another --run-dir."
+        )
+    return checkpoint.arrays_sha256(folder)
 
 
 def restore_parent_copy(run_dir: Path, like: Any) -> Any:

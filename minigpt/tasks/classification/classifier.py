@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from minigpt.checkpoint import CheckpointWriter, host_arrays, list_steps, read, restore
-from minigpt.config import ClassifyConfig, ModelConfig, OptimConfig
+from minigpt.config import ClassifyConfig, DropoutConfig, ModelConfig, OptimConfig
 from minigpt.data import AnyTokenizer, tokenizer_content, tokenizer_from_content
 from minigpt.model import set_rates
 from minigpt.tasks.classification.data import PaddedRows, count_cut, pad_texts
