@@ -31,7 +31,7 @@ DEFAULTS = {
     "model.lora.targets": "qkv,out",
     "model.dropout.lora": "0.0",
     "optim.learning_rate": "a tenth of RUN_DIR's; with LoRA, RUN_DIR's",
-    "optim.min_learning_rate": "a tenth of RUN_DIR's, or of the learning rate; with LoRA, RUN_DIR's",
+    "optim.min_learning_rate": "that of RUN_DIR scaled alike, or a tenth of the learning rate",
     "optim.warmup_steps": "that of RUN_DIR, but at most a tenth of the steps",
 }
 

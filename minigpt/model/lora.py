@@ -63,7 +63,8 @@ def apply_per_token(layer: Callable[[jax.Array], jax.Array], x: jax.Array) -> ja
 
 def split_lora(params: Any) -> tuple[Any, Any]:
     """The parameters of the LoRA layers, A and B, and all others."""
-    return nnx.split_state(params, lambda path, _: path[-1] in (A, B), ...)
+    lora, others = nnx.split_state(params, lambda path, _: path[-1] in (A, B), ...)
+    return lora, others
 
 
 def merge_lora(config: ModelConfig, params: Any) -> Any:

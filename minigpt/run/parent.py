@@ -111,7 +111,7 @@ def _has_parent_copy(run_dir: Path) -> bool:
 def _restore_weights(
     parent: RunSpec, folder: Path, which: str, like: Any, warn: Callable[[str], object]
 ) -> tuple[Any, dict[str, Any]]:
-    """All weights of a parent, its LoRA layers merged, without its optimizer state, and the meta."""
+    """All weights of a parent, its LoRA layers merged, without optimizer state, and the meta."""
     trained = checkpoint_like(parent.config, like)
     state, meta = _restore_parent(folder, which, trained, warn, ignore="opt_state/")
     state = add_frozen(folder, parent.config, like, state, meta)

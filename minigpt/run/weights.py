@@ -1,4 +1,4 @@
-"""The weights of a run: the trained ones are in its checkpoints, the frozen ones in its parent copy.
+"""The weights of a run: its checkpoints have the trained ones, its copy of the parent the frozen.
 
 A run with LoRA or --freeze stores its frozen weights once: RUN_DIR/parent is then a run of weights
 only, like that of `minigpt import`, with LoRA layers of the parent merged. Each checkpoint has the
@@ -69,8 +69,8 @@ def frozen_sha256(run_dir: Path, config: Config) -> str | None:
     folder = run_dir / PARENT_DIR
     if not (folder / CONFIG).exists():
         raise ValueError(
-            f"{str(folder)!r} is missing, or has no {CONFIG}: it has the frozen weights of the run. "
-            "Restore the folder from a copy, or train in another --run-dir."
+            f"{str(folder)!r} is missing, or has no {CONFIG}: it has the frozen weights of the "
+            "run. Restore the folder from a copy, or train in another --run-dir."
         )
     return checkpoint.arrays_sha256(folder)
 

@@ -9,7 +9,6 @@ import optax
 
 from minigpt.config import Config, OptimConfig
 
-
 _MATRICES = ("kernel", "embedding", "lora_a", "lora_b")
 
 

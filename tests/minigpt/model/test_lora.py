@@ -246,7 +246,7 @@ def adapt_with_peft(model, dtype):
 def lora_of_peft(adapted, convert):
     """A and B, or their gradients, by our path of the layer and the name: transposed."""
     named = dict(adapted.named_parameters())
-    return {
+    arrays: dict[Any, np.ndarray] = {
         ("blocks", i, *ours.split("/"), "lora_a" if letter == "A" else "lora_b"): np.asarray(
             convert(
                 named[
@@ -259,6 +259,7 @@ def lora_of_peft(adapted, convert):
         for ours, theirs in MODULES.items()
         for letter in "AB"
     }
+    return arrays
 
 
 def hook_name(site):
@@ -269,7 +270,7 @@ def hook_name(site):
 
 def assert_close(ours, theirs, tolerance, name=""):
     scale = abs(theirs).max()
-    np.testing.assert_allclose(ours, theirs, 0, tolerance * scale, err_msg=str(name))
+    np.testing.assert_allclose(ours, theirs, 0, tolerance * scale, err_msg=name)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-12)])
@@ -312,4 +313,4 @@ def test_forward_and_gradients_equal_those_of_peft(tmp_path, key, dtype, toleran
     assert_close(float(value), np.asarray(their_loss.item()), tolerance)
     for path, gradient in gradients.items():
         assert abs(gradient).max() > 1e-4, path
-        assert_close(gradient, their_gradients[path], tolerance, path)
+        assert_close(gradient, their_gradients[path], tolerance, str(path))

@@ -31,13 +31,17 @@ from tiny import CONFIG, SITES, outcome, with_dropout
 
 import minigpt
 from minigpt.checkpoint import manager as checkpoint
-from minigpt.config import Config, DropoutConfig, LoraConfig, ModelConfig
+from minigpt.cli.commands import parse
+from minigpt.cli.finetune import finetune_settings
+from minigpt.cli.main import main
+from minigpt.config import ClassifyConfig, Config, DropoutConfig, LoraConfig, ModelConfig
 from minigpt.data.batches import make_batch
 from minigpt.interop.safetensors import plain_parameters
 from minigpt.model import split_trained
 from minigpt.run import RunSpec, metrics
 from minigpt.tasks.classification import PretrainedModel, fit
 from minigpt.tasks.classification.data import LabelledSplit, LabelledTexts
+from minigpt.tasks.uncertainty import text_uncertainty
 from minigpt.training.train_step import build_train_functions, initial_state
 
 TEXT = "".join(random.Random(0).choices(["ABCD EF, ", "GH IJK "], k=300))
@@ -69,7 +73,7 @@ def made(tmp_path_factory):
     (folder / "text.txt").write_text(TEXT)
     with jax.numpy_dtype_promotion("standard"), pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        minigpt.cli.main.main([str(word) for word in [*COMMAND, *LORA]])
+        main([str(word) for word in [*COMMAND, *LORA]])
     return folder
 
 
@@ -175,8 +179,6 @@ def test_monte_carlo_passes_drop_the_input_of_lora_too(made):
     rates = DropoutConfig(lora=0.5)
     config = dataclasses.replace(model.config.model, dropout=rates)
     run = model.run._replace(config=dataclasses.replace(model.config, model=config))
-    from minigpt.tasks.uncertainty import text_uncertainty
-
     measures = text_uncertainty(run, model.params, "ABCD EF", dropout=None, passes=4, seed=0)
     assert measures.information[1:].max() > 0
 
@@ -214,7 +216,7 @@ def test_the_exported_file_is_of_a_model_without_lora(made, tmp_path, capsys):
 def test_a_classifier_begins_with_the_merged_model(made):
     model = minigpt.load(made / "out", "last")
     texts = LabelledTexts(["AB", "CD", "AB", "CD"], ["one", "two"] * 2)
-    settings = dataclasses.replace(minigpt.config.ClassifyConfig(), steps=1, batch_size=2)
+    settings = ClassifyConfig(steps=1, batch_size=2)
     body = PretrainedModel(model.config.model, model.run.vocab_size, model.tokenizer, model.params)
     classifier = fit(body, LabelledSplit(texts, texts, texts), settings)
     assert classifier.config.lora == LoraConfig()
@@ -361,9 +363,6 @@ def test_a_parent_with_an_optimizer_state(start, capsys):
 
 
 def test_defaults_with_lora(made, monkeypatch):
-    from minigpt.cli.commands import parse
-    from minigpt.cli.finetune import finetune_settings
-
     monkeypatch.chdir(made)
 
     def settings(*words):
