@@ -23,7 +23,8 @@ def print_summary(context: TrainContext, step: int) -> None:
     parent = f", initial weights from {config.parent}" if config.parent else ""
     context.console.print(
         f"{context.parameter_count:,} parameters{_describe_trained(context)}: "
-        f"{model.n_layer} layers, {model.n_head} heads, width {model.n_embd}, context {model.block_size} tokens, on "
+        f"{model.n_layer} layers, {model.n_head} heads, width {model.n_embd}, "
+        f"context {model.block_size} tokens, on "
         f"{_describe_devices(context.compiled.mesh)}\n"
         f"{len(context.dataset.train):,} training tokens, "
         f"{len(context.dataset.validation):,} validation tokens, "

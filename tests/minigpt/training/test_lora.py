@@ -411,7 +411,10 @@ def test_training_from_random_weights_is_refused(start, capsys, words, name):
 
 def test_another_rank_does_not_resume(folder, capsys):
     words = ["finetune", RunSpec.load("out").config.parent, *COMMAND[2:], *LORA]
-    for option, value in (("--lora-rank", 3), ("--lora-dropout", 0.5), ("--freeze", 1)):
+    for option, value in (
+        *(("--lora-rank", 3), ("--lora-dropout", 0.5), ("--lora-targets", "qkv")),
+        *(("--lora-alpha", 3), ("--freeze", 1)),
+    ):
         ended = run_command(capsys, *words, option, value)
         assert_one_line_error(ended, "was started with", option.split("-")[-1])
 
