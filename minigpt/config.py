@@ -18,9 +18,9 @@ def _require_counts(config: Any, *names: str) -> None:
         _require(getattr(config, name) >= 1, name, getattr(config, name), "at least 1")
 
 
-def _require_optional_count(config: Any, name: str, otherwise: str, prefix: str = "") -> None:
+def _require_optional_count(config: Any, name: str, otherwise: str) -> None:
     value = getattr(config, name)
-    _require(value is None or value >= 1, prefix + name, value, f"at least 1, or {otherwise}")
+    _require(value is None or value >= 1, name, value, f"at least 1, or {otherwise}")
 
 
 def require_seed(seed: Any) -> None:
@@ -129,13 +129,16 @@ class LoraConfig:
     attention), mlp_in, mlp_out"""
 
     def __post_init__(self) -> None:
-        names = [name.strip() for name in self.targets.split(",")]
-        is_known = set(names) <= {*LORA_TARGETS}
+        names = self.targets.split(",") if isinstance(self.targets, str) else list(self.targets)
+        names = [name.strip() for name in names]
+        is_known = bool(names) and set(names) <= {*LORA_TARGETS}
         allowed = f"some of {','.join(LORA_TARGETS)}, such as qkv,out. Change --lora-targets"
         _require(is_known, "lora.targets", self.targets, allowed)
         in_order = ",".join(name for name in LORA_TARGETS if name in names)
         object.__setattr__(self, "targets", in_order)
-        _require_optional_count(self, "rank", "None for no LoRA. Set --lora-rank 8", "lora.")
+        is_count = self.rank is None or (type(self.rank) is int and self.rank >= 1)
+        allowed = "an integer from 1, or None for no LoRA. Set --lora-rank 8"
+        _require(is_count, "lora.rank", self.rank, allowed)
         is_positive = self.alpha is None or 0 < self.alpha < float("inf")
         allowed = "positive and finite, or None for the rank. Change --lora-alpha"
         _require(is_positive, "lora.alpha", self.alpha, allowed)
@@ -386,7 +389,7 @@ class Config:
         """After the first N blocks something must be left to train."""
         is_enough = self.model.norm == "pre" and self.model.lora.rank is None  # the last norm
         most = self.model.n_layer if is_enough else self.model.n_layer - 1
-        in_range = self.freeze is None or 0 <= self.freeze <= most
+        in_range = self.freeze is None or (type(self.freeze) is int and 0 <= self.freeze <= most)
         allowed = f"from 0 to {most}, so that something is trained, or None to train everything"
         _require(in_range, "freeze", self.freeze, allowed)
 

@@ -38,7 +38,7 @@ class LoraLinear(nnx.Linear):
         self.lora_b = nnx.Param(jnp.zeros((lora.rank, outputs)))
         self.scale = lora.scale
 
-    def update(self, x: Float[Array, "tokens inputs"]) -> Float[Array, "tokens outputs"]:
+    def low_rank_update(self, x: Float[Array, "tokens inputs"]) -> Float[Array, "tokens outputs"]:
         """(alpha / rank) B A x."""
         dtype = self.dtype or jnp.result_type(x, self.lora_a[...])
         x, a, b = (jnp.asarray(array, dtype) for array in (x, self.lora_a[...], self.lora_b[...]))
@@ -52,7 +52,7 @@ def apply_dense(
     y = apply_per_token(layer, x)
     if isinstance(layer, LoraLinear):
         dropped = site.at("lora", name).dropout(x, site.rates.lora)
-        y += apply_per_token(layer.update, dropped)
+        y += apply_per_token(layer.low_rank_update, dropped)
     return y
 
 

@@ -181,6 +181,7 @@ def test_which_parameters_are_trained(rank, freeze, is_trained, scan):
     ("make", "message"),
     [
         (lambda: LoraConfig(0), "lora.rank=0 is not allowed: .*--lora-rank 8"),
+        (lambda: LoraConfig(2.5), "lora.rank=2.5 is not allowed"),  # pyright: ignore[reportArgumentType]
         (lambda: LoraConfig(-1), "lora.rank=-1 is not allowed"),
         (lambda: ModelConfig(lora=LoraConfig(129)), "lora.rank=129 .*at most n_embd=128"),
         (lambda: LoraConfig(8, 0.0), "lora.alpha=0.0 is not allowed: .*--lora-alpha"),

@@ -42,6 +42,7 @@ from minigpt.run import RunSpec, metrics
 from minigpt.tasks.classification import PretrainedModel, fit
 from minigpt.tasks.classification.data import LabelledSplit, LabelledTexts
 from minigpt.tasks.uncertainty import text_uncertainty
+from minigpt.training import build_optimizer
 from minigpt.training.train_step import build_train_functions, initial_state
 
 TEXT = "".join(random.Random(0).choices(["ABCD EF, ", "GH IJK "], k=300))
@@ -62,7 +63,6 @@ COMMAND = [
 ]
 LORA = ["--lora-rank", 2, "--lora-dropout", 0.25, "--lora-targets", "out,qkv,mlp_in"]
 FREEZE = ["--freeze", 1]
-SCANNED = ["--model.scan-layers", "True"]
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +252,33 @@ def test_sigterm_is_the_run_that_goes_on(start, capsys, monkeypatch, options):
         ends.append(outcome(start))
         (start / "out").rename(start / name)
     assert ends[0][:2] == ends[1][:2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [FREEZE, [*LORA, *FREEZE]])
+def test_a_run_with_stacked_layers_goes_on(start, capsys, monkeypatch, options):
+    """Its checkpoints have a part of the frozen arrays: the layers from --freeze on."""
+    train = ["train", *COMMAND[2:], "--run-dir", "trained", "--model.scan-layers", "True"]
+    train += ["--model.n-layer", 3, "--model.n-embd", 8, "--model.n-head", 2]
+    assert run_command(capsys, *train, "--model.block-size", 16)[0] == 0
+    command = ["finetune", "trained", *COMMAND[2:], *options]
+    assert run_command(capsys, *command)[0] == 0
+    shapes = {array.shape[0] for name, array in arrays_of("out").items() if "/blocks/" in name}
+    assert shapes == {2}
+    whole = outcome(start)
+    shutil.rmtree("out")
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics.MetricsLog, "add", stop_after_step(6, metrics.MetricsLog.add))
+        assert run_command(capsys, *command)[0] == 0
+    assert run_command(capsys, *command)[0] == 0
+    assert outcome(start)[:2] == whole[:2]
+    before, after = parameters("trained"), parameters("out")
+    changed = {name for name in before if (before[name] != after[name]).any()}
+    expected = set() if LORA[0] in options else {n for n in before if n[:8] in ALL_BUT_FIRST}
+    assert changed == expected
+
+
+ALL_BUT_FIRST = ("blocks.1", "blocks.2", "norm.sca", "norm.bia")
 
 
 def disturbed(folder, options, plans, cache):
@@ -491,6 +518,15 @@ def test_frozen_blocks_get_no_update_no_decay_and_no_moments(scan):
     plain = dataclasses.replace(config, freeze=None)
     gradient, whole = (steps(each, 1)[0][0]["grad_norm"] for each in (config, plain))
     assert gradient < whole
+
+
+def test_a_and_b_decay_like_other_matrices():
+    training = build_train_functions(BASE, 11)
+    trained = jax.tree.map(np.ones_like, split_trained(BASE, training.state.params)[0])
+    updates, _ = build_optimizer(BASE.optim, BASE.steps).update(
+        jax.tree.map(np.zeros_like, trained), training.state.opt_state, trained
+    )
+    assert all((np.asarray(leaf) < 0).all() for leaf in jax.tree.leaves(updates))
 
 
 @pytest.mark.slow
