@@ -263,7 +263,9 @@ def test_a_run_with_stacked_layers_goes_on(start, capsys, monkeypatch, options):
     assert run_command(capsys, *train, "--model.block-size", 16)[0] == 0
     command = ["finetune", "trained", *COMMAND[2:], *options]
     assert run_command(capsys, *command)[0] == 0
-    shapes = {array.shape[0] for name, array in arrays_of("out").items() if "/blocks/" in name}
+    shapes = {
+        array.shape[0] for name, array in arrays_of(start / "out").items() if "/blocks/" in name
+    }
     assert shapes == {2}
     whole = outcome(start)
     shutil.rmtree("out")
