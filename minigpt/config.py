@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -83,6 +83,8 @@ class DropoutConfig:
     """the output of the MLP"""
     drop_path: float = 0.0
     """whole residual branches, separately for each row of the batch"""
+    lora: float = field(default=0.0, metadata={"option": "lora-dropout"})
+    """LoRA: the input of B A, which leaves the input of W as it is"""
     over_depth: Literal["constant", "linear"] = field(default="constant", kw_only=True)
     """linear: the rates of every site in the blocks grow from 0 in the first block to the given
     rate in the last, for drop_path the usual stochastic depth; embed keeps its rate"""
@@ -104,6 +106,57 @@ class DropoutConfig:
         """One rate for nanoGPT's four dropout sites; `--dropout RATE` sets it."""
         _require_rate("dropout", rate)
         return cls(embed=rate, attn_weights=rate, attn_out=rate, mlp_out=rate)
+
+
+# The dense layers that LoRA can adapt, in the order of the forward pass.
+LORA_TARGETS = ("qkv", "out", "mlp_in", "mlp_gate", "mlp_out")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """LoRA (Hu et al., 2021): y = W x + (alpha / rank) B A dropout(x); only A and B are trained.
+
+    >>> LoraConfig(rank=8, alpha=16, targets="mlp_out, qkv").targets
+    'qkv,mlp_out'
+    """
+
+    rank: int | None = field(default=None, metadata={"option": "lora-rank"})
+    """LoRA: train only A and B, of this rank, beside the weights of the parent; None: no LoRA"""
+    alpha: float | None = field(default=None, metadata={"option": "lora-alpha"})
+    """LoRA: B A x is multiplied by alpha / rank; None: the rank, so by 1"""
+    targets: str = field(default="qkv,out", metadata={"option": "lora-targets"})
+    """LoRA: the dense layers with A and B: some of qkv (queries, keys and values), out (of the
+    attention), mlp_in, mlp_gate (of swiglu), mlp_out"""
+
+    def __post_init__(self) -> None:
+        names = self.targets.split(",") if isinstance(self.targets, str) else list(self.targets)
+        names = [name.strip() for name in names]
+        is_known = bool(names) and set(names) <= {*LORA_TARGETS}
+        allowed = f"some of {','.join(LORA_TARGETS)}, such as qkv,out. Change --lora-targets"
+        _require(is_known, "lora.targets", self.targets, allowed)
+        in_order = ",".join(name for name in LORA_TARGETS if name in names)
+        object.__setattr__(self, "targets", in_order)
+        is_count = self.rank is None or (type(self.rank) is int and self.rank >= 1)
+        allowed = "an integer from 1, or None for no LoRA. Set --lora-rank 8"
+        _require(is_count, "lora.rank", self.rank, allowed)
+        is_positive = self.alpha is None or 0 < self.alpha < float("inf")
+        allowed = "positive and finite, or None for the rank. Change --lora-alpha"
+        _require(is_positive, "lora.alpha", self.alpha, allowed)
+        for name in ("alpha", "targets"):
+            default = type(self).__dataclass_fields__[name].default
+            is_read = self.rank is not None or getattr(self, name) == default
+            allowed = f"{default} without LoRA. Set --lora-rank too, such as --lora-rank 8"
+            _require(is_read, f"lora.{name}", getattr(self, name), allowed)
+
+    @property
+    def scale(self) -> float:
+        """The factor of B A x."""
+        assert self.rank is not None
+        return (self.rank if self.alpha is None else self.alpha) / self.rank
+
+    def adapts(self, layer: str) -> bool:
+        """Whether the dense layer of this name has A and B."""
+        return self.rank is not None and layer in self.targets.split(",")
 
 
 @dataclass(frozen=True)
@@ -153,6 +206,7 @@ class ModelConfig:
     tied_head: bool = True
     """the output layer shares its weights with the token table"""
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:
         _require_counts(self, "n_layer", "n_head", "n_embd", "block_size")
@@ -166,6 +220,7 @@ class ModelConfig:
         self._require_positions()
         is_positive = 0 < self.norm_epsilon < float("inf")
         _require(is_positive, "norm_epsilon", self.norm_epsilon, "positive and finite")
+        self._require_lora()
 
     def _require_names(self) -> None:
         for name, allowed in (
@@ -184,6 +239,29 @@ class ModelConfig:
         allowed = f"learned, or n_embd / n_head = {self.n_embd // self.n_head} even"
         is_even = self.n_embd // self.n_head % 2 == 0
         _require(not is_rotary or is_even, "positions", self.positions, allowed)
+
+    def _require_lora(self) -> None:
+        rank, rate = self.lora.rank, self.dropout.lora
+        largest = min(self.n_embd, self.mlp_width)
+        allowed = f"at most {largest}, the smaller side of the layers. Lower --lora-rank"
+        _require(rank is None or rank <= largest, "lora.rank", rank, allowed)
+        has_gate = self.activation == "swiglu" or "mlp_gate" not in self.lora.targets.split(",")
+        allowed = "without mlp_gate, which only a model with activation='swiglu' has"
+        _require(has_gate, "lora.targets", self.lora.targets, allowed)
+        has_effect = rank is not None or hasattr(rate, "aval") or not rate
+        allowed = "0 without LoRA. Set --lora-rank too, such as --lora-rank 8"
+        _require(has_effect, "dropout.lora", rate, allowed)
+
+    def without_lora(self) -> ModelConfig:
+        """The model with its LoRA layers merged into the dense layers."""
+        return replace(self, lora=LoraConfig(), dropout=replace(self.dropout, lora=0.0))
+
+    @classmethod
+    def from_table(cls, table: dict[str, Any]) -> ModelConfig:
+        """The settings from the table that dataclasses.asdict makes of them."""
+        parts = {"dropout": DropoutConfig, "lora": LoraConfig}
+        tables = {name: part(**table.get(name, {})) for name, part in parts.items()}
+        return cls(**(table | tables))
 
     @property
     def kv_heads(self) -> int:
@@ -256,6 +334,9 @@ class Config:
     """run that provides the initial weights and the tokenizer; `minigpt finetune` sets it"""
     parent_checkpoint: Literal["last", "best"] = "last"
     """checkpoint of the parent; best: the one with the lowest validation loss"""
+    freeze: int | None = None
+    """fine-tuning: keep the parent's embeddings and first N blocks as they are; 0: the embeddings
+    only; None: train everything. With LoRA: its layers in the first N blocks stay without effect"""
     seed: int = 1337
     """seed of the weights, the batches and every dropout mask"""
     steps: int = 2000
@@ -332,6 +413,7 @@ class Config:
         _require_optional_count(self, "sample_every", "None to sample at the end only")
         self._require_dropout_schedule()
         self._require_extensions()
+        self._require_freeze()
 
     def _require_tokenizer(self) -> None:
         allowed = "char, byte, gpt2, bpe, or a path of a tokenizer"
@@ -360,6 +442,14 @@ class Config:
         ascends = all(numbers == sorted(set(numbers)) for numbers in (ends, [*lengths, self.steps]))
         is_valid = ascends and all(0 <= step <= steps for step, steps in extensions)
         _require(is_valid, "extended_from", extensions, "pairs (step, steps) in ascending order")
+
+    def _require_freeze(self) -> None:
+        """After the first N blocks something must be left to train."""
+        is_enough = self.model.norm == "pre" and self.model.lora.rank is None  # the last norm
+        most = self.model.n_layer if is_enough else self.model.n_layer - 1
+        in_range = self.freeze is None or (type(self.freeze) is int and 0 <= self.freeze <= most)
+        allowed = f"from 0 to {most}, so that something is trained, or None to train everything"
+        _require(in_range, "freeze", self.freeze, allowed)
 
     def steps_at(self, step: int) -> int:
         """The number of steps that the run was to have when it made this step, from 0.

@@ -11,7 +11,7 @@ from minigpt.run import metrics
 from minigpt.tasks.classification.data import LabelledSplit, LabelledTexts
 
 TIMED = ("tokens_per_s", "elapsed_s")
-SITES = list(DropoutConfig().rates)
+SITES = [name for name in DropoutConfig().rates if name != "lora"]  # of a model without LoRA
 TEXT = "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind\n" * 20
 MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=8, block_size=32)
 # The parts of Llama, with an output layer of its own.

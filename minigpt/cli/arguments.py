@@ -98,6 +98,9 @@ def option_types(command: Any, prefix: str = "") -> dict[str, Any]:
             continue
         is_unnamed = any(getattr(extra, "name", None) == "" for extra in extras)
         option = prefix if is_unnamed else prefix + name.replace("_", "-")
+        for extra in extras:
+            if getattr(extra, "prefix_name", None) is False:
+                option = extra.name
         if dataclasses.is_dataclass(kind) or typing.is_typeddict(kind):
             options |= option_types(kind, option and option + ".")
         else:

@@ -26,8 +26,13 @@ DEFAULTS = {
     "patience": "3",
     "tensorboard": "false",
     "profile_steps": "0",
-    "optim.learning_rate": "a tenth of RUN_DIR's",
-    "optim.min_learning_rate": "a tenth of RUN_DIR's, or of the learning rate",
+    "freeze": "None",
+    "model.lora.rank": "None",
+    "model.lora.alpha": "the rank",
+    "model.lora.targets": "qkv,out",
+    "model.dropout.lora": "0.0",
+    "optim.learning_rate": "a tenth of RUN_DIR's; with LoRA, RUN_DIR's",
+    "optim.min_learning_rate": "that of RUN_DIR scaled alike, or a tenth of the learning rate",
     "optim.warmup_steps": "that of RUN_DIR, but at most a tenth of the steps",
 }
 
@@ -47,6 +52,7 @@ class Finetune(TrainOptions):
       $ minigpt finetune runs/shakespeare-char-cpu --data play:the-tempest
       $ minigpt finetune runs/mine --data my.txt --dropout 0.3 --run-dir runs/tuned
       $ minigpt finetune gpt2-folder --data my.txt
+      $ minigpt finetune gpt2-folder --data my.txt --lora-rank 8 --lora-dropout 0.05
       $ minigpt finetune gpt2-folder --data examples.jsonl --run-dir runs/tuned
 
     Conversations in JSON lines (docs/huggingface.md) are learned by their answers only; see
@@ -96,6 +102,9 @@ def finetune_settings(command: Finetune) -> Config:
     if command.extend:
         default = extended_run_settings(options)
     settings = resolve(default, command.config, command.dropout, options)
+    if settings.model.lora.rank is not None and not command.extend:
+        default = finetune_defaults(source, parent, options.get("steps"), lora=True)
+        settings = resolve(default, command.config, command.dropout, options)
     settings = dataclasses.replace(settings, parent=parent)
     if settings.data is None:
         raise ValueError(

@@ -188,7 +188,8 @@ def export_huggingface(run_dir: Path, out: Path, step: int | None = None) -> tup
         CONFIG_JSON: json.dumps(config, indent=2, sort_keys=True).encode() + b"\n",
     }
     write_dir_atomic(out, content)
-    return step, describe_lost_dropout(model.dropout, architecture.sites, architecture.name)
+    rates = model.without_lora().dropout
+    return step, describe_lost_dropout(rates, architecture.sites, architecture.name)
 
 
 def describe_import(run: RunSpec) -> list[str]:

@@ -28,6 +28,7 @@ from minigpt.config import DropoutConfig, ModelConfig
 from minigpt.distributed import constrain_batch_sharding, constrain_replicated
 from minigpt.model.dropout_sites import Captures, DropoutSite, rates_over_depth
 from minigpt.model.key_values import KeyValues
+from minigpt.model.lora import LoraLinear, apply_dense, apply_per_token
 from minigpt.model.rotary import rotary_cos_sin, rotate
 
 if TYPE_CHECKING:
@@ -183,9 +184,9 @@ class GPT(nnx.Module):
     def _logits(self, features: jax.Array, table: jax.Array) -> jax.Array:
         """The output layer, which shares its weights with the token table, or has its own."""
         if self.head is None:
-            logits = _apply_per_token(lambda x: jnp.dot(x, table.T), features)
+            logits = apply_per_token(lambda x: jnp.dot(x, table.T), features)
         else:
-            logits = _apply_per_token(self.head, features)
+            logits = apply_per_token(self.head, features)
         return logits.astype(jnp.promote_types(logits.dtype, "float32"))
 
     def _apply_blocks(self, x: jax.Array, root: DropoutSite, attend: Attend) -> jax.Array:
@@ -290,8 +291,8 @@ class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.heads, self.kv_heads = config.n_head, config.kv_heads
         kv_width = config.n_embd // config.n_head * config.kv_heads
-        self.qkv = _dense(config, config.n_embd, config.n_embd + 2 * kv_width, rngs)
-        self.out = _dense(config, config.n_embd, config.n_embd, rngs, residual=True)
+        self.qkv = _dense(config, "qkv", config.n_embd, config.n_embd + 2 * kv_width, rngs)
+        self.out = _dense(config, "out", config.n_embd, config.n_embd, rngs, residual=True)
 
     def __call__(
         self, x: Float[Array, "batch time dim"], site: DropoutSite, attend: Attend | None = None
@@ -300,15 +301,16 @@ class Attention(nnx.Module):
         attend = attend or _attend
         batch, time, dim = x.shape
         ends = [dim, dim + dim // self.heads * self.kv_heads]
+        qkv = apply_dense(self.qkv, x, site, "qkv")
         query, keys, values = (
             array.reshape(batch, time, -1, dim // self.heads)
-            for array in jnp.split(_apply_per_token(self.qkv, x), ends, axis=-1)
+            for array in jnp.split(qkv, ends, axis=-1)
         )
         rates = site.rates
         context = attend(query, keys, values, rates.attn_weights, site.at("attn_weights"))
         context = context.reshape(x.shape)
         context = site.at("attn_context").dropout(context, rates.attn_context)
-        out = _apply_per_token(self.out, context)
+        out = apply_dense(self.out, context, site, "out")
         return site.at("attn_out").dropout(out, rates.attn_out)
 
 
@@ -321,21 +323,22 @@ class MLP(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         is_gated, width = config.activation == "swiglu", config.mlp_width
         self.activation = ACTIVATIONS[config.activation]
-        self.wide = _dense(config, config.n_embd, width, rngs)
-        self.out = _dense(config, width, config.n_embd, rngs, residual=True)
-        self.gate = _dense(config, config.n_embd, width, rngs) if is_gated else None
+        self.wide = _dense(config, "mlp_in", config.n_embd, width, rngs)
+        self.out = _dense(config, "mlp_out", width, config.n_embd, rngs, residual=True)
+        self.gate = _dense(config, "mlp_gate", config.n_embd, width, rngs) if is_gated else None
 
     def __call__(
         self, x: Float[Array, "batch time dim"], site: DropoutSite
     ) -> Float[Array, "batch time dim"]:
         """Transform each position by itself."""
-        hidden = _apply_per_token(self.wide, x)
+        hidden = apply_dense(self.wide, x, site, "mlp_in")
         if self.gate is None:
             hidden = self.activation(hidden)
         else:
-            hidden = self.activation(_apply_per_token(self.gate, x)) * hidden
+            hidden = self.activation(apply_dense(self.gate, x, site, "mlp_gate")) * hidden
         hidden = site.at("mlp_hidden").dropout(hidden, site.rates.mlp_hidden)
-        return site.at("mlp_out").dropout(_apply_per_token(self.out, hidden), site.rates.mlp_out)
+        out = apply_dense(self.out, hidden, site, "mlp_out")
+        return site.at("mlp_out").dropout(out, site.rates.mlp_out)
 
 
 def _check_known_tokens(tokens: jax.Array | np.ndarray, vocab_size: int) -> None:
@@ -405,14 +408,27 @@ def _gather_table(table: nnx.Embed) -> jax.Array:
 
 
 def _dense(
-    config: ModelConfig, inputs: int, outputs: int, rngs: nnx.Rngs, *, residual: bool = False
+    config: ModelConfig,
+    name: str,
+    inputs: int,
+    outputs: int,
+    rngs: nnx.Rngs,
+    *,
+    residual: bool = False,
 ) -> nnx.Linear:
-    """A dense layer with GPT-2's initial weights; those of residual branches shrink with depth."""
+    """A dense layer with GPT-2's initial weights; those of residual branches shrink with depth.
+
+    `name` is one of LORA_TARGETS, or head.
+    """
     std = _INIT_STD / math.sqrt(2 * config.n_layer) if residual else _INIT_STD
-    init, dtype = nnx.initializers.normal(std), _dtype(config)
-    return nnx.Linear(
-        inputs, outputs, use_bias=config.bias, dtype=dtype, kernel_init=init, rngs=rngs
-    )
+    options: dict[str, Any] = {
+        "use_bias": config.bias,
+        "dtype": _dtype(config),
+        "kernel_init": nnx.initializers.normal(std),
+    }
+    if config.lora.adapts(name):
+        return LoraLinear(inputs, outputs, config.lora, rngs=rngs, **options)
+    return nnx.Linear(inputs, outputs, rngs=rngs, **options)
 
 
 def _norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:
@@ -424,14 +440,9 @@ def _norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:
 
 def _head(config: ModelConfig, vocab_size: int, rngs: nnx.Rngs) -> nnx.Linear:
     """An output layer of its own, with the initial weights of a token table."""
-    return _dense(dataclasses.replace(config, bias=False), config.n_embd, vocab_size, rngs)
+    return _dense(dataclasses.replace(config, bias=False), "head", config.n_embd, vocab_size, rngs)
 
 
 def _dtype(config: ModelConfig) -> Any:
     """The dtype that layers compute in; None is the parameters' dtype, float32."""
     return jnp.bfloat16 if config.dtype == "bfloat16" else None
-
-
-def _apply_per_token(layer: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """Apply a layer to (batch * time, dim): one large matrix product is faster on a CPU."""
-    return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import tomli_w
 
 from minigpt.atomic_write import write_atomic
-from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
+from minigpt.config import Config, ModelConfig, OptimConfig
 from minigpt.data import (
     AnyTokenizer,
     ChatTemplate,
@@ -149,8 +149,8 @@ def create_new_dir(folder: Path | None, default: Path) -> Path:
 
 def _parse_config(tables: dict[str, Any]) -> Config:
     model = tables.pop("model")
-    dropout, optim = DropoutConfig(**model.pop("dropout")), OptimConfig(**tables.pop("optim"))
-    return Config(**tables, model=ModelConfig(**model, dropout=dropout), optim=optim)
+    optim = OptimConfig(**tables.pop("optim"))
+    return Config(**tables, model=ModelConfig.from_table(model), optim=optim)
 
 
 def _to_toml(config: Any) -> dict[str, Any]:

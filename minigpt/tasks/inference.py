@@ -17,7 +17,7 @@ from minigpt.config import Checkpoint, Config, require_seed
 from minigpt.data import AnyTokenizer
 from minigpt.distributed import shard_state
 from minigpt.model import Window, default_prompt, generate_ids
-from minigpt.run import RunSpec, checkpoint_like, read_metrics
+from minigpt.run import RunSpec, read_metrics, restore_run
 from minigpt.tasks.text_stream import TextStream
 from minigpt.training import (
     CompiledSteps,
@@ -275,8 +275,7 @@ def load(run_dir: str | Path, checkpoint: Checkpoint | None = None) -> LoadedMod
     one_device = dataclasses.replace(run.config, mesh="data=1")
     compiled = build_abstract_train_functions(one_device, run.vocab_size, jax.local_devices())
     step = choose_step(run_dir, run.config, checkpoint)
-    like = checkpoint_like(run.config, compiled.state)
-    state, meta = checkpoints.restore(run_dir, like, step)
+    state, meta = restore_run(run_dir, run.config, compiled.state, step)
     return _with_parameters(run, compiled, state.params, int(state.step), meta.get("val_loss"))
 
 

@@ -23,7 +23,13 @@ from minigpt.config import Config
 from minigpt.data import Answers, batch_rows, describe_rows, load_run_dataset, make_batch
 from minigpt.distributed import make_mesh
 from minigpt.model import GPT, CaptureAll, site_specs
-from minigpt.run import RunSpec, read_metrics, restore_parent_copy
+from minigpt.run import (
+    RunSpec,
+    add_frozen,
+    checkpoint_like,
+    read_metrics,
+    restore_parent_copy,
+)
 from minigpt.training import (
     RATE_PREFIX,
     CompiledSteps,
@@ -127,12 +133,13 @@ def _state_before(
     warn: Callable[[str], object],
 ) -> TrainState:
     """The latest valid checkpoint before a step, or the state before step 1."""
-    like = compiled.state
+    like = checkpoint_like(config, compiled.state)
     restored = restore_latest_valid(run_dir, like, warn, max_step=step - 1)
     if restored:
-        return initial_state(compiled, restored[0], None)
-    parent = restore_parent_copy(run_dir, like) if config.parent else None
-    return initial_state(compiled, None, parent)
+        state = add_frozen(run_dir, config, compiled.state, *restored)
+        return initial_state(compiled, config, state, None)
+    parent = restore_parent_copy(run_dir, compiled.state) if config.parent else None
+    return initial_state(compiled, config, None, parent)
 
 
 def _with_rates(run: RunSpec, metrics: dict[str, Any]) -> RunSpec:

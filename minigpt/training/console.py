@@ -23,8 +23,9 @@ def print_summary(context: TrainContext, step: int) -> None:
     config, model = context.config, context.config.model
     parent = f", initial weights from {config.parent}" if config.parent else ""
     context.console.print(
-        f"{context.parameter_count:,} parameters: {model.n_layer} layers, {model.n_head} heads, "
-        f"width {model.n_embd}, context {model.block_size} tokens, on "
+        f"{context.parameter_count:,} parameters{_describe_trained(context)}: "
+        f"{model.n_layer} layers, {model.n_head} heads, width {model.n_embd}, "
+        f"context {model.block_size} tokens, on "
         f"{_describe_devices(context.compiled.mesh)}\n"
         f"{_describe_data(context)}, vocabulary {context.tokenizer.vocab_size}\n"
         f"dropout: {describe_dropout(config)}\n"
@@ -56,6 +57,16 @@ def _describe_data(context: TrainContext) -> str:
         f"{len(validation):,} validation conversations with {validation.answer_tokens:,}, "
         f"chat template: {name}"
     )
+
+
+def _describe_trained(context: TrainContext) -> str:
+    """How many parameters are trained, and why not the others."""
+    freeze, lora = context.config.freeze, context.config.model.lora
+    reasons = [f"LoRA of rank {lora.rank} in {lora.targets}"] if lora.rank is not None else []
+    if freeze is not None:
+        reasons.append(f"the embeddings and the first {freeze} layers are frozen")
+    count = f", {context.trained_parameter_count:,} of them trained ({'; '.join(reasons)})"
+    return count if reasons else ""
 
 
 def _describe_devices(mesh: Mesh) -> str:

@@ -30,10 +30,13 @@ from minigpt.distributed import (
     is_single_process,
     require_equal,
 )
+from minigpt.model import split_trained
 from minigpt.run import (
+    FROZEN_SHA256,
     MetricsLog,
     OpenRun,
     RunSpec,
+    frozen_sha256,
     kept_chat_template,
     kept_tokenizer,
     open_run,
@@ -74,6 +77,7 @@ def train(
     folder that contains a run; `extend` lets a run go on to more steps than it had.
     """
     require_installed(config)
+    _require_parent(config)
     with (
         read_streams(config, run_dir, console.print) as config,
         InterruptHandler() as interrupt,
@@ -111,6 +115,16 @@ def train(
                 screen.print_interrupted(context, run_is_finished(run_dir, config))
 
 
+def _require_parent(config: Config) -> None:
+    """Frozen weights are those of the parent; new ones would be random numbers."""
+    for name, value in (("freeze", config.freeze), ("lora.rank", config.model.lora.rank)):
+        if value is not None and config.parent is None:
+            raise ValueError(
+                f"{name}={value} is not allowed without a parent, whose weights are kept: it must "
+                "be None. Fine-tune a run with it: minigpt finetune RUN_DIR --data FILE."
+            )
+
+
 def _load_dataset(config: Config, run_dir: Path, template: ChatTemplate | None) -> Dataset:
     tokenizer = kept_tokenizer(config, run_dir)
     dataset = load_run_dataset(config, tokenizer, template)
@@ -142,7 +156,11 @@ class Trainer:
     def __init__(self, context: TrainContext, run: OpenRun):
         config = context.config
         self.context, self.config, self.meta = context, config, run.meta
-        self.state: TrainState = initial_state(context.compiled, run.state, run.parent_state)
+        self.state: TrainState = initial_state(
+            context.compiled, config, run.state, run.parent_state
+        )
+        frozen = frozen_sha256(context.run_dir, config)
+        self.frozen = {FROZEN_SHA256: frozen} if frozen else {}
         self.step = int(self.state.step)
         self.root_key = jax.random.key(config.seed)
         self.pending: dict[str, Any] | None = run.meta.get("pending")
@@ -342,9 +360,11 @@ class Trainer:
             "data_sha256": self.context.spec.data_sha256,
             "metrics_crc32": self.metrics.crc32,
             "elapsed_s": self.clock.elapsed(),
+            **self.frozen,
             **extra_meta,
         }
-        state = self.context.compiled.gather_state(self.state)  # in all processes
+        trained, _ = split_trained(self.config, self.state.params)
+        state = self.context.compiled.gather_state(self.state._replace(params=trained))
         if self.writer:
             self.writer.save(self.step, checkpoint.host_arrays(state), meta)
 

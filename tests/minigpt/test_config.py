@@ -14,7 +14,7 @@ from rich.console import Console
 from run_helpers import OTHER_VALUES, flatten_config, replace_field
 from tiny import CONFIG, TEXT
 
-from minigpt.config import PRESETS, Config, DropoutConfig, ModelConfig, OptimConfig
+from minigpt.config import PRESETS, Config, DropoutConfig, LoraConfig, ModelConfig, OptimConfig
 from minigpt.training import build_train_functions, make_train_batch, trainer
 
 # Typed in from nanoGPT's README (the command for a CPU), config/train_shakespeare_char.py and
@@ -167,6 +167,8 @@ def test_every_field_is_tried():
     elsewhere |= {"parent", "parent_checkpoint"}  # test_finetune.py
     elsewhere |= {"val_data", "text_field"}  # test_sources.py
     elsewhere |= {"vocab_size", "imported_from"}  # test_subword_runs.py, test_huggingface_import.py
+    elsewhere |= {"freeze", "model.dropout.lora"}  # test_lora.py, as the next
+    elsewhere |= {f"model.lora.{field.name}" for field in dataclasses.fields(LoraConfig)}
     elsewhere |= {"wandb", "extended_from"}  # test_wandb_log.py, test_extend.py
     assert set(OTHER_VALUES) | elsewhere == {name for name, _ in flatten_config(Config())}
 

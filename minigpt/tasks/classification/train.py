@@ -22,7 +22,7 @@ from flax import nnx
 from dropout_jax import fold
 from minigpt.config import ClassifyConfig, DropoutConfig, ModelConfig, OptimConfig
 from minigpt.data import AnyTokenizer, example_indices
-from minigpt.model import set_rates
+from minigpt.model import merge_lora, set_rates
 from minigpt.tasks.classification.classifier import TextClassifier, predict_logits
 from minigpt.tasks.classification.data import LabelledSplit, PaddedRows
 from minigpt.tasks.classification.metrics import macro_f1
@@ -38,6 +38,11 @@ class PretrainedModel(NamedTuple):
     tokenizer: AnyTokenizer
     params: Any
     """None: the classifier is trained from scratch"""
+
+    def without_lora(self) -> PretrainedModel:
+        """The same model with its LoRA layers merged into the dense layers."""
+        params = None if self.params is None else merge_lora(self.config, self.params)
+        return self._replace(config=self.config.without_lora(), params=params)
 
     def load_into(self, classifier: Any) -> Any:
         """Replace the body's parameters in the state of a classifier by the pretrained ones."""
@@ -89,6 +94,7 @@ def fit(
     `on_evaluation` is called with each evaluation on the validation part. Trainings that differ
     only in seed, texts or rates share the compiled step.
     """
+    body = body.without_lora()
     names, freeze = data.classes(), settings.freeze or 0
     if freeze > body.config.n_layer:
         raise ValueError(

@@ -4,6 +4,7 @@ import json
 import os
 import struct
 import sys
+from typing import Any
 
 import gguf
 import numpy as np
@@ -145,7 +146,7 @@ def test_other_tokenizers(model, tmp_path):
 
 def test_the_chat_template_of_the_metadata(model, tmp_path):
     source = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    metadata = gguf_metadata(model) | {"tokenizer.ggml.bos_token_id": 7}
+    metadata: dict[str, Any] = gguf_metadata(model) | {"tokenizer.ggml.bos_token_id": 7}
     path = write_gguf(
         tmp_path / "chat.gguf",
         metadata | {"tokenizer.chat_template": source},

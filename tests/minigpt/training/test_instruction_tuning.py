@@ -77,7 +77,7 @@ def test_loss_and_gradient_are_those_of_labels_of_minus_100(models, tmp_path, ac
     dataset = load_run_dataset(config, parent.tokenizer, parent.run.chat_template)
     steps = build_train_functions(config, parent.run.vocab_size)
     batch = make_train_batch(steps.mesh, dataset.train, config, 0)
-    state = initial_state(steps, None, steps.state._replace(params=parent.params))
+    state = initial_state(steps, config, None, steps.state._replace(params=parent.params))
     _, metrics = steps.train_step(state, batch, jax.random.key(0))
     theirs = transformers.GPT2LMHeadModel.from_pretrained(models / "hf").eval()
     ids, labels = labelled(batch)
