@@ -53,8 +53,12 @@ def train(
     """
     from rich.console import Console
 
+    from minigpt.config import Config
     from minigpt.training import start_training
 
+    if not isinstance(config, Config):
+        allowed = "a minigpt.config.Config, such as Config(steps=100)"
+        raise TypeError(f"config={config!r:.200} is not allowed: it must be {allowed}.")
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=quiet)
     name = f"{config.parent.name}-finetuned" if config.parent else "minigpt"
     return start_training(config, name=name, resume=resume, extend=extend, console=console)

@@ -2,15 +2,52 @@
 
 from __future__ import annotations
 
+import functools
+import numbers
 import operator
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_type_hints
+
+_SIMPLE = {int: "an integer", float: "a number", bool: "True or False", str: "text"} | {
+    type(None): "None"
+}
 
 
 def _require(is_valid: bool, name: str, value: Any, allowed: str) -> None:
     if not is_valid:
         raise ValueError(f"{name}={value!r} is not allowed: it must be {allowed}.")
+
+
+@functools.cache
+def _simple_hints(cls: type) -> dict[str, tuple[type, ...]]:
+    """The types of each field that takes numbers, truth values, text, None or other settings."""
+    hints = {name: get_args(hint) or (hint,) for name, hint in get_type_hints(cls).items()}
+    return {
+        each.name: hints[each.name]
+        for each in fields(cls)
+        if all(kind in _SIMPLE or is_dataclass(kind) for kind in hints[each.name])
+    }
+
+
+def _require_types(config: Any) -> None:
+    """Refuse a value of another type than the field's, such as steps="20" or steps=2.5."""
+    for name, types in _simple_hints(type(config)).items():
+        value = getattr(config, name)
+        if not any(_has_type(value, each) for each in types):
+            words = (_SIMPLE.get(each, f"a {each.__name__}") for each in types)
+            _require(False, name, value, " or ".join(words))
+
+
+def _has_type(value: Any, kind: type) -> bool:
+    """Whether a value is of a kind of number; a traced rate is a float."""
+    if kind is float:
+        is_number = isinstance(value, numbers.Real) or hasattr(value, "aval")
+        return is_number and not isinstance(value, bool)
+    if kind is int:
+        return hasattr(value, "__index__") and not isinstance(value, bool)
+    return isinstance(value, kind)
 
 
 def _require_counts(config: Any, *names: str) -> None:
@@ -36,6 +73,7 @@ def _as_path(name: str, path: Path | str | None) -> Path | None:
     """A path, or None; config.toml, which is UTF-8, must be able to store its name."""
     if path is None:
         return None
+    _require(isinstance(path, str | Path), name, path, "a path or None")
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -50,6 +88,9 @@ def _as_paths(name: str, paths: Any) -> tuple[Path, ...] | None:
     """Several paths; one may be given without a tuple."""
     if paths is None:
         return None
+    is_sequence = isinstance(paths, Sequence) and all(isinstance(p, str | Path) for p in paths)
+    allowed = "a path, several paths in a list, or None"
+    _require(isinstance(paths, Path) or is_sequence, name, paths, allowed)
     several = (paths,) if isinstance(paths, str | Path) else tuple(paths)
     _require(len(several) > 0, name, paths, "at least one file or folder")
     return tuple(path for path in (_as_path(name, path) for path in several) if path)
@@ -90,6 +131,7 @@ class DropoutConfig:
     rate in the last, for drop_path the usual stochastic depth; embed keeps its rate"""
 
     def __post_init__(self) -> None:
+        _require_types(self)
         for name, rate in self.rates.items():
             _require_rate(f"dropout.{name}", rate)
         allowed = "'constant' or 'linear'"
@@ -129,6 +171,7 @@ class LoraConfig:
     attention), mlp_in, mlp_gate (of swiglu), mlp_out"""
 
     def __post_init__(self) -> None:
+        _require_types(self)
         names = self.targets.split(",") if isinstance(self.targets, str) else list(self.targets)
         names = [name.strip() for name in names]
         is_known = bool(names) and set(names) <= {*LORA_TARGETS}
@@ -209,6 +252,7 @@ class ModelConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:
+        _require_types(self)
         _require_counts(self, "n_layer", "n_head", "n_embd", "block_size")
         allowed = f"a multiple of n_head={self.n_head}"
         _require(self.n_embd % self.n_head == 0, "n_embd", self.n_embd, allowed)
@@ -294,6 +338,7 @@ class OptimConfig:
     """gradients are clipped to this global norm"""
 
     def __post_init__(self) -> None:
+        _require_types(self)
         is_positive = 0 < self.learning_rate < float("inf")
         _require(is_positive, "learning_rate", self.learning_rate, "positive and finite")
         in_range = 0 <= self.final_learning_rate <= self.learning_rate
@@ -395,6 +440,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
+        _require_types(self)
         for name in ("data", "val_data"):
             object.__setattr__(self, name, _as_paths(name, getattr(self, name)))
         for name in ("run_dir", "parent"):
@@ -490,6 +536,7 @@ class ClassifyConfig:
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(1e-3, warmup_steps=30))
 
     def __post_init__(self) -> None:
+        _require_types(self)
         _require_counts(self, "steps", "batch_size", "eval_every")
         for name in ("head_dropout", "dropout"):
             _require_rate(name, getattr(self, name))

@@ -89,8 +89,19 @@ class LoadedModel(NamedTuple):
         return self.tokenizer.encode(text)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Convert token ids to text."""
-        return self.tokenizer.decode(ids)
+        """Convert token ids to text.
+
+        Raises:
+          ValueError: an id is not one of the tokenizer's.
+        """
+        array, size = np.asarray(ids), self.tokenizer.vocab_size
+        if array.size and not (
+            np.issubdtype(array.dtype, np.integer) and 0 <= array.min() <= array.max() < size
+        ):
+            raise ValueError(
+                f"ids={ids!r:.200} is not allowed: they must be integers from 0 to {size - 1}."
+            )
+        return self.tokenizer.decode(array.ravel())
 
     def logits(self, tokens: ArrayLike) -> jax.Array:
         """Logits of the next token after each token, for (time,) or (batch, time) ids.
