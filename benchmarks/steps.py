@@ -1,8 +1,8 @@
 """A whole training step of a GPT: build(framework, case), for minigpt, torch and transformers.
 
 A case is {"op": "train_step", "model": NAME, "batch_size": N, "time": TOKENS, "rate": RATE}; NAME
-is one of shapes.find_model. The rate is that of embed, attn_weights, attn_out and mlp_out; of a Llama,
-which has no other dropout in transformers, that of attn_weights. torch is nanoGPT's architecture.
+is one of shapes.find_model. The rate is that of embed, attn_weights, attn_out and mlp_out; of a
+Llama, which has no other dropout in transformers, of attn_weights. torch is nanoGPT's architecture.
 """
 
 import dataclasses

@@ -13,7 +13,7 @@ import torch
 from flax import nnx
 from gpt2_folders import make_model, save_model
 from marks import slow
-from tiny import CONFIG, MODEL, SITES, with_dropout
+from tiny import CONFIG, LLAMA, MODEL, SITES, with_dropout
 
 from dropout_jax.parity import hooks
 from minigpt.config import LORA_TARGETS, Config, DropoutConfig, LoraConfig, ModelConfig
@@ -23,7 +23,9 @@ from minigpt.model import GPT, join_trained, merge_lora, split_lora, split_train
 from minigpt.model.dropout_sites import draw_masks, site_specs
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 11, (3, 32)))
-ADAPTED = dataclasses.replace(MODEL, lora=LoraConfig(3, 6.0, ",".join(LORA_TARGETS)))
+GPT_TARGETS = [target for target in LORA_TARGETS if target != "mlp_gate"]
+ADAPTED = dataclasses.replace(MODEL, lora=LoraConfig(3, 6.0, ",".join(GPT_TARGETS)))
+LLAMA_ADAPTED = dataclasses.replace(LLAMA, lora=LoraConfig(3, 6.0, ",".join(LORA_TARGETS)))
 DROPPED = with_dropout(ADAPTED, **dict.fromkeys((*SITES, "lora"), 0.25))
 
 
@@ -72,7 +74,7 @@ def test_a_layer_by_its_formula(key):
     specs = site_specs(DROPPED, *TOKENS.shape)
     assert list(captures) == list(specs)
     assert [name for name in specs if name.startswith("block/1/lora")] == [
-        f"block/1/lora/{target}" for target in LORA_TARGETS
+        f"block/1/lora/{target}" for target in GPT_TARGETS
     ]
     assert {name: entry["mask"].shape for name, entry in captures.items()} == {
         name: spec.shape for name, spec in specs.items()
@@ -84,6 +86,30 @@ def test_a_layer_by_its_formula(key):
     expected = np.asarray(site["input"]) @ np.asarray(layer.kernel[...]) + update
     hidden = np.asarray(nnx.gelu(jnp.asarray(expected), approximate=True))
     np.testing.assert_allclose(captures["block/1/mlp_hidden"]["input"], hidden, rtol=0, atol=1e-5)
+
+
+def test_the_gate_of_swiglu_by_its_formula(key):
+    """The same formula, in the layer whose activation multiplies the hidden layer."""
+    config = with_dropout(LLAMA_ADAPTED, lora=0.25)
+    graph, params = split_gpt(config)
+    params = randomize(params)
+    captures: Any = {}
+    nnx.merge(graph, params)(TOKENS, key=key, captures=captures)
+    assert list(captures) == list(site_specs(config, *TOKENS.shape))
+    layer = nnx.merge(graph, params).blocks[1].mlp.gate
+    assert layer is not None
+    site = captures["block/1/lora/mlp_gate"]
+    dropped = np.where(site["mask"], np.asarray(site["input"]) / 0.75, 0)
+    update = dropped @ np.asarray(layer.lora_a[...]) @ np.asarray(layer.lora_b[...]) * (6 / 3)
+    gate = np.asarray(site["input"]) @ np.asarray(layer.kernel[...]) + update
+    wide = nnx.merge(graph, params).blocks[1].mlp.wide
+    site = captures["block/1/lora/mlp_in"]
+    dropped = np.where(site["mask"], np.asarray(site["input"]) / 0.75, 0)
+    hidden = np.asarray(site["input"]) @ np.asarray(wide.kernel[...])
+    hidden += dropped @ np.asarray(wide.lora_a[...]) @ np.asarray(wide.lora_b[...]) * (6 / 3)
+    expected = np.asarray(nnx.silu(jnp.asarray(gate))) * hidden
+    actual = captures["block/1/lora/mlp_out"]["input"]
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
 
 
 def test_its_masks_are_of_its_own_and_change_no_other(key):
@@ -128,9 +154,10 @@ def test_scan_remat_and_bfloat16_compute_the_same(how, key):
     np.testing.assert_allclose(two(TOKENS, key=None), one(TOKENS, key=None), 0, tolerance)
 
 
-@pytest.mark.parametrize("scan", [False, True])
-def test_the_merged_model_computes_the_same(scan):
-    config = dataclasses.replace(DROPPED, scan_layers=scan)
+@pytest.mark.parametrize(
+    "config", [DROPPED, dataclasses.replace(DROPPED, scan_layers=True), LLAMA_ADAPTED]
+)
+def test_the_merged_model_computes_the_same(config):
     graph, params = split_gpt(config)
     params = randomize(params)
     plain, like = split_gpt(config.without_lora())
