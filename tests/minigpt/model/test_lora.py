@@ -210,12 +210,12 @@ def test_which_parameters_are_trained(rank, freeze, is_trained, scan):
         (lambda: LoraConfig(0), "lora.rank=0 is not allowed: .*--lora-rank 8"),
         (lambda: LoraConfig(2.5), "lora.rank=2.5 is not allowed"),  # pyright: ignore[reportArgumentType]
         (lambda: LoraConfig(-1), "lora.rank=-1 is not allowed"),
-        (lambda: ModelConfig(lora=LoraConfig(129)), "lora.rank=129 .*at most n_embd=128"),
+        (lambda: ModelConfig(lora=LoraConfig(129)), "lora.rank=129 .*at most 128"),
         (lambda: LoraConfig(8, 0.0), "lora.alpha=0.0 is not allowed: .*--lora-alpha"),
         (lambda: LoraConfig(8, float("nan")), "lora.alpha=nan"),
         (
             lambda: LoraConfig(8, targets="qkv,ffn"),
-            "lora.targets='qkv,ffn' .*qkv,out,mlp_in,mlp_out",
+            "lora.targets='qkv,ffn' .*qkv,out,mlp_in,mlp_gate,mlp_out",
         ),
         (lambda: LoraConfig(8, targets=""), "lora.targets=''"),
         (lambda: LoraConfig(alpha=8.0), "lora.alpha=8.0 .*--lora-rank"),

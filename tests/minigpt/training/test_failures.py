@@ -347,6 +347,7 @@ def test_what_may_change_and_what_may_not(stopped):
     spec, before = RunSpec.load(stopped), read_files(stopped)
     elsewhere = {"dropout_schedule_steps", "vocab_size"}
     elsewhere |= {"model.lora.alpha", "model.lora.targets", "model.dropout.lora"}
+    elsewhere |= {"model.rope_theta"}  # it needs rotary positions, which may not change either
     names, changes = (
         {name for name, _ in flatten_config(Config())} - elsewhere,
         OTHER_VALUES | {"model.remat": True, "extended_from": ((2, 2),)},

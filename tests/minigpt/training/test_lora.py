@@ -415,7 +415,7 @@ def test_defaults_with_lora(made, monkeypatch):
     ("words", "message"),
     [
         (["--lora-rank", 0], "lora.rank=0 is not allowed"),
-        (["--lora-rank", 9], "lora.rank=9 is not allowed: it must be at most n_embd=8"),
+        (["--lora-rank", 9], "lora.rank=9 is not allowed: it must be at most 8"),
         (["--lora-rank", 2, "--lora-targets", "q_proj"], "lora.targets='q_proj' is not allowed"),
         (["--lora-rank", 2, "--lora-dropout", 1.5], "dropout.lora=1.5 is not allowed"),
         (["--lora-dropout", 0.5], "Set --lora-rank too"),
