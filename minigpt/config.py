@@ -31,13 +31,13 @@ def _simple_hints(cls: type) -> dict[str, tuple[type, ...]]:
     }
 
 
-def _require_types(config: Any) -> None:
+def _require_types(config: Any, prefix: str = "") -> None:
     """Refuse a value of another type than the field's, such as steps="20" or steps=2.5."""
     for name, types in _simple_hints(type(config)).items():
         value = getattr(config, name)
         if not any(_has_type(value, each) for each in types):
             words = (_SIMPLE.get(each, f"a {each.__name__}") for each in types)
-            _require(False, name, value, " or ".join(words))
+            _require(False, prefix + name, value, " or ".join(words))
 
 
 def _has_type(value: Any, kind: type) -> bool:
@@ -131,7 +131,7 @@ class DropoutConfig:
     rate in the last, for drop_path the usual stochastic depth; embed keeps its rate"""
 
     def __post_init__(self) -> None:
-        _require_types(self)
+        _require_types(self, "dropout.")
         for name, rate in self.rates.items():
             _require_rate(f"dropout.{name}", rate)
         allowed = "'constant' or 'linear'"
@@ -171,7 +171,7 @@ class LoraConfig:
     attention), mlp_in, mlp_gate (of swiglu), mlp_out"""
 
     def __post_init__(self) -> None:
-        _require_types(self)
+        _require_types(self, "lora.")
         names = self.targets.split(",") if isinstance(self.targets, str) else list(self.targets)
         names = [name.strip() for name in names]
         is_known = bool(names) and set(names) <= {*LORA_TARGETS}
