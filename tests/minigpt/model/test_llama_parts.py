@@ -160,6 +160,7 @@ def run(mesh="data=1", accumulate=1, **changes):
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_how_a_step_is_computed_changes_no_mask_and_no_loss(changes):
     np.testing.assert_allclose(run(**changes), run(), rtol=2e-5)
 

@@ -30,6 +30,7 @@ def make_tokenizer(kind) -> SubwordTokenizer:
     return tokenizer
 
 
+@pytest.mark.slow
 def test_the_body_is_the_imported_model(tmp_path):
     tokenizer = make_tokenizer("file")
     save_model(tmp_path, make_model(vocab_size=tokenizer.vocab_size, n_positions=32))

@@ -120,6 +120,7 @@ TOKENS = np.arange(64).reshape(2, 32) % 11
 
 @pytest.mark.parametrize("options", [{"scan_layers": True}, slow({"remat": True})])
 @pytest.mark.parametrize("over_depth", ["linear", slow("constant")])
+@pytest.mark.slow
 def test_scan_and_remat_have_the_same_rates(options, over_depth, key):
     """The same weights and key; another rate of one site would change the logits by far more."""
     rates = DropoutConfig(**RATES, over_depth=over_depth)

@@ -364,6 +364,7 @@ def test_what_may_change_and_what_may_not(stopped):
     assert read_files(stopped) == before
 
 
+@pytest.mark.slow
 def test_what_may_change_changes_no_parameter(stopped, folder, capsys, whole, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", FakeWandb())
     changes = {

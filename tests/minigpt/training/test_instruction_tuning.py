@@ -66,6 +66,7 @@ def labelled(batch):
 
 
 @pytest.mark.parametrize("accumulate", [1, slow(2)])
+@pytest.mark.slow
 def test_loss_and_gradient_are_those_of_labels_of_minus_100(models, tmp_path, accumulate):
     parent = minigpt.load(models / "hf-run")
     model = dataclasses.replace(parent.config.model, dropout=parent.config.model.dropout.uniform(0))
@@ -122,6 +123,7 @@ def test_padding_and_other_tokens_have_no_effect(models, tmp_path):
 
 
 @pytest.mark.parametrize("at", [4, slow(6)])
+@pytest.mark.slow
 def test_a_stopped_run_ends_like_an_undisturbed_one(folder, monkeypatch, capsys, at):
     assert run_command(capsys, *COMMAND)[0] == 0
     (folder / "out").rename(folder / "whole")

@@ -140,6 +140,7 @@ def test_the_frozen_weights_are_stored_once_and_are_the_parents(made):
         np.testing.assert_array_equal(ours[name], array)
 
 
+@pytest.mark.slow
 def test_the_screen_tells_how_many_are_trained(start, capsys):
     out = run_command(capsys, *COMMAND, *LORA, *FREEZE)[1]
     lora = 2 * (8 + 24) + 2 * (8 + 8) + 2 * (8 + 32)  # of one block
@@ -153,6 +154,7 @@ def test_the_screen_tells_how_many_are_trained(start, capsys):
     assert after["blocks.1.attn.qkv.lora_b"].any()
 
 
+@pytest.mark.slow
 def test_a_run_is_self_contained(folder, capsys):
     """Without the parent it is evaluated, sampled, replayed, labelled and exported."""
     shutil.rmtree(folder / "runs")
@@ -233,6 +235,7 @@ def test_a_classifier_begins_with_the_merged_model(made):
 
 
 @pytest.mark.parametrize("options", [LORA, slow(FREEZE), slow([*LORA, *FREEZE])])
+@pytest.mark.slow
 def test_sigterm_is_the_run_that_goes_on(start, capsys, monkeypatch, options):
     command = [*COMMAND, *options]
     assert run_command(capsys, *command)[0] == 0
@@ -358,6 +361,7 @@ def test_other_frozen_weights_are_refused(folder, capsys, change, message):
 
 
 @pytest.mark.parametrize(("more", "is_small"), [([], False), slow(LORA, True)])
+@pytest.mark.slow
 def test_a_child_of_a_lora_run_begins_with_its_merged_weights(folder, capsys, more, is_small):
     base = RunSpec.load("out").config
     words = ["finetune", "out", "--data", "text.txt", "--run-dir", "child", "--steps", 1, *more]
@@ -491,6 +495,7 @@ WAYS = [
 
 
 @pytest.mark.parametrize("changes", WAYS, ids=lambda changes: ",".join(map(str, changes)))
+@pytest.mark.slow
 def test_meshes_parts_remat_and_scan_are_the_same_run(changes, alone):
     measured, _, after, _ = steps(dataclasses.replace(BASE, **changes))
     losses, expected = ([m["train_loss"] for m in each] for each in (measured, alone[0]))
@@ -539,6 +544,7 @@ def test_a_schedule_changes_the_rate_of_lora():
 
 
 @pytest.mark.parametrize("name", ["alpha", "targets", "rank", "dropout"])
+@pytest.mark.slow
 def test_every_setting_changes_the_step(name, alone):
     lora, rate = BASE.model.lora, BASE.model.dropout
     model = {

@@ -117,6 +117,7 @@ def test_scanned_layers_decay_and_clip_alike():
     np.testing.assert_allclose(scanned.params["blocks"]["attn_norm"]["scale"][...], one, atol=3e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
     losses, _, _ = run(config())
     low, state, _ = run(config({"dtype": "bfloat16"}.items()))

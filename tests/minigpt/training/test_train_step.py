@@ -41,6 +41,7 @@ def test_it_learns_a_batch_by_heart(key):
     assert step_losses[-1] < step_losses[0] / 2
 
 
+@pytest.mark.slow
 def test_same_key_same_run_and_another_key_another(key):
     assert losses(DROPPED, 3, key) == losses(DROPPED, 3, key)
     assert losses(DROPPED, 3, key) != losses(DROPPED, 3, fold(key, "other"))
