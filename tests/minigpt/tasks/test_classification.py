@@ -318,6 +318,7 @@ def _labels_new_texts(run, folder, classifier, capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_passes_of_a_prediction_are_the_models_own(trained):
     """The mean and the mutual information of softmax(model(rows, key)) by a loop."""
     texts = ["abc", "cab a", "b"]

@@ -77,6 +77,7 @@ def test_another_length_is_another_run():
 
 
 @pytest.mark.parametrize("options", [{}, slow({"scan_layers": True}), slow({"remat": True})])
+@pytest.mark.slow
 def test_one_compiled_step_serves_all_rates(options):
     model = dataclasses.replace(LAYERS, **options)
     model = dataclasses.replace(

@@ -217,6 +217,7 @@ def test_config_toml_starts_the_same_run(family, folder, capsys):
     assert outcome(folder / "again")[:2] == outcome(folder / "out")[:2]
 
 
+@pytest.mark.slow
 def test_without_a_run_dir_it_is_named_after_the_parent(folder, capsys):
     words = ["finetune", "parent", "--data", "other.txt", "--steps", 2]
     for more, name in ((), "parent-finetuned"), (("--seed", 4), "parent-finetuned-2"):

@@ -107,6 +107,7 @@ def parameters(run_dir):
     return plain_parameters(minigpt.load(run_dir, "last").params)
 
 
+@pytest.mark.slow
 def test_the_loss_goes_down_and_the_checkpoints_are_small(made):
     values = losses(made / "out")
     assert values == sorted(values, reverse=True)
@@ -395,6 +396,7 @@ def test_a_parent_with_an_optimizer_state(start, capsys):
         shutil.rmtree("out")
 
 
+@pytest.mark.slow
 def test_defaults_with_lora(made, monkeypatch):
     monkeypatch.chdir(made)
 
@@ -512,6 +514,7 @@ def test_only_lora_changes(alone):
 
 
 @pytest.mark.parametrize("scan", [False, slow(True)])
+@pytest.mark.slow
 def test_frozen_blocks_get_no_update_no_decay_and_no_moments(scan):
     strong = dataclasses.replace(BASE.optim, weight_decay=5.0)
     model = dataclasses.replace(BASE.model.without_lora(), scan_layers=scan)

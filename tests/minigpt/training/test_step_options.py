@@ -58,6 +58,7 @@ def test_accumulation_is_the_large_batch_with_its_masks(parts):
     assert less < temporaries
 
 
+@pytest.mark.slow
 def test_a_part_with_masks_of_its_own_would_be_noticed():
     """The bound is tight: the loss of parts that all have the first part's masks differs."""
     losses, _, _ = run(config())
