@@ -69,6 +69,14 @@ class LoadedModel(NamedTuple):
     val_loss: float | None
     """the validation loss that the trainer measured at this step"""
 
+    def __repr__(self) -> str:
+        """One line: without the parameters."""
+        model = self.config.model
+        return (
+            f"LoadedModel({model.n_layer} layers, {model.n_head} heads, width {model.n_embd}, "
+            f"context {model.block_size}, vocabulary {self.tokenizer.vocab_size}, step {self.step})"
+        )
+
     @property
     def config(self) -> Config:
         """The run's settings."""
@@ -85,7 +93,12 @@ class LoadedModel(NamedTuple):
         return self.compiled.state.params
 
     def encode(self, text: str) -> np.ndarray:
-        """Convert text to token ids; an unknown character is a ValueError."""
+        """Convert text to token ids; an unknown character is a ValueError.
+
+        A special token such as <|im_start|> in the text is text: `minigpt chat` writes real ones.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"text={text!r:.200} is not allowed: it must be a str.")
         return self.tokenizer.encode(text)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -169,7 +182,8 @@ class LoadedModel(NamedTuple):
           prompt: a text or several; None is a newline, or the first character of an alphabet
             without a newline.
           num_samples: continuations of each prompt.
-          **options: see GenerationOptions.
+          **options: tokens=500, temperature=1.0 (0: the likeliest token), top_k, top_p, seed=0,
+            stop (a text or several, before which a continuation ends), window="slide" or "half".
 
         Returns:
           The continuation, without the prompt. With several prompts or with `num_samples`, a list:
@@ -178,6 +192,10 @@ class LoadedModel(NamedTuple):
         A continuation depends on its prompt, its seed and the options, not on how many are
         generated at the same time (but for rounding: two tokens with equal chances).
         """
+        given = prompt if isinstance(prompt, list) else ["" if prompt is None else prompt]
+        if not all(isinstance(text, str) for text in given):
+            allowed = "a text, a list of texts, or None"
+            raise TypeError(f"prompt={prompt!r:.200} is not allowed: it must be {allowed}.")
         is_one = num_samples is None and (prompt is None or isinstance(prompt, str))
         prompts = [prompt] if prompt is None or isinstance(prompt, str) else prompt
         count = 1 if num_samples is None else num_samples
@@ -240,6 +258,14 @@ def _pieces(
 
 
 def _check(num_samples: int, options: GenerationOptions) -> None:
+    names = GenerationOptions.__annotations__
+    for name in options:
+        if name not in names:
+            allowed = f"one of {', '.join(names)}"
+            raise TypeError(f"the option {name!r} is not allowed: it must be {allowed}.")
+    tokens = options.get("tokens", 0)
+    if isinstance(tokens, bool) or not hasattr(tokens, "__index__"):
+        raise TypeError(f"tokens={tokens!r} is not allowed: it must be an integer.")
     require_seed(options.get("seed", 0))
     if num_samples < 1:
         raise ValueError(f"num_samples={num_samples} is not allowed: it must be at least 1.")
