@@ -80,7 +80,12 @@ def run_chat(command: Chat) -> None:
 
 
 def _describe(model: LoadedModel, *, is_terminal: bool) -> None:
-    template = "its chat template" if model.run.chat_template else "the plain chat template"
+    template = "its chat template"
+    if not model.run.chat_template:
+        template = (
+            "the plain chat template (User: ..., Assistant: ...), which only a model that was "
+            "fine-tuned on conversations answers"
+        )
     _say(f"checkpoint of step {model.step}, {template}")
     if is_terminal:
         _say(f"Ctrl-C ends an answer, Ctrl-D the program; {RESET} begins a new conversation")
