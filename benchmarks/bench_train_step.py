@@ -2,8 +2,8 @@
 
     python benchmarks/bench_train_step.py [--full]      (make bench runs the short form)
 
-minigpt, nanoGPT's architecture in PyTorch and GPT2LMHeadModel of transformers (SDPA, fused AdamW),
-without dropout and with it, each in its own process, in turn, on the same tokens. Ratios are to
+minigpt, nanoGPT's architecture in PyTorch and transformers' models (SDPA, fused AdamW), without
+dropout and with it, each in its own process, in turn, on the same tokens. Ratios are to
 minigpt without dropout, round by round; the memory is the most that the process had, its libraries
 included. Writes results/train_step-DEVICE.json and prints the table.
 """
@@ -19,9 +19,9 @@ from rich.table import Table
 
 
 class Size(NamedTuple):
-    """A preset, the tokens of a step, the rate of its dropout, and PyTorch's side."""
+    """A model (shapes.py), the tokens of a step, the rate of its dropout, and PyTorch's side."""
 
-    preset: str
+    model: str
     batch_size: int
     time: int
     rate: float
@@ -33,6 +33,7 @@ SIZES = (
     Size("shakespeare-char-cpu", 12, 64, 0.2, "torch", 20),
     Size("shakespeare-char", 16, 256, 0.2, "torch", 2),
     Size("gpt2", 1, 128, 0.1, "transformers", 1),
+    Size("llama", 4, 256, 0.1, "transformers", 2),
 )
 
 
@@ -40,11 +41,11 @@ def measure(size, rounds):
     """Quartiles of the time of a step, as a multiple of minigpt's without dropout."""
     runs = [(framework, rate) for rate in (0.0, size.rate) for framework in ("minigpt", size.peer)]
     workers = {run: harness.Worker(run[0]) for run in runs}
-    case = {"op": "train_step", "preset": size.preset, "batch_size": size.batch_size}
+    case = {"op": "train_step", "model": size.model, "batch_size": size.batch_size}
     for (_, rate), worker in workers.items():
         worker.ask(build=case | {"time": size.time, "rate": rate})
     times = {run: [] for run in runs}
-    for _ in track(range(rounds), f"{size.preset}, {size.batch_size} x {size.time}"):
+    for _ in track(range(rounds), f"{size.model}, {size.batch_size} x {size.time}"):
         for run, worker in workers.items():
             times[run].append(np.median(worker.ask(calls=size.calls)["seconds"]))
     peaks = {run: worker.ask(memory=True)["peak_bytes"] for run, worker in workers.items()}
@@ -53,7 +54,7 @@ def measure(size, rounds):
         worker.close()
     base = np.array(times["minigpt", 0.0])
     rows = [
-        {"preset": size.preset, "batch_size": size.batch_size, "time": size.time}
+        {"model": size.model, "batch_size": size.batch_size, "time": size.time}
         | {"framework": run[0], "dropout": run[1]}
         | {"to_minigpt_without_dropout": harness.quartiles(np.array(seconds) / base)}
         | {"peak_bytes": peaks[run]}
@@ -64,12 +65,12 @@ def measure(size, rounds):
 
 def print_table(rows):
     table = Table(title="a training step, as a multiple of minigpt's without dropout")
-    for name in ("preset", "rows x tokens", "framework", "dropout", "quartiles", "peak GB"):
+    for name in ("model", "rows x tokens", "framework", "dropout", "quartiles", "peak GB"):
         table.add_column(name)
     for row in rows:
         low, middle, high = row["to_minigpt_without_dropout"]
         tokens = f"{row['batch_size']} x {row['time']}"
-        cells = (row["preset"], tokens, row["framework"], str(row["dropout"]))
+        cells = (row["model"], tokens, row["framework"], str(row["dropout"]))
         quartiles = f"{middle:.2f} ({low:.2f} to {high:.2f})"
         table.add_row(*cells, quartiles, f"{row['peak_bytes'] / 1e9:.1f}")
     Console(width=120).print(table)

@@ -1,26 +1,27 @@
 """A whole training step of a GPT: build(framework, case), for minigpt, torch and transformers.
 
-A case is {"op": "train_step", "preset": NAME, "batch_size": N, "time": TOKENS, "rate": RATE}; the
-rate is that of embed, attn_weights, attn_out and mlp_out. torch is nanoGPT's architecture,
-transformers is GPT2LMHeadModel.
+A case is {"op": "train_step", "model": NAME, "batch_size": N, "time": TOKENS, "rate": RATE}; NAME
+is one of shapes.find_model. The rate is that of embed, attn_weights, attn_out and mlp_out; of a
+Llama, which has no other dropout in transformers, of attn_weights. torch is nanoGPT's architecture.
 """
 
 import dataclasses
 
 import numpy as np
+import shapes
 
 from minigpt.config import PRESETS, DropoutConfig
-
-VOCABULARY = 65
 
 
 def build(framework, case):
     """A function that runs one step and waits for its loss."""
-    preset, rate = PRESETS[case["preset"]], case["rate"]
-    rates = DropoutConfig.uniform(rate)
-    model = dataclasses.replace(preset.model, dropout=rates, block_size=case["time"])
+    model, vocabulary = shapes.find_model(case["model"])
+    rates = DropoutConfig.uniform(case["rate"])
+    if model.positions == "rotary":
+        rates = DropoutConfig(attn_weights=case["rate"])
+    model = dataclasses.replace(model, dropout=rates, block_size=case["time"])
+    preset = PRESETS["gpt2" if case["model"] == "gpt2" else "shakespeare-char"]
     config = dataclasses.replace(preset, batch_size=case["batch_size"], model=model)
-    vocabulary = 50_257 if case["preset"] == "gpt2" else VOCABULARY
     rng = np.random.default_rng(0)
     rows = rng.integers(0, vocabulary, (config.batch_size, model.block_size + 1))
     builders = {"minigpt": _minigpt, "torch": _torch, "transformers": _transformers}
@@ -57,22 +58,17 @@ def _torch(config, vocabulary, rows):
 
 def _transformers(config, vocabulary, rows):
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel  # pyright: ignore[reportMissingImports]
 
     class Logits(torch.nn.Module):
-        def __init__(self, gpt2):
+        def __init__(self, model):
             super().__init__()
-            self.gpt2 = gpt2
+            self.model = model
 
         def forward(self, tokens):
-            return self.gpt2(tokens, use_cache=False).logits
+            return self.model(tokens, use_cache=False).logits
 
-    model, rate = config.model, config.model.dropout.embed
-    sizes = {"n_layer": model.n_layer, "n_head": model.n_head, "n_embd": model.n_embd}
-    sizes |= {"vocab_size": vocabulary, "n_positions": model.block_size}
-    rates = {"embd_pdrop": rate, "attn_pdrop": rate, "resid_pdrop": rate}
-    gpt2 = GPT2LMHeadModel(GPT2Config(**sizes, **rates, bos_token_id=0, eos_token_id=0))
-    return _torch_step(Logits(gpt2).train(), config, rows)
+    model = shapes.transformers_model(config.model, vocabulary, **config.model.dropout.rates)
+    return _torch_step(Logits(model).train(), config, rows)
 
 
 def _torch_step(model, config, rows):

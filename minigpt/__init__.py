@@ -53,19 +53,23 @@ def train(
     """
     from rich.console import Console
 
+    from minigpt.config import Config
     from minigpt.training import start_training
 
+    if not isinstance(config, Config):
+        allowed = "a minigpt.config.Config, such as Config(steps=100)"
+        raise TypeError(f"config={config!r:.200} is not allowed: it must be {allowed}.")
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=quiet)
     name = f"{config.parent.name}-finetuned" if config.parent else "minigpt"
     return start_training(config, name=name, resume=resume, extend=extend, console=console)
 
 
 def load(run_dir: str | Path, checkpoint: Checkpoint | None = None) -> LoadedModel:
-    """Load a trained model from a run directory, or a GPT-2 in the format of Hugging Face.
+    """Load a trained model from a run directory, or a GPT-2 or Llama in the format of Hugging Face.
 
-    A folder with a config.json and a model.safetensors, or the name of such a model on the hub
-    (OWNER/MODEL), is read without a run directory: see docs/huggingface.md. For run directories
-    see `minigpt.tasks.inference.load`.
+    A folder with a config.json and a model.safetensors, the name of such a model on the hub
+    (OWNER/MODEL), or a GGUF file is read without a run directory: see docs/huggingface.md. For run
+    directories see `minigpt.tasks.inference.load`.
     """
     from minigpt.interop import is_huggingface_model, read_huggingface
     from minigpt.tasks import inference  # here, so that `import minigpt` does not import JAX

@@ -2,15 +2,52 @@
 
 from __future__ import annotations
 
+import functools
+import numbers
 import operator
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_type_hints
+
+_SIMPLE = {int: "an integer", float: "a number", bool: "True or False", str: "text"} | {
+    type(None): "None"
+}
 
 
 def _require(is_valid: bool, name: str, value: Any, allowed: str) -> None:
     if not is_valid:
         raise ValueError(f"{name}={value!r} is not allowed: it must be {allowed}.")
+
+
+@functools.cache
+def _simple_hints(cls: type) -> dict[str, tuple[type, ...]]:
+    """The types of each field that takes numbers, truth values, text, None or other settings."""
+    hints = {name: get_args(hint) or (hint,) for name, hint in get_type_hints(cls).items()}
+    return {
+        each.name: hints[each.name]
+        for each in fields(cls)
+        if all(kind in _SIMPLE or is_dataclass(kind) for kind in hints[each.name])
+    }
+
+
+def _require_types(config: Any, prefix: str = "") -> None:
+    """Refuse a value of another type than the field's, such as steps="20" or steps=2.5."""
+    for name, types in _simple_hints(type(config)).items():
+        value = getattr(config, name)
+        if not any(_has_type(value, each) for each in types):
+            words = (_SIMPLE.get(each, f"a {each.__name__}") for each in types)
+            _require(False, prefix + name, value, " or ".join(words))
+
+
+def _has_type(value: Any, kind: type) -> bool:
+    """Whether a value is of a kind of number; a traced rate is a float."""
+    if kind is float:
+        is_number = isinstance(value, numbers.Real) or hasattr(value, "aval")
+        return is_number and not isinstance(value, bool)
+    if kind is int:
+        return hasattr(value, "__index__") and not isinstance(value, bool)
+    return isinstance(value, kind)
 
 
 def _require_counts(config: Any, *names: str) -> None:
@@ -36,6 +73,7 @@ def _as_path(name: str, path: Path | str | None) -> Path | None:
     """A path, or None; config.toml, which is UTF-8, must be able to store its name."""
     if path is None:
         return None
+    _require(isinstance(path, str | Path), name, path, "a path or None")
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -50,6 +88,9 @@ def _as_paths(name: str, paths: Any) -> tuple[Path, ...] | None:
     """Several paths; one may be given without a tuple."""
     if paths is None:
         return None
+    is_sequence = isinstance(paths, Sequence) and all(isinstance(p, str | Path) for p in paths)
+    allowed = "a path, several paths in a list, or None"
+    _require(isinstance(paths, Path) or is_sequence, name, paths, allowed)
     several = (paths,) if isinstance(paths, str | Path) else tuple(paths)
     _require(len(several) > 0, name, paths, "at least one file or folder")
     return tuple(path for path in (_as_path(name, path) for path in several) if path)
@@ -83,11 +124,14 @@ class DropoutConfig:
     """the output of the MLP"""
     drop_path: float = 0.0
     """whole residual branches, separately for each row of the batch"""
+    lora: float = field(default=0.0, metadata={"option": "lora-dropout"})
+    """LoRA: the input of B A, which leaves the input of W as it is"""
     over_depth: Literal["constant", "linear"] = field(default="constant", kw_only=True)
     """linear: the rates of every site in the blocks grow from 0 in the first block to the given
     rate in the last, for drop_path the usual stochastic depth; embed keeps its rate"""
 
     def __post_init__(self) -> None:
+        _require_types(self, "dropout.")
         for name, rate in self.rates.items():
             _require_rate(f"dropout.{name}", rate)
         allowed = "'constant' or 'linear'"
@@ -106,6 +150,58 @@ class DropoutConfig:
         return cls(embed=rate, attn_weights=rate, attn_out=rate, mlp_out=rate)
 
 
+# The dense layers that LoRA can adapt, in the order of the forward pass.
+LORA_TARGETS = ("qkv", "out", "mlp_in", "mlp_gate", "mlp_out")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """LoRA (Hu et al., 2021): y = W x + (alpha / rank) B A dropout(x); only A and B are trained.
+
+    >>> LoraConfig(rank=8, alpha=16, targets="mlp_out, qkv").targets
+    'qkv,mlp_out'
+    """
+
+    rank: int | None = field(default=None, metadata={"option": "lora-rank"})
+    """LoRA: train only A and B, of this rank, beside the weights of the parent; None: no LoRA"""
+    alpha: float | None = field(default=None, metadata={"option": "lora-alpha"})
+    """LoRA: B A x is multiplied by alpha / rank; None: the rank, so by 1"""
+    targets: str = field(default="qkv,out", metadata={"option": "lora-targets"})
+    """LoRA: the dense layers with A and B: some of qkv (queries, keys and values), out (of the
+    attention), mlp_in, mlp_gate (of swiglu), mlp_out"""
+
+    def __post_init__(self) -> None:
+        _require_types(self, "lora.")
+        names = self.targets.split(",") if isinstance(self.targets, str) else list(self.targets)
+        names = [name.strip() for name in names]
+        is_known = bool(names) and set(names) <= {*LORA_TARGETS}
+        allowed = f"some of {','.join(LORA_TARGETS)}, such as qkv,out. Change --lora-targets"
+        _require(is_known, "lora.targets", self.targets, allowed)
+        in_order = ",".join(name for name in LORA_TARGETS if name in names)
+        object.__setattr__(self, "targets", in_order)
+        is_count = self.rank is None or (type(self.rank) is int and self.rank >= 1)
+        allowed = "an integer from 1, or None for no LoRA. Set --lora-rank 8"
+        _require(is_count, "lora.rank", self.rank, allowed)
+        is_positive = self.alpha is None or 0 < self.alpha < float("inf")
+        allowed = "positive and finite, or None for the rank. Change --lora-alpha"
+        _require(is_positive, "lora.alpha", self.alpha, allowed)
+        for name in ("alpha", "targets"):
+            default = type(self).__dataclass_fields__[name].default
+            is_read = self.rank is not None or getattr(self, name) == default
+            allowed = f"{default} without LoRA. Set --lora-rank too, such as --lora-rank 8"
+            _require(is_read, f"lora.{name}", getattr(self, name), allowed)
+
+    @property
+    def scale(self) -> float:
+        """The factor of B A x."""
+        assert self.rank is not None
+        return (self.rank if self.alpha is None else self.alpha) / self.rank
+
+    def adapts(self, layer: str) -> bool:
+        """Whether the dense layer of this name has A and B."""
+        return self.rank is not None and layer in self.targets.split(",")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The shape of the GPT."""
@@ -120,9 +216,10 @@ class ModelConfig:
     """context length in tokens"""
     bias: bool = False
     """biases in dense layers and layer norms"""
-    activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu_tanh"
+    activation: Literal["gelu", "gelu_tanh", "relu", "swiglu"] = "gelu_tanh"
     """of the MLP's hidden layer; gelu: x * Phi(x), as in nanoGPT; gelu_tanh: its approximation by
-    tanh, as in GPT-2; relu: as in the first Transformer"""
+    tanh, as in GPT-2; relu: as in the first Transformer; swiglu: silu(gate(x)) * wide(x), with a
+    dense layer more, as in Llama"""
     vocab_size: int | None = None
     """rows of the token table; None: the tokenizer's vocabulary; extra rows stay unused"""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -134,12 +231,91 @@ class ModelConfig:
     (GPT-1)"""
     scan_layers: bool = False
     """compile one block and run it n_layer times: faster to compile, for deep models"""
+    norm_type: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """layernorm: subtract the mean, divide by the standard deviation (GPT-2); rmsnorm: divide by
+    the root of the mean square, without a bias (Llama)"""
+    norm_epsilon: float = 1e-5
+    """added to the variance, or to the mean square, in the norms"""
+    positions: Literal["learned", "rotary"] = "learned"
+    """learned: a table of block_size positions is added to the tokens (GPT-2); rotary: queries and
+    keys are rotated by angles that grow with the position (Llama)"""
+    rope_theta: float = 10_000.0
+    """base of the wavelengths of rotary positions; 10000 with learned ones"""
+    n_kv_head: int | None = None
+    """heads of keys and values, of which each serves n_head / n_kv_head heads of queries; None:
+    n_head"""
+    n_inner: int | None = None
+    """width of the MLP's hidden layer; None: 4 * n_embd"""
+    tied_head: bool = True
+    """the output layer shares its weights with the token table"""
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:
+        _require_types(self)
         _require_counts(self, "n_layer", "n_head", "n_embd", "block_size")
         allowed = f"a multiple of n_head={self.n_head}"
         _require(self.n_embd % self.n_head == 0, "n_embd", self.n_embd, allowed)
+        _require_optional_count(self, "n_kv_head", f"None for n_head={self.n_head}")
+        allowed = f"a divisor of n_head={self.n_head}"
+        _require(self.n_head % self.kv_heads == 0, "n_kv_head", self.n_kv_head, allowed)
+        _require_optional_count(self, "n_inner", "None for 4 * n_embd")
+        self._require_names()
+        self._require_positions()
+        is_positive = 0 < self.norm_epsilon < float("inf")
+        _require(is_positive, "norm_epsilon", self.norm_epsilon, "positive and finite")
+        self._require_lora()
+
+    def _require_names(self) -> None:
+        for name, allowed in (
+            ("activation", ("gelu", "gelu_tanh", "relu", "swiglu")),
+            ("norm_type", ("layernorm", "rmsnorm")),
+            ("positions", ("learned", "rotary")),
+        ):
+            value = getattr(self, name)
+            _require(value in allowed, name, value, f"one of {', '.join(allowed)}")
+
+    def _require_positions(self) -> None:
+        theta, is_rotary = self.rope_theta, self.positions == "rotary"
+        _require(0 < theta < float("inf"), "rope_theta", theta, "positive and finite")
+        allowed = "10000.0 unless positions='rotary'. Set --model.positions rotary too"
+        _require(is_rotary or theta == 10_000.0, "rope_theta", theta, allowed)
+        allowed = f"learned, or n_embd / n_head = {self.n_embd // self.n_head} even"
+        is_even = self.n_embd // self.n_head % 2 == 0
+        _require(not is_rotary or is_even, "positions", self.positions, allowed)
+
+    def _require_lora(self) -> None:
+        rank, rate = self.lora.rank, self.dropout.lora
+        largest = min(self.n_embd, self.mlp_width)
+        allowed = f"at most {largest}, the smaller side of the layers. Lower --lora-rank"
+        _require(rank is None or rank <= largest, "lora.rank", rank, allowed)
+        has_gate = self.activation == "swiglu" or "mlp_gate" not in self.lora.targets.split(",")
+        allowed = "without mlp_gate, which only a model with activation='swiglu' has"
+        _require(has_gate, "lora.targets", self.lora.targets, allowed)
+        has_effect = rank is not None or hasattr(rate, "aval") or not rate
+        allowed = "0 without LoRA. Set --lora-rank too, such as --lora-rank 8"
+        _require(has_effect, "dropout.lora", rate, allowed)
+
+    def without_lora(self) -> ModelConfig:
+        """The model with its LoRA layers merged into the dense layers."""
+        return replace(self, lora=LoraConfig(), dropout=replace(self.dropout, lora=0.0))
+
+    @classmethod
+    def from_table(cls, table: dict[str, Any]) -> ModelConfig:
+        """The settings from the table that dataclasses.asdict makes of them."""
+        parts = {"dropout": DropoutConfig, "lora": LoraConfig}
+        tables = {name: part(**table.get(name, {})) for name, part in parts.items()}
+        return cls(**(table | tables))
+
+    @property
+    def kv_heads(self) -> int:
+        """The number of heads of keys and values."""
+        return self.n_head if self.n_kv_head is None else self.n_kv_head
+
+    @property
+    def mlp_width(self) -> int:
+        """The width of the MLP's hidden layer."""
+        return 4 * self.n_embd if self.n_inner is None else self.n_inner
 
 
 @dataclass(frozen=True)
@@ -162,6 +338,7 @@ class OptimConfig:
     """gradients are clipped to this global norm"""
 
     def __post_init__(self) -> None:
+        _require_types(self)
         is_positive = 0 < self.learning_rate < float("inf")
         _require(is_positive, "learning_rate", self.learning_rate, "positive and finite")
         in_range = 0 <= self.final_learning_rate <= self.learning_rate
@@ -189,8 +366,8 @@ class Config:
 
     data: tuple[Path, ...] | None = None
     """the text: UTF-8 files, also .gz, .jsonl, .parquet and .arrow, folders of such files, or
-    play:NAME, joined with blank lines; the last tenth is for validation; None: all of Shakespeare's
-    plays"""
+    play:NAME, joined with blank lines; or .jsonl files of conversations, for instruction tuning;
+    the last tenth is for validation; None: all of Shakespeare's plays"""
     val_data: tuple[Path, ...] | None = None
     """a validation text of its own, named like data; then all of data is for training"""
     text_field: str = "text"
@@ -202,6 +379,9 @@ class Config:
     """run that provides the initial weights and the tokenizer; `minigpt finetune` sets it"""
     parent_checkpoint: Literal["last", "best"] = "last"
     """checkpoint of the parent; best: the one with the lowest validation loss"""
+    freeze: int | None = None
+    """fine-tuning: keep the parent's embeddings and first N blocks as they are; 0: the embeddings
+    only; None: train everything. With LoRA: its layers in the first N blocks stay without effect"""
     seed: int = 1337
     """seed of the weights, the batches and every dropout mask"""
     steps: int = 2000
@@ -260,6 +440,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
+        _require_types(self)
         for name in ("data", "val_data"):
             object.__setattr__(self, name, _as_paths(name, getattr(self, name)))
         for name in ("run_dir", "parent"):
@@ -278,6 +459,7 @@ class Config:
         _require_optional_count(self, "sample_every", "None to sample at the end only")
         self._require_dropout_schedule()
         self._require_extensions()
+        self._require_freeze()
 
     def _require_tokenizer(self) -> None:
         allowed = "char, byte, gpt2, bpe, or a path of a tokenizer"
@@ -306,6 +488,14 @@ class Config:
         ascends = all(numbers == sorted(set(numbers)) for numbers in (ends, [*lengths, self.steps]))
         is_valid = ascends and all(0 <= step <= steps for step, steps in extensions)
         _require(is_valid, "extended_from", extensions, "pairs (step, steps) in ascending order")
+
+    def _require_freeze(self) -> None:
+        """After the first N blocks something must be left to train."""
+        is_enough = self.model.norm == "pre" and self.model.lora.rank is None  # the last norm
+        most = self.model.n_layer if is_enough else self.model.n_layer - 1
+        in_range = self.freeze is None or (type(self.freeze) is int and 0 <= self.freeze <= most)
+        allowed = f"from 0 to {most}, so that something is trained, or None to train everything"
+        _require(in_range, "freeze", self.freeze, allowed)
 
     def steps_at(self, step: int) -> int:
         """The number of steps that the run was to have when it made this step, from 0.
@@ -346,6 +536,7 @@ class ClassifyConfig:
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(1e-3, warmup_steps=30))
 
     def __post_init__(self) -> None:
+        _require_types(self)
         _require_counts(self, "steps", "batch_size", "eval_every")
         for name in ("head_dropout", "dropout"):
             _require_rate(name, getattr(self, name))

@@ -11,9 +11,15 @@ from minigpt.run import metrics
 from minigpt.tasks.classification.data import LabelledSplit, LabelledTexts
 
 TIMED = ("tokens_per_s", "elapsed_s")
-SITES = list(DropoutConfig().rates)
+SITES = [name for name in DropoutConfig().rates if name != "lora"]  # of a model without LoRA
 TEXT = "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind\n" * 20
 MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=8, block_size=32)
+# The parts of Llama, with an output layer of its own.
+LLAMA = dataclasses.replace(
+    MODEL,
+    **{"n_head": 4, "n_kv_head": 2, "n_embd": 16, "n_inner": 24, "activation": "swiglu"},
+    **{"norm_type": "rmsnorm", "positions": "rotary", "rope_theta": 100.0, "tied_head": False},
+)
 CONFIG = Config(
     steps=4,
     batch_size=3,

@@ -18,7 +18,7 @@ LIMITS_S = {
     "attention": 40,
     "step": 600,
     "generation": 120,
-    LARGEST_BATCH: 120,
+    LARGEST_BATCH: 600,
 }
 """of CPU for one program by its kind; those of the short form take a part of it"""
 SPILLS_IN_FLOAT32 = 128  # bytes

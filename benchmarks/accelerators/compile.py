@@ -63,6 +63,8 @@ def main() -> None:
         print(json.dumps(row), flush=True)
     if settings.full and settings.only == LARGEST_BATCH and not settings.list:
         for name in settings.chips:
+            known = {"device": name, "kind": LARGEST_BATCH, "program": "", "command": ""}
+            print(COMPILING + json.dumps(known), file=sys.stderr, flush=True)
             for row in largest_batches(CHIPS[name]):
                 print(json.dumps(row), flush=True)
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from checks import LARGEST_BATCH, Row, count_rematerializations, explain_end
+from checks import LARGEST_BATCH, Row, count_rematerializations, explain_end, last_program
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -51,8 +52,10 @@ def _name(row: Row) -> tuple[str, ...]:
 
 
 def _compile(command: list[str], program: Row) -> Row:
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, capture_output=True, errors="replace", check=False)
     lines = [line for line in result.stdout.splitlines() if line.startswith("{")]
+    if not lines and last_program(result.stderr) is None:
+        sys.exit(f"{' '.join(command)}\n{result.stderr}")
     if not lines:
         return program | {"error": explain_end(result.returncode, program["kind"]), "cpu_s": 0.0}
     row = json.loads(lines[-1])

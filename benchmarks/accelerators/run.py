@@ -65,7 +65,9 @@ def compile_in(venv: str, chips: tuple[str, ...], options: list[str]) -> list[Ro
     rows: list[Row] = []
     while True:
         first = ["--first", str(len(rows))]
-        result = subprocess.run([*command, *first], capture_output=True, text=True, check=False)
+        result = subprocess.run(
+            [*command, *first], capture_output=True, errors="replace", check=False
+        )
         rows += read_rows(result.stdout, result.stderr)
         if not result.returncode:
             return rows

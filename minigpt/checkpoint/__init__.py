@@ -2,6 +2,7 @@
 
 from minigpt.checkpoint.manager import (
     CheckpointWriter,
+    arrays_sha256,
     best_step,
     host_arrays,
     list_steps,

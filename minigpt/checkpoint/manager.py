@@ -214,22 +214,40 @@ def read(
     return read_arrays(folder, manifest, max_bytes), manifest["meta"]
 
 
-def restore(run_dir: Path, like: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+def arrays_sha256(run_dir: Path, step: int | None = None) -> str:
+    """The SHA-256 of the arrays' file of a step, by default the newest, by its manifest."""
+    return read_manifest(_checkpoint_dir(run_dir, step))["files"][ARRAYS]["sha256"]
+
+
+def restore(
+    run_dir: Path, like: Any, step: int | None = None, *, ignore: str | None = None
+) -> tuple[Any, dict[str, Any]]:
     """Restore a step, by default the newest: a tree with the structure of `like`, and its meta.
 
-    The leaves of `like` are arrays or jax.ShapeDtypeStruct. No limit on the size is needed: the
-    arrays are read only if the manifest lists exactly those of `like`.
+    The leaves of `like` are arrays or jax.ShapeDtypeStruct. Arrays whose name begins with `ignore`
+    may be there too, of up to three times the size of the others (AdamW's state has twice that of
+    the parameters). No other limit on the size is needed: the arrays are read only if the manifest
+    lists exactly those of `like`.
     """
     folder = _checkpoint_dir(run_dir, step)
     manifest, expected = read_manifest(folder), _named_leaves(like)
-    _require_same_arrays(folder.path / MANIFEST, manifest["arrays"], expected)
-    arrays = read_arrays(folder, manifest, max_bytes=total_bytes(manifest))
+    specs, max_bytes = manifest["arrays"], total_bytes(manifest)
+    if ignore is not None:
+        specs = {name: spec for name, spec in specs.items() if not name.startswith(ignore)}
+        max_bytes = 4 * total_bytes({"arrays": specs})
+    _require_same_arrays(folder.path / MANIFEST, specs, expected)
+    arrays = read_arrays(folder, manifest, max_bytes)
     leaves = [arrays[name] for name in expected]
     return jax.tree.unflatten(jax.tree.structure(like), leaves), manifest["meta"]
 
 
 def restore_latest_valid(
-    run_dir: Path, like: Any, warn: Callable[[str], object], max_step: float = math.inf
+    run_dir: Path,
+    like: Any,
+    warn: Callable[[str], object],
+    max_step: float = math.inf,
+    *,
+    ignore: str | None = None,
 ) -> tuple[Any, dict[str, Any]] | None:
     """Restore the newest valid checkpoint up to `max_step`; `warn` gets a message for each skipped.
 
@@ -238,7 +256,7 @@ def restore_latest_valid(
     steps = [step for step in list_steps(run_dir) if step <= max_step]
     for step in reversed(steps):
         try:
-            tree_and_meta = restore(run_dir, like, step)
+            tree_and_meta = restore(run_dir, like, step, ignore=ignore)
         except CheckpointError as error:
             warn(f"skipping the checkpoint of step {step}: {error}")
             continue

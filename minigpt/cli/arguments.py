@@ -98,6 +98,9 @@ def option_types(command: Any, prefix: str = "") -> dict[str, Any]:
             continue
         is_unnamed = any(getattr(extra, "name", None) == "" for extra in extras)
         option = prefix if is_unnamed else prefix + name.replace("_", "-")
+        for extra in extras:
+            if getattr(extra, "prefix_name", None) is False:
+                option = extra.name
         if dataclasses.is_dataclass(kind) or typing.is_typeddict(kind):
             options |= option_types(kind, option and option + ".")
         else:
@@ -163,7 +166,13 @@ def similar_names(name: str, known: Sequence[str], cutoff: float) -> list[str]:
 
 def unused_words(command: str, words: Sequence[str]) -> str:
     """What is wrong with words that belong to no option."""
-    option = {"sample": "prompt", "uncertainty": "text", "import": "run-dir", "export": "out"}
+    option = {
+        "sample": "prompt",
+        "chat": "system",
+        "uncertainty": "text",
+        "import": "run-dir",
+        "export": "out",
+    }
     hint = option.get(command, "data")
     return (
         f"{words[0]!r} belongs to no option of minigpt {command}. Put an option before it, such as "

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from minigpt.cli.common import load_model, make_console
+from minigpt.cli.common import import_model, load_model, make_console
 from minigpt.config import Checkpoint, ClassifyConfig
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class Classify:
       $ minigpt classify runs/shakespeare-char-cpu
       $ minigpt classify runs/mine --data reviews.csv --dropout 0.2
       $ minigpt classify runs/mine --predict new.txt --passes 30
+      $ minigpt classify gpt2-folder --data reviews.csv
 
     It is tested on held-out texts, beside two baselines. A text that is longer than the model's
     context is cut off. Without --data, the task is the genre of Shakespeare's speeches, split by
@@ -39,7 +40,8 @@ class Classify:
     """
 
     run_dir: tyro.conf.Positional[Path]
-    """directory of a run of `minigpt train`"""
+    """directory of a run of `minigpt train`, or a Hugging Face GPT-2 as for minigpt import, which
+    is imported to runs/NAME-imported"""
     data: Path | None = None
     """file with the columns text and label, and optionally split (train, validation or test): CSV
     with commas, tabs or semicolons, or JSON lines (.jsonl)"""
@@ -62,6 +64,9 @@ class Classify:
 
 def run_classify(command: Classify) -> None:
     """Train a classifier, or label the texts of a file with it."""
+    is_prediction = command.predict is not None
+    run_dir = import_model(command.run_dir, quiet=is_prediction)
+    command = dataclasses.replace(command, run_dir=run_dir)
     if command.predict is None:
         _refuse_options_of_predict(command)
         _train_and_test(command)

@@ -11,6 +11,7 @@ from typing import Any
 import tyro
 
 from minigpt.cli.arguments import REGISTRY, complete_booleans, unknown_option, unused_words
+from minigpt.cli.chat import Chat, run_chat
 from minigpt.cli.classify import Classify, run_classify
 from minigpt.cli.evaluate import Eval, run_eval
 from minigpt.cli.export import Export, run_export
@@ -27,6 +28,7 @@ HANDLERS: dict[type, Any] = {
     Train: run_train,
     Finetune: run_finetune,
     Sample: run_sample,
+    Chat: run_chat,
     Eval: run_eval,
     Replay: run_replay,
     Plan: run_plan,

@@ -25,3 +25,13 @@ def load_model(run_dir: Path, name: Checkpoint) -> tuple[RunSpec, CompiledSteps]
 
     model = load(run_dir, name)
     return model.run, model.compiled
+
+
+def import_model(path: Path, *, quiet: bool = False) -> Path:
+    """The run directory: the argument, or the import of the Hugging Face model that it names."""
+    from minigpt.interop import import_once, is_huggingface_model
+
+    if not is_huggingface_model(path):
+        return path
+    say = (lambda line: None) if quiet else (lambda line: print(line, flush=True))
+    return import_once(path, Path("runs"), say)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from minigpt.config import Checkpoint
 if TYPE_CHECKING:
     from minigpt.data import Dataset
     from minigpt.run import RunSpec
+    from minigpt.training import CompiledSteps, Evaluation
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Eval:
     run_dir: tyro.conf.Positional[Path]
     """directory of a run of `minigpt train`"""
     data: tuple[Path, ...] | None = None
-    """measure the whole of this text, named as for minigpt train; None: the run's validation
-    text"""
+    """measure the whole of this text, named as for minigpt train, or the answers of conversations
+    (.jsonl); None: the run's validation text"""
     text_field: str | None = None
     """field with the text in .jsonl, .parquet and .arrow files; None: that of the run"""
     json: bool = False
@@ -44,21 +46,8 @@ class Eval:
 
 def run_eval(command: Eval) -> None:
     """Print the loss as one line or as JSON."""
-    from minigpt.training import evaluate_text
-
     spec, compiled = load_model(command.run_dir, command.checkpoint)
-    config, dataset = spec.config, _load_text(command, spec)
-    windows = -(-max(len(dataset.validation) - 1, 1) // config.model.block_size)
-    with _progress(compiled.eval_step, -(-windows // config.batch_size)) as eval_step:
-        result = evaluate_text(
-            eval_step,
-            compiled.state.params,
-            dataset.validation,
-            dataset.validation_characters,
-            batch_size=config.batch_size,
-            block_size=config.model.block_size,
-            first_characters=len(dataset.tokenizer.decode(dataset.validation[:1])),
-        )
+    result = _evaluate(spec, compiled, _load_text(command, spec))
     step = int(compiled.state.step)
     data = None if command.data is None else [str(path) for path in command.data]
     if command.json:
@@ -72,21 +61,52 @@ def run_eval(command: Eval) -> None:
     )
 
 
+def _evaluate(spec: RunSpec, compiled: CompiledSteps, dataset: Dataset) -> Evaluation:
+    """The loss on the validation part of a text or of conversations."""
+    from minigpt.data import Answers
+    from minigpt.training import evaluate_answers, evaluate_text
+
+    config, tokens, params = spec.config, dataset.validation, compiled.state.params
+    sizes = {"batch_size": config.batch_size, "block_size": config.model.block_size}
+    if isinstance(tokens, Answers):
+        print(*dataset.notes, sep="\n", end="\n" if dataset.notes else "", file=sys.stderr)
+        with _progress(compiled.eval_step, -(-len(tokens) // config.batch_size)) as eval_step:
+            return evaluate_answers(eval_step, params, tokens, **sizes)
+    windows = -(-max(len(tokens) - 1, 1) // config.model.block_size)
+    with _progress(compiled.eval_step, -(-windows // config.batch_size)) as eval_step:
+        return evaluate_text(
+            eval_step,
+            params,
+            tokens,
+            dataset.validation_characters,
+            first_characters=len(dataset.tokenizer.decode(tokens[:1])),
+            **sizes,
+        )
+
+
 def _load_text(command: Eval, spec: RunSpec) -> Dataset:
     """The run's text, or all of --data as a validation text."""
-    from minigpt.data import load_dataset, load_run_dataset
+    from minigpt.data import (
+        are_conversations,
+        load_conversations,
+        load_dataset,
+        load_run_dataset,
+    )
 
     config = spec.config
     if command.data is not None:
         text_field = command.text_field or config.text_field
         kind, tokenizer = config.tokenizer, spec.tokenizer
+        if are_conversations(command.data, text_field):
+            size = config.model.block_size
+            return load_conversations((), command.data, tokenizer, spec.chat_template, size)
         return load_dataset((), kind, tokenizer, val_data=command.data, text_field=text_field)
     if config.imported_from:
         raise ValueError(
             f"data=None is not allowed: {str(command.run_dir)!r} is an imported model, which has "
             "no text of its own. Set --data FILE."
         )
-    dataset = load_run_dataset(config, spec.inherited_tokenizer)
+    dataset = load_run_dataset(config, spec.inherited_tokenizer, spec.chat_template)
     spec.require_same_text(dataset.sha256, dataset.tokenizer)
     return dataset
 

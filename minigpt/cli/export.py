@@ -27,7 +27,8 @@ class Export:
     """directory of a run of `minigpt train`"""
     format: Literal["safetensors", "huggingface"] = "safetensors"
     """safetensors: one file with float32 arrays under plain names, and the settings as metadata;
-    huggingface: a folder that transformers loads as a GPT-2 with its tokenizer"""
+    huggingface: a folder that transformers loads, as a GPT-2 or, with rotary positions, as a Llama,
+    with its tokenizer"""
     out: Path | None = None
     """new file or folder to write; None: the name of RUN_DIR and .safetensors or -huggingface, in
     the current folder"""

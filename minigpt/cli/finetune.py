@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from minigpt.cli.common import import_model
 from minigpt.cli.settings import options_of, resolve
 from minigpt.cli.train import TrainOptions, extended_run_settings, start_training
 from minigpt.config import Config
@@ -25,8 +26,13 @@ DEFAULTS = {
     "patience": "3",
     "tensorboard": "false",
     "profile_steps": "0",
-    "optim.learning_rate": "a tenth of RUN_DIR's",
-    "optim.min_learning_rate": "a tenth of RUN_DIR's, or of the learning rate",
+    "freeze": "None",
+    "model.lora.rank": "None",
+    "model.lora.alpha": "the rank",
+    "model.lora.targets": "qkv,out",
+    "model.dropout.lora": "0.0",
+    "optim.learning_rate": "a tenth of RUN_DIR's; with LoRA, RUN_DIR's",
+    "optim.min_learning_rate": "that of RUN_DIR scaled alike, or a tenth of the learning rate",
     "optim.warmup_steps": "that of RUN_DIR, but at most a tenth of the steps",
 }
 
@@ -39,13 +45,18 @@ else:
 
 @dataclass(frozen=True)
 class Finetune(TrainOptions):
-    """Fine-tune the run in RUN_DIR, or a Hugging Face GPT-2, on another text, to a new run.
+    """Fine-tune the run in RUN_DIR, or a model of Hugging Face, on another text, to a new run.
 
     For example:
 
       $ minigpt finetune runs/shakespeare-char-cpu --data play:the-tempest
       $ minigpt finetune runs/mine --data my.txt --dropout 0.3 --run-dir runs/tuned
       $ minigpt finetune gpt2-folder --data my.txt
+      $ minigpt finetune gpt2-folder --data my.txt --lora-rank 8 --lora-dropout 0.05
+      $ minigpt finetune gpt2-folder --data examples.jsonl --run-dir runs/tuned
+
+    Conversations in JSON lines (docs/huggingface.md) are learned by their answers only; see
+    minigpt chat.
 
     The defaults are the settings of RUN_DIR, but a tenth of its learning rate, a quarter of its
     steps, ten validations and --patience 3. Each of these overrides the ones before it: defaults,
@@ -53,8 +64,8 @@ class Finetune(TrainOptions):
     """
 
     parent_run: tyro.conf.Positional[Annotated[Path | None, ARGUMENT]] = None
-    """directory of the run to fine-tune, or a Hugging Face GPT-2 as for minigpt import, which is
-    imported to runs/NAME-imported"""
+    """directory of the run to fine-tune, or a model as for minigpt import, which is imported to
+    runs/NAME-imported"""
     options: Annotated[FinetuneOptions, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=dict
     )
@@ -65,18 +76,9 @@ def run_finetune(command: Finetune) -> None:
     name = ""
     if command.parent_run is not None:
         name = command.parent_run.resolve().name
-        command = dataclasses.replace(command, parent_run=_import_model(command.parent_run))
+        command = dataclasses.replace(command, parent_run=import_model(command.parent_run))
     settings = finetune_settings(command)
     start_training(command, settings, name=f"{name}-finetuned")
-
-
-def _import_model(parent: Path) -> Path:
-    """The run to fine-tune: the argument, or the import of the Hugging Face model that it names."""
-    from minigpt.interop import import_once, is_huggingface_model
-
-    if not is_huggingface_model(parent):
-        return parent
-    return import_once(parent, Path("runs"), lambda line: print(line, flush=True))
 
 
 def finetune_settings(command: Finetune) -> Config:
@@ -100,6 +102,9 @@ def finetune_settings(command: Finetune) -> Config:
     if command.extend:
         default = extended_run_settings(options)
     settings = resolve(default, command.config, command.dropout, options)
+    if settings.model.lora.rank is not None and not command.extend:
+        default = finetune_defaults(source, parent, options.get("steps"), lora=True)
+        settings = resolve(default, command.config, command.dropout, options)
     settings = dataclasses.replace(settings, parent=parent)
     if settings.data is None:
         raise ValueError(

@@ -41,7 +41,12 @@ def options_of(config: Any, defaults: Mapping[str, str] | None = None, prefix: s
         else:
             default = defaults and defaults.get(prefix + field.name, defaults[""])
             hint = f"(default: {default or value})"
-            argument = tyro.conf.arg(help=docs.get(field.name), help_behavior_hint=hint)
+            argument = tyro.conf.arg(
+                name=field.metadata.get("option"),
+                prefix_name=False if "option" in field.metadata else None,
+                help=docs.get(field.name),
+                help_behavior_hint=hint,
+            )
             options[field.name] = Annotated[hints[field.name], argument]
     make_type: Any = TypedDict
     return make_type(f"{type(config).__name__}Options", options, total=False)
@@ -145,12 +150,27 @@ def _is_allowed(settings: dict[str, Any]) -> bool:
 
 def _parse_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """Convert values like those of options; a value that is not allowed is a SystemExit."""
-    args = []
+    args, names = [], _option_names(Config())
     for name, value in settings.items():
-        args += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+        args += [
+            f"--{names.get(name, name)}",
+            *(map(str, value) if isinstance(value, list) else [str(value)]),
+        ]
     config = (tyro.conf.FlagConversionOff,)
     with contextlib.redirect_stderr(io.StringIO()):
         return tyro.cli(options_of(Config()), args=args, config=config, registry=REGISTRY)
+
+
+def _option_names(config: Any, prefix: str = "") -> dict[str, str]:
+    """The options that have a name of their own, by the dotted name of the setting."""
+    names = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            names |= _option_names(value, f"{prefix}{field.name}.")
+        elif "option" in field.metadata:
+            names[prefix + field.name] = field.metadata["option"]
+    return names
 
 
 def _flatten(tables: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

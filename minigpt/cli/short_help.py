@@ -20,7 +20,8 @@ FIRST = {
     ),
     "Finetune": (
         *("parent_run", "data", "dropout", "run_dir", "steps", "patience", "parent_checkpoint"),
-        *("optim", "optim.learning_rate"),
+        *("freeze", "model", "model.lora", "model.lora.rank", "model.lora.targets"),
+        *("model.dropout", "model.dropout.lora", "optim", "optim.learning_rate"),
     ),
     "Plan": ("topology", "preset", "batch_size", "mesh", "model", "model.dtype", "model.remat"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import sys
 import tempfile
@@ -10,6 +11,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from operator import itemgetter
+from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -17,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from minigpt.config import Config
+from minigpt.data.answers import Answers, describe_unfit, encode_answers, require_answers
 from minigpt.data.bpe import DEFAULT_VOCAB_SIZE, train_bpe
 from minigpt.data.cache import (
     CacheEntry,
@@ -27,6 +30,8 @@ from minigpt.data.cache import (
     entry_crc32,
     read_cache_entry,
 )
+from minigpt.data.chat_template import ChatTemplate, plain_template
+from minigpt.data.conversations import are_conversations, read_conversations
 from minigpt.data.sources import is_stream
 from minigpt.data.subword import SubwordTokenizer
 from minigpt.data.text import (
@@ -38,6 +43,7 @@ from minigpt.data.text import (
     load_text,
     open_text,
     read_corpus,
+    validation_start,
 )
 from minigpt.data.token_ids import is_token_folder, load_token_ids, token_id_tokenizer
 from minigpt.data.tokenizer import AnyTokenizer, Tokenizer, build_tokenizer, code_points
@@ -49,12 +55,21 @@ MAX_IN_MEMORY_BYTES = 1 << 23
 class Dataset(NamedTuple):
     """Ids of the training and the validation text, and how they were obtained."""
 
-    train: np.ndarray
-    validation: np.ndarray
+    train: np.ndarray | Answers
+    """conversations are Answers"""
+    validation: np.ndarray | Answers
     tokenizer: AnyTokenizer
     sha256: str
-    """SHA-256 of the text, as in text.Corpus"""
+    """SHA-256 of the text, as in text.Corpus, or of the conversations' files"""
     validation_characters: int
+    notes: tuple[str, ...] = ()
+    """lines for the screen about conversations that do not fit"""
+
+    @property
+    def predicted_tokens(self) -> int:
+        """The number of tokens of the validation text, or of its answers."""
+        data = self.validation
+        return data.answer_tokens if isinstance(data, Answers) else len(data)
 
 
 class _Work(NamedTuple):
@@ -72,8 +87,28 @@ class _Work(NamedTuple):
     """called with the number of bytes after each read"""
 
 
-def load_run_dataset(config: Config, tokenizer: AnyTokenizer | None = None) -> Dataset:
-    """Tokenize the text that the settings of a run name; see `load_dataset`."""
+def load_run_dataset(
+    config: Config,
+    tokenizer: AnyTokenizer | None = None,
+    template: ChatTemplate | None = None,
+) -> Dataset:
+    """Tokenize the data of a run: a text, see `load_dataset`, or conversations.
+
+    The template of conversations is the plain one if it is None.
+    """
+    if are_conversations((*(config.data or ()), *(config.val_data or ())), config.text_field):
+        if config.data is None:
+            raise ValueError(
+                "data=None is not allowed with conversations in val_data: it must be conversations "
+                "too. Set --data FILE."
+            )
+        return load_conversations(
+            config.data,
+            config.val_data,
+            tokenizer or _tokenizer_of_conversations(config.tokenizer),
+            template,
+            config.model.block_size,
+        )
     return load_dataset(
         config.data,
         config.tokenizer,
@@ -82,6 +117,48 @@ def load_run_dataset(config: Config, tokenizer: AnyTokenizer | None = None) -> D
         text_field=config.text_field,
         vocab_size=config.vocab_size,
     )
+
+
+def load_conversations(
+    data: tuple[Path, ...],
+    val_data: tuple[Path, ...] | None,
+    tokenizer: AnyTokenizer,
+    template: ChatTemplate | None,
+    block_size: int,
+) -> Dataset:
+    """Tokenize conversations; the last tenth is for validation unless there is `val_data`.
+
+    Raises:
+      ValueError: a file or a line is not allowed, or a part has no answer within block_size.
+    """
+    template = template or plain_template(tokenizer)
+    train, sha256 = read_conversations(data)
+    if val_data is None:
+        split = validation_start(len(train))
+        train, validation = train[:split], train[split:]
+    else:
+        validation, digest = read_conversations(val_data)
+        sha256 = hashlib.sha256(f"{sha256}\nvalidation {digest}".encode()).hexdigest()
+    parts: list[Answers] = []
+    notes: list[str] = []
+    for name, part in (("training", train), ("validation", validation)):
+        encoded = encode_answers(part, tokenizer, template, block_size)
+        if part or data:
+            require_answers(encoded, name, block_size)
+        parts.append(encoded.answers)
+        notes += describe_unfit(encoded, name, block_size)
+    own, held_out = parts
+    return Dataset(own, held_out, tokenizer, sha256, held_out.characters, tuple(notes))
+
+
+def _tokenizer_of_conversations(kind: str) -> AnyTokenizer:
+    if kind in ("char", "bpe"):
+        raise ValueError(
+            f"tokenizer={kind!r} is not allowed with conversations: it must be one that is not "
+            "made of the text. Set --tokenizer byte or gpt2, or fine-tune a model, which has one: "
+            "minigpt finetune RUN_DIR --data FILE."
+        )
+    return build_tokenizer(kind, "")
 
 
 def load_dataset(

@@ -90,10 +90,10 @@ def _open_file(path: Path, text_field: str) -> Source:
             "records alone, save them as JSON lines (.jsonl)",
             file=sys.stderr,
         )
-    return Source(path, lambda: _read_file(path), size)
+    return Source(path, lambda: read_file(path), size)
 
 
-def _read_file(path: Path) -> Iterator[bytes]:
+def read_file(path: Path) -> Iterator[bytes]:
     """The bytes of a file, decompressed if its name ends in .gz."""
     return _read_gzip(path) if path.suffix == ".gz" else read_blocks(path)
 
@@ -116,7 +116,7 @@ def _join(documents: Iterator[str]) -> Iterator[bytes]:
 
 def _read_json_lines(path: Path, text_field: str) -> Iterator[str]:
     """The text of each line's object; blank lines are skipped."""
-    for number, line in enumerate(_read_lines(path), 1):
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         location = f"data={str(path)!r}, line {number}"
@@ -128,7 +128,8 @@ def _read_json_lines(path: Path, text_field: str) -> Iterator[str]:
             fields = sorted(record) if isinstance(record, dict) else "none: it is no object"
             raise ValueError(
                 f"{location}: text_field={text_field!r} is not allowed: it must be one of the "
-                f"line's fields, {fields}. Set --text-field."
+                f"line's fields, {fields}. Set --text-field. (Conversations, for instruction "
+                "tuning, have messages, or a prompt and a completion, and are named file by file.)"
             )
         yield require_text(record[text_field], location, text_field)
 
@@ -150,9 +151,10 @@ def require_text(value: object, location: str, text_field: str) -> str:
     return value
 
 
-def _read_lines(path: Path) -> Iterator[str]:
+def read_lines(path: Path, blocks: Iterator[bytes] | None = None) -> Iterator[str]:
+    """Yield the lines of a file, whose bytes may be given as `blocks`."""
     rest = ""
-    for text in decode_utf8(_read_file(path), path):
+    for text in decode_utf8(read_file(path) if blocks is None else blocks, path):
         *lines, rest = (rest + text).split("\n")
         yield from lines
     yield rest

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, SupportsInt
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsInt
 
 import numpy as np
 
@@ -28,6 +28,14 @@ BATCH_PIECES = 32  # that are encoded at the same time; an Encoding takes many t
 # and its parts tokenized one by one: see SubwordTokenizer.cuts_safely.
 _CUT = re.compile(r"(?<=\S)[ \n]")
 _LAST_CUT = re.compile(r".*\S(?=[ \n])", re.DOTALL)
+
+
+class MarkedIds(NamedTuple):
+    """The ids of a text with special tokens."""
+
+    ids: np.ndarray
+    ends: np.ndarray
+    """the number of bytes of the text up to the end of each token"""
 
 
 @dataclass(frozen=True)
@@ -131,9 +139,26 @@ class SubwordTokenizer:
         if self._is_byte_level:
             return np.cumsum([len(self._tokens[i]) for i in self.encode(text)])
         self.encode(text)
-        offsets = self._encoder.encode(text, add_special_tokens=False).offsets
-        characters = np.cumsum([0, *(len(character.encode()) for character in text)])
-        return np.maximum.accumulate(characters[[end for _, end in offsets]])
+        return _byte_ends(text, self._encoder.encode(text, add_special_tokens=False).offsets)
+
+    def encode_marked(self, texts: Sequence[str]) -> list[MarkedIds]:
+        """The ids of texts in which a special token that is spelled is that token.
+
+        A text with a character that the tokenizer lacks is a ValueError.
+        """
+        encodings = self._marking_encoder.encode_batch(list(texts), add_special_tokens=False)
+        marked = []
+        for text, encoding in zip(texts, encodings, strict=True):
+            ids = np.array(encoding.ids, self.dtype)
+            decoded = self.decode(ids)
+            if self._is_byte_level:
+                self._require_exact(text, decoded, 0)
+                ends = np.cumsum([len(self._tokens[i]) for i in encoding.ids])
+            else:  # white space beside a special token may change
+                self._require_exact("".join(text.split()), "".join(decoded.split()), 0)
+                ends = _byte_ends(text, encoding.offsets)
+            marked.append(MarkedIds(ids, ends))
+        return marked
 
     @functools.cached_property
     def cuts_safely(self) -> bool:
@@ -162,6 +187,16 @@ class SubwordTokenizer:
     @functools.cached_property
     def _encoder(self) -> tokenizers.Tokenizer:
         """The tokenizer, without special tokens in the text, truncation, padding and chance."""
+        encoder = self._build_encoder()
+        encoder.encode_special_tokens = True
+        return encoder
+
+    @functools.cached_property
+    def _marking_encoder(self) -> tokenizers.Tokenizer:
+        """The same with special tokens in the text."""
+        return self._build_encoder()
+
+    def _build_encoder(self) -> tokenizers.Tokenizer:
         import tokenizers
 
         try:
@@ -171,7 +206,6 @@ class SubwordTokenizer:
                 f"it is no tokenizer of the tokenizers library ({error}). Name a tokenizer.json "
                 "that tokenizers.Tokenizer.from_file reads."
             ) from None
-        encoder.encode_special_tokens = True
         encoder.no_truncation()
         encoder.no_padding()
         if getattr(encoder.model, "dropout", None):
@@ -212,6 +246,12 @@ class SubwordTokenizer:
             f"this tokenizer spell {decoded[first : first + 1]!r}: it must give every text back. "
             "Train with --tokenizer gpt2, bpe or byte, which know every character."
         )
+
+
+def _byte_ends(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
+    """The number of bytes of a text up to the end of each token, from the tokens' characters."""
+    characters = np.cumsum([0, *(len(character.encode()) for character in text)])
+    return np.maximum.accumulate(characters[[end for _, end in offsets]])
 
 
 class _WindowDecoder:

@@ -14,7 +14,7 @@ from typing import Any, Literal, SupportsInt, overload
 import numpy as np
 
 from minigpt.data.bpe import train_bpe
-from minigpt.data.subword import SubwordTokenizer
+from minigpt.data.subword import MarkedIds, SubwordTokenizer
 
 MAX_ALPHABET = 1 << 16  # ids have 16 bits
 
@@ -83,6 +83,10 @@ class Tokenizer:
         """The number of bytes of the text up to the end of each of its tokens."""
         data = text if self.alphabet is not None else text.encode()
         return np.cumsum([len(part.encode()) if isinstance(part, str) else 1 for part in data])
+
+    def encode_marked(self, texts: Sequence[str]) -> list[MarkedIds]:
+        """The ids of texts and the ends of their tokens; there are no special tokens."""
+        return [MarkedIds(self.encode(text), self.token_ends(text)) for text in texts]
 
 
 AnyTokenizer = Tokenizer | SubwordTokenizer

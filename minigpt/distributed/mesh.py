@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -18,9 +18,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from minigpt.config import Config
-from minigpt.data import Batch
+from minigpt.data import AnswerBatch, Batch
 
 AXES = ("data", "fsdp", "tensor")
+AnyBatch = TypeVar("AnyBatch", Batch, AnswerBatch)
 
 # The mesh axes of a matrix's last two dimensions, by the end of its name. The first matrix of a
 # pair is sharded by columns over "tensor" and the second by rows, so that the pair needs one
@@ -29,9 +30,11 @@ _MATRIX_AXES = {
     ("attn", "qkv", "kernel"): ("fsdp", "tensor"),
     ("attn", "out", "kernel"): ("tensor", "fsdp"),
     ("mlp", "wide", "kernel"): ("fsdp", "tensor"),
+    ("mlp", "gate", "kernel"): ("fsdp", "tensor"),
     ("mlp", "out", "kernel"): ("tensor", "fsdp"),
     ("tokens", "embedding"): (None, "fsdp"),
     ("positions", "embedding"): (None, "fsdp"),
+    ("head", "kernel"): ("fsdp", None),
 }
 
 
@@ -142,10 +145,15 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
-def shard_batch(mesh: Mesh, shape: tuple[int, int], load_rows: Callable[[slice], Batch]) -> Batch:
-    """A batch on the mesh; `load_rows` is called for the rows of this process's devices only."""
+def shard_batch(
+    mesh: Mesh,
+    shape: tuple[int, int],
+    load_rows: Callable[[slice], AnyBatch],
+    kind: type[AnyBatch] = Batch,
+) -> AnyBatch:
+    """A batch of this kind on the mesh; `load_rows` is called for this process's rows only."""
     sharding = batch_sharding(mesh)
-    loaded: dict[tuple[int, int], Batch] = {}
+    loaded: dict[tuple[int, int], AnyBatch] = {}
 
     def shard(index: Any, field: int) -> np.ndarray:
         start, stop, _ = index[0].indices(shape[0])
@@ -157,9 +165,9 @@ def shard_batch(mesh: Mesh, shape: tuple[int, int], load_rows: Callable[[slice],
         jax.make_array_from_callback(
             shape, sharding, lambda index, field=field: shard(index, field)
         )
-        for field in range(len(Batch._fields))
+        for field in range(len(kind._fields))
     )
-    return Batch(*arrays)
+    return kind(*arrays)
 
 
 def constrain_batch_sharding(x: jax.Array, axis: int = 0) -> jax.Array:

@@ -6,12 +6,19 @@ Conv1D of GPT-2 has its inputs first, as the dense layers here, so nothing is tr
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from minigpt.config import ModelConfig
-from minigpt.interop.safetensors_files import FLOATS, StoredArray, list_arrays
+from minigpt.interop.safetensors_files import (
+    StoredArray,
+    list_arrays,
+    read_finite,
+    require_float,
+    require_shape,
+)
 
 PREFIX = "transformer."
 HEAD = "lm_head.weight"
@@ -67,12 +74,14 @@ def read_gpt2_weights(folder: Path, model: ModelConfig) -> dict[str, np.ndarray]
     for name, shape in shapes.items():
         if name not in stored:
             raise ValueError(f"{str(folder)!r}: the array {PREFIX + name!r} is missing.")
-        _require(name, stored[name], shape)
+        require_shape(name, stored[name], shape, "config.json")
+        require_float(name, stored[name])
     names = gpt2_names(model.n_layer)
-    arrays = {ours: _read_finite(name, stored[name]) for name, ours in names.items()}
+    arrays = {ours: read_finite(name, stored[name]) for name, ours in names.items()}
     if head is not None:
-        _require(HEAD, head, shapes["wte.weight"])
-        if not np.array_equal(_read_finite(HEAD, head), arrays["tokens.embedding"]):
+        require_shape(HEAD, head, shapes["wte.weight"], "config.json")
+        require_float(HEAD, head)
+        if not np.array_equal(read_finite(HEAD, head), arrays["tokens.embedding"]):
             raise ValueError(
                 f"{str(head.path)!r}: {HEAD} is not allowed to differ from {PREFIX}wte.weight: the "
                 "output layer of minigpt is the token table (tie_word_embeddings)."
@@ -80,7 +89,7 @@ def read_gpt2_weights(folder: Path, model: ModelConfig) -> dict[str, np.ndarray]
     return arrays
 
 
-def gpt2_weights(arrays: dict[str, np.ndarray], n_layer: int) -> dict[str, np.ndarray]:
+def gpt2_weights(arrays: Mapping[str, np.ndarray], n_layer: int) -> dict[str, np.ndarray]:
     """The arrays of a GPT-2 from parameters by their plain names; missing biases are zero."""
     weights = {}
     for name, ours in gpt2_names(n_layer).items():
@@ -136,25 +145,3 @@ def _is_causal_mask(name: str, array: StoredArray, model: ModelConfig) -> bool:
         return False
     size = model.block_size
     return array.shape in ([(1, 1, size, size)] if match[2] == "bias" else [(), (1,)])
-
-
-def _require(name: str, array: StoredArray, shape: tuple[int, ...]) -> None:
-    if array.shape != shape:
-        raise ValueError(
-            f"{str(array.path)!r}: the array {name!r} has the shape {array.shape}, and config.json "
-            f"asks for {shape}."
-        )
-    if array.dtype not in FLOATS:
-        raise ValueError(
-            f"{str(array.path)!r}: the array {name!r} is {array.dtype}, and must be "
-            f"{', '.join(FLOATS)}."
-        )
-
-
-def _read_finite(name: str, stored: StoredArray) -> np.ndarray:
-    array = stored.read_float32()
-    if not np.isfinite(array).all():
-        raise ValueError(
-            f"{str(stored.path)!r}: the array {name!r} has NaN or infinite numbers: it is damaged."
-        )
-    return array

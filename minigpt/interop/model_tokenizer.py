@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from minigpt.data import AnyTokenizer, SubwordTokenizer, Tokenizer
-from minigpt.interop.gpt2_config import read_json
+from minigpt.data import AnyTokenizer, ChatTemplate, SubwordTokenizer, Tokenizer
+from minigpt.interop.config_json import read_json
+from minigpt.interop.model_chat_template import TEMPLATE
 from minigpt.interop.plain_tokenizers import parse_tokenizer_json, tokenizer_json
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json")
@@ -36,19 +37,21 @@ def tokenizer_setting(tokenizer: AnyTokenizer, folder: Path) -> str:
     return str(folder.resolve())
 
 
-def end_of_text_id(tokenizer: AnyTokenizer) -> int | None:
-    """The id of GPT-2's token between texts; None if the tokenizer has none."""
+def special_token_id(tokenizer: AnyTokenizer, name: str = END_OF_TEXT) -> int | None:
+    """The id of a special token, by default GPT-2's between texts; None if there is none."""
     if isinstance(tokenizer, Tokenizer):
         return None
     content = json.loads(tokenizer.tokenizer_json)
     for token in content.get("added_tokens") or []:
-        if token["content"] == END_OF_TEXT:
+        if token["content"] == name:
             return token["id"]
     vocabulary = content["model"].get("vocab")
-    return vocabulary.get(END_OF_TEXT) if isinstance(vocabulary, dict) else None
+    return vocabulary.get(name) if isinstance(vocabulary, dict) else None
 
 
-def tokenizer_files(tokenizer: AnyTokenizer, block_size: int) -> dict[str, bytes]:
+def tokenizer_files(
+    tokenizer: AnyTokenizer, block_size: int, template: ChatTemplate | None = None
+) -> dict[str, bytes]:
     """The files that AutoTokenizer reads, by name."""
     if isinstance(tokenizer, Tokenizer):
         text = json.dumps(tokenizer_json(tokenizer), ensure_ascii=False)
@@ -59,9 +62,11 @@ def tokenizer_files(tokenizer: AnyTokenizer, block_size: int) -> dict[str, bytes
         "model_max_length": block_size,
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-    if end_of_text_id(tokenizer) is not None:
+    if special_token_id(tokenizer) is not None:
         settings |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
-    return {
+    settings |= {} if template is None else template.tokens
+    files = {
         "tokenizer.json": text.encode(),
         "tokenizer_config.json": json.dumps(settings, indent=2).encode() + b"\n",
     }
+    return files if template is None else files | {TEMPLATE: template.source.encode()}

@@ -15,10 +15,10 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from minigpt import checkpoint
 from minigpt.atomic_write import write_atomic
 from minigpt.data import tokenizer_content
-from minigpt.run import RunSpec, checkpoint_like
+from minigpt.model import merge_lora
+from minigpt.run import RunSpec, restore_run
 from minigpt.training import build_abstract_train_functions
 
 
@@ -39,12 +39,11 @@ def export_safetensors(run_dir: Path, out: Path, step: int | None = None) -> int
 def restore_parameters(
     run_dir: Path, spec: RunSpec, step: int | None
 ) -> tuple[dict[str, np.ndarray], int]:
-    """The plain parameters of a step, by default of the newest, and the step."""
+    """The plain parameters of a step, by default of the newest, and the step; LoRA is merged."""
     config = dataclasses.replace(spec.config, mesh="data=1")
     compiled = build_abstract_train_functions(config, spec.vocab_size, jax.local_devices())
-    like = checkpoint_like(spec.config, compiled.state)
-    state, _ = checkpoint.restore(run_dir, like, step)
-    return plain_parameters(state.params), int(state.step)
+    state, _ = restore_run(run_dir, spec.config, compiled.state, step)
+    return plain_parameters(merge_lora(spec.config.model, state.params)), int(state.step)
 
 
 def require_new_file(out: Path) -> None:
@@ -79,7 +78,8 @@ def plain_parameters(params: Any) -> dict[str, np.ndarray]:
 
 
 def _metadata(spec: RunSpec, step: int) -> dict[str, str]:
-    config = dataclasses.asdict(spec.config)
+    merged = dataclasses.replace(spec.config, freeze=None, model=spec.config.model.without_lora())
+    config = dataclasses.asdict(merged)
     # Names of files of this machine, which may be private.
     for name in ("data", "val_data", "run_dir", "parent", "imported_from"):
         del config[name]

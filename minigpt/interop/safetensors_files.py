@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from minigpt.interop.gpt2_config import read_json
+from minigpt.interop.config_json import read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_INDEX_BYTES = 1 << 24
@@ -34,6 +34,34 @@ class StoredArray(NamedTuple):
             file.seek(self.first_byte)
             content = file.read(count * dtype.itemsize)
         return np.frombuffer(content, dtype).reshape(self.shape).astype(np.float32)
+
+
+def require_shape(name: str, array: Any, shape: tuple[int, ...], source: str) -> None:
+    """Refuse an array of another shape than the settings in `source` ask for."""
+    if array.shape != shape:
+        raise ValueError(
+            f"{str(array.path)!r}: the array {name!r} has the shape {array.shape}, and {source} "
+            f"asks for {shape}."
+        )
+
+
+def require_float(name: str, array: StoredArray) -> None:
+    """Refuse an array of a dtype that is not of floating-point numbers."""
+    if array.dtype not in FLOATS:
+        raise ValueError(
+            f"{str(array.path)!r}: the array {name!r} is {array.dtype}, and must be "
+            f"{', '.join(FLOATS)}."
+        )
+
+
+def read_finite(name: str, array: Any) -> np.ndarray:
+    """Read an array such as a StoredArray to float32; NaN and infinite numbers are refused."""
+    content = array.read_float32()
+    if not np.isfinite(content).all():
+        raise ValueError(
+            f"{str(array.path)!r}: the array {name!r} has NaN or infinite numbers: it is damaged."
+        )
+    return content
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -9,3 +9,5 @@ from minigpt.model.generate import (
     generate_ids,
 )
 from minigpt.model.gpt import GPT, set_rates
+from minigpt.model.lora import merge_lora, split_lora
+from minigpt.model.trained import join_trained, split_trained, trains_all

@@ -15,7 +15,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from dropout_jax import apply_mask, drop_path, dropout, fold, keep_mask, linear_over_depth
-from minigpt.config import DropoutConfig, ModelConfig
+from minigpt.config import LORA_TARGETS, DropoutConfig, ModelConfig
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
@@ -135,15 +135,27 @@ def site_specs(config: ModelConfig, batch: int, time: int) -> dict[str, SiteSpec
     `{name: generator.mask(spec.shape, spec.rate) for name, spec in site_specs(...).items()}` with
     `generator = dropout_jax.parity.torch.CPUGenerator(seed)`.
     """
-    dense = (batch, time, config.n_embd)
+    dense, hidden = (batch, time, config.n_embd), (batch, time, config.mlp_width)
     specs = {"embed": SiteSpec(config.dropout.embed, dense)}
     for i, rates in enumerate(rates_over_depth(config.dropout, config.n_layer)):
+        lora = {
+            name: SiteSpec(
+                rates.lora if config.lora.adapts(name) else 0.0,
+                hidden if name == "mlp_out" else dense,
+            )
+            for name in LORA_TARGETS
+        }
         block = {
+            "lora/qkv": lora["qkv"],
             "attn_weights": SiteSpec(rates.attn_weights, (batch, config.n_head, time, time)),
             "attn_context": SiteSpec(rates.attn_context, dense),
+            "lora/out": lora["out"],
             "attn_out": SiteSpec(rates.attn_out, dense),
             "drop_path/attn": SiteSpec(rates.drop_path, (batch, 1, 1)),
-            "mlp_hidden": SiteSpec(rates.mlp_hidden, (batch, time, 4 * config.n_embd)),
+            "lora/mlp_in": lora["mlp_in"],
+            "lora/mlp_gate": lora["mlp_gate"],
+            "mlp_hidden": SiteSpec(rates.mlp_hidden, hidden),
+            "lora/mlp_out": lora["mlp_out"],
             "mlp_out": SiteSpec(rates.mlp_out, dense),
             "drop_path/mlp": SiteSpec(rates.drop_path, (batch, 1, 1)),
         }

@@ -3,7 +3,9 @@
 model(tokens, key=key) is training, model(tokens, key=None) is evaluation; the modules hold no
 random state. model(tokens, key=None, masks=masks) is training with masks from another source, by
 the site's name (dropout_sites.py). Pre-norm (or post-norm) blocks, learned positions, and an output
-layer that shares its weights with the token embedding.
+layer that shares its weights with the token embedding; by the options of ModelConfig the parts of
+Llama instead (Touvron et al., 2023): RMS norms, rotary positions (Su et al., "RoFormer", 2021),
+SwiGLU (Shazeer, 2020), grouped heads (Ainslie et al., 2023), an output layer of its own.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from minigpt.config import DropoutConfig, ModelConfig
 from minigpt.distributed import constrain_batch_sharding, constrain_replicated
 from minigpt.model.dropout_sites import Captures, DropoutSite, rates_over_depth
 from minigpt.model.key_values import KeyValues
+from minigpt.model.lora import LoraLinear, apply_dense, apply_per_token
+from minigpt.model.rotary import rotary_cos_sin, rotate
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Integer
@@ -35,6 +39,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": functools.partial(nnx.gelu, approximate=False),
     "gelu_tanh": functools.partial(nnx.gelu, approximate=True),
     "relu": nnx.relu,
+    "swiglu": nnx.silu,
 }
 
 Attend = Callable[..., jax.Array]
@@ -47,10 +52,12 @@ class GPT(nnx.Module):
     def __init__(self, config: ModelConfig, vocab_size: int, *, rngs: nnx.Rngs):
         self.config = config
         self.tokens = _embed(config, vocab_size, rngs)
-        self.positions = _embed(config, config.block_size, rngs)
+        is_learned = config.positions == "learned"
+        self.positions = _embed(config, config.block_size, rngs) if is_learned else None
         blocks = [Block(config, rngs=rngs) for _ in range(config.n_layer)]
         self.blocks: Any = _stack_blocks(blocks) if config.scan_layers else nnx.List(blocks)
-        self.norm = _layer_norm(config, rngs) if config.norm == "pre" else None
+        self.norm = _norm(config, rngs) if config.norm == "pre" else None
+        self.head = None if config.tied_head else _head(config, vocab_size, rngs)
 
     def __call__(
         self,
@@ -68,7 +75,7 @@ class GPT(nnx.Module):
         """
         table = _gather_table(self.tokens)
         root = self._root_site(key, masks, captures, row_offset)
-        return _logits(self._features(tokens, table, root), table)
+        return self._logits(self._features(tokens, table, root), table)
 
     def features(
         self,
@@ -103,11 +110,32 @@ class GPT(nnx.Module):
                 f"block_size={self.config.block_size} tokens. Cut the text: tokens[:, -n:]."
             )
         _check_known_tokens(tokens, self.tokens.num_embeddings)
-        positions = _gather_table(self.positions)[: tokens.shape[1]]
-        x = constrain_batch_sharding(jnp.take(table, jnp.asarray(tokens), axis=0) + positions)
+        learned = self._learned_positions(slice(tokens.shape[1]))
+        x = constrain_batch_sharding(jnp.take(table, jnp.asarray(tokens), axis=0) + learned)
         x = root.at("embed").dropout(x, root.rates.embed)
-        x = self._apply_blocks(x, root)
+        attend = self._with_rotation(_attend, jnp.arange(tokens.shape[1]), x.dtype)
+        x = self._apply_blocks(x, root, attend)
         return self.norm(x) if self.norm else x
+
+    def _learned_positions(self, positions: slice | jax.Array) -> jax.Array | float:
+        """The vectors that are added to tokens at these positions; 0 if they are rotary."""
+        return 0.0 if self.positions is None else _gather_table(self.positions)[positions]
+
+    def _with_rotation(self, attend: Attend, positions: jax.Array, dtype: Any) -> Attend:
+        """The same attention, with queries and keys rotated by their positions if these are rotary.
+
+        `positions` are those of every row, (time,), or of each one, (batch, time).
+        """
+        config = self.config
+        if config.positions == "learned":
+            return attend
+        dim = config.n_embd // config.n_head
+        cos, sin = rotary_cos_sin(positions, dim, config.rope_theta, dtype)
+
+        def attend_rotated(query: jax.Array, keys: jax.Array, *rest: Any) -> jax.Array:
+            return attend(rotate(query, cos, sin), rotate(keys, cos, sin), *rest)
+
+        return attend_rotated
 
     def fill_cache(self, tokens: Integer[Array | np.ndarray, "batch time"]) -> list[KeyValues]:
         """The keys and values of every layer for tokens at positions 0, 1, ..., dropout off.
@@ -122,9 +150,11 @@ class GPT(nnx.Module):
             cache.append(KeyValues.with_room(keys, values, self.config.block_size))
             return _attend(query, keys, values, *rate_and_site)
 
-        x = _gather_table(self.tokens)[tokens] + _gather_table(self.positions)[: tokens.shape[1]]
+        table = _gather_table(self.tokens)
+        x = table[tokens] + self._learned_positions(slice(tokens.shape[1]))
+        rotated = self._with_rotation(attend, jnp.arange(tokens.shape[1]), x.dtype)
         for block in self._unstacked_blocks():
-            x = block(x, DropoutSite(None), attend)
+            x = block(x, DropoutSite(None), rotated)
         return cache
 
     def next_logits(
@@ -145,24 +175,33 @@ class GPT(nnx.Module):
             return cache[i].attend(positions, query)
 
         table = _gather_table(self.tokens)
-        x = (table[tokens] + _gather_table(self.positions)[positions])[:, None]
+        x = (table[tokens] + self._learned_positions(positions))[:, None]
         for i, block in enumerate(self._unstacked_blocks()):
-            x = block(x, DropoutSite(None), functools.partial(attend, i))
-        return _logits(self.norm(x) if self.norm else x, table)[:, 0], cache
+            rotated = self._with_rotation(functools.partial(attend, i), positions[:, None], x.dtype)
+            x = block(x, DropoutSite(None), rotated)
+        return self._logits(self.norm(x) if self.norm else x, table)[:, 0], cache
 
-    def _apply_blocks(self, x: jax.Array, root: DropoutSite) -> jax.Array:
+    def _logits(self, features: jax.Array, table: jax.Array) -> jax.Array:
+        """The output layer, which shares its weights with the token table, or has its own."""
+        if self.head is None:
+            logits = apply_per_token(lambda x: jnp.dot(x, table.T), features)
+        else:
+            logits = apply_per_token(self.head, features)
+        return logits.astype(jnp.promote_types(logits.dtype, "float32"))
+
+    def _apply_blocks(self, x: jax.Array, root: DropoutSite, attend: Attend) -> jax.Array:
         """Apply all blocks, with or without scan and remat; the masks are the same."""
         config, rates = self.config, rates_over_depth(root.rates, self.config.n_layer)
         if not root.uses_key_only or not (config.remat or config.scan_layers):
             for i, block in enumerate(self._unstacked_blocks()):
-                x = block(x, root.at("block", i)._replace(rates=rates[i]))
+                x = block(x, root.at("block", i)._replace(rates=rates[i]), attend)
             return x
 
         def block_function(rates: DropoutConfig) -> Callable[..., tuple[jax.Array, None]]:
             def apply(x: jax.Array, layer: tuple[Any, Any, Any]) -> tuple[jax.Array, None]:
                 params, i, varying = layer
                 site = root.at("block", i)._replace(rates=dataclasses.replace(rates, **varying))
-                return nnx.merge(graph, params)(x, site), None
+                return nnx.merge(graph, params)(x, site, attend), None
 
             return jax.checkpoint(apply) if config.remat else apply
 
@@ -218,9 +257,9 @@ class Block(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.pre = config.norm == "pre"
-        self.attn_norm = _layer_norm(config, rngs)
+        self.attn_norm = _norm(config, rngs)
         self.attn = Attention(config, rngs=rngs)
-        self.mlp_norm = _layer_norm(config, rngs)
+        self.mlp_norm = _norm(config, rngs)
         self.mlp = MLP(config, rngs=rngs)
 
     def __call__(
@@ -234,7 +273,7 @@ class Block(nnx.Module):
     def _add_branch(
         self,
         name: str,
-        norm: nnx.LayerNorm,
+        norm: nnx.LayerNorm | nnx.RMSNorm,
         branch: Callable[[jax.Array, DropoutSite], jax.Array],
         x: jax.Array,
         site: DropoutSite,
@@ -250,9 +289,10 @@ class Attention(nnx.Module):
     """Causal self-attention with dropout on the weights, the context vectors and the output."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.heads = config.n_head
-        self.qkv = _dense(config, config.n_embd, 3 * config.n_embd, rngs)
-        self.out = _dense(config, config.n_embd, config.n_embd, rngs, residual=True)
+        self.heads, self.kv_heads = config.n_head, config.kv_heads
+        kv_width = config.n_embd // config.n_head * config.kv_heads
+        self.qkv = _dense(config, "qkv", config.n_embd, config.n_embd + 2 * kv_width, rngs)
+        self.out = _dense(config, "out", config.n_embd, config.n_embd, rngs, residual=True)
 
     def __call__(
         self, x: Float[Array, "batch time dim"], site: DropoutSite, attend: Attend | None = None
@@ -260,34 +300,45 @@ class Attention(nnx.Module):
         """Attend from each position to itself and the positions before it, or as `attend` does."""
         attend = attend or _attend
         batch, time, dim = x.shape
-        heads = self.heads
-        query, keys, values = jnp.split(_apply_per_token(self.qkv, x), 3, axis=-1)
+        ends = [dim, dim + dim // self.heads * self.kv_heads]
+        qkv = apply_dense(self.qkv, x, site, "qkv")
         query, keys, values = (
-            array.reshape(batch, time, heads, dim // heads) for array in (query, keys, values)
+            array.reshape(batch, time, -1, dim // self.heads)
+            for array in jnp.split(qkv, ends, axis=-1)
         )
         rates = site.rates
         context = attend(query, keys, values, rates.attn_weights, site.at("attn_weights"))
         context = context.reshape(x.shape)
         context = site.at("attn_context").dropout(context, rates.attn_context)
-        out = _apply_per_token(self.out, context)
+        out = apply_dense(self.out, context, site, "out")
         return site.at("attn_out").dropout(out, rates.attn_out)
 
 
 class MLP(nnx.Module):
-    """A dense layer four times as wide, an activation, and a dense layer back, with dropout."""
+    """A wider dense layer, an activation, and a dense layer back, with dropout.
+
+    swiglu: the wider layer is multiplied by the activation of another one, the gate.
+    """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        is_gated, width = config.activation == "swiglu", config.mlp_width
         self.activation = ACTIVATIONS[config.activation]
-        self.wide = _dense(config, config.n_embd, 4 * config.n_embd, rngs)
-        self.out = _dense(config, 4 * config.n_embd, config.n_embd, rngs, residual=True)
+        self.wide = _dense(config, "mlp_in", config.n_embd, width, rngs)
+        self.out = _dense(config, "mlp_out", width, config.n_embd, rngs, residual=True)
+        self.gate = _dense(config, "mlp_gate", config.n_embd, width, rngs) if is_gated else None
 
     def __call__(
         self, x: Float[Array, "batch time dim"], site: DropoutSite
     ) -> Float[Array, "batch time dim"]:
         """Transform each position by itself."""
-        hidden = self.activation(_apply_per_token(self.wide, x))
+        hidden = apply_dense(self.wide, x, site, "mlp_in")
+        if self.gate is None:
+            hidden = self.activation(hidden)
+        else:
+            hidden = self.activation(apply_dense(self.gate, x, site, "mlp_gate")) * hidden
         hidden = site.at("mlp_hidden").dropout(hidden, site.rates.mlp_hidden)
-        return site.at("mlp_out").dropout(_apply_per_token(self.out, hidden), site.rates.mlp_out)
+        out = apply_dense(self.out, hidden, site, "mlp_out")
+        return site.at("mlp_out").dropout(out, site.rates.mlp_out)
 
 
 def _check_known_tokens(tokens: jax.Array | np.ndarray, vocab_size: int) -> None:
@@ -331,16 +382,13 @@ def _attend(
         }
         return dot_product_attention(query, keys, values, is_causal=True, **dropout)
     time, dim = query.shape[1], query.shape[-1]
+    group = query.shape[2] // keys.shape[2]
+    if group > 1:
+        keys, values = (jnp.repeat(array, group, axis=2) for array in (keys, values))
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, keys) / math.sqrt(dim)
     is_visible = jnp.tril(jnp.ones((time, time), bool))
     weights = nnx.softmax(jnp.where(is_visible, scores, -jnp.inf))
     return jnp.einsum("bhqk,bkhd->bqhd", site.dropout(weights, rate), values)
-
-
-def _logits(features: jax.Array, table: jax.Array) -> jax.Array:
-    """The output layer, which shares its weights with the token table."""
-    logits = _apply_per_token(lambda x: jnp.dot(x, table.T), features)
-    return logits.astype(jnp.promote_types(logits.dtype, "float32"))
 
 
 def _embed(config: ModelConfig, rows: int, rngs: nnx.Rngs) -> nnx.Embed:
@@ -360,26 +408,41 @@ def _gather_table(table: nnx.Embed) -> jax.Array:
 
 
 def _dense(
-    config: ModelConfig, inputs: int, outputs: int, rngs: nnx.Rngs, *, residual: bool = False
+    config: ModelConfig,
+    name: str,
+    inputs: int,
+    outputs: int,
+    rngs: nnx.Rngs,
+    *,
+    residual: bool = False,
 ) -> nnx.Linear:
-    """A dense layer with GPT-2's initial weights; those of residual branches shrink with depth."""
+    """A dense layer with GPT-2's initial weights; those of residual branches shrink with depth.
+
+    `name` is one of LORA_TARGETS, or head.
+    """
     std = _INIT_STD / math.sqrt(2 * config.n_layer) if residual else _INIT_STD
-    init, dtype = nnx.initializers.normal(std), _dtype(config)
-    return nnx.Linear(
-        inputs, outputs, use_bias=config.bias, dtype=dtype, kernel_init=init, rngs=rngs
-    )
+    options: dict[str, Any] = {
+        "use_bias": config.bias,
+        "dtype": _dtype(config),
+        "kernel_init": nnx.initializers.normal(std),
+    }
+    if config.lora.adapts(name):
+        return LoraLinear(inputs, outputs, config.lora, rngs=rngs, **options)
+    return nnx.Linear(inputs, outputs, rngs=rngs, **options)
 
 
-def _layer_norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    dtype = _dtype(config)
-    return nnx.LayerNorm(config.n_embd, epsilon=1e-5, use_bias=config.bias, dtype=dtype, rngs=rngs)
+def _norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:
+    options: Any = {"epsilon": config.norm_epsilon, "dtype": _dtype(config), "rngs": rngs}
+    if config.norm_type == "rmsnorm":
+        return nnx.RMSNorm(config.n_embd, **options)
+    return nnx.LayerNorm(config.n_embd, use_bias=config.bias, **options)
+
+
+def _head(config: ModelConfig, vocab_size: int, rngs: nnx.Rngs) -> nnx.Linear:
+    """An output layer of its own, with the initial weights of a token table."""
+    return _dense(dataclasses.replace(config, bias=False), "head", config.n_embd, vocab_size, rngs)
 
 
 def _dtype(config: ModelConfig) -> Any:
     """The dtype that layers compute in; None is the parameters' dtype, float32."""
     return jnp.bfloat16 if config.dtype == "bfloat16" else None
-
-
-def _apply_per_token(layer: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """Apply a layer to (batch * time, dim): one large matrix product is faster on a CPU."""
-    return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)

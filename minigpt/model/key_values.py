@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 class KeyValues(NamedTuple):
     """The keys and values of one layer; the positions come before the vector, for plain products.
 
+    There may be fewer heads than those of the queries: each serves a group of these.
+
     A position holds anything until it is written; `attend` sees only the positions up to a row's
     own.
     """
@@ -46,14 +48,16 @@ class KeyValues(NamedTuple):
         )
 
     def attend(
-        self, positions: Integer[Array, " batch"], query: Float[Array, "batch 1 heads dim"]
-    ) -> Float[Array, "batch 1 heads dim"]:
+        self, positions: Integer[Array, " batch"], query: Float[Array, "batch 1 query_heads dim"]
+    ) -> Float[Array, "batch 1 query_heads dim"]:
         """Attend from one position per row to itself and the positions before it."""
         scale, dtype = 1 / math.sqrt(query.shape[-1]), self.values.dtype
         wide = jnp.promote_types(dtype, "float32")
-        logits = jnp.einsum("bhd,bhtd->bht", query[:, 0], self.keys, preferred_element_type=wide)
-        is_visible = jnp.arange(self.keys.shape[2]) <= positions[:, None]
-        logits = jnp.where(is_visible[:, None], logits * scale, -jnp.inf)
+        batch, heads, block, dim = self.keys.shape
+        grouped = query.reshape(batch, heads, -1, dim)
+        logits = jnp.einsum("bhgd,bhtd->bhgt", grouped, self.keys, preferred_element_type=wide)
+        is_visible = jnp.arange(block) <= positions[:, None, None, None]
+        logits = jnp.where(is_visible, logits * scale, -jnp.inf)
         weights = jax.nn.softmax(logits).astype(dtype)
-        context = jnp.einsum("bht,bhtd->bhd", weights, self.values, preferred_element_type=wide)
-        return context.astype(dtype)[:, None]
+        context = jnp.einsum("bhgt,bhtd->bhgd", weights, self.values, preferred_element_type=wide)
+        return context.astype(dtype).reshape(query.shape)

@@ -12,10 +12,13 @@ from typing import Any, NamedTuple
 import tomli_w
 
 from minigpt.atomic_write import write_atomic
-from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
+from minigpt.config import Config, ModelConfig, OptimConfig
 from minigpt.data import (
     AnyTokenizer,
+    ChatTemplate,
     SubwordTokenizer,
+    chat_template_content,
+    chat_template_from_content,
     decode_utf8,
     tokenizer_content,
     tokenizer_from_content,
@@ -31,6 +34,8 @@ class RunSpec(NamedTuple):
     config: Config
     tokenizer: AnyTokenizer
     data_sha256: str
+    chat_template: ChatTemplate | None = None
+    """of a model of conversations; None: the plain one"""
 
     @property
     def vocab_size(self) -> int:
@@ -70,6 +75,8 @@ class RunSpec(NamedTuple):
     def write(self, run_dir: Path) -> None:
         """Write both files, config.toml last."""
         content = tokenizer_content(self.tokenizer) | {"data_sha256": self.data_sha256}
+        if self.chat_template is not None:
+            content["chat_template"] = chat_template_content(self.chat_template)
         write_atomic(run_dir / TOKENIZER, json.dumps(content).encode())
         try:
             self.save_config(run_dir)
@@ -106,7 +113,9 @@ class RunSpec(NamedTuple):
             config = find_kept_streams(config, run_dir)
             path = run_dir / TOKENIZER
             content = json.loads(path.read_text(encoding="utf-8"))
-            return cls(config, tokenizer_from_content(content), content["data_sha256"])
+            template = content.get("chat_template")
+            template = None if template is None else chat_template_from_content(template)
+            return cls(config, tokenizer_from_content(content), content["data_sha256"], template)
         except OSError as error:
             is_model = path.name == CONFIG and (run_dir / "config.json").is_file()
             import_it = f" Import the Hugging Face model: minigpt import {run_dir}."
@@ -140,8 +149,8 @@ def create_new_dir(folder: Path | None, default: Path) -> Path:
 
 def _parse_config(tables: dict[str, Any]) -> Config:
     model = tables.pop("model")
-    dropout, optim = DropoutConfig(**model.pop("dropout")), OptimConfig(**tables.pop("optim"))
-    return Config(**tables, model=ModelConfig(**model, dropout=dropout), optim=optim)
+    optim = OptimConfig(**tables.pop("optim"))
+    return Config(**tables, model=ModelConfig.from_table(model), optim=optim)
 
 
 def _to_toml(config: Any) -> dict[str, Any]:

@@ -18,8 +18,9 @@ from minigpt.config import Config
 from minigpt.distributed import barrier, is_main_process, require_equal
 from minigpt.run.directory import CONFIG, RunSpec
 from minigpt.run.extend import with_extensions
-from minigpt.run.parent import copy_parent_checkpoint, restore_parent_copy
+from minigpt.run.parent import copy_parent_checkpoint
 from minigpt.run.streams import save_streams
+from minigpt.run.weights import add_frozen, checkpoint_like, restore_parent_copy
 
 LOCK = ".lock"
 # A run may resume with other values of these: they decide where it runs, what it prints and when it
@@ -175,7 +176,7 @@ def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def _restore(spec: RunSpec, run_dir: Path, like: Any, warn: Callable[[str], object]) -> OpenRun:
     """Restore the latest valid checkpoint, or the copy of the parent, or nothing."""
-    restored = checkpoint.restore_latest_valid(run_dir, like, warn)
+    restored = checkpoint.restore_latest_valid(run_dir, checkpoint_like(spec.config, like), warn)
     require_equal(str(restored and int(restored[0].step)), "latest valid checkpoints")
     if restored is None:
         has_parent = spec.config.parent is not None
@@ -184,4 +185,4 @@ def _restore(spec: RunSpec, run_dir: Path, like: Any, warn: Callable[[str], obje
     state, meta = restored
     saved = spec._replace(data_sha256=meta["data_sha256"])
     saved.require_same_text(spec.data_sha256, spec.tokenizer)
-    return OpenRun(state, meta, None)
+    return OpenRun(add_frozen(run_dir, spec.config, like, state, meta), meta, None)

@@ -3,25 +3,36 @@
 RUN_DIR/parent is a run directory with the parent's config.toml, its tokenizer.json and the
 checkpoint that provides the initial weights. It is copied before the first step, config.toml last.
 After that, the original folder is not read: the parent may continue to train, change or be deleted.
+The copy for a run that does not train all weights (weights.py) has no optimizer state.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from minigpt import checkpoint
 from minigpt.config import Config
-from minigpt.data import AnyTokenizer
+from minigpt.data import AnyTokenizer, ChatTemplate
+from minigpt.model import merge_lora, trains_all
 from minigpt.run.directory import CONFIG, RunSpec
+from minigpt.run.weights import (
+    PARENT_DIR,
+    abstract_parameters,
+    add_frozen,
+    checkpoint_like,
+    frozen_sha256,
+)
 
-PARENT_DIR = "parent"
 # The settings that decide the names, shapes or meaning of the weights.
 WEIGHT_FIELDS = (
     *("n_layer", "n_head", "n_embd", "block_size"),
     *("bias", "activation", "vocab_size", "norm", "scan_layers"),
+    *("norm_type", "norm_epsilon", "positions", "rope_theta"),
+    *("n_kv_head", "n_inner", "tied_head"),
 )
 
 
@@ -43,12 +54,20 @@ def kept_tokenizer(config: Config, run_dir: Path) -> AnyTokenizer | None:
     return _parent_tokenizer(config, run_dir)
 
 
+def kept_chat_template(config: Config, run_dir: Path) -> ChatTemplate | None:
+    """The chat template of the run in a directory, or of the parent of a new run."""
+    if (run_dir / CONFIG).exists():
+        return RunSpec.load(run_dir).chat_template
+    return None if config.parent is None else RunSpec.load(config.parent).chat_template
+
+
 def _parent_tokenizer(config: Config, run_dir: Path) -> AnyTokenizer | None:
     """The parent's tokenizer, after a check that its weights fit the model; None if no parent."""
     if config.parent is None:
         return None
     parent = RunSpec.load(parent_dir(config.parent, run_dir))
-    for name in WEIGHT_FIELDS:
+    is_rotary = parent.config.model.positions == "rotary"  # then no weight has the context's size
+    for name in (name for name in WEIGHT_FIELDS if not (name == "block_size" and is_rotary)):
         parent_value, value = getattr(parent.config.model, name), getattr(config.model, name)
         _require_same(f"model.{name}", parent_value, value, config.parent)
     _require_same("tokenizer", parent.config.tokenizer, config.tokenizer, config.parent)
@@ -65,14 +84,6 @@ def _require_same(name: str, parent_value: Any, value: Any, parent: Path) -> Non
         )
 
 
-def checkpoint_like(config: Config, like: Any) -> Any:
-    """The structure of a run's checkpoints, from that of a training state.
-
-    An imported run has parameters, but no optimizer state.
-    """
-    return like._replace(opt_state=None) if config.imported_from else like
-
-
 @contextlib.contextmanager
 def copy_parent_checkpoint(
     config: Config, run_dir: Path, like: Any, warn: Callable[[str], object]
@@ -85,9 +96,16 @@ def copy_parent_checkpoint(
     if config.parent is None or _has_parent_copy(run_dir):
         yield
         return
-    parent = RunSpec.load(config.parent)
-    like = checkpoint_like(parent.config, like)
-    state, meta = _restore_parent(config.parent, config.parent_checkpoint, like, warn)
+    if checkpoint.list_steps(run_dir):
+        frozen_sha256(run_dir, config)  # a lost copy is an error: the parent may have changed
+    parent, which = RunSpec.load(config.parent), config.parent_checkpoint
+    if trains_all(config) and trains_all(parent.config):
+        like = checkpoint_like(parent.config, like)
+        state, meta = _restore_parent(config.parent, which, like, warn)
+    else:
+        like = like._replace(params=abstract_parameters(parent), opt_state=None)
+        state, meta = _restore_weights(parent, config.parent, which, like, warn)
+        parent = _without_training(parent, config.parent)
     yield
     folder = run_dir / PARENT_DIR
     folder.mkdir(exist_ok=True)
@@ -96,24 +114,45 @@ def copy_parent_checkpoint(
     parent.write(folder)
 
 
-def restore_parent_copy(run_dir: Path, like: Any) -> Any:
-    """The parent's state from the run's copy, as a tree like `like`."""
-    folder = run_dir / PARENT_DIR
-    state, _ = checkpoint.restore(folder, checkpoint_like(RunSpec.load(folder).config, like))
-    return state
-
-
 def _has_parent_copy(run_dir: Path) -> bool:
     return (run_dir / CONFIG).exists() and (run_dir / PARENT_DIR / CONFIG).exists()
 
 
+def _restore_weights(
+    parent: RunSpec, folder: Path, which: str, like: Any, warn: Callable[[str], object]
+) -> tuple[Any, dict[str, Any]]:
+    """All weights of a parent, its LoRA layers merged, without optimizer state, and the meta."""
+    trained = checkpoint_like(parent.config, like)
+    state, meta = _restore_parent(folder, which, trained, warn, ignore="opt_state/")
+    state = add_frozen(folder, parent.config, like, state, meta)
+    return state._replace(params=merge_lora(parent.config.model, state.params)), meta
+
+
+def _without_training(parent: RunSpec, folder: Path) -> RunSpec:
+    """The parent as a run of weights only, like an imported one."""
+    config = parent.config
+    config = dataclasses.replace(
+        config,
+        parent=None,
+        freeze=None,
+        imported_from=config.imported_from or str(folder),
+        model=config.model.without_lora(),
+    )
+    return parent._replace(config=config)
+
+
 def _restore_parent(
-    parent: Path, which: str, like: Any, warn: Callable[[str], object]
+    parent: Path,
+    which: str,
+    like: Any,
+    warn: Callable[[str], object],
+    *,
+    ignore: str | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     if which == "best":
-        return checkpoint.restore(parent, like, checkpoint.best_step(parent))
+        return checkpoint.restore(parent, like, checkpoint.best_step(parent), ignore=ignore)
     restored = checkpoint.restore_latest_valid(
-        parent, like, lambda message: warn(f"{str(parent)!r}: {message}")
+        parent, like, lambda message: warn(f"{str(parent)!r}: {message}"), ignore=ignore
     )
     if restored is None:
         raise ValueError(

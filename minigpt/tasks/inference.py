@@ -17,7 +17,7 @@ from minigpt.config import Checkpoint, Config, require_seed
 from minigpt.data import AnyTokenizer
 from minigpt.distributed import shard_state
 from minigpt.model import Window, default_prompt, generate_ids
-from minigpt.run import RunSpec, checkpoint_like, read_metrics
+from minigpt.run import RunSpec, read_metrics, restore_run
 from minigpt.tasks.text_stream import TextStream
 from minigpt.training import (
     CompiledSteps,
@@ -43,8 +43,8 @@ class GenerationOptions(TypedDict, total=False):
     """sample only from the fewest tokens whose probabilities sum to at least this"""
     seed: int
     """seed of each prompt's first sample: 0; sample i has the seed (seed + i) mod 2^32"""
-    stop: str | None
-    """a sample ends before this text"""
+    stop: str | Sequence[str] | None
+    """a sample ends before this text, or before the first of several"""
     window: Window
     """once block_size tokens are full: "slide" by one for each token, the default, or drop "half",
     which is faster; see minigpt.model.generate_ids"""
@@ -69,6 +69,14 @@ class LoadedModel(NamedTuple):
     val_loss: float | None
     """the validation loss that the trainer measured at this step"""
 
+    def __repr__(self) -> str:
+        """One line: without the parameters."""
+        model = self.config.model
+        return (
+            f"LoadedModel({model.n_layer} layers, {model.n_head} heads, width {model.n_embd}, "
+            f"context {model.block_size}, vocabulary {self.tokenizer.vocab_size}, step {self.step})"
+        )
+
     @property
     def config(self) -> Config:
         """The run's settings."""
@@ -85,12 +93,28 @@ class LoadedModel(NamedTuple):
         return self.compiled.state.params
 
     def encode(self, text: str) -> np.ndarray:
-        """Convert text to token ids; an unknown character is a ValueError."""
+        """Convert text to token ids; an unknown character is a ValueError.
+
+        A special token such as <|im_start|> in the text is text: `minigpt chat` writes real ones.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"text={text!r:.200} is not allowed: it must be a str.")
         return self.tokenizer.encode(text)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Convert token ids to text."""
-        return self.tokenizer.decode(ids)
+        """Convert token ids to text.
+
+        Raises:
+          ValueError: an id is not one of the tokenizer's.
+        """
+        array, size = np.asarray(ids), self.tokenizer.vocab_size
+        if array.size and not (
+            np.issubdtype(array.dtype, np.integer) and 0 <= array.min() <= array.max() < size
+        ):
+            raise ValueError(
+                f"ids={ids!r:.200} is not allowed: they must be integers from 0 to {size - 1}."
+            )
+        return self.tokenizer.decode(array.ravel())
 
     def logits(self, tokens: ArrayLike) -> jax.Array:
         """Logits of the next token after each token, for (time,) or (batch, time) ids.
@@ -158,7 +182,8 @@ class LoadedModel(NamedTuple):
           prompt: a text or several; None is a newline, or the first character of an alphabet
             without a newline.
           num_samples: continuations of each prompt.
-          **options: see GenerationOptions.
+          **options: tokens=500, temperature=1.0 (0: the likeliest token), top_k, top_p, seed=0,
+            stop (a text or several, before which a continuation ends), window="slide" or "half".
 
         Returns:
           The continuation, without the prompt. With several prompts or with `num_samples`, a list:
@@ -167,6 +192,10 @@ class LoadedModel(NamedTuple):
         A continuation depends on its prompt, its seed and the options, not on how many are
         generated at the same time (but for rounding: two tokens with equal chances).
         """
+        given = prompt if isinstance(prompt, list) else ["" if prompt is None else prompt]
+        if not all(isinstance(text, str) for text in given):
+            allowed = "a text, a list of texts, or None"
+            raise TypeError(f"prompt={prompt!r:.200} is not allowed: it must be {allowed}.")
         is_one = num_samples is None and (prompt is None or isinstance(prompt, str))
         prompts = [prompt] if prompt is None or isinstance(prompt, str) else prompt
         count = 1 if num_samples is None else num_samples
@@ -177,18 +206,22 @@ class LoadedModel(NamedTuple):
 
     def stream(
         self,
-        prompts: Sequence[str | None],
+        prompts: Sequence[str | np.ndarray | None],
         *,
         num_samples: int = 1,
         **options: Unpack[GenerationOptions],
     ) -> Iterator[Piece]:
-        """Yield the texts of `generate` piece by piece, as they are drawn."""
+        """Yield the texts of `generate` piece by piece, as they are drawn.
+
+        A prompt may also be token ids.
+        """
         _check(num_samples, options)
         defaults = GenerationOptions(tokens=500, seed=0, stop=None)
         keywords: Any = defaults | options
         seed, stop = keywords.pop("seed"), keywords.pop("stop")
         default = default_prompt(self.tokenizer)
-        encoded = [self.encode(default if text is None else text) for text in prompts]
+        texts = [default if prompt is None else prompt for prompt in prompts]
+        encoded = [self.encode(text) if isinstance(text, str) else text for text in texts]
         rows = [(ids, (seed + i) % 2**32) for ids in encoded for i in range(num_samples)]
         batches = [rows[first : first + ROWS] for first in range(0, len(rows), ROWS)]
         chunks = [
@@ -225,10 +258,19 @@ def _pieces(
 
 
 def _check(num_samples: int, options: GenerationOptions) -> None:
+    names = GenerationOptions.__annotations__
+    for name in options:
+        if name not in names:
+            allowed = f"one of {', '.join(names)}"
+            raise TypeError(f"the option {name!r} is not allowed: it must be {allowed}.")
+    tokens = options.get("tokens", 0)
+    if isinstance(tokens, bool) or not hasattr(tokens, "__index__"):
+        raise TypeError(f"tokens={tokens!r} is not allowed: it must be an integer.")
     require_seed(options.get("seed", 0))
     if num_samples < 1:
         raise ValueError(f"num_samples={num_samples} is not allowed: it must be at least 1.")
-    if options.get("stop") == "":
+    stop = options.get("stop")
+    if "" in ([stop] if isinstance(stop, str) else stop or ()):
         raise ValueError("stop='' is not allowed: it must have at least one character.")
 
 
@@ -270,8 +312,7 @@ def load(run_dir: str | Path, checkpoint: Checkpoint | None = None) -> LoadedMod
     one_device = dataclasses.replace(run.config, mesh="data=1")
     compiled = build_abstract_train_functions(one_device, run.vocab_size, jax.local_devices())
     step = choose_step(run_dir, run.config, checkpoint)
-    like = checkpoint_like(run.config, compiled.state)
-    state, meta = checkpoints.restore(run_dir, like, step)
+    state, meta = restore_run(run_dir, run.config, compiled.state, step)
     return _with_parameters(run, compiled, state.params, int(state.step), meta.get("val_loss"))
 
 

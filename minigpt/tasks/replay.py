@@ -20,10 +20,16 @@ from rich.table import Table
 from dropout_jax import fold
 from minigpt.checkpoint import restore_latest_valid
 from minigpt.config import Config
-from minigpt.data import load_run_dataset, make_batch, window_offsets
+from minigpt.data import Answers, batch_rows, describe_rows, load_run_dataset, make_batch
 from minigpt.distributed import make_mesh
 from minigpt.model import GPT, CaptureAll, site_specs
-from minigpt.run import RunSpec, read_metrics, restore_parent_copy
+from minigpt.run import (
+    RunSpec,
+    add_frozen,
+    checkpoint_like,
+    read_metrics,
+    restore_parent_copy,
+)
 from minigpt.training import (
     RATE_PREFIX,
     CompiledSteps,
@@ -56,7 +62,9 @@ class ReplayedStep(NamedTuple):
     restored_step: int
     """step of the checkpoint; 0 is the initial state"""
     window_offsets: list[int]
-    """position of each row's first token in the training text"""
+    """position of each row's first token in the training text; of conversations, none"""
+    conversations: list[int] | None
+    """index of each row's conversation in the training part; None for a text"""
     measured: dict[str, float]
     """metrics of the replayed step: train_loss and the norms"""
     recorded: float | None
@@ -70,7 +78,7 @@ def replay(run_dir: Path, step: int, warn: Callable[[str], object]) -> ReplayedS
     run = RunSpec.load(run_dir)
     config = run.config
     _require_step(run_dir, config, step)
-    dataset = load_run_dataset(config, run.inherited_tokenizer)
+    dataset = load_run_dataset(config, run.inherited_tokenizer, run.chat_template)
     run.require_same_text(dataset.sha256, dataset.tokenizer)
     try:
         make_mesh(config)
@@ -91,10 +99,13 @@ def replay(run_dir: Path, step: int, warn: Callable[[str], object]) -> ReplayedS
     _, metrics = compiled.train_step_at(config, step - 1)(state, sharded_batch, root)
     sites = _site_statistics(_with_rates(run, metrics), params, batch.inputs, key)
     recorded_losses = {record["step"]: record["train_loss"] for record in read_metrics(run_dir)}
+    rows = batch_rows(dataset.train, config.seed, step - 1, *shape)
+    is_text = not isinstance(dataset.train, Answers)
     return ReplayedStep(
         step=step,
         restored_step=restored_step,
-        window_offsets=window_offsets(dataset.train, config.seed, step - 1, *shape).tolist(),
+        window_offsets=rows if is_text else [],
+        conversations=None if is_text else rows,
         measured={name: float(value) for name, value in metrics.items()},
         recorded=recorded_losses.get(step),
         sites=sites,
@@ -122,12 +133,13 @@ def _state_before(
     warn: Callable[[str], object],
 ) -> TrainState:
     """The latest valid checkpoint before a step, or the state before step 1."""
-    like = compiled.state
+    like = checkpoint_like(config, compiled.state)
     restored = restore_latest_valid(run_dir, like, warn, max_step=step - 1)
     if restored:
-        return initial_state(compiled, restored[0], None)
-    parent = restore_parent_copy(run_dir, like) if config.parent else None
-    return initial_state(compiled, None, parent)
+        state = add_frozen(run_dir, config, compiled.state, *restored)
+        return initial_state(compiled, config, state, None)
+    parent = restore_parent_copy(run_dir, compiled.state) if config.parent else None
+    return initial_state(compiled, config, None, parent)
 
 
 def _with_rates(run: RunSpec, metrics: dict[str, Any]) -> RunSpec:
@@ -214,12 +226,12 @@ def print_replay(result: ReplayedStep, console: Console) -> None:
     comparison = "metrics.jsonl has no line for this step"
     if recorded is not None:
         comparison = f"metrics.jsonl has {'the same' if recorded == loss else repr(recorded)}"
+    is_text = result.conversations is None
     norms = "  ".join(f"{name} {v:.6g}" for name, v in result.measured.items() if "norm" in name)
     console.print(
         f"step {result.step}, replayed from {source}\n"
         f"train_loss {loss!r} ({comparison})  {norms}\n"
-        "first tokens of the batch's rows, as positions in the training text: "
-        f"{result.window_offsets}"
+        f"{describe_rows(result.conversations or result.window_offsets, is_text=is_text)}"
     )
     console.width = max(console.width, 96)  # so that the table cuts no number
     console.print(_table(result.sites))

@@ -8,7 +8,7 @@ from minigpt.data import AnyTokenizer
 
 
 class TextStream:
-    """The text of one sample; `stop` ends it and is not a part of it.
+    """The text of one sample; `stop`, a text or several, ends it and is not a part of it.
 
     >>> from minigpt.data import Tokenizer
     >>> stream = TextStream(Tokenizer(None), stop="END")
@@ -18,9 +18,10 @@ class TextStream:
     True
     """
 
-    def __init__(self, tokenizer: AnyTokenizer, stop: str | None = None):
+    def __init__(self, tokenizer: AnyTokenizer, stop: str | Sequence[str] | None = None):
         self.is_stopped = False
-        self._decode, self._stop = tokenizer.make_decoder(), stop
+        self._decode = tokenizer.make_decoder()
+        self._stops = [stop] if isinstance(stop, str) else list(stop or ())
         self._pending = ""  # the end of the text so far, which may be the beginning of `stop`
 
     def add(self, ids: Sequence[int], *, is_last: bool = False) -> str:
@@ -28,13 +29,12 @@ class TextStream:
         if self.is_stopped:
             return ""
         text = self._pending + self._decode(ids, is_last)
-        if self._stop is None:
-            return text
-        end = text.find(self._stop)
-        if end >= 0:
+        ends = [end for stop in self._stops if (end := text.find(stop)) >= 0]
+        if ends:
             self.is_stopped = True
-            return text[:end]
-        length = 0 if is_last else _overlap(text, self._stop)
+            return text[: min(ends)]
+        lengths = [_overlap(text, stop) for stop in self._stops]
+        length = 0 if is_last else max(lengths, default=0)
         self._pending = text[len(text) - length :]
         return text[: len(text) - length]
 

@@ -1,6 +1,6 @@
 """Training: the training loop, the training step, the optimizer and evaluation."""
 
-from minigpt.training.evaluate import Evaluation, estimate_loss, evaluate_text
+from minigpt.training.evaluate import Evaluation, estimate_loss, evaluate_answers, evaluate_text
 from minigpt.training.finetune import finetune_defaults
 from minigpt.training.optimizer import build_optimizer, learning_rate_schedule
 from minigpt.training.overfitting import has_overfitted

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.segment import Segment, Segments
 
 from minigpt import checkpoint
+from minigpt.data import Answers, special_tokens
 from minigpt.model import default_prompt, generate_ids
 from minigpt.training.context import TrainContext
 from minigpt.training.dropout_schedule import describe_dropout
@@ -22,12 +23,11 @@ def print_summary(context: TrainContext, step: int) -> None:
     config, model = context.config, context.config.model
     parent = f", initial weights from {config.parent}" if config.parent else ""
     context.console.print(
-        f"{context.parameter_count:,} parameters: {model.n_layer} layers, {model.n_head} heads, "
-        f"width {model.n_embd}, context {model.block_size} tokens, on "
+        f"{context.parameter_count:,} parameters{_describe_trained(context)}: "
+        f"{model.n_layer} layers, {model.n_head} heads, width {model.n_embd}, "
+        f"context {model.block_size} tokens, on "
         f"{_describe_devices(context.compiled.mesh)}\n"
-        f"{len(context.dataset.train):,} training tokens, "
-        f"{len(context.dataset.validation):,} validation tokens, "
-        f"vocabulary {context.tokenizer.vocab_size}\n"
+        f"{_describe_data(context)}, vocabulary {context.tokenizer.vocab_size}\n"
         f"dropout: {describe_dropout(config)}\n"
         f"{f'resuming from step {step} in' if step else 'writing to'} {context.run_dir}{parent}"
     )
@@ -43,6 +43,30 @@ def print_summary(context: TrainContext, step: int) -> None:
             f"extended at step {first_step} from {steps} steps to {config.steps}; the schedules "
             f"are those of {config.steps} steps from there"
         )
+
+
+def _describe_data(context: TrainContext) -> str:
+    """The sizes of both parts; of conversations, also the template."""
+    train, validation = context.dataset.train, context.dataset.validation
+    if not (isinstance(train, Answers) and isinstance(validation, Answers)):
+        return f"{len(train):,} training tokens, {len(validation):,} validation tokens"
+    template = context.spec.chat_template
+    name = "plain" if template is None or template.is_plain else "the model's"
+    return (
+        f"{len(train):,} training conversations with {train.answer_tokens:,} tokens of answers, "
+        f"{len(validation):,} validation conversations with {validation.answer_tokens:,}, "
+        f"chat template: {name}"
+    )
+
+
+def _describe_trained(context: TrainContext) -> str:
+    """How many parameters are trained, and why not the others."""
+    freeze, lora = context.config.freeze, context.config.model.lora
+    reasons = [f"LoRA of rank {lora.rank} in {lora.targets}"] if lora.rank is not None else []
+    if freeze is not None:
+        reasons.append(f"the embeddings and the first {freeze} layers are frozen")
+    count = f", {context.trained_parameter_count:,} of them trained ({'; '.join(reasons)})"
+    return count if reasons else ""
 
 
 def _describe_devices(mesh: Mesh) -> str:
@@ -75,16 +99,19 @@ def validation_line(record: dict[str, Any]) -> str:
 
 
 def print_sample(context: TrainContext, params: Any) -> None:
-    """Print a sample that continues the default prompt."""
+    """Print a sample that continues the default prompt, or answers a validation conversation."""
     config, tokenizer, console = context.config, context.tokenizer, context.console
     if config.sample_tokens == 0:
         return
-    ids: list[int] = []
+    validation = context.dataset.validation
+    prompt, ids = tokenizer.encode(default_prompt(tokenizer)), list[int]()
+    if isinstance(validation, Answers):
+        prompt = validation.first_prompt
     add = context.interruptible(ids.extend)
     for chunk in generate_ids(
         context.compiled.generation,
         params,
-        [tokenizer.encode(default_prompt(tokenizer))],
+        [prompt],
         tokens=config.sample_tokens,
         vocab_size=tokenizer.vocab_size,
         temperature=0.8,
@@ -94,7 +121,11 @@ def print_sample(context: TrainContext, params: Any) -> None:
     line = "─" if console.encoding.startswith("utf") else "-"
     console.rule("sample", characters=line)
     # As a segment, the text is neither wrapped nor are its tabs expanded.
-    console.print(Segments([Segment(tokenizer.decode(ids) + "\n")]), crop=False)
+    text = tokenizer.decode(ids)
+    if isinstance(validation, Answers) and (template := context.spec.chat_template):
+        end = template.end_of_turn(special_tokens(tokenizer))
+        text = tokenizer.decode(prompt) + text.partition(end)[0]
+    console.print(Segments([Segment(text + "\n")]), crop=False)
     console.rule(characters=line)
 
 

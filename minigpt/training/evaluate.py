@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minigpt.data import Batch, require_length, take_windows
+from minigpt.data import Answers, Batch, require_length, take_windows
 
 
 class Evaluation(NamedTuple):
@@ -46,16 +46,43 @@ def evaluate_text(
     return Evaluation(loss, math.exp(loss), total / math.log(2) / predicted, count)
 
 
+def evaluate_answers(
+    eval_step: Callable[[Any, Batch], Any],
+    params: Any,
+    answers: Answers,
+    *,
+    batch_size: int,
+    block_size: int,
+) -> Evaluation:
+    """Predict every token of the answers; bits per character are over the answers' text.
+
+    The bits of the token or text that ends a turn count, and its characters do not.
+    """
+    indices = np.arange(len(answers))
+    sizes = {"batch_size": batch_size, "block_size": block_size}
+    total, count = _sum_answer_losses(eval_step, params, answers, indices, **sizes)
+    bits = total / math.log(2) / max(answers.characters, 1)
+    return Evaluation(total / count, math.exp(total / count), bits, count)
+
+
 def estimate_loss(
     eval_step: Callable[[Any, Batch], Any],
     params: Any,
-    tokens: np.ndarray,
+    tokens: np.ndarray | Answers,
     *,
     batches: int,
     batch_size: int,
     block_size: int,
 ) -> float:
-    """Mean loss over `batches` batches of windows, spread evenly over the text."""
+    """Mean loss over `batches` batches of windows, spread evenly over the text.
+
+    Of conversations: over the tokens of the answers of as many as there are rows, or of all.
+    """
+    if isinstance(tokens, Answers):
+        indices = spread_evenly(tokens, batches * batch_size)
+        sizes = {"batch_size": batch_size, "block_size": block_size}
+        total, count = _sum_answer_losses(eval_step, params, tokens, indices, **sizes)
+        return total / count
     require_length(tokens, block_size)
     offsets = np.linspace(0, len(tokens) - block_size - 1, batches * batch_size).astype(np.int64)
     losses = [
@@ -63,6 +90,30 @@ def estimate_loss(
         for batch_offsets in np.split(offsets, batches)
     ]
     return float(np.mean([np.asarray(loss, np.float64).mean() for loss in losses]))
+
+
+def spread_evenly(answers: Answers, rows: int) -> np.ndarray:
+    """The indices of as many conversations, spread evenly, or of all if there are fewer."""
+    count = min(rows, len(answers))
+    return np.linspace(0, len(answers) - 1, count).astype(np.int64)
+
+
+def _sum_answer_losses(
+    eval_step: Callable[[Any, Batch], Any],
+    params: Any,
+    answers: Answers,
+    indices: np.ndarray,
+    *,
+    batch_size: int,
+    block_size: int,
+) -> tuple[float, int]:
+    """The sum of the losses of these conversations' answers, and the number of their tokens."""
+    total, count = 0.0, 0
+    for batch in answers.batches(indices, batch_size, block_size):
+        losses = np.asarray(eval_step(params, Batch(batch.inputs, batch.targets)), np.float64)
+        total += float(losses[batch.weights > 0].sum())
+        count += int((batch.weights > 0).sum())
+    return total, count
 
 
 def _all_windows(

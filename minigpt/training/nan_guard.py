@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from minigpt import checkpoint
-from minigpt.data import window_offsets
+from minigpt.data import Answers, batch_rows, describe_rows
 from minigpt.training.context import TrainContext
 
 # The metrics that are checked, in the words of the error message. The loss alone is not enough: a
@@ -33,10 +33,12 @@ def error_message(context: TrainContext, step: int, description: str) -> str:
     """The error that stops a run: with its last good checkpoint and the batch of the step."""
     config, saved_steps = context.config, checkpoint.list_steps(context.run_dir)
     shape = (config.batch_size, config.model.block_size)
-    offsets = window_offsets(context.dataset.train, config.seed, step - 1, *shape).tolist()
+    data = context.dataset.train
+    offsets = batch_rows(data, config.seed, step - 1, *shape)
+    rows = describe_rows(offsets, is_text=not isinstance(data, Answers))
     last_good = f"step {saved_steps[-1]}" if saved_steps else "none"
     return (
-        f"the {description}; training has stopped. Last good checkpoint: {last_good}. First tokens "
-        f"of the batch's rows, as positions in the training text: {offsets}. Examine the step: "
+        f"the {description}; training has stopped. Last good checkpoint: {last_good}. "
+        f"{rows[0].upper()}{rows[1:]}. Examine the step: "
         f"minigpt replay {context.run_dir} --step {step}."
     )

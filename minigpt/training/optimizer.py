@@ -9,6 +9,8 @@ import optax
 
 from minigpt.config import Config, OptimConfig
 
+_MATRICES = ("kernel", "embedding", "lora_a", "lora_b")
+
 
 def learning_rate_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     """Linear warm-up from learning_rate / (warmup_steps + 1), then a cosine to final_learning_rate.
@@ -51,6 +53,6 @@ def _is_matrix(params: Any) -> Any:
     """By name, not by dimensions: scan_layers adds an axis to every array."""
 
     def is_matrix(path: tuple[Any, ...], _: Any) -> bool:
-        return any(getattr(key, "key", None) in ("kernel", "embedding") for key in path)
+        return any(getattr(key, "key", None) in _MATRICES for key in path)
 
     return jax.tree.map_with_path(is_matrix, params)

@@ -1,11 +1,12 @@
 """Detect overfitting, and dropout that may be hurting, from the records of a run.
 
 The noise. A validation estimates the loss of a text from n = eval_batches * batch_size * block_size
-tokens. The standard deviation of a token's loss is about as large as the mean loss L (measured for
-n = 15,360: the estimate has a standard deviation of 0.015 at a loss of 1.899). So two independent
-estimates of the same loss differ by about L * sqrt(2 / n); three times this is the noise below. All
-validations of a run use the same windows, so their estimates differ by less, and the rule reports
-too late rather than too early.
+tokens (of conversations, from the answers' tokens in them, "val_tokens" of the record). The
+standard deviation of a token's loss is about as large as the mean loss L (measured for n = 15,360:
+the estimate has a standard deviation of 0.015 at a loss of 1.899). So two independent estimates of
+the same loss differ by about L * sqrt(2 / n); three times this is the noise below. All validations
+of a run use the same windows, so their estimates differ by less, and the rule reports too late
+rather than too early.
 
 Overfitting. In each of the last three validations, the validation loss is above its minimum by more
 than the noise, and in the last one, the loss on the training text is below its value at that
@@ -54,9 +55,12 @@ def diagnose(records: list[dict[str, Any]], config: Config) -> str | None:
     return None
 
 
-def noise(loss: float, config: Config) -> float:
-    """The largest difference between two estimates of a loss that can be chance."""
-    tokens = config.eval_batches * config.batch_size * config.model.block_size
+def noise(loss: float, config: Config, tokens: int | None = None) -> float:
+    """The largest difference between two estimates of a loss that can be chance.
+
+    `tokens` is the number of tokens that each is from; None: that of the rows of a text.
+    """
+    tokens = tokens or config.eval_batches * config.batch_size * config.model.block_size
     return STANDARD_ERRORS * loss * math.sqrt(2 / tokens)
 
 
@@ -76,8 +80,9 @@ def _overfitting_messages(
         recent = validations[max(count - IN_A_ROW, 0) : count]
         rise = min(record["val_loss"] for record in recent) - best["val_loss"]
         fall = best["train_eval_loss"] - validation["train_eval_loss"]
-        rises = rise > noise(best["val_loss"], config)
-        falls = fall > noise(best["train_eval_loss"], config)
+        tokens = best.get("val_tokens")
+        rises = rise > noise(best["val_loss"], config, tokens)
+        falls = fall > noise(best["train_eval_loss"], config, tokens)
         if not (rises and falls and rise >= 2 * last_reported_rise):
             yield None
             continue
@@ -95,9 +100,10 @@ def _dropout_may_hurt(last: dict[str, Any], config: Config) -> str | None:
     """Warn that dropout may be hurting when there is no generalization gap."""
     loss, gap = last["val_loss"], last["val_loss"] - last["train_eval_loss"]
     has_dropout = any(config.model.dropout.rates.values())
-    if not (has_dropout and gap <= noise(loss, config) < loss / 20):
+    chance = noise(loss, config, last.get("val_tokens"))
+    if not (has_dropout and gap <= chance < loss / 20):
         return None
-    within_noise = gap >= -noise(loss, config)
+    within_noise = gap >= -chance
     return (
         f"no gap: the validation loss minus the loss on the training text is {gap:+.4f}, "
         f"{'within the noise' if within_noise else 'below zero'}. The model does not overfit, so "

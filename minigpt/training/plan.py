@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from typing import NamedTuple
@@ -11,7 +10,8 @@ import jax
 
 from minigpt.config import Config
 from minigpt.distributed import Topology, count_collectives
-from minigpt.training.throughput import flops_per_token, peak_flops_per_s
+from minigpt.training.context import count_parameters
+from minigpt.training.throughput import peak_flops_per_s, training_flops_per_token
 from minigpt.training.train_step import abstract_train_inputs, build_abstract_train_functions
 
 ASSUMED_UTILIZATION = 0.4
@@ -48,9 +48,9 @@ def plan_training(config: Config, vocab_size: int, topology: Topology) -> TrainP
     """
     steps = build_abstract_train_functions(config, vocab_size, topology.devices)
     inputs = abstract_train_inputs(steps, config)
-    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(steps.state.params))
+    parameters = count_parameters(steps.state.params)
     kind, tokens = topology.devices[0].device_kind, config.batch_size * config.model.block_size
-    flops = flops_per_token(config.model, parameters)
+    flops = training_flops_per_token(config, steps.state.params)
     peak = peak_flops_per_s(kind)
     assert peak is not None
     start = time.perf_counter()

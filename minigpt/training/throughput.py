@@ -3,16 +3,23 @@
 MFU is the FLOPs that the model needs, divided by the peak FLOPs of the devices.
 
 The FLOPs of a token, forward and backward: 6 per parameter, and 12 * layers * width * context for
-attention (Chowdhery et al., "PaLM", 2022, appendix B). FLOPs that remat repeats are not counted.
+attention (Chowdhery et al., "PaLM", 2022, appendix B). A token table that is not the output layer
+too is only looked up, and not counted. A parameter that is not trained needs no gradient: 4. FLOPs
+that remat repeats are not counted.
 The peak is the manufacturer's number for dense bfloat16 matrix products. For a device that is not
 in the table no MFU is reported.
 """
 
 from __future__ import annotations
 
+import math
 import time
+from typing import Any
 
-from minigpt.config import ModelConfig
+import jax
+
+from minigpt.config import Config, ModelConfig
+from minigpt.model import split_trained
 from minigpt.training.context import TrainContext
 
 # Peak FLOP/s by the prefix of jax.Device.device_kind.
@@ -28,9 +35,29 @@ PEAKS = {
 }
 
 
-def flops_per_token(config: ModelConfig, parameters: int) -> float:
-    """FLOPs that the model needs to train on one token."""
-    return 6 * parameters + 12 * config.n_layer * config.n_embd * config.block_size
+def count_multiplied_parameters(model: ModelConfig, params: Any) -> int:
+    """The number of parameters of a GPT, without a token table that is only looked up."""
+    tables = [params["tokens"]] if "tokens" in params and not model.tied_head else []
+    total, only_looked_up = (
+        sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) for tree in (params, tables)
+    )
+    return total - only_looked_up
+
+
+def flops_per_token(model: ModelConfig, parameters: int, trained: int | None = None) -> float:
+    """FLOPs that the model needs to train on one token; see count_multiplied_parameters.
+
+    `trained` is the number of parameters that are trained; None: all.
+    """
+    frozen = 0 if trained is None else parameters - trained
+    return 6 * parameters - 2 * frozen + 12 * model.n_layer * model.n_embd * model.block_size
+
+
+def training_flops_per_token(config: Config, params: Any) -> float:
+    """FLOPs that a run needs to train on one token."""
+    trained = jax.eval_shape(lambda params: split_trained(config, params)[0], params)
+    counts = (count_multiplied_parameters(config.model, tree) for tree in (params, trained))
+    return flops_per_token(config.model, *counts)
 
 
 def peak_flops_per_s(device_kind: str) -> float | None:
@@ -46,7 +73,8 @@ def share_of_peak(flops_per_s: float, device_kind: str, devices: int) -> float |
 
 def utilization(context: TrainContext, tokens_per_s: float) -> dict[str, float]:
     """The entry "mfu" of a record; empty if the devices' peak is not known."""
-    flops = flops_per_token(context.config.model, context.parameter_count) * tokens_per_s
+    params = context.compiled.state.params
+    flops = training_flops_per_token(context.config, params) * tokens_per_s
     devices = context.compiled.mesh.devices.ravel()
     share = share_of_peak(flops, devices[0].device_kind, len(devices))
     return {} if share is None else {"mfu": round(share, 4)}

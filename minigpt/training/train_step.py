@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from dropout_jax import fold
 from minigpt.config import Config
-from minigpt.data import Batch, make_batch
+from minigpt.data import AnswerBatch, Answers, Batch, make_batch
 from minigpt.distributed import (
     MeshFunction,
     abstract_batch,
@@ -27,7 +27,14 @@ from minigpt.distributed import (
     shard_state,
     state_shardings,
 )
-from minigpt.model import GPT, GenerationSteps, build_generation_steps, set_rates
+from minigpt.model import (
+    GPT,
+    GenerationSteps,
+    build_generation_steps,
+    join_trained,
+    set_rates,
+    split_trained,
+)
 from minigpt.training.dropout_schedule import require_dropout, scheduled_rates
 from minigpt.training.optimizer import build_optimizer
 
@@ -39,6 +46,7 @@ class TrainState(NamedTuple):
 
     step: jax.Array
     params: Any
+    """all parameters; opt_state has the trained ones only"""
     opt_state: Any
 
 
@@ -90,7 +98,7 @@ def build_train_functions(config: Config, vocab_size: int) -> CompiledSteps:
     mesh = make_mesh(config)
     graph, params = nnx.split(_make_model(config, vocab_size))
     tx = build_optimizer(config.optim, config.steps)
-    return _build_steps(config, mesh, graph, shard_state(mesh, _make_state(tx, params)))
+    return _build_steps(config, mesh, graph, shard_state(mesh, _make_state(config, tx, params)))
 
 
 def build_abstract_train_functions(
@@ -104,7 +112,7 @@ def build_abstract_train_functions(
     mesh = make_mesh(config, devices)
     graph, params = nnx.split(nnx.eval_shape(lambda: _make_model(config, vocab_size)))
     tx = build_optimizer(config.optim, config.steps)
-    state = jax.eval_shape(lambda params: _make_state(tx, params), params)
+    state = jax.eval_shape(lambda params: _make_state(config, tx, params), params)
     return _build_steps(config, mesh, graph, abstract_state(mesh, state))
 
 
@@ -123,8 +131,9 @@ def _make_model(config: Config, vocab_size: int) -> GPT:
     return GPT(config.model, vocab_size, rngs=nnx.Rngs(config.seed))
 
 
-def _make_state(tx: optax.GradientTransformation, params: Any) -> TrainState:
-    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+def _make_state(config: Config, tx: optax.GradientTransformation, params: Any) -> TrainState:
+    trained, _ = split_trained(config, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(trained))
 
 
 def _build_steps(
@@ -165,28 +174,32 @@ def _make_train_step(
     tx = build_optimizer(config.optim, config.steps)
 
     def train_step(
-        state: TrainState, batch: Batch, key: jax.Array
+        state: TrainState, batch: Batch | AnswerBatch, key: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
+        if isinstance(batch, AnswerBatch):  # the mean of loss * weight is that over the answers
+            batch = batch._replace(weights=batch.weights / batch.weights.mean())
         dropout_key = fold(key, "dropout", state.step)
         rates = scheduled_rates(config, state.step)
+        trained, frozen = split_trained(config, state.params)
 
-        def mean_loss(params: Any, part: Batch, row_offset: jax.Array | None) -> jax.Array:
-            return token_losses(
+        def mean_loss(
+            trained: Any, part: Batch | AnswerBatch, row_offset: jax.Array | None
+        ) -> jax.Array:
+            losses = token_losses(
                 graph,
-                params,
+                join_trained(trained, frozen),
                 part,
                 dropout_key,
                 label_smoothing=config.label_smoothing,
                 row_offset=row_offset,
                 rates=rates,
-            ).mean()
+            )
+            return (losses * part.weights if isinstance(part, AnswerBatch) else losses).mean()
 
         value_and_grad = jax.value_and_grad(mean_loss)
-        loss, gradient = accumulate_gradients(
-            config.accumulate, value_and_grad, state.params, batch
-        )
-        updates, opt_state = tx.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        loss, gradient = accumulate_gradients(config.accumulate, value_and_grad, trained, batch)
+        updates, opt_state = tx.update(gradient, state.opt_state, trained)
+        params = join_trained(optax.apply_updates(trained, updates), frozen)
         metrics = {
             "train_loss": loss,
             "grad_norm": optax.tree.norm(gradient),
@@ -199,9 +212,11 @@ def _make_train_step(
 
 
 def initial_state(
-    compiled: CompiledSteps, saved: TrainState | None, parent: TrainState | None
+    compiled: CompiledSteps, config: Config, saved: TrainState | None, parent: TrainState | None
 ) -> TrainState:
     """The saved state; or the initial state, with the parent's weights if there is a parent.
+
+    The trained LoRA layers are those of the initial state: the parent has none.
 
     Arrays that are replaced are deleted from the devices first, so that no device holds two states.
     """
@@ -210,33 +225,42 @@ def initial_state(
         jax.tree.map(lambda leaf: leaf.delete(), state)
         return compiled.put_state(saved)
     if parent is not None:
+        params = parent.params
+        if config.model.lora.rank is not None:
+            lora = jax.tree.map(np.array, split_trained(config, state.params)[0])
+            params = join_trained(lora, split_trained(config, params)[1])
         jax.tree.map(lambda leaf: leaf.delete(), state.params)
-        return state._replace(params=shard_state(compiled.mesh, parent.params))
+        return state._replace(params=shard_state(compiled.mesh, params))
     return state
 
 
-def make_train_batch(mesh: Mesh, tokens: np.ndarray, config: Config, step: int) -> Batch:
+def make_train_batch(
+    mesh: Mesh, tokens: np.ndarray | Answers, config: Config, step: int
+) -> Batch | AnswerBatch:
     """A step's batch on the mesh; each process reads the rows of its own devices only."""
     shape = (config.batch_size, config.model.block_size)
-    return shard_batch(
-        mesh, shape, lambda rows: make_batch(tokens, config.seed, step, *shape, rows=rows)
-    )
+
+    def load_rows(rows: slice) -> Any:
+        return make_batch(tokens, config.seed, step, *shape, rows=rows)
+
+    kind: Any = AnswerBatch if isinstance(tokens, Answers) else Batch
+    return shard_batch(mesh, shape, load_rows, kind)
 
 
 def accumulate_gradients(
     count: int,
-    value_and_grad: Callable[[Any, Batch, jax.Array | None], tuple[jax.Array, Any]],
+    value_and_grad: Callable[[Any, Any, jax.Array | None], tuple[jax.Array, Any]],
     params: Any,
-    batch: Batch,
+    batch: Batch | AnswerBatch,
 ) -> tuple[jax.Array, Any]:
     """Mean loss and gradient over `count` parts of a batch, computed in turn to save memory."""
     if count == 1:
         return value_and_grad(params, batch, None)
     rows = batch.inputs.shape[0] // count
 
-    def add(sums: Any, part: tuple[jax.Array, Any, Any]) -> tuple[Any, None]:
-        row_offset, inputs, targets = part
-        loss_and_gradient = value_and_grad(params, Batch(inputs, targets), row_offset)
+    def add(sums: Any, part: tuple[Any, ...]) -> tuple[Any, None]:
+        row_offset, *arrays = part
+        loss_and_gradient = value_and_grad(params, type(batch)(*arrays), row_offset)
         return jax.tree.map(jnp.add, sums, loss_and_gradient), None
 
     parts = [
@@ -252,7 +276,7 @@ def accumulate_gradients(
 def token_losses(
     graph: nnx.GraphDef[GPT],
     params: Any,
-    batch: Batch,
+    batch: Batch | AnswerBatch,
     key: jax.Array | None,
     *,
     label_smoothing: float = 0.0,

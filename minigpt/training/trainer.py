@@ -14,7 +14,15 @@ from rich.progress import Progress
 
 from minigpt import checkpoint
 from minigpt.config import Config
-from minigpt.data import Dataset, describe_short_validation, load_run_dataset, require_length
+from minigpt.data import (
+    Answers,
+    ChatTemplate,
+    Dataset,
+    describe_short_validation,
+    load_run_dataset,
+    plain_template,
+    require_length,
+)
 from minigpt.distributed import (
     any_process,
     barrier,
@@ -22,10 +30,14 @@ from minigpt.distributed import (
     is_single_process,
     require_equal,
 )
+from minigpt.model import split_trained
 from minigpt.run import (
+    FROZEN_SHA256,
     MetricsLog,
     OpenRun,
     RunSpec,
+    frozen_sha256,
+    kept_chat_template,
     kept_tokenizer,
     open_run,
     read_metrics,
@@ -36,7 +48,7 @@ from minigpt.training import console as screen
 from minigpt.training import nan_guard, overfitting
 from minigpt.training.context import TrainContext
 from minigpt.training.early_stopping import is_finished, run_is_finished
-from minigpt.training.evaluate import estimate_loss
+from minigpt.training.evaluate import estimate_loss, spread_evenly
 from minigpt.training.interrupt import Interrupted, InterruptHandler
 from minigpt.training.observers import Observers, require_installed
 from minigpt.training.optimizer import learning_rate_at
@@ -65,15 +77,21 @@ def train(
     folder that contains a run; `extend` lets a run go on to more steps than it had.
     """
     require_installed(config)
+    _require_parent(config)
     with (
         read_streams(config, run_dir, console.print) as config,
         InterruptHandler() as interrupt,
     ):
         config = with_extensions(config, run_dir, extend=extend)
-        dataset = _load_dataset(config, run_dir)
+        template = kept_chat_template(config, run_dir)
+        dataset = _load_dataset(config, run_dir, template)
+        for note in dataset.notes:
+            console.print(note)
         if message := describe_short_validation(dataset.validation, config.model.block_size):
             console.print(message)
-        spec = RunSpec(config, dataset.tokenizer, dataset.sha256)
+        if isinstance(dataset.train, Answers):
+            template = template or plain_template(dataset.tokenizer)
+        spec = RunSpec(config, dataset.tokenizer, dataset.sha256, template)
         settings = dataclasses.replace(config, data=None, val_data=None)
         require_equal(f"{settings} {dataset.sha256}", "settings or texts")
         compiled = build_train_functions(config, spec.vocab_size)
@@ -97,9 +115,21 @@ def train(
                 screen.print_interrupted(context, run_is_finished(run_dir, config))
 
 
-def _load_dataset(config: Config, run_dir: Path) -> Dataset:
+def _require_parent(config: Config) -> None:
+    """Frozen weights are those of the parent; new ones would be random numbers."""
+    for name, value in (("freeze", config.freeze), ("lora.rank", config.model.lora.rank)):
+        if value is not None and config.parent is None:
+            raise ValueError(
+                f"{name}={value} is not allowed without a parent, whose weights are kept: it must "
+                "be None. Fine-tune a run with it: minigpt finetune RUN_DIR --data FILE."
+            )
+
+
+def _load_dataset(config: Config, run_dir: Path, template: ChatTemplate | None) -> Dataset:
     tokenizer = kept_tokenizer(config, run_dir)
-    dataset = load_run_dataset(config, tokenizer)
+    dataset = load_run_dataset(config, tokenizer, template)
+    if isinstance(dataset.train, Answers) or isinstance(dataset.validation, Answers):
+        return dataset
     remedy = "Give more text, or name a validation text of its own with --val-data."
     if config.parent is None:
         remedy = f"{remedy[:-1]}, or set a smaller --model.block-size."
@@ -126,7 +156,11 @@ class Trainer:
     def __init__(self, context: TrainContext, run: OpenRun):
         config = context.config
         self.context, self.config, self.meta = context, config, run.meta
-        self.state: TrainState = initial_state(context.compiled, run.state, run.parent_state)
+        self.state: TrainState = initial_state(
+            context.compiled, config, run.state, run.parent_state
+        )
+        frozen = frozen_sha256(context.run_dir, config)
+        self.frozen = {FROZEN_SHA256: frozen} if frozen else {}
         self.step = int(self.state.step)
         self.root_key = jax.random.key(config.seed)
         self.pending: dict[str, Any] | None = run.meta.get("pending")
@@ -307,12 +341,16 @@ class Trainer:
         params = self.state.params
         train_loss = estimate_loss(eval_step, params, dataset.train, **sizes)
         val_loss = estimate_loss(eval_step, params, dataset.validation, **sizes)
-        tokens_per_character = len(dataset.validation) / max(dataset.validation_characters, 1)
-        return {
+        tokens_per_character = dataset.predicted_tokens / max(dataset.validation_characters, 1)
+        record = {
             "train_eval_loss": train_loss,
             "val_loss": val_loss,
             "val_bits_per_character": val_loss / math.log(2) * tokens_per_character,
         }
+        if isinstance(dataset.validation, Answers):
+            indices = spread_evenly(dataset.validation, config.eval_batches * config.batch_size)
+            record["val_tokens"] = dataset.validation.count_tokens(indices)
+        return record
 
     def save(self, **extra_meta: Any) -> None:
         """Flush the metrics to disk, then start to save the state in the background."""
@@ -322,9 +360,11 @@ class Trainer:
             "data_sha256": self.context.spec.data_sha256,
             "metrics_crc32": self.metrics.crc32,
             "elapsed_s": self.clock.elapsed(),
+            **self.frozen,
             **extra_meta,
         }
-        state = self.context.compiled.gather_state(self.state)  # in all processes
+        trained, _ = split_trained(self.config, self.state.params)
+        state = self.context.compiled.gather_state(self.state._replace(params=trained))
         if self.writer:
             self.writer.save(self.step, checkpoint.host_arrays(state), meta)
 

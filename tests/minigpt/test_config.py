@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -14,7 +15,16 @@ from rich.console import Console
 from run_helpers import OTHER_VALUES, flatten_config, replace_field
 from tiny import CONFIG, TEXT
 
-from minigpt.config import PRESETS, Config, DropoutConfig, ModelConfig, OptimConfig
+import minigpt
+from minigpt.config import (
+    PRESETS,
+    ClassifyConfig,
+    Config,
+    DropoutConfig,
+    LoraConfig,
+    ModelConfig,
+    OptimConfig,
+)
 from minigpt.training import build_train_functions, make_train_batch, trainer
 
 # Typed in from nanoGPT's README (the command for a CPU), config/train_shakespeare_char.py and
@@ -87,6 +97,16 @@ def test_the_final_learning_rate_follows_the_peak_unless_it_is_set():
         (lambda: DropoutConfig.uniform(-0.1), "dropout=-0.1"),
         (lambda: ModelConfig(n_embd=10, n_head=4), "n_embd=10"),
         (lambda: ModelConfig(n_layer=0), "n_layer=0"),
+        (lambda: ModelConfig(n_kv_head=3), "n_kv_head=3"),
+        (lambda: ModelConfig(n_kv_head=0), "n_kv_head=0"),
+        (lambda: ModelConfig(n_inner=0), "n_inner=0"),
+        (lambda: ModelConfig(norm_epsilon=0.0), "norm_epsilon=0.0"),
+        (lambda: ModelConfig(rope_theta=1.0), "rope_theta=1.0"),
+        (lambda: ModelConfig(rope_theta=-1.0, positions="rotary"), "rope_theta=-1.0"),
+        (lambda: ModelConfig(n_embd=12, positions="rotary"), "positions='rotary'"),
+        (lambda: ModelConfig(positions="alibi"), "positions='alibi'"),  # pyright: ignore[reportArgumentType]
+        (lambda: ModelConfig(norm_type="batch"), "norm_type='batch'"),  # pyright: ignore[reportArgumentType]
+        (lambda: ModelConfig(activation="silu"), "activation='silu'"),  # pyright: ignore[reportArgumentType]
         (lambda: OptimConfig(learning_rate=0.0), "learning_rate=0.0"),
         (lambda: OptimConfig(min_learning_rate=1.0), "min_learning_rate=1.0"),
         (lambda: OptimConfig(beta2=1.0), "beta2=1.0"),
@@ -143,6 +163,7 @@ BASES = {
     "dropout_schedule": DROPPING,
     "dropout_schedule_steps": dataclasses.replace(DROPPING, dropout_schedule="late"),
     "model.dropout.over_depth": DROPPING,
+    "model.rope_theta": replace_field(CONFIG, "model.positions", "rotary"),
 }
 
 
@@ -156,6 +177,8 @@ def test_every_field_is_tried():
     elsewhere |= {"parent", "parent_checkpoint"}  # test_finetune.py
     elsewhere |= {"val_data", "text_field"}  # test_sources.py
     elsewhere |= {"vocab_size", "imported_from"}  # test_subword_runs.py, test_huggingface_import.py
+    elsewhere |= {"freeze", "model.dropout.lora"}  # test_lora.py, as the next
+    elsewhere |= {f"model.lora.{field.name}" for field in dataclasses.fields(LoraConfig)}
     elsewhere |= {"wandb", "extended_from"}  # test_wandb_log.py, test_extend.py
     assert set(OTHER_VALUES) | elsewhere == {name for name, _ in flatten_config(Config())}
 
@@ -240,3 +263,39 @@ def test_paths_may_be_strings():
         assert (config.run_dir, config.parent) == (pathlib.Path("out"), pathlib.Path("parent"))
     with pytest.raises(ValueError, match=r"data=\(\) is not allowed: it must be at least one"):
         Config(data=())
+
+
+WRONG_TYPES: tuple[tuple[Any, str, Any, str], ...] = (
+    (Config, "steps", "20", "an integer"),
+    (Config, "steps", 2.5, "an integer"),
+    (Config, "batch_size", True, "an integer"),
+    (Config, "mesh", 3, "text or None"),
+    (Config, "model", {"n_layer": 2}, "a ModelConfig"),
+    (Config, "data", 3, "a path, several paths in a list, or None"),
+    (Config, "run_dir", 3, "a path or None"),
+    (ModelConfig, "n_layer", [2], "an integer"),
+    (ModelConfig, "bias", 1, "True or False"),
+    (DropoutConfig, "embed", "0.1", "a number"),
+    (OptimConfig, "learning_rate", "1e-3", "a number"),
+    (ClassifyConfig, "batch_size", "8", "an integer"),
+)
+
+
+@pytest.mark.parametrize(("settings", "name", "value", "allowed"), WRONG_TYPES)
+def test_a_value_of_another_type_is_refused_by_name(settings, name, value, allowed):
+    message = f"{name}={value!r} is not allowed: it must be {allowed}."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        settings(**{name: value})
+
+
+def test_numbers_of_numpy_and_whole_numbers_for_floats_are_values():
+    values: Any = {"steps": np.int64(20), "learning_rate": 1, "embed": np.float32(0.5)}
+    assert Config(steps=values["steps"]).steps == 20
+    assert OptimConfig(learning_rate=values["learning_rate"]).learning_rate == 1
+    assert DropoutConfig(embed=values["embed"]).embed == 0.5
+
+
+def test_only_settings_train():
+    settings: Any = {"steps": 3}
+    with pytest.raises(TypeError, match=r"it must be a minigpt\.config\.Config"):
+        minigpt.train(settings)

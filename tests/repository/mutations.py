@@ -251,6 +251,20 @@ MUTATIONS = [
         "tests/minigpt/distributed/test_rematerialization.py",
     ),
     Mutation(
+        "the loss on answers only",
+        "minigpt/training/train_step.py",
+        "losses * part.weights if isinstance(part, AnswerBatch) else losses",
+        "losses",
+        "tests/minigpt/training/test_instruction_tuning.py",
+    ),
+    Mutation(
+        "the tokens that are answers",
+        "minigpt/data/answers.py",
+        "(begins < last) & (ends > first)",
+        "(begins < last) & (ends >= first)",
+        "tests/minigpt/data/test_chat_template.py",
+    ),
+    Mutation(
         "NaN that stops a run",
         "minigpt/training/nan_guard.py",
         "if not math.isfinite(step_metrics.get(name, 0.0)):",

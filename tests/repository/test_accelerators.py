@@ -140,7 +140,9 @@ def test_large_programs_are_saved_one_by_one_and_not_compiled_again(tmp_path, mo
 
     def list_jobs(*_):
         for name in names:
-            script = f"print({json.dumps(name)!r})" if name["program"] == "first" else "exit(3)"
+            begin = f"import sys; print({checks.COMPILING + json.dumps(name)!r}, file=sys.stderr)"
+            end = f"print({json.dumps(name)!r})" if name["program"] == "first" else "sys.exit(3)"
+            script = f"{begin}; {end}"
             yield [sys.executable, "-c", script], name
 
     compile_one = large._compile

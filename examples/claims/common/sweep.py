@@ -23,7 +23,7 @@ from minigpt.training import build_optimizer, learning_rate_schedule
 
 # A constant learning rate of 1: each step multiplies by its own rate, which may be traced.
 CONSTANT = {"learning_rate": 1.0, "min_learning_rate": 1.0, "warmup_steps": 0}
-SITES = tuple(DropoutConfig().rates)
+SITES = tuple(site for site in DropoutConfig().rates if site != "lora")
 NANOGPT = ("embed", "attn_weights", "attn_out", "mlp_out")
 
 

@@ -114,7 +114,7 @@ def _parse_description(description: dict[str, Any], step: int) -> TextClassifier
     """A classifier without parameters, from the description that `save` writes."""
     model, settings = description["model"], description["settings"]
     return TextClassifier(
-        config=ModelConfig(**(model | {"dropout": DropoutConfig(**model["dropout"])})),
+        config=ModelConfig.from_table(model),
         vocab_size=description["vocab_size"],
         tokenizer=tokenizer_from_content(description),
         labels=tuple(description["labels"]),

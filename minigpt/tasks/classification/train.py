@@ -21,8 +21,8 @@ from flax import nnx
 
 from dropout_jax import fold
 from minigpt.config import ClassifyConfig, DropoutConfig, ModelConfig, OptimConfig
-from minigpt.data import AnyTokenizer
-from minigpt.model import set_rates
+from minigpt.data import AnyTokenizer, example_indices
+from minigpt.model import merge_lora, set_rates
 from minigpt.tasks.classification.classifier import TextClassifier, predict_logits
 from minigpt.tasks.classification.data import LabelledSplit, PaddedRows
 from minigpt.tasks.classification.metrics import macro_f1
@@ -38,6 +38,11 @@ class PretrainedModel(NamedTuple):
     tokenizer: AnyTokenizer
     params: Any
     """None: the classifier is trained from scratch"""
+
+    def without_lora(self) -> PretrainedModel:
+        """The same model with its LoRA layers merged into the dense layers."""
+        params = None if self.params is None else merge_lora(self.config, self.params)
+        return self._replace(config=self.config.without_lora(), params=params)
 
     def load_into(self, classifier: Any) -> Any:
         """Replace the body's parameters in the state of a classifier by the pretrained ones."""
@@ -89,6 +94,7 @@ def fit(
     `on_evaluation` is called with each evaluation on the validation part. Trainings that differ
     only in seed, texts or rates share the compiled step.
     """
+    body = body.without_lora()
     names, freeze = data.classes(), settings.freeze or 0
     if freeze > body.config.n_layer:
         raise ValueError(
@@ -166,23 +172,6 @@ def _train(
         if settings.patience and step - best.step >= settings.patience * settings.eval_every:
             break
     return best._replace(evaluations=evaluations)
-
-
-def example_indices(seed: int, step: int, examples: int, batch_size: int) -> np.ndarray:
-    """The examples of a step, a function of seed and step: each example once per epoch.
-
-    The order of an epoch is that of raw words of Philox, whose stream NumPy promises not to change.
-    """
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    epochs, positions_in_epoch = np.divmod(positions, examples)
-    orders = {epoch: _epoch_order(seed, int(epoch), examples) for epoch in np.unique(epochs)}
-    return np.array([orders[e][i] for e, i in zip(epochs, positions_in_epoch, strict=True)])
-
-
-@functools.lru_cache(maxsize=4)
-def _epoch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
-    words = np.random.Philox(key=seed, counter=[0, epoch, 1, 0]).random_raw(examples)
-    return np.argsort(words, kind="stable")
 
 
 def _encode_labels(data: LabelledSplit, names: list[str], settings: ClassifyConfig) -> Labels:

@@ -19,6 +19,7 @@ from minigpt.model import GPT
 from minigpt.run import RunSpec
 
 BATCH_PASSES = 8  # passes that are computed at the same time
+_SHORTEST_WINDOW = 64
 
 Logits = Callable[[Any, jax.Array, jax.Array], jax.Array]
 """(params, tokens, key) to logits"""
@@ -50,15 +51,30 @@ def text_uncertainty(
         raise ValueError("text='' is not allowed: it must have at least one character.")
     rates = rates_for_passes(run.config.model.dropout, dropout)
     logits = stochastic_logits(run.config.model, rates, run.vocab_size, run.tokenizer.vocab_size)
+    tokens = run.tokenizer.encode(text)
     uncertainty = token_uncertainty(
         logits,
         params,
-        run.tokenizer.encode(text),
-        block_size=run.config.model.block_size,
+        tokens,
+        block_size=choose_window(run.config.model, len(tokens)),
         passes=passes,
         seed=seed,
     )
     return by_character(text, run.tokenizer, uncertainty)
+
+
+def choose_window(model: ModelConfig, tokens: int) -> int:
+    """The length of the windows: block_size; with rotary positions, less for a shorter text.
+
+    (The length decides the masks: runs with learned positions keep the numbers that they had.)
+
+    >>> model = ModelConfig(block_size=8192, positions="rotary")
+    >>> choose_window(model, 5), choose_window(model, 1500), choose_window(model, 10_000)
+    (64, 2048, 8192)
+    """
+    if model.positions == "learned":
+        return model.block_size
+    return min(model.block_size, max(_SHORTEST_WINDOW, 1 << (tokens - 1).bit_length()))
 
 
 def rates_for_passes(trained: DropoutConfig, dropout: float | None) -> DropoutConfig:

@@ -42,6 +42,7 @@ def export(fn, platform):
     return jax.export.export(jax.jit(fn), platforms=[platform], disabled_checks=[triton])
 
 
+@pytest.mark.slow
 def test_under_shard_map_the_offset_tells_each_part(key):
     """The interpreter itself, of Pallas, works without check_vma only; a compiled kernel does."""
     query = jnp.asarray(np.random.default_rng(0).normal(size=(4, 40, 2, 8)), jnp.float32)

@@ -268,6 +268,7 @@ def test_both_passes_lower_for_a_tpu(case, x64, key):
 TWO_CORES = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2)
 
 
+@pytest.mark.slow
 def test_two_cores_do_not_race(key, capsys):
     case = Case("causal, grouped", keys=140, key_heads=1, is_causal=True)
     assert_near(run_kernel(case, key, interpret=TWO_CORES), run_naive(case, key))

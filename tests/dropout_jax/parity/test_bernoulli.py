@@ -17,6 +17,7 @@ SHAPES = st.lists(st.integers(0, 9), max_size=4).map(tuple)
 
 
 @given(seed=st.integers(0, 2**31 - 1), rate=RATES, shape=SHAPES, impl=st.sampled_from(IMPLS))
+@pytest.mark.slow
 def test_masks_are_jaxs(seed, rate, shape, impl):
     key = jax.random.key(seed, impl=impl)
     expected = jax.random.bernoulli(key, 1 - rate, shape)

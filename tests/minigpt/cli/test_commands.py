@@ -34,7 +34,7 @@ TINY = [
     *("--model.n-layer", "1", "--model.n-embd", "8", "--model.block-size", "16"),
 ]
 UNSET = {"mesh", "parent", "patience", "sample_every", "dropout_schedule_steps", "val_data"}
-UNSET |= {"vocab_size", "imported_from"}
+UNSET |= {"vocab_size", "imported_from", "freeze"}
 SAME = ("--data", "text.txt", *TINY)
 
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,7 +147,7 @@ def test_large_texts_have_the_ids_of_small_ones(monkeypatch, data, val_data, kin
     monkeypatch.setattr(decode, "BLOCK_BYTES", 7 if data and "play:hamlet" not in data else 1 << 20)
     for in_memory in (1 << 30, -1, -1):
         monkeypatch.setattr(tokens, "MAX_IN_MEMORY_BYTES", in_memory)
-        dataset = load_dataset(data, kind, val_data=val_data)
+        dataset: Any = load_dataset(data, kind, val_data=val_data)
         assert isinstance(dataset.validation, np.memmap) == (in_memory < 0)
         assert dataset.tokenizer.decode(dataset.train) == text.train
         assert dataset.tokenizer.decode(dataset.validation) == text.validation

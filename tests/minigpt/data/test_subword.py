@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -396,7 +397,7 @@ def test_ids_beyond_65536_have_32_bits(large, monkeypatch, gpt2, tmp_path):
     content["model"]["vocab"]["\u0120be"] = 70_000
     tokenizer = SubwordTokenizer(json.dumps(content))
     monkeypatch.setattr(datasets, "MAX_IN_MEMORY_BYTES", -1)
-    dataset = load_dataset(large, "gpt2", tokenizer)
+    dataset: Any = load_dataset(large, "gpt2", tokenizer)
     assert (dataset.train.dtype, int(dataset.train.max())) == (np.uint32, 70_000)
     assert tokenizer.decode(dataset.train) == load_text(large).train
 

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,7 +96,7 @@ def test_losses_are_those_of_one_process_and_rows_are_read_once(folder, whole, p
         assert one.keys() == other.keys()
         np.testing.assert_allclose(list(other.values()), list(one.values()), rtol=1e-6)
 
-    tokens = load_dataset(folder / "text.txt", "char").train
+    tokens: Any = load_dataset(folder / "text.txt", "char").train
     for number in range(processes):
         lines = (folder / f"{run_dir}-{number}.rows").read_text().splitlines()
         rows = [row for line in lines for row in json.loads(line)]

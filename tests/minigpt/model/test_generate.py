@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import uncached
 from flax import nnx
-from tiny import CONFIG
+from tiny import CONFIG, LLAMA
 
 from minigpt.config import ModelConfig
 from minigpt.data import Tokenizer
@@ -21,6 +21,7 @@ PROBABILITIES = np.array([0.5, 0.25, 0.15, 0.1])
 BLOCK, ROWS, VOCABULARY, TOKENS = 12, 31, 29, 20
 PROMPTS = [np.random.default_rng(n).integers(0, VOCABULARY, n) for n in (1, 5, 12, 30)]
 SEEDS = [3, 2**32 - 1, 0, 3]
+LLAMA_PARTS = "activation", "norm_type", "positions", "rope_theta", "tied_head", "n_inner"
 MODELS = {
     "plain": {},
     "scan": {"scan_layers": True},
@@ -28,6 +29,7 @@ MODELS = {
     "bias": {"bias": True},
     "remat": {"remat": True},
     "dropout": {"dropout": dataclasses.replace(CONFIG.model.dropout, embed=0.5, attn_weights=0.5)},
+    "llama": {name: getattr(LLAMA, name) for name in LLAMA_PARTS} | {"n_kv_head": 1},
 }
 OPTIONS = [
     {},

@@ -156,6 +156,7 @@ def test_uniform_sets_the_four_sites_of_nanogpt():
         "mlp_hidden": 0.0,
         "mlp_out": 0.2,
         "drop_path": 0.0,
+        "lora": 0.0,
     }
 
 

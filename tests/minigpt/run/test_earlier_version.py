@@ -37,6 +37,7 @@ def read_metrics(name):
 @pytest.mark.parametrize(
     ("name", "command"), [("run", ["train"]), ("finetuned", ["finetune", "run"])]
 )
+@pytest.mark.slow
 def test_an_earlier_run_resumes_and_ends_as_it_did(name, command, tmp_path, monkeypatch, capsys):
     copy_to(tmp_path, name)
     monkeypatch.chdir(tmp_path)

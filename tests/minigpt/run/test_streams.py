@@ -96,6 +96,7 @@ def test_a_stream_is_read_once_and_kept(folder, from_file, capsys):
     assert config.data == (folder / "moved" / "stream-1.txt",)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_only_with_the_same_text(folder, capsys, monkeypatch):
     """Without --run-dir the text tells which run is meant."""
     with monkeypatch.context() as patch:

@@ -81,6 +81,7 @@ def test_pooling_equals_a_loop(key):
         )
 
 
+@pytest.mark.slow
 def test_rates_that_are_set_are_those_of_the_config(key):
     """Traced rates too, which is how one compiled step serves every rate."""
     rates, tokens = DropoutConfig.uniform(0.25), jnp.ones((2, MODEL.block_size), int)
@@ -226,6 +227,7 @@ def test_a_key_gives_the_model_dropout_at_its_rates(trained, key):
 # Its command.
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_classifier_that_loads(tmp_path, capsys, monkeypatch):
     run, data = tmp_path / "run", tmp_path / "x.csv"
     (tmp_path / "text.txt").write_text(TEXT)
@@ -316,6 +318,7 @@ def _labels_new_texts(run, folder, classifier, capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_passes_of_a_prediction_are_the_models_own(trained):
     """The mean and the mutual information of softmax(model(rows, key)) by a loop."""
     texts = ["abc", "cab a", "b"]

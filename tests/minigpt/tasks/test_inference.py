@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -139,3 +140,27 @@ def test_a_partial_character_at_the_end_is_replaced():
     assert stream.add(list("é".encode())[:1]) == ""
     assert stream.add([], is_last=True) == "�"
     assert stream.add([300]) == ""
+
+
+@pytest.mark.usefixtures("without_type_checker")
+def test_wrong_arguments_are_named(model):
+    untyped: Any = model
+    for call, message in (
+        (
+            lambda: untyped.generate("a", max_new_tokens=3),
+            "'max_new_tokens' is not allowed: .*tokens",
+        ),
+        (lambda: untyped.generate("a", tokens=5.5), "tokens=5.5 is not allowed"),
+        (lambda: untyped.generate(5), "prompt=5 is not allowed"),
+        (lambda: untyped.generate([5]), r"prompt=\[5\] is not allowed"),
+        (lambda: untyped.loss([1, 2]), r"text=\[1, 2\] is not allowed"),
+        (lambda: untyped.encode(3), "text=3 is not allowed"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
+
+
+def test_a_model_is_shown_in_a_line(model):
+    assert repr(model).startswith(f"LoadedModel({CONFIG.model.n_layer} layers, ")
+    assert len(repr(model)) < 200
+    assert "\n" not in repr(model)

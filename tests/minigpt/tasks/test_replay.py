@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -90,7 +91,7 @@ def test_the_measures_are_those_of_the_run_bit_for_bit(trained, step, nearest):
 
 def test_the_batch_and_the_masks_are_those_of_the_step(trained):
     result, shape = replayed(trained, 5), (DROPPING.batch_size, DROPPING.model.block_size)
-    text = load_dataset(trained.parent / "text.txt", "char").train
+    text: Any = load_dataset(trained.parent / "text.txt", "char").train
     assert result.window_offsets == window_offsets(text, DROPPING.seed, 4, *shape).tolist()
     key = fold(jax.random.key(DROPPING.seed), "dropout", 4)
     assert key is not None

@@ -77,6 +77,7 @@ def test_another_length_is_another_run():
 
 
 @pytest.mark.parametrize("options", [{}, slow({"scan_layers": True}), slow({"remat": True})])
+@pytest.mark.slow
 def test_one_compiled_step_serves_all_rates(options):
     model = dataclasses.replace(LAYERS, **options)
     model = dataclasses.replace(
@@ -120,6 +121,7 @@ TOKENS = np.arange(64).reshape(2, 32) % 11
 
 @pytest.mark.parametrize("options", [{"scan_layers": True}, slow({"remat": True})])
 @pytest.mark.parametrize("over_depth", ["linear", slow("constant")])
+@pytest.mark.slow
 def test_scan_and_remat_have_the_same_rates(options, over_depth, key):
     """The same weights and key; another rate of one site would change the logits by far more."""
     rates = DropoutConfig(**RATES, over_depth=over_depth)

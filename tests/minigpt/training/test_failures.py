@@ -341,13 +341,18 @@ def test_a_changed_text(stopped, folder, capsys, whole, how):
 def test_what_may_change_and_what_may_not(stopped):
     """Every field is one or the other.
 
-    test_dropout_schedule.py has the schedule's steps, and test_subword_runs.py vocab_size.
+    test_dropout_schedule.py has the schedule's steps, test_subword_runs.py vocab_size, and
+    test_lora.py the settings that need LoRA.
     """
     spec, before = RunSpec.load(stopped), read_files(stopped)
+    elsewhere = {"dropout_schedule_steps", "vocab_size"}
+    elsewhere |= {"model.lora.alpha", "model.lora.targets", "model.dropout.lora"}
+    elsewhere |= {"model.rope_theta"}  # it needs rotary positions, which may not change either
     names, changes = (
-        {name for name, _ in flatten_config(Config())} - {"dropout_schedule_steps", "vocab_size"},
+        {name for name, _ in flatten_config(Config())} - elsewhere,
         OTHER_VALUES | {"model.remat": True, "extended_from": ((2, 2),)},
     )
+    changes |= {"freeze": 1, "model.lora.rank": 2}
     changes |= {"parent": stopped, "parent_checkpoint": "best", "imported_from": "gpt2"}
     assert names >= opening.MAY_CHANGE
     for name in sorted(names - opening.MAY_CHANGE):
@@ -359,6 +364,7 @@ def test_what_may_change_and_what_may_not(stopped):
     assert read_files(stopped) == before
 
 
+@pytest.mark.slow
 def test_what_may_change_changes_no_parameter(stopped, folder, capsys, whole, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", FakeWandb())
     changes = {

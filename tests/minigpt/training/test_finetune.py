@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -110,7 +111,7 @@ def by_definition(parent, steps, step=None):
     weights = checkpoint.restore(parent, training.state, step)[0].params
     state = training.put_state(jax.device_get(training.state)._replace(params=weights))
     for n in range(steps):
-        rows = make_batch(tokens.train, config.seed, n, *size)
+        rows: Any = make_batch(tokens.train, config.seed, n, *size)
         state, _ = training.train_step(state, training.put_batch(rows), jax.random.key(config.seed))
     return checkpoint.host_arrays(state)
 
@@ -216,6 +217,7 @@ def test_config_toml_starts_the_same_run(family, folder, capsys):
     assert outcome(folder / "again")[:2] == outcome(folder / "out")[:2]
 
 
+@pytest.mark.slow
 def test_without_a_run_dir_it_is_named_after_the_parent(folder, capsys):
     words = ["finetune", "parent", "--data", "other.txt", "--steps", 2]
     for more, name in ((), "parent-finetuned"), (("--seed", 4), "parent-finetuned-2"):
@@ -260,7 +262,7 @@ def test_what_does_not_fit_the_parent(folder, capsys, words, message):
 
 def test_every_field_of_the_model_is_of_the_shape_or_may_change():
     names = {field.name for field in dataclasses.fields(PRESETS["gpt2"].model)}
-    assert names == {*WEIGHT_FIELDS, "dtype", "remat", "dropout"}
+    assert names == {*WEIGHT_FIELDS, "dtype", "remat", "dropout", "lora"}
 
 
 @pytest.mark.parametrize(

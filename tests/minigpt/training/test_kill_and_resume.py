@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from chat_models import write_examples
 from run_helpers import KILL_AND_RESTART, child_environment, count_kills
 from tiny import TEXT, outcome
 
@@ -99,6 +100,20 @@ def test_kills_change_nothing_with_several_texts(tmp_path_factory, tmp_path, cac
     killing(folder, [], cache, SEVERAL)
     plans = [[*plan, KILL] for plan in AIMED[1:4]] + [["time", 0.2, KILL]]
     assert count_kills(killing(tmp_path, plans, cache, SEVERAL)) == 4
+    assert outcome(tmp_path) == outcome(folder)
+
+
+CONVERSATIONS = ("--data", "x.jsonl", "--tokenizer", "byte", "--model.block-size", "64")
+
+
+@pytest.mark.slow
+def test_kills_change_nothing_with_conversations(tmp_path_factory, tmp_path, cache):
+    folder = tmp_path_factory.mktemp("undisturbed_conversations")
+    for path in (folder, tmp_path):
+        write_examples(path / "x.jsonl")
+    killing(folder, [], cache, CONVERSATIONS)
+    plans = [[*plan, KILL] for plan in AIMED[1:5]] + [["time", 0.2, KILL], ["time", 0.3, KILL]]
+    assert count_kills(killing(tmp_path, plans, cache, CONVERSATIONS)) == 6
     assert outcome(tmp_path) == outcome(folder)
 
 

@@ -46,6 +46,7 @@ def test_the_abstract_step_is_the_step_of_training(mesh):
     )
 
 
+@pytest.mark.slow
 def test_a_plan_says_what_the_compiler_says(monkeypatch):
     monkeypatch.setitem(throughput.PEAKS, "cpu", 1e12)
     config = settings()

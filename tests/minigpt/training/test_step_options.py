@@ -58,6 +58,7 @@ def test_accumulation_is_the_large_batch_with_its_masks(parts):
     assert less < temporaries
 
 
+@pytest.mark.slow
 def test_a_part_with_masks_of_its_own_would_be_noticed():
     """The bound is tight: the loss of parts that all have the first part's masks differs."""
     losses, _, _ = run(config())
@@ -117,6 +118,7 @@ def test_scanned_layers_decay_and_clip_alike():
     np.testing.assert_allclose(scanned.params["blocks"]["attn_norm"]["scale"][...], one, atol=3e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
     losses, _, _ = run(config())
     low, state, _ = run(config({"dtype": "bfloat16"}.items()))

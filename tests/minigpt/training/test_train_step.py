@@ -41,12 +41,14 @@ def test_it_learns_a_batch_by_heart(key):
     assert step_losses[-1] < step_losses[0] / 2
 
 
+@pytest.mark.slow
 def test_same_key_same_run_and_another_key_another(key):
     assert losses(DROPPED, 3, key) == losses(DROPPED, 3, key)
     assert losses(DROPPED, 3, key) != losses(DROPPED, 3, fold(key, "other"))
     assert losses(CONFIG, 3, key) == losses(CONFIG, 3, fold(key, "other"))
 
 
+@pytest.mark.slow
 def test_the_step_is_folded_into_the_key(key):
     """With a learning rate of almost nothing, only the masks can change the loss."""
     still = OptimConfig(learning_rate=1e-30, min_learning_rate=0.0)
