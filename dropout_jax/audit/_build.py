@@ -90,7 +90,7 @@ def _build_site(run: _Run, decision: Decision, uses: list[tuple[Any, Application
         kept=share.kept,
         interval=share_interval(round(share.kept * decided), decided),
         probability=_probability(run, decision, share, decided),
-        factors=_factors(run, name, application),
+        factors=_factors(run, name, application, _share_each(counts / max(size, 1), share)),
         shared_axes=shared,
         is_drawn_shared=_is_drawn_shared(decision, application, shared),
         applications=_count_applications(run, forward, counts.size),
@@ -261,7 +261,7 @@ def _probability(run: _Run, decision: Decision, kept: _Share, decided: int) -> f
     return share if kept.keeps_true else 1 - share
 
 
-def _factors(run: _Run, name: Any, application: Application) -> tuple[float, ...]:
+def _factors(run: _Run, name: Any, application: Application, each: np.ndarray) -> tuple[float, ...]:
     """Return what the data is multiplied with, before, by the mask itself and after.
 
     The last factor before a mask is that of its site. What is between the last site and that factor
@@ -281,7 +281,7 @@ def _factors(run: _Run, name: Any, application: Application) -> tuple[float, ...
         if other != name
     }
     before = [
-        _factor(run, *factor)
+        _factor(run, *factor, each)
         for number, factor in enumerate(application.factors, 1)
         if number == len(application.factors) or _identity(factor[0]) not in of_others
     ]
@@ -291,14 +291,14 @@ def _factors(run: _Run, name: Any, application: Application) -> tuple[float, ...
     later = run.graph.later_factors.get(name, [])
     is_own = [_identity(point) not in claimed for point, _, _ in later]
     direct = [
-        _factor(run, point, is_divisor)
+        _factor(run, point, is_divisor, each)
         for (point, is_divisor, is_direct), own in zip(later, is_own, strict=True)
         if is_direct and (own or not factors)
     ]
     factors += _without_ones(direct)
     if not factors:  # attention may scale after the product with the values
         pairs = zip(later, is_own, strict=True)
-        behind = {_factor(run, point, divides) for (point, divides, _), own in pairs if own}
+        behind = {_factor(run, point, divides, each) for (point, divides, _), own in pairs if own}
         factors = _without_ones(sorted(behind, key=str))
     return tuple(factors)
 
@@ -312,12 +312,21 @@ def _identity(point: Point) -> Any:
     return point.path, tuple(id(atom) for atom in point.atoms)
 
 
-def _factor(run: _Run, point: Point, is_divisor: bool) -> float | None:
-    """Return a factor; None if it differs between the times that it is used."""
-    numbers = np.unique(run.read(point, "number"))
-    if numbers.size != 1 or not np.isfinite(numbers[0]) or numbers[0] == 0:
+def _factor(run: _Run, point: Point, is_divisor: bool, each: np.ndarray) -> float | None:
+    """Return a factor, or None.
+
+    If it differs between the times, as rates over depth in a scan, it is the one that would do the
+    same for the mean of the shares that are kept.
+    """
+    numbers = run.read(point, "number").astype(np.float64)
+    if not numbers.size or not np.all(np.isfinite(numbers)) or np.any(numbers == 0):
         return None
-    return float(1 / numbers[0] if is_divisor else numbers[0])
+    factors = 1 / numbers if is_divisor else numbers
+    if np.ptp(factors) == 0:
+        return float(factors[0])
+    if factors.shape != each.shape or not each.mean():
+        return None
+    return float((factors * each).mean() / each.mean())
 
 
 def _scale_tolerance(application: Application) -> float:

@@ -95,27 +95,25 @@ def walk_frames(trail: Sequence[Any]) -> Iterator[Frame]:
     for number in reversed(range(len(trail))):
         traceback = getattr(trail[number].source_info, "traceback", None)
         frames = list(traceback.frames) if traceback is not None else []
-        if number:
-            frames = _cut_at_call(frames, trail[number - 1])
+        if number and not _are_frames_of_call(frames, trail[number - 1]):
+            continue
         for frame in frames:
             place = Place(frame.file_name, frame.line_num, frame.function_name)
             yield Frame(place, find_library(frame.file_name))
 
 
-def _cut_at_call(frames: list[Any], call: Any) -> list[Any]:
-    """Return the frames inside the function that a jit calls.
+def _are_frames_of_call(frames: list[Any], call: Any) -> bool:
+    """Whether the frames of an equation are from inside the function that a jit calls.
 
     A function of a library may have been traced for another caller, in a backward pass, which gives
     all its equations the frames of that caller.
     """
     name = call.params.get("name")
     if call.primitive.name not in ("jit", "pjit") or name is None:
-        return frames
-    inside = [n for n, frame in enumerate(frames) if _last_name(frame.function_name) == name]
-    if inside:
-        return frames[: inside[-1] + 1]
+        return True
     source = str(getattr(call.params["jaxpr"].jaxpr.debug_info, "func_src_info", None))
-    return [] if find_library(source.partition(" at ")[2]) else frames
+    is_inside = any(_last_name(frame.function_name) == name for frame in frames)
+    return is_inside or not find_library(source.partition(" at ")[2])
 
 
 def _last_name(function: str) -> str:

@@ -19,7 +19,8 @@ def share_interval(count: int, size: int) -> tuple[float, float]:
     share, square = count / size, Z * Z / size
     middle = share + square / 2
     width = Z * math.sqrt(share * (1 - share) / size + square / (4 * size))
-    return max((middle - width) / (1 + square), 0.0), min((middle + width) / (1 + square), 1.0)
+    low, high = (middle - width) / (1 + square), (middle + width) / (1 + square)
+    return max(min(low, share), 0.0), min(max(high, share), 1.0)
 
 
 def chance_of_constant(share: float, along: int, others: int) -> float:

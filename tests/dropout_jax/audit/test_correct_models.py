@@ -28,6 +28,15 @@ def layers_in_scan(weights, x, key):
     return jax.lax.scan(layer, x, jax.random.split(key, 3))[0]
 
 
+def rates_over_depth_in_scan(weights, x, key):
+    def layer(x, inputs):
+        rate, key = inputs
+        return jnp.tanh(drop(key, x @ weights, rate)), None
+
+    rates = jnp.linspace(0.1, 0.5, 3)
+    return jax.lax.scan(layer, x, (rates, jax.random.split(key, 3)))[0]
+
+
 def remat(weights, x, key):
     layer = jax.checkpoint(lambda x, key: jnp.tanh(drop(key, jnp.tanh(x @ weights)) @ weights))
     for key_of_layer in jax.random.split(key, 2):
@@ -169,6 +178,7 @@ MODELS = [
     plain,
     several_layers,
     layers_in_scan,
+    rates_over_depth_in_scan,
     remat,
     remat_in_scan,
     remat_that_saves_products,

@@ -167,3 +167,23 @@ def test_step_that_sets_a_mesh_is_refused_with_a_remedy():
         audit.trace(step, X, KEY)
     with jax.set_mesh(mesh):
         assert only_site(drop, KEY, X).times == 1
+
+
+def test_place_is_not_that_of_the_caller_for_whom_jax_traced_its_function_first():
+    @jax.custom_vjp
+    def identity(x, key):
+        return x
+
+    def backward(key, gradient):
+        return drop(key, gradient, 0.375), None
+
+    identity.defvjp(lambda x, key: (x, key), backward)
+    x = jnp.ones((5, 7))
+    audit.trace(jax.grad(lambda x, key: (identity(x, key) ** 2).sum()), x, KEY)
+
+    def step(x, key):
+        return drop(key, x, 0.375)  # place
+
+    site = only_site(step, x, KEY)
+    assert site.place.function == "drop"
+    assert site.callers[1].line in marked_lines(step, "place")
