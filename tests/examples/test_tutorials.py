@@ -1,7 +1,9 @@
 """The notebooks of docs/tutorials: they run, in a smaller form, and are committed with outputs."""
 
+import os
 import pathlib
 import re
+import sys
 
 import pytest
 
@@ -13,8 +15,10 @@ SMALLER = {"finetune_gpt2.ipynb": ("STEPS, PRETRAINING_STEPS = 1000, 1000", "20,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_it_runs(path, tmp_path):
+def test_it_runs(path, tmp_path, monkeypatch):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    commands = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    monkeypatch.setenv("PATH", commands)  # the notebook calls minigpt
     notebook = nbformat.read(path, as_version=4)
     settings, smaller = SMALLER[path.name]
     (cell,) = (cell for cell in notebook.cells if settings in cell.source)
