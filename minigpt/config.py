@@ -8,11 +8,11 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, get_args, get_type_hints
 
-_SIMPLE = {int: "an integer", float: "a number", bool: "True or False", str: "text"} | {
-    type(None): "None"
-}
+_SIMPLE = {int: "an integer", float: "a number", bool: "True or False"}
+_SIMPLE |= {str: "text", NoneType: "None"}
 
 
 def _require(is_valid: bool, name: str, value: Any, allowed: str) -> None:

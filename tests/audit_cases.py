@@ -26,13 +26,13 @@ def marked_lines(model, code):
     return {first + n for n, line in enumerate(lines) if line.rstrip().endswith(f"# {code}")}
 
 
-def assert_found(findings, model, code):
+def assert_reported(findings, model, code):
     """The code is found at the marked line, and no other fault is accused but in its wake."""
-    found = [finding for finding in findings if finding.code == code]
-    assert found, f"no {code} in {[str(finding) for finding in findings]}"
+    expected = [finding for finding in findings if finding.code == code]
+    assert expected, f"no {code} in {[str(finding) for finding in findings]}"
     (marked,) = marked_lines(model, code)
-    for finding in found:
-        lines = [place.line for place in (finding.place, *finding.callers)]
+    for finding in expected:
+        lines = [location.line for location in (finding.location, *finding.callers)]
         assert marked in lines, f"line {marked} is not in {finding}"
     wake = {code} | {"D15": {"D04"}, "D02": {"D01"}}.get(code, set())
     accused = {finding.code for finding in findings if finding.severity != "note"}

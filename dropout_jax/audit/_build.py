@@ -12,11 +12,11 @@ import numpy as np
 
 from dropout_jax.audit._graph import Application, Decision, Graph, Point
 from dropout_jax.audit._jaxprs import form_of, is_backward, module_path
-from dropout_jax.audit._places import (
+from dropout_jax.audit._locations import (
     find_callers,
     find_gradient_call,
     find_library_calls,
-    find_place,
+    find_location,
 )
 from dropout_jax.audit._record import Noise, OpaqueCall, Record, Site
 from dropout_jax.audit._statistics import chance_of_constant, probability_of_true, share_interval
@@ -81,7 +81,7 @@ def _build_site(run: _Run, decision: Decision, uses: list[tuple[Any, Application
     decided = _count_decided(application, shared, size) * counts.size
     has_masks = "mask" in run.harvest[decision.mask_point.number]
     return Site(
-        **_describe_place(decision),
+        **_describe_location(decision),
         generator=_generator(run.graph, decision),
         shape=decision.shape,
         applied_shape=application.shape,
@@ -108,15 +108,15 @@ def _build_site(run: _Run, decision: Decision, uses: list[tuple[Any, Application
     )
 
 
-def _describe_place(decision: Decision) -> dict[str, Any]:
-    """Return what the equations around a decision say of its place."""
+def _describe_location(decision: Decision) -> dict[str, Any]:
+    """Return what the equations around a decision say of its location."""
     return {
-        "place": find_place(decision.trail),
+        "location": find_location(decision.trail),
         "callers": find_callers(decision.trail),
         "module": module_path(decision.trail),
         "library": find_library_calls(decision.trail),
         "loops": _loops(decision.trail),
-        "pass_place": find_gradient_call(decision.trail),
+        "pass_location": find_gradient_call(decision.trail),
     }
 
 
@@ -373,7 +373,7 @@ def _match_recomputations(
 
 def _could_be_recomputed(site: Site, again: Site) -> bool:
     is_same_size = math.prod(site.shape) == math.prod(again.shape)
-    return site.is_active and (site.place == again.place or is_same_size)
+    return site.is_active and (site.location == again.location or is_same_size)
 
 
 def _count_recomputation(site: Site) -> Site:
@@ -389,7 +389,7 @@ def mask_names(site: Site) -> set[tuple[int, ...]]:
 def _build_noise(graph: Graph) -> tuple[Noise, ...]:
     used = {draw for decision in graph.decisions.values() for draw in decision.value.draws}
     noise = [
-        Noise(find_place(draw.trail), draw.generator, draw.shape, graph.noise.get(name, "other"))
+        Noise(find_location(draw.trail), draw.generator, draw.shape, graph.noise.get(name, "other"))
         for name, draw in graph.draws.items()
         if name not in used
     ]
@@ -398,5 +398,5 @@ def _build_noise(graph: Graph) -> tuple[Noise, ...]:
 
 def _build_opaque(graph: Graph) -> tuple[OpaqueCall, ...]:
     return tuple(
-        OpaqueCall(find_place(call.trail), call.primitive, call.params) for call in graph.opaque
+        OpaqueCall(find_location(call.trail), call.primitive, call.params) for call in graph.opaque
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from dropout_jax.audit._build import build_record
 from dropout_jax.audit._findings import SEVERITIES, Finding, Severity, sort_findings
+from dropout_jax.audit._locations import locate_function
 from dropout_jax.audit._many_runs import (
     find_dead_rate,
     find_off_in_training,
@@ -15,7 +16,6 @@ from dropout_jax.audit._many_runs import (
     find_replay_after_resume,
 )
 from dropout_jax.audit._one_run import Declared, check_one_run
-from dropout_jax.audit._places import locate_function
 from dropout_jax.audit._program import Program
 from dropout_jax.audit._record import Record
 
@@ -58,7 +58,7 @@ def check(
       rates: by name, a function from a rate to the training step with that rate.
       resumed_args_at: the arguments at the same steps in a run that is resumed there, from step 1.
       steps: how many steps are compared, where `args_at` is a function.
-      shared: sites that share decisions and are meant to: parts of their place ("model.py:40", a
+      shared: sites that share decisions and are meant to: parts of their location ("model.py:40", a
         function's name) or of their module's path. Sharing is then a note.
       unscaled: sites that are meant not to scale.
       mc_dropout: whether dropout is meant to be on in evaluation.
@@ -75,8 +75,8 @@ def check(
       >>> def step(x, key):
       ...     mask = jax.random.bernoulli(jax.random.key(0), 0.9, x.shape)
       ...     return jnp.where(mask, x / 0.9, 0).sum()
-      >>> found = audit.check(step, args_at=lambda n: (jnp.ones((32, 32)), jax.random.key(n)))
-      >>> [(finding.code, finding.place.line) for finding in found]
+      >>> findings = audit.check(step, args_at=lambda n: (jnp.ones((32, 32)), jax.random.key(n)))
+      >>> [(finding.code, finding.location.line) for finding in findings]
       [('D04', 2), ('D15', 2)]
     """
     declared = Declared(tuple(shared), tuple(unscaled))

@@ -1,4 +1,4 @@
-"""What `check` returns: findings, each with a code, a severity, a place and a remedy."""
+"""What `check` returns: findings, each with a code, a severity, a location and a remedy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Literal
 
-from dropout_jax.audit._places import Place
+from dropout_jax.audit._locations import Location
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -35,18 +35,18 @@ class Finding:
     Args:
       code: D01 to D15.
       severity: "error", "warning" or "note".
-      place: the line of the user's code.
+      location: the line of the user's code.
       message: what is so, with its numbers.
       remedy: what to do.
-      callers: the lines of the user's code that lead to the place.
+      callers: the lines of the user's code that lead to the location.
     """
 
     code: str
     severity: Severity
-    place: Place
+    location: Location
     message: str
     remedy: str
-    callers: tuple[Place, ...] = ()
+    callers: tuple[Location, ...] = ()
 
     @property
     def title(self) -> str:
@@ -55,18 +55,26 @@ class Finding:
 
     def __str__(self) -> str:
         """Return a line of text."""
-        head = f"{self.code} {self.severity}: {self.place}: {self.title}"
-        callers = ", ".join(str(place) for place in self.callers if place != self.place)
+        head = f"{self.code} {self.severity}: {self.location}: {self.title}"
+        callers = ", ".join(str(location) for location in self.callers if location != self.location)
         return f"{head}. {self.message} {self.remedy}" + (
             f" Called from {callers}." if callers else ""
         )
 
 
 def sort_findings(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Return the findings by severity and code; one of each code, severity, place and callers."""
+    """Return the findings by severity and code, one of each code, severity and location."""
     unique: dict[tuple, Finding] = {}
     for finding in findings:
-        where = finding.place, finding.callers
+        where = finding.location, finding.callers
         unique.setdefault((finding.code, finding.severity, where), finding)
-    order = lambda finding: (SEVERITIES.index(finding.severity), finding.code, finding.place)  # noqa: E731
-    return tuple(sorted(unique.values(), key=order))
+    return tuple(
+        sorted(
+            unique.values(),
+            key=lambda finding: (
+                SEVERITIES.index(finding.severity),
+                finding.code,
+                finding.location,
+            ),
+        )
+    )

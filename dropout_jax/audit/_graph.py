@@ -100,7 +100,7 @@ class Graph:
 
 @dataclasses.dataclass(frozen=True)
 class Walk:
-    """The place of an equation in the walk through a program."""
+    """The position of an equation in the walk through a program."""
 
     graph: Graph
     path: ProgramPath = ()

@@ -89,7 +89,10 @@ class Run:
             outs, harvest = self.evaluate(body, [*consts, *carry, *x], path)
             return outs[: len(carry)], (outs[len(carry) :], harvest)
 
-        carry = [value if is_wanted else None for value, is_wanted in zip(carry, wanted)]  # noqa: B905
+        carry = [
+            value if is_wanted else None
+            for value, is_wanted in zip(carry, wanted[: len(carry)], strict=True)
+        ]
         live = self.plan.live[path].inputs[len(consts) + len(carry) :]
         xs = [x if is_needed else None for x, is_needed in zip(xs, live, strict=True)]
         params = equation.params

@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from dropout_jax.audit._findings import Finding
+from dropout_jax.audit._locations import Location
 from dropout_jax.audit._one_run import COMPARABLE, DROPS
-from dropout_jax.audit._places import Place
 from dropout_jax.audit._record import Record, Site
 from dropout_jax.audit._statistics import share_interval
 
 
-def find_off_in_training(records: Sequence[Record], place: Place) -> Iterator[Finding]:
+def find_off_in_training(records: Sequence[Record], location: Location) -> Iterator[Finding]:
     """D02: no step drops anything."""
     if any(site.is_active for record in records for site in record.sites):
         return
     if any(noise.use == "multiplied" for record in records for noise in record.noise):
         return
     opaque = next((call for record in records for call in record.opaque), None)
-    seen = f" What {opaque.primitive} at {opaque.place} does cannot be seen." if opaque else ""
+    seen = f" What {opaque.primitive} at {opaque.location} does cannot be seen." if opaque else ""
     yield Finding(
         "D02",
         "note" if opaque else "error",
-        place,
+        location,
         f"The training step drops nothing.{seen}",
         "Turn it on: deterministic=False, model.train(), a rate above 0, a key.",
     )
@@ -36,7 +36,7 @@ def find_on_in_evaluation(record: Record) -> Iterator[Finding]:
             yield Finding(
                 "D03" if is_dropout else "D13",
                 "error" if is_dropout else "note",
-                site.place,
+                site.location,
                 f"The evaluation keeps a share of {site.kept:.4f} of {site.applied_shape}.",
                 "Turn it off: deterministic=True, model.eval(), key=None. If Monte Carlo dropout "
                 "is meant, say mc_dropout=True.",
@@ -47,7 +47,7 @@ def find_on_in_evaluation(record: Record) -> Iterator[Finding]:
         yield Finding(
             "D03" if is_dropout else "D13",
             "error" if is_dropout else "note",
-            noise.place,
+            noise.location,
             f"The evaluation draws random numbers of shape {noise.shape} ({noise.use}).",
             "If they are not meant, turn them off in evaluation.",
         )
@@ -74,7 +74,7 @@ def _same_at_every_step(site: Site, count: int) -> Finding:
     return Finding(
         "D04",
         "error",
-        site.place,
+        site.location,
         f"Its mask is the same at {'every step' if count == 1 else f'all {count} steps'}: the key "
         f"{cause}.",
         "Fold the number of the step into the key: jax.random.fold_in(key, step).",
@@ -86,7 +86,7 @@ def _replayed(site: Site, step: int, earlier: int, how: str = "") -> Finding:
     return Finding(
         "D14",
         "error",
-        site.place,
+        site.location,
         f"Its mask at step {step}{how} is that of step {earlier}.",
         "Fold the number of the step into the key of the run, so that a resumed run goes on: "
         "jax.random.fold_in(key, step).",
@@ -118,7 +118,7 @@ def _identity(site: Site) -> object:
 
 
 def find_dead_rate(
-    name: str, records: Sequence[tuple[float, Sequence[Record]]], place: Place
+    name: str, records: Sequence[tuple[float, Sequence[Record]]], location: Location
 ) -> Iterator[Finding]:
     """D01: two rates give the same masks at every step. D09: sites do not drop what was asked."""
     (low, first), (high, second) = records
@@ -133,7 +133,7 @@ def find_dead_rate(
         yield Finding(
             "D01",
             "error",
-            place,
+            location,
             f"The rate {name!r} changes nothing: with {low} and {high}, every mask is the same.",
             "Find where it is lost between the configuration and the call that drops.",
         )
@@ -170,7 +170,7 @@ def _find_wrong_rate(name: str, rate: float, sites: Sequence[Site]) -> Iterator[
         yield Finding(
             "D09",
             "error",
-            nearest.place,
+            nearest.location,
             f"With the rate {name!r} = {rate}, a share of {nearest.kept:.4f} is kept, and the "
             f"probability of keeping is in [{low:.4f}, {high:.4f}], not {1 - rate:.4f}.",
             "Look whether the rate is taken for its complement, or used twice.",

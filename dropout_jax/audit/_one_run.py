@@ -18,7 +18,7 @@ _OPT_IN = ("dropout_jax:", "flax:stochastic.", "haiku:basic.dropout", "keras:")
 
 @dataclasses.dataclass(frozen=True)
 class Declared:
-    """What a user has declared as meant: parts of the text of a place, or of a module's path.
+    """What a user has declared as meant: parts of the text of a location, or of a module's path.
 
     Args:
       shared: sites whose decisions are shared.
@@ -38,7 +38,7 @@ class Declared:
 
 
 def _names(site: Site, parts: Sequence[str]) -> bool:
-    texts = [site.module, *(str(place) for place in site.callers), *site.library]
+    texts = [site.module, *(str(location) for location in site.callers), *site.library]
     return any(part in text for part in parts for text in texts)
 
 
@@ -55,7 +55,7 @@ def check_one_run(record: Record, declared: Declared) -> Iterator[Finding]:
         yield Finding(
             "D07",
             "error",
-            site.place,
+            site.location,
             f"The backward pass applies a mask of shape {site.shape} that no mask of the forward "
             "pass equals.",
             "Draw it again with the same key, or keep the mask for the backward pass.",
@@ -84,7 +84,7 @@ def find_reused_masks(record: Record, declared: Declared) -> Iterator[Finding]:
                 (number, time),
             )
             if other != number:
-                where = f"is drawn with the key of {record.sites[other].place} too"
+                where = f"is drawn with the key of {record.sites[other].location} too"
                 yield _reused(site, record.sites[other], declared, where)
             elif earlier != time and not any("shard_map" in loop for loop in site.loops):
                 yield _reused(site, site, declared, f"is the same in turns of {site.loops}")
@@ -109,7 +109,7 @@ def _names_of(site: Site, time: int) -> set[tuple]:
 
 
 def _reused(site: Site, other: Site, declared: Declared, what: str) -> Finding:
-    is_other_pass = site.pass_place != other.pass_place  # as in sharpness-aware minimization
+    is_other_pass = site.pass_location != other.pass_location  # as in sharpness-aware minimization
     severity: Severity = "note" if is_other_pass or declared.shares(site, other) else "error"
     remedy = "Give each its own key: jax.random.fold_in(key, number of the layer)."
     if severity == "error":
@@ -117,7 +117,7 @@ def _reused(site: Site, other: Site, declared: Declared, what: str) -> Finding:
     return Finding(
         "D05",
         severity,
-        site.place,
+        site.location,
         f"The mask of shape {site.shape} {what}.",
         remedy,
         callers=site.callers,
@@ -125,7 +125,7 @@ def _reused(site: Site, other: Site, declared: Declared, what: str) -> Finding:
 
 
 def find_sharing(site: Site, declared: Declared) -> Iterator[Finding]:
-    """D06: one decision for all places along an axis; an error if nobody has declared it."""
+    """D06: one decision for all positions along an axis; an error if nobody has declared it."""
     if not site.shared_axes:
         return
     axes = ", ".join(f"{axis} ({site.applied_shape[axis]} long)" for axis in site.shared_axes)
@@ -143,7 +143,7 @@ def find_sharing(site: Site, declared: Declared) -> Iterator[Finding]:
     yield Finding(
         "D06",
         "note" if is_note else "error",
-        site.place,
+        site.location,
         f"Data of shape {site.applied_shape} has one decision along axis {axes}.",
         remedy,
         callers=site.callers,
@@ -163,7 +163,7 @@ def find_wrong_scale(site: Site, declared: Declared) -> Iterator[Finding]:
     yield Finding(
         "D10",
         "error",
-        site.place,
+        site.location,
         f"A share of {kept:.4f} is kept, so the scale is {1 / kept:.4f}, but it is {fault} "
         f"(factors: {numbers}).",
         "Divide by 1 - rate once, where the mask is applied. If no scale is meant, declare it: "
@@ -210,7 +210,7 @@ def find_coarse_rate(site: Site) -> Iterator[Finding]:
     yield Finding(
         "D11",
         "warning",
-        site.place,
+        site.location,
         f"{site.resolution} random bits decide, so the probability of keeping is "
         f"{site.probability:.6g}, a multiple of 1/{2**site.resolution}; a rate such as 0.1 is not.",
         "Compare numbers of 32 bits: draw them in float32, with a threshold in float32.",
@@ -224,7 +224,7 @@ def find_seed_inside(site: Site) -> Iterator[Finding]:
         yield Finding(
             "D15",
             "error",
-            site.place,
+            site.location,
             "Its key is built from a number inside the step and depends on no argument.",
             "Pass the key as an argument, and fold the step in.",
             callers=site.callers,

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 
 from dropout_jax.audit._graph import NoiseUse, Use
-from dropout_jax.audit._places import Place
+from dropout_jax.audit._locations import Location
 
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """A place in a program where random decisions are made, and all that is known of it.
+    """A point of a program where random decisions are made, and all that is known of it.
 
     Args:
-      place: the line of the user's code.
+      location: the line of the user's code.
       callers: the lines of the user's code that lead there, that line first.
       module: the names that the model's scopes give it, or "".
       library: the functions of libraries between that line and the decision, inside first.
@@ -34,7 +34,7 @@ class Site:
       is_drawn_shared: whether the decision is drawn with size 1 on those axes.
       applications: how often the forward pass applies it.
       recomputations: how many equations of the backward pass make it again, with the same mask.
-      pass_place: the line that differentiates the pass it belongs to, or None.
+      pass_location: the line that differentiates the pass it belongs to, or None.
       key_arguments: the arguments of the step that the key depends on.
       is_seeded_inside: whether the key is made of a number that the program contains.
       resolution: the random bits that decide.
@@ -47,8 +47,8 @@ class Site:
       masks: the masks, (times, *shape), if they were asked for.
     """
 
-    place: Place
-    callers: tuple[Place, ...] = dataclasses.field(repr=False)
+    location: Location
+    callers: tuple[Location, ...] = dataclasses.field(repr=False)
     module: str
     library: tuple[str, ...]
     generator: str
@@ -65,7 +65,7 @@ class Site:
     is_drawn_shared: bool
     applications: int
     recomputations: int
-    pass_place: Place | None
+    pass_location: Location | None
     key_arguments: tuple[str, ...]
     is_seeded_inside: bool
     resolution: int
@@ -97,7 +97,7 @@ class Site:
     def __str__(self) -> str:
         """Return a line of text."""
         low, high = self.interval
-        text = f"{self.place}: {self.use} {self.shape} x{self.times}, kept {self.kept:.4f}"
+        text = f"{self.location}: {self.use} {self.shape} x{self.times}, kept {self.kept:.4f}"
         text += f" [{low:.4f}, {high:.4f}]"
         text += "" if self.scale is None else f", scale {self.scale:.4f}"
         text += f", shared along axes {self.shared_axes}" if self.shared_axes else ""
@@ -110,19 +110,19 @@ class OpaqueCall:
     """A call that may be random, where nobody can see it: a kernel, a callback, cuDNN.
 
     Args:
-      place: the line of the user's code.
+      location: the line of the user's code.
       primitive: of the call.
       params: what it says of itself, such as its seed and its rate.
     """
 
-    place: Place
+    location: Location
     primitive: str
     params: dict[str, Any]
 
     def __str__(self) -> str:
         """Return a line of text."""
         known = ", ".join(f"{name}={value!r}" for name, value in self.params.items())
-        return f"{self.place}: opaque: {self.primitive}({known})"
+        return f"{self.location}: opaque: {self.primitive}({known})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,21 +130,21 @@ class Noise:
     """Random numbers that no decision uses: noise, initial weights, sampled tokens.
 
     Args:
-      place: the line of the user's code.
+      location: the line of the user's code.
       generator: the primitive that draws the bits.
       shape: of the numbers.
       use: whether data is "multiplied" with them, as in Gaussian dropout, or they are "added" to
         it, or "other".
     """
 
-    place: Place
+    location: Location
     generator: str
     shape: tuple[int, ...]
     use: NoiseUse
 
     def __str__(self) -> str:
         """Return a line of text."""
-        return f"{self.place}: numbers {self.shape}, {self.use}, {self.generator}"
+        return f"{self.location}: numbers {self.shape}, {self.use}, {self.generator}"
 
 
 @dataclasses.dataclass(frozen=True)

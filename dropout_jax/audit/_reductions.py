@@ -60,10 +60,10 @@ def _first(array: jax.Array) -> jax.Array:
 
 
 def _reduce_mask(values: jax.Array) -> dict[str, jax.Array]:
-    """Count what is True, and hash the bits: two sums of the places of what is True."""
+    """Count what is True, and hash the bits: two sums of the positions of what is True."""
     mask = _as_bool(values).reshape(-1)
-    place = lax.iota(jnp.uint32, mask.size)
-    words = [_mix(place + jnp.uint32(salt)) for salt in (0x9E3779B9, 0x7F4A7C15)]
+    position = lax.iota(jnp.uint32, mask.size)
+    words = [_mix(position + jnp.uint32(salt)) for salt in (0x9E3779B9, 0x7F4A7C15)]
     hashed = [jnp.sum(jnp.where(mask, word, 0), dtype=jnp.uint32) for word in words]
     return {"count": jnp.sum(mask, dtype=jnp.uint32), "hash": jnp.stack(hashed)}
 

@@ -7,12 +7,13 @@ import io
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from minigpt.cli.sampling import SamplingOptions
 from minigpt.config import Checkpoint, require_seed
 from minigpt.data import Message, normalize_text
 
@@ -42,15 +43,9 @@ class Chat:
     """a system message, with which every conversation begins"""
     tokens: int = 500
     """the most tokens of an answer"""
-    temperature: float = 1.0
-    """divisor of the logits; 0 takes the likeliest token"""
-    top_k: int | None = None
-    """sample only from the k likeliest tokens"""
-    top_p: float | None = None
-    """sample only from the fewest tokens whose probabilities sum to at least this"""
-    window: Literal["slide", "half"] = "slide"
-    """past block_size tokens, slide: read the last block_size for each new token; half: drop the
-    older half whenever the block is full, which is many times faster"""
+    sampling: Annotated[SamplingOptions, tyro.conf.arg(name="")] = field(
+        default_factory=SamplingOptions
+    )
     seed: int = 0
     """the same seed and messages give the same answers"""
     checkpoint: Checkpoint | None = None
@@ -152,11 +147,8 @@ class _Conversation:
             self._model,
             prompt.ids,
             tokens=command.tokens,
-            temperature=command.temperature,
-            top_k=command.top_k,
-            top_p=command.top_p,
-            window=command.window,
             seed=(command.seed + self._answers) % 2**32,
+            **asdict(command.sampling),
         )
         try:
             for piece in pieces:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from minigpt.cli.sampling import SamplingOptions
 from minigpt.config import Checkpoint, require_seed
 from minigpt.data import normalize_text, read_text
 
@@ -46,15 +47,9 @@ class Sample:
     """number of samples for each prompt; sample i, from 0, is the one that seed + i gives alone"""
     stop: str | None = None
     """end a sample before this text"""
-    temperature: float = 1.0
-    """divisor of the logits; 0 takes the likeliest token"""
-    top_k: int | None = None
-    """sample only from the k likeliest tokens"""
-    top_p: float | None = None
-    """sample only from the fewest tokens whose probabilities sum to at least this"""
-    window: Literal["slide", "half"] = "slide"
-    """past block_size tokens, slide: read the last block_size for each new token; half: drop the
-    older half whenever the block is full, which is many times faster"""
+    sampling: Annotated[SamplingOptions, tyro.conf.arg(name="")] = field(
+        default_factory=SamplingOptions
+    )
     seed: int = 0
     """the same seed gives the same text"""
     checkpoint: Checkpoint | None = None
@@ -75,12 +70,9 @@ def run_sample(command: Sample) -> None:
         prompts,
         num_samples=command.num_samples,
         tokens=command.tokens,
-        temperature=command.temperature,
-        top_k=command.top_k,
-        top_p=command.top_p,
         seed=command.seed,
         stop=stop,
-        window=command.window,
+        **asdict(command.sampling),
     )
     print(_describe_checkpoint(model, command), file=sys.stderr, flush=True)
     print_as_drawn([prompt for prompt in prompts for _ in range(command.num_samples)], pieces)

@@ -100,7 +100,6 @@ def test_the_wrong_line_of_a_port_is_named():
 
 @pytest.mark.slow
 def test_transformers_and_minigpt_train_in_lockstep(tmp_path):
-    pytest.importorskip("transformers")
     import transformers_gpt2
 
     out = tmp_path / "transformers.json"
@@ -125,7 +124,6 @@ def test_the_committed_run_with_transformers_holds_what_the_page_says():
 
 @pytest.mark.slow
 def test_the_table_of_what_transformers_drops_is_what_it_drops(capsys):
-    pytest.importorskip("transformers")
     import transformers_sites
 
     transformers_sites.main()

@@ -5,6 +5,8 @@ import pathlib
 import re
 import sys
 
+import nbclient
+import nbformat
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -16,7 +18,6 @@ SMALLER = {"finetune_gpt2.ipynb": ("STEPS, PRETRAINING_STEPS = 1000, 1000", "20,
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_it_runs(path, tmp_path, monkeypatch):
-    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     commands = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     monkeypatch.setenv("PATH", commands)  # the notebook calls minigpt
     notebook = nbformat.read(path, as_version=4)
@@ -33,7 +34,6 @@ def test_it_runs(path, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_it_is_committed_with_outputs_and_without_paths(path):
-    nbformat = pytest.importorskip("nbformat")
     notebook = nbformat.read(path, as_version=4)
     outputs = [
         output

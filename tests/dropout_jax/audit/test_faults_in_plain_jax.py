@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
-from audit_cases import KEY, WEIGHTS, X, assert_found, at_steps, drop
+from audit_cases import KEY, WEIGHTS, X, assert_reported, at_steps, drop
 
 from dropout_jax import audit
 
@@ -173,12 +173,12 @@ FAULTS = [
 )
 def test_fault_is_found_at_its_line(model, code):
     findings = audit.check(loss_of(model), args_at=at_steps(WEIGHTS, X))
-    assert_found(findings, model, code)
+    assert_reported(findings, model, code)
 
 
 def test_other_mask_in_the_backward_pass():
     findings = audit.check(loss_of(other_mask_in_backward), args_at=at_steps(WEIGHTS, X))
-    assert_found(findings, other_mask_in_backward, "D07")
+    assert_reported(findings, other_mask_in_backward, "D07")
 
 
 def test_dropout_that_is_never_on():
@@ -186,7 +186,7 @@ def test_dropout_that_is_never_on():
         return drop(key, x @ weights) if key is None else x @ weights
 
     findings = audit.check(train_step, args_at=at_steps(WEIGHTS, X))
-    assert_found(findings, train_step, "D02")
+    assert_reported(findings, train_step, "D02")
 
 
 def test_dropout_that_evaluation_leaves_on():
@@ -194,7 +194,7 @@ def test_dropout_that_evaluation_leaves_on():
         return drop(key, x @ weights)  # D03
 
     findings = audit.check(loss_of(evaluate), evaluate, at_steps(WEIGHTS, X))
-    assert_found(findings, evaluate, "D03")
+    assert_reported(findings, evaluate, "D03")
 
 
 def model_with_rate(attention_rate, mlp_rate, weights, x, key):
@@ -213,7 +213,7 @@ def test_rate_that_nothing_reads():
     rates = {"attention": set_attention, "mlp": set_mlp}
     step = functools.partial(model_with_rate, 0.1, 0.1)
     findings = audit.check(step, args_at=at_steps(WEIGHTS, X), rates=rates)
-    assert_found(findings, test_rate_that_nothing_reads, "D01")
+    assert_reported(findings, test_rate_that_nothing_reads, "D01")
     assert "attention" in findings[0].message
 
 
@@ -226,7 +226,7 @@ def test_rate_that_is_taken_for_its_complement():
     rates = {"rate": lambda rate: functools.partial(step, rate)}
     half = functools.partial(step, 0.5)
     findings = audit.check(half, args_at=at_steps(WEIGHTS, X), rates=rates)
-    assert_found(findings, step, "D09")
+    assert_reported(findings, step, "D09")
 
 
 def test_masks_that_come_again():
@@ -236,7 +236,7 @@ def test_masks_that_come_again():
     def args_at(number):
         return (WEIGHTS, X, jax.random.fold_in(KEY, number % 2))
 
-    assert_found(audit.check(step, args_at=args_at), step, "D14")
+    assert_reported(audit.check(step, args_at=args_at), step, "D14")
 
 
 def test_masks_that_come_again_after_a_resume():
@@ -248,5 +248,5 @@ def test_masks_that_come_again_after_a_resume():
     def replayed(number):
         return good(number - 1)
 
-    assert_found(audit.check(step, args_at=good, resumed_args_at=replayed), step, "D14")
+    assert_reported(audit.check(step, args_at=good, resumed_args_at=replayed), step, "D14")
     assert audit.check(step, args_at=good, resumed_args_at=good) == ()

@@ -8,7 +8,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import pytest
-from audit_cases import KEY, X, assert_found
+from audit_cases import KEY, X, assert_reported
 from flax import nnx
 
 import dropout_jax.nn
@@ -77,7 +77,7 @@ def test_nnx_block_is_not_accused(layer):
 
 def test_flax_attention_that_shares_one_mask_by_default():
     findings = audit.check(nnx_step, args_at=nnx_args(nnx_block(broadcast_dropout=True)))
-    assert_found(findings, Block.__call__, "D06")
+    assert_reported(findings, Block.__call__, "D06")
 
 
 def test_nnx_model_that_evaluation_leaves_in_training_mode():
@@ -103,7 +103,7 @@ def test_nnx_keys_that_are_made_in_every_step():
             return self.drop(self.linear(x), rngs=nnx.Rngs(0))  # D15
 
     findings = audit.check(nnx_step, args_at=[(Model(), TOKENS)] * 2)
-    assert_found(findings, Model.__call__, "D15")
+    assert_reported(findings, Model.__call__, "D15")
 
 
 class LinenModel(nn.Module):
@@ -145,7 +145,9 @@ def linen_step(model):
 
     @jax.jit
     def step(params, x, key):
-        loss = lambda params: (model.apply(params, x, rngs={"dropout": key}) ** 2).mean()  # noqa: E731
+        def loss(params):
+            return (model.apply(params, x, rngs={"dropout": key}) ** 2).mean()
+
         return jax.value_and_grad(loss)(params)
 
     return step, lambda number: (params, TOKENS, jax.random.fold_in(KEY, number))
@@ -159,7 +161,7 @@ def test_linen_model_is_not_accused(model):
 
 def test_linen_scan_that_does_not_split_its_keys():
     step, args_at = linen_step(LinenScan(split=False))
-    assert_found(audit.check(step, args_at=args_at), LinenLayer.__call__, "D05")
+    assert_reported(audit.check(step, args_at=args_at), LinenLayer.__call__, "D05")
 
 
 def test_linen_names_its_modules():
@@ -185,7 +187,10 @@ def equinox_step(keys_of):
     @eqx.filter_jit
     def step(model, x, key):
         keys, axis = keys_of(key, len(x))
-        loss = lambda model: (jax.vmap(model, (0, axis))(x, keys) ** 2).mean()  # noqa: E731
+
+        def loss(model):
+            return (jax.vmap(model, (0, axis))(x, keys) ** 2).mean()
+
         return eqx.filter_value_and_grad(loss)(model)
 
     return step
@@ -205,7 +210,7 @@ def test_equinox_model_is_not_accused():
 def test_equinox_model_with_one_key_for_all_rows():
     step = equinox_step(lambda key, rows: (key, None))
     findings = audit.check(step, args_at=equinox_args)
-    assert_found(findings, EquinoxModel.__call__, "D06")
+    assert_reported(findings, EquinoxModel.__call__, "D06")
 
 
 def haiku_args(forward):
@@ -233,4 +238,4 @@ def test_haiku_model_with_one_key_for_two_layers():
         return hk.dropout(key, 0.2, jnp.tanh(hk.Linear(64)(x)))  # D05
 
     step, args_at = haiku_args(forward)
-    assert_found(audit.check(step, args_at=args_at), forward, "D05")
+    assert_reported(audit.check(step, args_at=args_at), forward, "D05")

@@ -17,8 +17,8 @@ def test_probability_is_the_share_of_all_numbers(primitive, is_first, threshold)
     numbers = np.arange(128) / 128
     compare = COMPARISONS[primitive]
     is_true = compare(numbers, threshold) if is_first else compare(threshold, numbers)
-    found = probability_of_true(threshold, primitive, 7, is_first=is_first, is_float=True)
-    assert found == is_true.mean()
+    probability = probability_of_true(threshold, primitive, 7, is_first=is_first, is_float=True)
+    assert probability == is_true.mean()
 
 
 def test_interval_holds_the_share_and_narrows():

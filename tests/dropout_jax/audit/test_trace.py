@@ -18,7 +18,7 @@ def only_site(*args, **kwargs):
 
 def test_site_of_a_plain_step():
     def step(x, key):
-        return drop(key, x, 0.25)  # place
+        return drop(key, x, 0.25)  # location
 
     site = only_site(step, X, KEY)
     assert (site.shape, site.applied_shape, site.times) == ((16, 64), (16, 64), 1)
@@ -27,8 +27,8 @@ def test_site_of_a_plain_step():
     assert site.interval[0] < 0.75 < site.interval[1]
     assert site.key_arguments == ("key",)
     assert not site.is_key_constant
-    assert site.place.function == "drop"
-    assert site.callers[1].line in marked_lines(step, "place")
+    assert site.location.function == "drop"
+    assert site.callers[1].line in marked_lines(step, "location")
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
@@ -136,7 +136,7 @@ def test_callback_is_opaque():
 
     (call,) = audit.trace(step, X).opaque
     assert call.primitive == "pure_callback"
-    assert call.place.line in marked_lines(step, "callback")
+    assert call.location.line in marked_lines(step, "callback")
 
 
 def test_the_step_is_not_run_itself():
@@ -183,7 +183,7 @@ def test_place_is_not_that_of_the_caller_for_whom_jax_traced_its_function_first(
         return (drop_gradient(x, key) ** 2).sum()
 
     def second(x, key):
-        return (drop_gradient(x, key) ** 2).sum()  # place
+        return (drop_gradient(x, key) ** 2).sum()  # location
 
     only_site(jax.grad(first), X, KEY)
-    assert only_site(jax.grad(second), X, KEY).place.line in marked_lines(second, "place")
+    assert only_site(jax.grad(second), X, KEY).location.line in marked_lines(second, "location")

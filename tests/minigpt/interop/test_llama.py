@@ -302,8 +302,8 @@ CHANGES = {
 def test_a_key_that_changes_the_result_is_refused_by_name(name, folder, tmp_path, capsys):
     edited = edit_config(shutil.copytree(folder, tmp_path / "m"), **{name: CHANGES[name]})
     ended = run_command(capsys, "import", edited, "--run-dir", tmp_path / "out")
-    shown = {"num_attention_heads": "hidden_size=16"}.get(name, name)
-    assert_one_line_error(ended, "config.json", shown, "must be")
+    named = {"num_attention_heads": "hidden_size=16"}.get(name, name)
+    assert_one_line_error(ended, "config.json", named, "must be")
     assert {path.name for path in tmp_path.iterdir()} == {"m"}
 
 

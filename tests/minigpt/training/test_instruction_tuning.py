@@ -161,9 +161,9 @@ def test_replay_eval_and_sample(folder, capsys):
     assert replayed["measured"]["train_loss"] == records[2]["train_loss"] == replayed["recorded"]
     assert replayed["window_offsets"] == []
     assert len(replayed["conversations"]) == 4
-    shown = run_command(capsys, "replay", "out", "--step", 6)[1]
+    output = run_command(capsys, "replay", "out", "--step", 6)[1]
     rows = replayed["conversations"]
-    assert f"conversations of the batch's rows, from 0 in the training part: {rows}" in shown
+    assert f"conversations of the batch's rows, from 0 in the training part: {rows}" in output
     evaluated = json.loads(run_command(capsys, "eval", "out", "--json")[1])
     assert evaluated["tokens"] == 32
     np.testing.assert_allclose(evaluated["loss"], records[-1]["val_loss"], 1e-6)

@@ -25,7 +25,7 @@ LIBRARIES = (
 )
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """A line of the user's code."""
 
     file: str
@@ -39,45 +39,45 @@ class Place(NamedTuple):
 class Frame(NamedTuple):
     """A line of any code, with the library that it belongs to; "" is the user's own code."""
 
-    place: Place
+    location: Location
     library: str
 
 
-UNKNOWN = Place("<unknown>", 0, "<unknown>")
+UNKNOWN = Location("<unknown>", 0, "<unknown>")
 
 
-def find_place(trail: Sequence[Any]) -> Place:
+def find_location(trail: Sequence[Any]) -> Location:
     """Return the innermost line of the user's code among the equations that lead to one.
 
     `trail` has the equations from the outermost to the innermost. A compiled function of a library
     is traced once for all its callers, so its frames end where it was called; the equation of the
     call has the caller's.
     """
-    return next((frame.place for frame in walk_frames(trail) if not frame.library), UNKNOWN)
+    return next((frame.location for frame in walk_frames(trail) if not frame.library), UNKNOWN)
 
 
-def find_callers(trail: Sequence[Any]) -> tuple[Place, ...]:
+def find_callers(trail: Sequence[Any]) -> tuple[Location, ...]:
     """Return the lines of the user's code that lead to an equation, the innermost first."""
-    return tuple(frame.place for frame in walk_frames(trail) if not frame.library)
+    return tuple(frame.location for frame in walk_frames(trail) if not frame.library)
 
 
-def find_gradient_call(trail: Sequence[Any]) -> Place | None:
+def find_gradient_call(trail: Sequence[Any]) -> Location | None:
     """Return the innermost line of the user's code that differentiates, or None."""
     is_derivative = False
     for frame in walk_frames(trail):
         if frame.library == "jax":
-            is_derivative |= _last_name(frame.place.function) in ("vjp", "jvp", "linearize")
+            is_derivative |= _last_name(frame.location.function) in ("vjp", "jvp", "linearize")
         elif is_derivative and not frame.library:
-            return frame.place
+            return frame.location
     return None
 
 
-def locate_function(function: Any) -> Place:
+def locate_function(function: Any) -> Location:
     """Return where a function is defined, as far as it can be known."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     if code is None:
-        return Place("<unknown>", 0, getattr(function, "__name__", type(function).__name__))
-    return Place(code.co_filename, code.co_firstlineno, code.co_qualname)
+        return Location("<unknown>", 0, getattr(function, "__name__", type(function).__name__))
+    return Location(code.co_filename, code.co_firstlineno, code.co_qualname)
 
 
 def find_library_calls(trail: Sequence[Any]) -> tuple[str, ...]:
@@ -86,7 +86,7 @@ def find_library_calls(trail: Sequence[Any]) -> tuple[str, ...]:
     for frame in walk_frames(trail):
         if not frame.library:
             break
-        names.append(f"{frame.library}:{Path(frame.place.file).stem}.{frame.place.function}")
+        names.append(f"{frame.library}:{Path(frame.location.file).stem}.{frame.location.function}")
     return tuple(names)
 
 
@@ -98,8 +98,8 @@ def walk_frames(trail: Sequence[Any]) -> Iterator[Frame]:
         if number and not _are_frames_of_call(frames, trail[number - 1]):
             continue
         for frame in frames:
-            place = Place(frame.file_name, frame.line_num, frame.function_name)
-            yield Frame(place, find_library(frame.file_name))
+            location = Location(frame.file_name, frame.line_num, frame.function_name)
+            yield Frame(location, find_library(frame.file_name))
 
 
 def _are_frames_of_call(frames: list[Any], call: Any) -> bool:
