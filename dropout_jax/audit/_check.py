@@ -71,10 +71,9 @@ def check(
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from dropout_jax import audit
+      >>> from dropout_jax import audit, dropout
       >>> def step(x, key):
-      ...     mask = jax.random.bernoulli(jax.random.key(0), 0.9, x.shape)
-      ...     return jnp.where(mask, x / 0.9, 0).sum()
+      ...     return dropout(x, 0.1, key=jax.random.key(0)).sum()  # the same mask at every step
       >>> findings = audit.check(step, args_at=lambda n: (jnp.ones((32, 32)), jax.random.key(n)))
       >>> [(finding.code, finding.location.line) for finding in findings]
       [('D04', 2), ('D15', 2)]

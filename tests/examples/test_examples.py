@@ -32,6 +32,7 @@ def test_the_gallery_is_drawn(gallery, tmp_path, capsys):
     assert "wrote" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_elements_of_one_colour_are_kept_or_dropped_together(gallery):
     titles = []
     for title, _, kept, decision in gallery.make_panels(jax.random.key(4)):

@@ -237,6 +237,7 @@ def test_a_schedule_of_no_dropout_is_refused(name):
         build_train_functions(config, 28)
 
 
+@pytest.mark.slow
 def test_patience_ends_a_run_that_gets_no_better(tmp_path):
     still = OptimConfig(learning_rate=1e-30, min_learning_rate=0.0)
     config = dataclasses.replace(CONFIG, steps=20, optim=still, patience=3)

@@ -100,6 +100,7 @@ def test_a_program_that_ends_the_process_fails():
     assert "ends its process with -11" in checks.explain_end(-signal.SIGSEGV, "op")
 
 
+@pytest.mark.slow
 def test_a_compiler_that_does_not_finish_is_stopped():
     code = "import evidence\nevidence.limit_cpu_seconds(1)\nwhile True: pass"
     path = os.pathsep.join(sys.path)

@@ -579,6 +579,7 @@ def test_errors_name_the_argument(change, error, words, key):
 
 
 @pytest.mark.parametrize("implementation", [slow("naive"), "blockwise", *map(slow, KERNELS)])
+@pytest.mark.slow
 def test_a_part_of_a_batch_drops_what_the_batch_drops_there(implementation, key):
     arrays = np.random.default_rng(0).standard_normal((3, 6, 100, 4, 8)).astype(np.float32)
 

@@ -90,6 +90,7 @@ def test_the_environment_names_the_implementation(monkeypatch):
         slow(AxisType.Explicit, (None, None, "heads")),
     ],
 )
+@pytest.mark.slow
 def test_grouped_heads_on_more_devices_than_key_heads(key, kind, spec):
     """The compiler gathers the heads then; and replicated arrays are computed everywhere."""
     rng = np.random.default_rng(0)
@@ -121,6 +122,7 @@ def test_grouped_heads_on_more_devices_than_key_heads(key, kind, spec):
         slow(AxisType.Explicit, (4, 1, 1, 40)),
     ],
 )
+@pytest.mark.slow
 def test_the_gradient_of_a_shared_bias_is_summed_over_devices(key, kind, shape):
     rng = np.random.default_rng(0)
     query = jnp.asarray(rng.normal(size=(4, 40, 2, 8)), jnp.float32)

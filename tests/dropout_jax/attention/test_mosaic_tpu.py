@@ -275,6 +275,7 @@ def test_two_cores_do_not_race(key, capsys):
     assert "RACE DETECTED" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_kernel_that_races_is_caught(key, capsys, monkeypatch):
     """Two cores that share the axis whose steps add to one block overwrite each other's sums."""
     params = pltpu.CompilerParams

@@ -62,6 +62,7 @@ def python(code, *args, **settings):
     return subprocess.run(command, capture_output=True, text=True, check=True, **settings).stdout
 
 
+@pytest.mark.slow
 def test_a_text_takes_the_same_memory_whatever_its_size(tmp_path):
     """At once, 60 MB would take 480: four bytes a character and as many for codes; the ids, 120."""
     write_text(tmp_path / "text", 60 * MB)

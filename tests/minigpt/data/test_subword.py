@@ -354,6 +354,7 @@ def large(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "bpe"])
+@pytest.mark.slow
 def test_a_large_text_has_the_ids_of_a_small_one(large, kind, monkeypatch, tmp_path):
     small = load_dataset(large, kind, vocab_size=270)
     monkeypatch.setattr(datasets, "MAX_IN_MEMORY_BYTES", -1)

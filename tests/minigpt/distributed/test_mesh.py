@@ -49,6 +49,7 @@ def alone():
 
 
 @pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.slow
 def test_losses_are_those_of_one_device(mesh, alone):
     step_losses, state, _ = losses(config(mesh))
     np.testing.assert_allclose(step_losses[0], alone[0][0], rtol=1e-5)

@@ -124,6 +124,7 @@ def test_when_one_process_dies_the_others_end_and_the_run_goes_on_exactly(folder
     assert outcome(folder, "killed") == outcome(folder, "whole")
 
 
+@pytest.mark.slow
 def test_processes_of_different_settings_all_end(folder):
     started = start_processes(folder, "unlike", 2, 1, more=lambda number: ("--seed", str(number)))
     assert [process.wait(timeout=BOUND_S) for process in started] == [2, 2]

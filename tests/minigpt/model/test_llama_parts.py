@@ -165,6 +165,7 @@ def test_how_a_step_is_computed_changes_no_mask_and_no_loss(changes):
     np.testing.assert_allclose(run(**changes), run(), rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_another_mask_would_be_noticed():
     without = run(dropout=CONFIG.model.dropout)
     assert abs(without[0] / run()[0] - 1) > 1e-4

@@ -253,6 +253,7 @@ RATES = {"embed": 0.125, "attn_out": 0.125, "mlp_out": 0.125, "lora": 0.25}
 def adapt_with_peft(model, dtype):
     """The model with peft's layers, with random A and B."""
     import peft
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         settings = peft.LoraConfig(

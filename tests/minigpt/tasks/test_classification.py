@@ -129,6 +129,7 @@ def test_the_same_settings_give_the_same_bits_and_every_setting_others(trained):
         assert not same(fit(BODY, DATA, dataclasses.replace(short, **other)).params, params), other
 
 
+@pytest.mark.slow
 def test_frozen_parameters_stay_and_the_others_move(key):
     body = BODY._replace(params=nnx.state(GPT(MODEL, 4, rngs=nnx.Rngs(5))))
     settings = dataclasses.replace(SETTINGS, freeze=1, steps=10)
@@ -336,6 +337,7 @@ def test_the_passes_of_a_prediction_are_the_models_own(trained):
     assert len({tuple(np.asarray(p)) for p in each}) == 4
 
 
+@pytest.mark.slow
 def test_every_batch_of_a_prediction_has_its_own_masks(trained):
     size = SETTINGS.batch_size
     predictions = predict_texts(trained, ["abc"] * (2 * size), passes=2)

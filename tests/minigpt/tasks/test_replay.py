@@ -238,6 +238,7 @@ def test_a_replay_marks_the_first_site_with_nan(exploded, capsys):
     assert result["sites"][bad[0]]["not_finite"] > 0
 
 
+@pytest.mark.slow
 def test_weights_that_are_no_numbers_are_not_saved_though_the_loss_is_one(tmp_path):
     """The update of step 1 overflows, and the loss of step 2 would be the first to tell."""
     config = dataclasses.replace(GROWING, steps=2, eval_every=1)

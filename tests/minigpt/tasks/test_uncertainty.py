@@ -315,6 +315,7 @@ def test_gibberish_is_less_certain_than_the_text_of_the_training(trained, capsys
         assert np.mean(other[name][8:]) > times * np.mean(one[name][8:]), name
 
 
+@pytest.mark.slow
 def test_the_command_shows_the_text_and_writes_the_page(trained, capsys, tmp_path):
     file, page = tmp_path / "some.txt", tmp_path / "page.html"
     file.write_text("To be\nthe mind")
@@ -357,6 +358,7 @@ def test_mistakes_are_one_line(trained, capsys, words, message):
     assert len(error.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_files_and_arguments_are_decoded_as_training_texts_are(trained, capsys, tmp_path):
     (tmp_path / "some.txt").write_bytes("\ufeffTo be\r\nor".encode())
     (tmp_path / "wide.txt").write_text("To be", encoding="utf-16")

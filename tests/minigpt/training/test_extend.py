@@ -87,6 +87,7 @@ def test_a_stop_while_extending_changes_nothing(extended, folder, capsys, monkey
     assert outcome(folder)[:2] == outcome(extended)[:2]
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_made_again_with_the_old_schedules(extended, folder, capsys):
     flip_bit(folder / "out/checkpoints/00000010/arrays.safetensors")
     code, out, _ = run_command(capsys, *EXTEND)

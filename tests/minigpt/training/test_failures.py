@@ -457,6 +457,7 @@ def test_every_checkpoint_damaged(stopped, folder, capsys, whole):
 
 
 @pytest.mark.parametrize("torn", [b'{"step": 8, "train_lo', b"\0" * 100, b"\xff"])
+@pytest.mark.slow
 def test_a_torn_last_record(stopped, folder, capsys, whole, torn):
     with (stopped / "metrics.jsonl").open("ab") as file:
         file.write(torn)

@@ -530,6 +530,7 @@ def test_frozen_blocks_get_no_update_no_decay_and_no_moments(scan):
     assert gradient < whole
 
 
+@pytest.mark.slow
 def test_a_and_b_decay_like_other_matrices():
     training = build_train_functions(BASE, 11)
     trained = jax.tree.map(np.ones_like, split_trained(BASE, training.state.params)[0])

@@ -49,6 +49,7 @@ def params_of(state):
 
 
 @pytest.mark.parametrize("parts", [slow(2), 4, slow(8)])
+@pytest.mark.slow
 def test_accumulation_is_the_large_batch_with_its_masks(parts):
     losses, state, temporaries = run(config())
     in_parts, state_in_parts, less = run(config(accumulate=parts))
@@ -84,6 +85,7 @@ def test_parts_on_a_mesh_are_those_of_one_device():
 
 
 @pytest.mark.parametrize("how", [slow({"remat": True}), {"scan_layers": True}])
+@pytest.mark.slow
 def test_remat_and_scan_are_the_same_run(how):
     losses, state, _ = run(config())
     other, other_state, _ = run(config(how.items()))
