@@ -87,6 +87,7 @@ def test_linearize_and_hessian_are_the_naive_ones(key):
 
 @BOTH
 @pytest.mark.parametrize("shared", [slow("bias"), "key and value"])
+@pytest.mark.slow
 def test_gradients_of_replicated_arrays_under_shard_map(shared, implementation, key):
     """Queries vary over the devices; the gradient of what they share is summed over them."""
     query, k, value = make_arrays(4)

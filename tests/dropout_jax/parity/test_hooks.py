@@ -338,6 +338,7 @@ def test_modules_that_no_hook_reaches_are_refused_while_they_drop(hook, make, me
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own
+@pytest.mark.slow
 def test_other_modules_that_no_hook_reaches_are_refused():
     plain = nn.Sequential(nn.Dropout(0.5))
     for model, message in (

@@ -89,6 +89,7 @@ def test_the_measures_are_those_of_the_run_bit_for_bit(trained, step, nearest):
     assert {"train_loss", "grad_norm", "param_norm"} <= set(result.measured)
 
 
+@pytest.mark.slow
 def test_the_batch_and_the_masks_are_those_of_the_step(trained):
     result, shape = replayed(trained, 5), (DROPPING.batch_size, DROPPING.model.block_size)
     text: Any = load_dataset(trained.parent / "text.txt", "char").train
