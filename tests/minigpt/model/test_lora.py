@@ -237,7 +237,7 @@ def test_impossible_values_are_named(make, message):
 # The same as peft.
 
 IDS = np.random.default_rng(0).integers(0, 50, (3, 16))
-RANK, ALPHA, TARGETS = 3, 6.0, "qkv,out,mlp_out"  # c_proj is the name of two layers
+RANK, ALPHA, TARGETS = 3, 6, "qkv,out,mlp_out"  # c_proj is the name of two layers
 MODULES = {"attn/qkv": "attn/c_attn", "attn/out": "attn/c_proj", "mlp/out": "mlp/c_proj"}
 SITE_OF = {
     "attn_out": "attn/resid_dropout",
