@@ -16,6 +16,8 @@ from dropout_jax.audit._jaxprs import (
     bodies_of,
     form_of,
     is_own_threefry,
+    manual_axes,
+    names_in,
     shape_of,
     split_scan,
     split_while,
@@ -99,6 +101,19 @@ def _walk_call(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list
     return _walk_body(walk.enter(0), body, values)
 
 
+def _walk_shard_map(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list[Value]:
+    """Devices have different parts of what is split along an axis of the mesh."""
+    manual = frozenset(manual_axes(equation))
+    inputs = [
+        dataclasses.replace(value, varies_along=value.varies_along | names_in(spec) & manual)
+        for value, spec in zip(values, equation.params["in_specs"], strict=True)
+    ]
+    results = _walk_call(walk, equation, inputs)
+    return [
+        dataclasses.replace(result, varies_along=result.varies_along - manual) for result in results
+    ]
+
+
 def _walk_scan(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list[Value]:
     (body,) = bodies_of(equation)
     consts, carry, xs = split_scan(equation, values)
@@ -153,7 +168,7 @@ def _walk_cond(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list
     results = [join(branches) for branches in zip(*outs, strict=True)]
     if chooser.kind >= Kind.MASK:
         atom = equation.invars[0]
-        record_application(walk, "branch", chooser, atom, atom, None, None, 0)
+        record_application(walk, "branch", chooser, atom, atom, None, None, 0, operands)
     if chooser.is_random:
         results = [merge([chooser, value], Kind.DATA, value.axes) for value in results]
     return results
@@ -161,7 +176,7 @@ def _walk_cond(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list
 
 _FORMS = {
     "call": _walk_call,
-    "shard_map": _walk_call,
+    "shard_map": _walk_shard_map,
     "scan": _walk_scan,
     "while": _walk_while,
     "cond": _walk_cond,

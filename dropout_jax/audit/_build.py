@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dropout_jax.audit._graph import Application, Decision, Graph, Point
-from dropout_jax.audit._jaxprs import form_of, is_backward, module_path
+from dropout_jax.audit._jaxprs import TURNS, form_of, is_backward, manual_axes, module_path
 from dropout_jax.audit._locations import (
     find_callers,
     find_gradient_call,
@@ -104,6 +104,9 @@ def _build_site(run: _Run, decision: Decision, uses: list[tuple[Any, Application
         each=_share_each(counts / max(size, 1), share),
         hashes=run.read(decision.mask_point, "hash"),
         keys=_keys(run, decision, counts.size),
+        mesh_axes=_mesh_axes(decision),
+        devices=_devices(run, decision),
+        data_varies_along=application.varies_along,
         masks=run.read(decision.mask_point, "mask") if has_masks else None,
     )
 
@@ -235,6 +238,25 @@ def _loops(trail: Sequence[Any]) -> tuple[str, ...]:
         elif form == "shard_map":
             loops.append(f"shard_map {dict(equation.params['mesh'].shape)}")
     return tuple(loops)
+
+
+def _mesh_axes(decision: Decision) -> tuple[str, ...]:
+    calls = [equation for equation in decision.trail if form_of(equation) == "shard_map"]
+    return tuple(name for call in calls for name in manual_axes(call))
+
+
+def _devices(run: _Run, decision: Decision) -> np.ndarray:
+    """Return the indices of the device of each time along the axes of the mesh."""
+    ran = run.harvest[decision.mask_point.number]["ran"]
+    loops = [equation for equation in decision.trail if form_of(equation) in TURNS]
+    turns = np.indices(ran.shape).reshape(ran.ndim, ran.size)[:, ran.reshape(-1) > 0]
+    indices = [
+        index
+        for call, turn in zip(loops, turns, strict=True)
+        if form_of(call) == "shard_map"
+        for index in np.unravel_index(turn, list(manual_axes(call).values()))
+    ]
+    return np.stack(indices, axis=-1) if indices else np.zeros((turns.shape[1], 0), int)
 
 
 def _probability(run: _Run, decision: Decision, kept: _Share, decided: int) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from dropout_jax.audit._across_devices import find_device_faults, find_process_faults
 from dropout_jax.audit._build import build_record
 from dropout_jax.audit._findings import SEVERITIES, Finding, Severity, sort_findings
 from dropout_jax.audit._locations import locate_function
@@ -32,6 +33,7 @@ def check(
     eval_args: Sequence[Any] | None = None,
     rates: Mapping[str, Callable[[float], Step]] | None = None,
     resumed_args_at: ArgsAt = (),
+    args_of_process: ArgsAt = (),
     steps: int = 3,
     shared: Sequence[str] = (),
     unscaled: Sequence[str] = (),
@@ -39,12 +41,13 @@ def check(
 ) -> tuple[Finding, ...]:
     """Find what is wrong with the dropout of a training step and of an evaluation step.
 
-    The records of `trace` are compared across steps, rates, rows, heads, layers, and training and
-    evaluation:
+    The records of `trace` are compared across steps, rates, rows, heads, layers, devices, and
+    training and evaluation:
 
     - D01 a rate changes nothing; D02 training drops nothing; D03 the evaluation drops;
     - D04 one mask at every step; D05 one mask in two layers or sites; D06 one decision for a whole
-      axis; D07 the backward pass draws another mask; D09 a rate is not what was asked; D10 the
+      axis; D07 the backward pass draws another mask; D08 devices or processes have different masks
+      for the same data, or the same for different data; D09 a rate is not what was asked; D10 the
       scale is wrong, missing or twice; D11 few random bits round the rate; D13 the evaluation is
       random otherwise; D14 masks come again, such as after a resume; D15 a key is built from a
       number inside the step.
@@ -56,6 +59,8 @@ def check(
         a tuple of arguments for each step.
       eval_args: the arguments of the evaluation step; None: those of step 0.
       rates: by name, a function from a rate to the training step with that rate.
+      args_of_process: the arguments of the training step at one step, on each process that runs it
+        with others: as `args_at`, with the number of the process in the place of the step.
       resumed_args_at: the arguments at the same steps in a run that is resumed there, from step 1.
       steps: how many steps are compared, where `args_at` is a function.
       shared: sites that share decisions and are meant to: parts of their location ("model.py:40", a
@@ -85,6 +90,10 @@ def check(
         records = _record_steps(train_step, arguments)
         findings += find_off_in_training(list(records.values()), locate_function(train_step))
         findings += check_one_run(records[0], declared)
+        for site in records[0].sites:
+            findings += find_device_faults(site, declared)
+        there = _arguments_at(args_of_process, range(2), "args_of_process", is_needed=False)
+        findings += find_process_faults(_record_steps(train_step, there))
         findings += find_repeated_steps(list(records.values()))
         later = _arguments_at(resumed_args_at, range(1, steps), "resumed_args_at", is_needed=False)
         findings += find_replay_after_resume(records, _record_steps(train_step, later))

@@ -19,6 +19,7 @@ TITLES = {
     "D05": "same mask in two layers or sites",
     "D06": "shared across an axis",
     "D07": "recomputed with another mask",
+    "D08": "devices agree where they should differ, or differ where they should agree",
     "D09": "rate not what was asked",
     "D10": "scale wrong or missing",
     "D11": "biased in low precision",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from dropout_jax.audit._jaxprs import ProgramPath, is_backward
-from dropout_jax.audit._values import Factor, Value
+from dropout_jax.audit._values import Factor, Kind, Value, union
 
 Reduction = Literal["mask", "application", "number", "key"]
 Use = Literal["zero", "replace", "mix", "bias", "branch", "product"]
@@ -66,6 +66,7 @@ class Application:
     mask: Value
     use: Use
     history: int
+    varies_along: frozenset[str]
     is_kept_where_true: bool | None
     shape: tuple[int, ...]
     dtype: Any
@@ -161,6 +162,7 @@ def record_application(
     data: Value | None,
     kept: bool | None,
     history: int,
+    operands: Sequence[Value],
 ) -> int:
     """Record that a decision meets data; return the bit of the application in histories."""
     number = walk.graph.numbers.setdefault(walk.id, len(walk.graph.numbers))
@@ -170,6 +172,7 @@ def record_application(
             mask,
             use,
             history,
+            union(value.varies_along for value in operands if value.kind == Kind.DATA),
             kept,
             tuple(out.aval.shape),
             getattr(out.aval, "dtype", None),

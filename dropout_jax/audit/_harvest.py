@@ -17,6 +17,7 @@ from dropout_jax.audit._jaxprs import (
     ProgramPath,
     bodies_of,
     form_of,
+    manual_axes,
     split_scan,
     split_while,
 )
@@ -161,8 +162,7 @@ class Run:
     ) -> tuple[list[Any], Harvest]:
         (body,) = bodies_of(equation)
         params, live = equation.params, self.plan.live[path]
-        manual = params["newly_manual_axes"]
-        names = PartitionSpec(tuple(name for name in params["mesh"].axis_names if name in manual))
+        manual = tuple(manual_axes(equation))
 
         def run(values: list[Any]) -> Any:
             outs, harvest = self.evaluate(body, values, path)
@@ -172,7 +172,7 @@ class Run:
             run,
             mesh=params["mesh"],
             in_specs=(_keep(params["in_specs"], live.inputs),),
-            out_specs=(_keep(params["out_specs"], live.outs), names),
+            out_specs=(_keep(params["out_specs"], live.outs), PartitionSpec(manual)),
             axis_names=set(manual),
             check_vma=False,
         )

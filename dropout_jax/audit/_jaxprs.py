@@ -26,6 +26,7 @@ _CALLS = {
     "custom_vjp_call_jaxpr": "call_jaxpr",
     "custom_vmap_call": "call",
 }
+TURNS = ("scan", "while", "shard_map")  # that run a program many times
 _OWN_THREEFRY = Path(__file__).parents[1] / "random" / "_threefry.py"
 
 
@@ -64,6 +65,21 @@ def bodies_of(equation: core.JaxprEqn) -> tuple[Body, ...]:
 def as_body(program: Any) -> Body:
     """Return a Jaxpr or a ClosedJaxpr with its constants."""
     return Body(getattr(program, "jaxpr", program), getattr(program, "consts", ()))
+
+
+def manual_axes(equation: core.JaxprEqn) -> dict[str, int]:
+    """Return the axes of the mesh along which a shard_map runs its program, and their sizes."""
+    manual, shape = equation.params["newly_manual_axes"], equation.params["mesh"].shape
+    return {name: size for name, size in shape.items() if name in manual}
+
+
+def names_in(axes: Any) -> frozenset[str]:
+    """Return the names of mesh axes in a PartitionSpec, a tuple or a name."""
+    if isinstance(axes, str):
+        return frozenset({axes})
+    if axes is None or isinstance(axes, int):
+        return frozenset()
+    return frozenset().union(*(names_in(axis) for axis in axes))
 
 
 def shape_of(atom: Any) -> tuple[int, ...]:

@@ -1,10 +1,10 @@
-"""The findings that the record of one training step shows: D05, D06, D07, D10, D11 and D15."""
+"""The findings of one training step, but for devices: D05, D06, D07, D10, D11 and D15."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 from dropout_jax.audit._findings import Finding, Severity
 from dropout_jax.audit._record import Record, Site
@@ -72,8 +72,10 @@ def find_reused_masks(record: Record, declared: Declared) -> Iterator[Finding]:
         if site.applications > site.times and site.use not in ("branch", "product"):
             yield _reused(site, site, declared, f"is applied {site.applications} times")
         for time in range(site.times):
+            device = tuple(site.devices[time].tolist())
             uses = [
-                (name, first_use.setdefault(name, (number, time))) for name in _names_of(site, time)
+                (name, first_use.setdefault((device, name), (number, time)))
+                for name in _names_of(site, time)
             ]
             other, earlier = next(
                 (
@@ -86,7 +88,7 @@ def find_reused_masks(record: Record, declared: Declared) -> Iterator[Finding]:
             if other != number:
                 where = f"is drawn with the key of {record.sites[other].location} too"
                 yield _reused(site, record.sites[other], declared, where)
-            elif earlier != time and not any("shard_map" in loop for loop in site.loops):
+            elif earlier != time:
                 yield _reused(site, site, declared, f"is the same in turns of {site.loops}")
 
 
@@ -102,10 +104,21 @@ def _is_reuse(name: tuple, site: Site, other: Site) -> bool:
 def _names_of(site: Site, time: int) -> set[tuple]:
     """Return what must differ between two uses: the keys, and the mask if it is large."""
     names: set[tuple] = set(site.keys[time]) if site.keys else set()
-    size = math.prod(site.shape)
-    if size >= COMPARABLE and 0.02 < site.kept < 0.98:
-        names.add(("mask", size, *site.hashes[time].tolist()))
+    if _is_comparable(site):
+        names.add(("mask", math.prod(site.shape), *site.hashes[time].tolist()))
     return names
+
+
+def identify_mask(site: Site, time: int) -> Hashable | None:
+    """Return what tells the masks of a site apart: the mask, or its keys if it is small."""
+    if _is_comparable(site):
+        return tuple(site.hashes[time].tolist())
+    return (site.keys[time] or None) if site.keys else None
+
+
+def _is_comparable(site: Site) -> bool:
+    """Whether equal masks of a site are no accident."""
+    return math.prod(site.shape) >= COMPARABLE and 0.02 < site.kept < 0.98
 
 
 def _reused(site: Site, other: Site, declared: Declared, what: str) -> Finding:
@@ -124,14 +137,19 @@ def _reused(site: Site, other: Site, declared: Declared, what: str) -> Finding:
     )
 
 
+def is_sharing_meant(site: Site, declared: Declared) -> bool:
+    """Whether a site's mask of size 1 along an axis is asked for, or declared."""
+    is_opt_in = any(name.startswith(_OPT_IN) for name in site.library)
+    is_asked_for = bool(site.shared_axes) and site.is_drawn_shared and (is_opt_in or not site.shape)
+    return is_asked_for or declared.shares(site) or site.use not in DROPS
+
+
 def find_sharing(site: Site, declared: Declared) -> Iterator[Finding]:
     """D06: one decision for all positions along an axis; an error if nobody has declared it."""
     if not site.shared_axes:
         return
     axes = ", ".join(f"{axis} ({site.applied_shape[axis]} long)" for axis in site.shared_axes)
-    is_opt_in = any(name.startswith(_OPT_IN) for name in site.library)
-    is_meant = site.is_drawn_shared and (is_opt_in or not site.shape)
-    is_note = is_meant or declared.shares(site) or site.use not in DROPS
+    is_note = is_sharing_meant(site, declared)
     remedy = (
         ""
         if is_note

@@ -44,6 +44,9 @@ class Site:
       each: the share that is kept, for each time.
       hashes: of the mask, for each time: (times, 2).
       keys: the words of the keys, for each draw and time: ((generator, word, ...), ...).
+      mesh_axes: the axes of the mesh whose devices decide for themselves.
+      devices: of each time, its device's indices along those axes: (times, axes).
+      data_varies_along: those of them along which the devices have different data.
       masks: the masks, (times, *shape), if they were asked for.
     """
 
@@ -75,6 +78,9 @@ class Site:
     each: np.ndarray = dataclasses.field(repr=False)
     hashes: np.ndarray = dataclasses.field(repr=False)
     keys: tuple[frozenset, ...] = dataclasses.field(repr=False)
+    mesh_axes: tuple[str, ...]
+    devices: np.ndarray = dataclasses.field(repr=False)
+    data_varies_along: frozenset[str]
     masks: np.ndarray | None = dataclasses.field(repr=False, default=None)
 
     @property

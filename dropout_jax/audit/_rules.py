@@ -18,7 +18,7 @@ from dropout_jax.audit._graph import (
     record_draw,
     record_later_factor,
 )
-from dropout_jax.audit._jaxprs import shape_of
+from dropout_jax.audit._jaxprs import names_in, shape_of
 from dropout_jax.audit._values import Factor, Kind, Value, merge, varying_axes, with_factor
 
 COMPARISONS = {"lt", "le", "gt", "ge", "eq", "ne"}
@@ -49,12 +49,31 @@ LINEAR = {
     "psum",
     "reduce_window_sum",
 }
+# Collectives after which devices have one value, and all of them.
+AGREEING = {"psum", "psum_invariant", "pmax", "pmin", "all_gather", "all_gather_invariant"}
+COLLECTIVES = AGREEING | {"axis_index", "all_to_all", "reduce_scatter", "ppermute", "pshuffle"}
 KEY_PRIMITIVES = {"random_wrap", "random_unwrap", "random_fold_in", "random_split", "random_clone"}
 DRAWS = {"random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform", "random_gamma"}
 
 
 def apply_rule(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list[Value]:
     """Return what is known of the results of an equation that has no program in it."""
+    results = _apply_rule(walk, equation, values)
+    if equation.primitive.name not in COLLECTIVES:
+        return results
+    return [_across_devices(equation, result) for result in results]
+
+
+def _across_devices(equation: core.JaxprEqn, result: Value) -> Value:
+    """Devices have one value along the axes of a sum, and different ones after an exchange."""
+    params = equation.params
+    names = names_in(params.get("axes", params.get("axis_name")))
+    if equation.primitive.name in AGREEING and params.get("axis_index_groups") is None:
+        return dataclasses.replace(result, varies_along=result.varies_along - names)
+    return dataclasses.replace(result, varies_along=result.varies_along | names)
+
+
+def _apply_rule(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list[Value]:
     name = equation.primitive.name
     if name in KEY_PRIMITIVES or name == "random_seed":
         return [_key_result(walk, equation, values)]
@@ -320,7 +339,7 @@ def _select(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list[Va
     source = data[0] if other is not None else None
     result = merge(values, Kind.DATA, axes)
     bit = record_application(
-        walk, use, chooser, equation.invars[0], out, source, kept, result.history
+        walk, use, chooser, equation.invars[0], out, source, kept, result.history, cases
     )
     return [_applied(walk, result, bit)]
 
@@ -354,7 +373,7 @@ def _multiply(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list[
             return None
         atom, result = equation.invars[mask], merge(values, Kind.DATA, axes)
         bit = record_application(
-            walk, "zero", values[mask], atom, out, values[data], None, result.history
+            walk, "zero", values[mask], atom, out, values[data], None, result.history, values
         )
         return [_applied(walk, result, bit)]
     if data is not None:
@@ -400,7 +419,9 @@ def _add(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list[Value
     data = _only(values, lambda value: value.is_array_of_data)
     if mask is not None and data is not None:
         atom, result = equation.invars[mask], merge(values, Kind.DATA, axes)
-        bit = record_application(walk, "bias", values[mask], atom, out, None, None, result.history)
+        bit = record_application(
+            walk, "bias", values[mask], atom, out, None, None, result.history, values
+        )
         return [dataclasses.replace(result, history=result.history | bit)]
     if mask is not None and values[1 - mask].kind == Kind.DATA:
         flips = equation.primitive.name == "sub" and mask == 1
@@ -419,7 +440,7 @@ def _product(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list[V
     mask = _only(values, lambda value: value.kind == Kind.MASK)
     if mask is not None and values[1 - mask].is_array_of_data:
         atom = equation.invars[mask]
-        record_application(walk, "product", values[mask], atom, atom, None, None, 0)
+        record_application(walk, "product", values[mask], atom, atom, None, None, 0, values)
     return None
 
 

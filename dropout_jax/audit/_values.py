@@ -47,6 +47,7 @@ class Value:
       applied: the applications of a mask whose result it is, but for such factors, and whether
         without a sum or a matrix product between.
       history: the bits of all applications that it comes from.
+      varies_along: the axes of a mesh along which devices have different values.
     """
 
     kind: Kind = Kind.DATA
@@ -61,6 +62,7 @@ class Value:
     factors: tuple[Factor, ...] = ()
     applied: frozenset = frozenset()
     history: int = 0
+    varies_along: frozenset[str] = frozenset()
 
     @property
     def is_random(self) -> bool:
@@ -82,9 +84,10 @@ def merge(values: Iterable[Value], kind: Kind, axes: int) -> Value:
         arguments=_union_bits(value.arguments for value in values),
         axes=axes,
         history=_union_bits(value.history for value in values),
-        draws=_union(value.draws for value in values) if is_random else frozenset(),
-        decisions=_union(v.decisions for v in values) if kind >= Kind.MASK else frozenset(),
-        seeds=_union(value.seeds for value in values) if is_random else frozenset(),
+        varies_along=union(value.varies_along for value in values),
+        draws=union(value.draws for value in values) if is_random else frozenset(),
+        decisions=union(v.decisions for v in values) if kind >= Kind.MASK else frozenset(),
+        seeds=union(value.seeds for value in values) if is_random else frozenset(),
         bits=min((value.bits for value in values if value.is_random), default=EXACT),
         is_independent=all(value.is_independent for value in values if value.kind != Kind.DATA),
     )
@@ -97,7 +100,7 @@ def join(values: Sequence[Value]) -> Value:
         return first
     kind = max(value.kind for value in values)
     joined = merge(values, kind, _union_bits(value.axes for value in values))
-    applied = _union(value.applied for value in values) if kind == Kind.DATA else frozenset()
+    applied = union(value.applied for value in values) if kind == Kind.DATA else frozenset()
     return dataclasses.replace(joined, applied=applied)
 
 
@@ -112,7 +115,7 @@ def varying_axes(shape: Sequence[int]) -> int:
     return sum(1 << axis for axis, size in enumerate(shape) if size != 1)
 
 
-def _union(sets: Iterable[frozenset]) -> frozenset:
+def union(sets: Iterable[frozenset]) -> frozenset:
     return frozenset().union(*sets)
 
 
