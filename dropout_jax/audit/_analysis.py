@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jax.extend import core
 
+from dropout_jax.audit._flags import are_flags
 from dropout_jax.audit._graph import Graph, Opaque, Walk, record_application
 from dropout_jax.audit._jaxprs import (
     Body,
@@ -30,11 +31,12 @@ MOST_PASSES = 8  # of a loop, until what is known of its carry no longer changes
 OPAQUE = ("pallas_call", "custom_call", "ffi_call", "callback", "cudnn", "dot_product_attention")
 
 
-def analyze(program: Any) -> Graph:
-    """Analyze a ClosedJaxpr whose inputs are the leaves of the step's arguments."""
+def analyze(program: Any, arrays: Sequence[Any]) -> Graph:
+    """Analyze a ClosedJaxpr whose inputs are the leaves of the step's arguments: `arrays`."""
     graph = Graph()
     inputs = [
-        _input_value(var.aval, 1 << number) for number, var in enumerate(program.jaxpr.invars)
+        dataclasses.replace(_input_value(var.aval, 1 << number), is_flag=are_flags(array))
+        for number, (var, array) in enumerate(zip(program.jaxpr.invars, arrays, strict=True))
     ]
     _walk_body(Walk(graph), Body(program.jaxpr, program.consts), inputs)
     return graph

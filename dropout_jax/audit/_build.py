@@ -104,6 +104,11 @@ def _build_site(run: _Run, decision: Decision, uses: list[tuple[Any, Application
         each=_share_each(counts / max(size, 1), share),
         hashes=run.read(decision.mask_point, "hash"),
         keys=_keys(run, decision, counts.size),
+        dtype=application.dtype,
+        mask_arguments=_names_of(run, application.mask.arguments),
+        drops_loss_terms=any(
+            use.is_on_masked and number in run.graph.summed for number, use, _ in forward
+        ),
         mesh_axes=_mesh_axes(decision),
         devices=_devices(run, decision),
         data_varies_along=application.varies_along,
@@ -218,8 +223,11 @@ def _is_drawn_shared(decision: Decision, application: Application, shared: Seque
 def _key_arguments(run: _Run, decision: Decision) -> tuple[str, ...]:
     """Return the names of the arguments that the keys depend on."""
     keys = [run.graph.draws[draw].key for draw in decision.value.draws if draw in run.graph.draws]
-    bits = merge(keys or [decision.value], Kind.KEY, 0).arguments
-    return tuple(name for number, name in enumerate(run.names) if bits >> number & 1)
+    return _names_of(run, merge(keys or [decision.value], Kind.KEY, 0).arguments)
+
+
+def _names_of(run: _Run, arguments: int) -> tuple[str, ...]:
+    return tuple(name for number, name in enumerate(run.names) if arguments >> number & 1)
 
 
 def _generator(graph: Graph, decision: Decision) -> str:

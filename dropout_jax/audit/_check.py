@@ -37,6 +37,7 @@ def check(
     steps: int = 3,
     shared: Sequence[str] = (),
     unscaled: Sequence[str] = (),
+    padding: Sequence[str] = (),
     mc_dropout: bool = False,
 ) -> tuple[Finding, ...]:
     """Find what is wrong with the dropout of a training step and of an evaluation step.
@@ -48,9 +49,9 @@ def check(
     - D04 one mask at every step; D05 one mask in two layers or sites; D06 one decision for a whole
       axis; D07 the backward pass draws another mask; D08 devices or processes have different masks
       for the same data, or the same for different data; D09 a rate is not what was asked; D10 the
-      scale is wrong, missing or twice; D11 few random bits round the rate; D13 the evaluation is
-      random otherwise; D14 masks come again, such as after a resume; D15 a key is built from a
-      number inside the step.
+      scale is wrong, missing or twice; D11 few random bits round the rate; D12 terms of a masked
+      loss are dropped, or padding is replaced; D13 the evaluation is random otherwise; D14 masks
+      come again, such as after a resume; D15 a key is built from a number inside the step.
 
     Args:
       train_step: a function of arrays, as for `trace`.
@@ -66,6 +67,8 @@ def check(
       shared: sites that share decisions and are meant to: parts of their location ("model.py:40", a
         function's name) or of their module's path. Sharing is then a note.
       unscaled: sites that are meant not to scale.
+      padding: arguments that tell what is padding, such as "batch['mask']" or "tokens": what
+        replaces tokens at random must depend on one of them.
       mc_dropout: whether dropout is meant to be on in evaluation.
 
     Returns:
@@ -83,7 +86,7 @@ def check(
       >>> [(finding.code, finding.location.line) for finding in findings]
       [('D04', 2), ('D15', 2)]
     """
-    declared = Declared(tuple(shared), tuple(unscaled))
+    declared = Declared(tuple(shared), tuple(unscaled), tuple(padding))
     findings: list[Finding] = []
     if train_step is not None:
         arguments = _arguments_at(args_at, range(steps), "args_at")

@@ -23,6 +23,7 @@ TITLES = {
     "D09": "rate not what was asked",
     "D10": "scale wrong or missing",
     "D11": "biased in low precision",
+    "D12": "dropout of padding or of masked losses",
     "D13": "random in evaluation",
     "D14": "masks of an earlier step again",
     "D15": "key built from a number in the program",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from dropout_jax.audit._jaxprs import ProgramPath, is_backward
-from dropout_jax.audit._values import Factor, Kind, Value, union
+from dropout_jax.audit._values import Factor, Value, union
 
 Reduction = Literal["mask", "application", "number", "key"]
 Use = Literal["zero", "replace", "mix", "bias", "branch", "product"]
@@ -67,6 +67,7 @@ class Application:
     use: Use
     history: int
     varies_along: frozenset[str]
+    is_on_masked: bool
     is_kept_where_true: bool | None
     shape: tuple[int, ...]
     dtype: Any
@@ -93,6 +94,7 @@ class Graph:
     later_factors: dict[Any, list[tuple[Point, bool, bool]]] = dataclasses.field(
         default_factory=dict
     )
+    summed: set[Any] = dataclasses.field(default_factory=set)
     noise: dict[Any, NoiseUse] = dataclasses.field(default_factory=dict)
     numbers: dict[Any, int] = dataclasses.field(default_factory=dict)
     opaque: list[Opaque] = dataclasses.field(default_factory=list)
@@ -165,6 +167,7 @@ def record_application(
     operands: Sequence[Value],
 ) -> int:
     """Record that a decision meets data; return the bit of the application in histories."""
+    data_operands = [value for value in operands if value.is_array_of_data]
     number = walk.graph.numbers.setdefault(walk.id, len(walk.graph.numbers))
     if walk.is_recording:
         walk.graph.applications[walk.id] = Application(
@@ -172,7 +175,8 @@ def record_application(
             mask,
             use,
             history,
-            union(value.varies_along for value in operands if value.kind == Kind.DATA),
+            union(value.varies_along for value in data_operands),
+            any(value.is_masked or value.is_flag for value in data_operands),
             kept,
             tuple(out.aval.shape),
             getattr(out.aval, "dtype", None),

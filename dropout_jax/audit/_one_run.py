@@ -1,10 +1,12 @@
-"""The findings of one training step, but for devices: D05, D06, D07, D10, D11 and D15."""
+"""The findings of one training step, but for devices: D05 to D07, D10 to D12 and D15."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Hashable, Iterator, Sequence
+
+import numpy as np
 
 from dropout_jax.audit._findings import Finding, Severity
 from dropout_jax.audit._record import Record, Site
@@ -23,10 +25,12 @@ class Declared:
     Args:
       shared: sites whose decisions are shared.
       unscaled: sites that do not scale.
+      padding: arguments that tell what is padding.
     """
 
     shared: tuple[str, ...] = ()
     unscaled: tuple[str, ...] = ()
+    padding: tuple[str, ...] = ()
 
     def shares(self, *sites: Site) -> bool:
         """Whether the sharing of one of the sites is declared."""
@@ -50,6 +54,7 @@ def check_one_run(record: Record, declared: Declared) -> Iterator[Finding]:
             yield from find_sharing(site, declared)
             yield from find_wrong_scale(site, declared)
             yield from find_coarse_rate(site)
+            yield from find_dropped_padding(site, declared)
         yield from find_seed_inside(site)
     for site in record.strays:
         yield Finding(
@@ -234,6 +239,35 @@ def find_coarse_rate(site: Site) -> Iterator[Finding]:
         "Compare numbers of 32 bits: draw them in float32, with a threshold in float32.",
         callers=site.callers,
     )
+
+
+def find_dropped_padding(site: Site, declared: Declared) -> Iterator[Finding]:
+    """D12: terms of a loss are dropped after its padding mask, or padding is replaced as tokens."""
+    if site.drops_loss_terms:
+        yield Finding(
+            "D12",
+            "error",
+            site.location,
+            f"It drops a share of {1 - site.kept:.4f} of terms that a mask has been applied to and "
+            "that are then summed: of a loss.",
+            "Apply dropout in the model, before the loss.",
+            callers=site.callers,
+        )
+    is_of_tokens = site.use in ("replace", "mix", "zero") and np.issubdtype(site.dtype, np.integer)
+    if is_of_tokens and declared.padding and not _knows_padding(site, declared.padding):
+        yield Finding(
+            "D12",
+            "error",
+            site.location,
+            f"It replaces tokens of shape {site.applied_shape}, padding among them: its mask "
+            f"depends on {', '.join(site.mask_arguments) or 'no argument'} only.",
+            "Replace only where there is no padding: mask & (tokens != padding).",
+            callers=site.callers,
+        )
+
+
+def _knows_padding(site: Site, padding: Sequence[str]) -> bool:
+    return any(name in argument for name in padding for argument in site.mask_arguments)
 
 
 def find_seed_inside(site: Site) -> Iterator[Finding]:

@@ -45,7 +45,7 @@ class Program:
     @functools.cached_property
     def graph(self) -> Graph:
         """The random parts of the program."""
-        return analyze(self.closed)
+        return analyze(self.closed, self.arguments.arrays)
 
     @functools.cached_property
     def _harvest(self) -> Any:

@@ -44,6 +44,10 @@ class Site:
       each: the share that is kept, for each time.
       hashes: of the mask, for each time: (times, 2).
       keys: the words of the keys, for each draw and time: ((generator, word, ...), ...).
+      dtype: of the data.
+      mask_arguments: the arguments that the mask depends on where it is applied, the key's among
+        them.
+      drops_loss_terms: whether it drops terms of a sum that a padding mask has been applied to.
       mesh_axes: the axes of the mesh whose devices decide for themselves.
       devices: of each time, its device's indices along those axes: (times, axes).
       data_varies_along: those of them along which the devices have different data.
@@ -78,6 +82,9 @@ class Site:
     each: np.ndarray = dataclasses.field(repr=False)
     hashes: np.ndarray = dataclasses.field(repr=False)
     keys: tuple[frozenset, ...] = dataclasses.field(repr=False)
+    dtype: Any
+    mask_arguments: tuple[str, ...]
+    drops_loss_terms: bool
     mesh_axes: tuple[str, ...]
     devices: np.ndarray = dataclasses.field(repr=False)
     data_varies_along: frozenset[str]

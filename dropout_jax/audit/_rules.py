@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from dropout_jax.audit._flags import is_flag_result, with_flags
 from dropout_jax.audit._graph import (
     NoiseUse,
     Walk,
@@ -139,9 +140,14 @@ def _data_result(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> li
     """Results without randomness: follow one number for a whole array, factors and constants."""
     results = _general_result(walk, equation, values)
     name = equation.primitive.name
+    if is_flag_result(equation, values):
+        results = [dataclasses.replace(result, is_flag=True) for result in results]
     if name in ("mul", "div"):
         results[0] = _with_factor_of(walk, equation, values, results[0])
-    elif name in MOVES and len(values) == 1:
+        results[0] = with_flags(equation, values, results[0])
+    elif name == "select_n":
+        results[0] = with_flags(equation, values, results[0])
+    elif name == "neg" or (name in MOVES and len(values) == 1):
         source = values[0]
         results = [
             dataclasses.replace(
@@ -149,11 +155,14 @@ def _data_result(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> li
                 constant=source.constant,
                 factors=source.factors,
                 applied=source.applied,
+                is_masked=source.is_masked,
             )
             for result in results
         ]
     elif name in LINEAR:
         indirect = frozenset((app, False) for value in values for app, _ in value.applied)
+        if not shape_of(equation.outvars[0]) and walk.is_recording:
+            walk.graph.summed.update(app for app, _ in indirect)
         results = [dataclasses.replace(result, applied=indirect) for result in results]
     elif name == "optimization_barrier":
         results = list(values)
@@ -175,7 +184,9 @@ def _with_factor_of(
     factor = Factor(walk.path, atom, is_divisor)
     if data.applied:
         record_later_factor(walk, data, source, factor)
-    result = dataclasses.replace(result, factors=data.factors, applied=data.applied)
+    result = dataclasses.replace(
+        result, factors=data.factors, applied=data.applied, is_masked=data.is_masked
+    )
     return with_factor(result, factor)
 
 
@@ -341,13 +352,14 @@ def _select(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list[Va
     bit = record_application(
         walk, use, chooser, equation.invars[0], out, source, kept, result.history, cases
     )
-    return [_applied(walk, result, bit)]
+    return [_applied(walk, result, bit, is_flag=all(case.is_flag for case in data))]
 
 
-def _applied(walk: Walk, result: Value, bit: int) -> Value:
-    """Return the result of an application."""
+def _applied(walk: Walk, result: Value, bit: int, *, is_flag: bool) -> Value:
+    """Return the result of an application; flags of which some are dropped are flags."""
     applied = frozenset({(walk.id, True)})
-    return dataclasses.replace(result, applied=applied, history=result.history | bit)
+    history = result.history | bit
+    return dataclasses.replace(result, applied=applied, history=history, is_flag=is_flag)
 
 
 def _select_by_data(equation: core.JaxprEqn, values: list[Value], axes: int) -> list[Value] | None:
@@ -375,7 +387,7 @@ def _multiply(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list[
         bit = record_application(
             walk, "zero", values[mask], atom, out, values[data], None, result.history, values
         )
-        return [_applied(walk, result, bit)]
+        return [_applied(walk, result, bit, is_flag=values[data].is_flag)]
     if data is not None:
         return _multiply_by_noise(walk, equation, values, axes)
     kinds = {first.kind, second.kind}

@@ -47,6 +47,8 @@ class Value:
       applied: the applications of a mask whose result it is, but for such factors, and whether
         without a sum or a matrix product between.
       history: the bits of all applications that it comes from.
+      is_flag: whether it is booleans, or numbers 0 and 1, that arguments give: a padding mask.
+      is_masked: whether it has been multiplied with flags, with no matrix product since.
       varies_along: the axes of a mesh along which devices have different values.
     """
 
@@ -62,6 +64,8 @@ class Value:
     factors: tuple[Factor, ...] = ()
     applied: frozenset = frozenset()
     history: int = 0
+    is_flag: bool = False
+    is_masked: bool = False
     varies_along: frozenset[str] = frozenset()
 
     @property
