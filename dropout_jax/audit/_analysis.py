@@ -11,7 +11,7 @@ import numpy as np
 from jax.extend import core
 
 from dropout_jax.audit._flags import are_flags
-from dropout_jax.audit._graph import Graph, Opaque, Walk, record_application
+from dropout_jax.audit._graph import Graph, Walk, record_application
 from dropout_jax.audit._jaxprs import (
     Body,
     bodies_of,
@@ -23,12 +23,11 @@ from dropout_jax.audit._jaxprs import (
     split_scan,
     split_while,
 )
+from dropout_jax.audit._opaque import is_opaque, record_opaque
 from dropout_jax.audit._rules import apply_rule, draw_own_words, is_key
 from dropout_jax.audit._values import Kind, Value, join, merge, varying_axes
 
 MOST_PASSES = 8  # of a loop, until what is known of its carry no longer changes
-# Calls that may draw random numbers outside the program.
-OPAQUE = ("pallas_call", "custom_call", "ffi_call", "callback", "cudnn", "dot_product_attention")
 
 
 def analyze(program: Any, arrays: Sequence[Any]) -> Graph:
@@ -82,20 +81,9 @@ def _walk_equation(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> 
         return _FORMS[form](walk, equation, values)
     if is_own_threefry(equation):
         return draw_own_words(walk, equation, values)
-    name = equation.primitive.name
-    if any(part in name for part in OPAQUE) and walk.is_recording:
-        walk.graph.opaque.append(Opaque(walk.trail, name, _plain_params(equation)))
+    if is_opaque(equation) and walk.is_recording:
+        record_opaque(walk, equation, values)
     return apply_rule(walk, equation, values)
-
-
-def _plain_params(equation: core.JaxprEqn) -> dict[str, Any]:
-    """Return the parameters that say something about randomness."""
-    params = dict(equation.params)
-    config = params.get("config")
-    if config is not None and hasattr(config, "_asdict"):
-        params |= config._asdict()
-    names = ("seed", "dropout_rate", "name", "target_name", "call_target_name", "callback")
-    return {name: params[name] for name in names if params.get(name) is not None}
 
 
 def _walk_call(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list[Value]:

@@ -51,7 +51,7 @@ def build_record(graph: Graph, harvest: Harvest, names: Sequence[str]) -> Record
             part = backward if is_backward(decision.trail) else forward
             part.append((name, _build_site(run, decision, uses[name])))
     sites, strays = _match_recomputations([s for _, s in forward], [s for _, s in backward])
-    return Record(tuple(sites), tuple(strays), _build_noise(graph), _build_opaque(graph))
+    return Record(tuple(sites), tuple(strays), _build_noise(graph), _build_opaque(run))
 
 
 def _applications_of(graph: Graph) -> dict[Any, list[tuple[Any, Application, bool]]]:
@@ -426,7 +426,17 @@ def _build_noise(graph: Graph) -> tuple[Noise, ...]:
     return tuple(noise)
 
 
-def _build_opaque(graph: Graph) -> tuple[OpaqueCall, ...]:
+def _build_opaque(run: _Run) -> tuple[OpaqueCall, ...]:
     return tuple(
-        OpaqueCall(find_location(call.trail), call.primitive, call.params) for call in graph.opaque
+        OpaqueCall(
+            find_location(call.trail),
+            find_callers(call.trail),
+            call.primitive,
+            call.params,
+            _names_of(run, call.seed_arguments),
+            None if call.seed_point is None else run.read(call.seed_point, "words"),
+            call.is_random,
+            is_backward(call.trail),
+        )
+        for call in run.graph.opaque
     )

@@ -19,6 +19,7 @@ from dropout_jax.audit._many_runs import (
 from dropout_jax.audit._one_run import Declared, check_one_run
 from dropout_jax.audit._program import Program
 from dropout_jax.audit._record import Record
+from dropout_jax.audit._seeds import find_random_calls, find_seed_faults
 
 Step = Callable[..., Any]
 ArgsAt = Callable[[int], Sequence[Any]] | Sequence[Sequence[Any]]
@@ -98,6 +99,7 @@ def check(
         there = _arguments_at(args_of_process, range(2), "args_of_process", is_needed=False)
         findings += find_process_faults(_record_steps(train_step, there))
         findings += find_repeated_steps(list(records.values()))
+        findings += find_seed_faults(list(records.values()))
         later = _arguments_at(resumed_args_at, range(1, steps), "resumed_args_at", is_needed=False)
         findings += find_replay_after_resume(records, _record_steps(train_step, later))
         findings += _check_rates(rates or {}, arguments)
@@ -105,7 +107,8 @@ def check(
         args = eval_args
         if args is None:
             args = _arguments_at(args_at, range(1), "args_at")[0]
-        findings += find_on_in_evaluation(_record_steps(eval_step, {0: args})[0])
+        record = _record_steps(eval_step, {0: args})[0]
+        findings += [*find_on_in_evaluation(record), *find_random_calls(record)]
     return sort_findings(findings)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from dropout_jax.audit._jaxprs import ProgramPath, is_backward
 from dropout_jax.audit._values import Factor, Value, union
 
-Reduction = Literal["mask", "application", "number", "key"]
+Reduction = Literal["mask", "application", "number", "key", "seed"]
 Use = Literal["zero", "replace", "mix", "bias", "branch", "product"]
 """what a decision does: choose between data and 0, a number, or other data; add a number to it;
 choose a branch of the program; enter a matrix product"""
@@ -82,6 +82,9 @@ class Opaque:
     trail: tuple[Any, ...]
     primitive: str
     params: dict[str, Any]
+    seed_arguments: int
+    seed_point: Point | None
+    is_random: bool
 
 
 @dataclasses.dataclass

@@ -15,6 +15,8 @@ def find_off_in_training(records: Sequence[Record], location: Location) -> Itera
     """D02: no step drops anything."""
     if any(site.is_active for record in records for site in record.sites):
         return
+    if any(call.is_random for record in records for call in record.opaque):
+        return
     if any(noise.use == "multiplied" for record in records for noise in record.noise):
         return
     opaque = next((call for record in records for call in record.opaque), None)

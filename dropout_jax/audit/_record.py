@@ -124,18 +124,34 @@ class OpaqueCall:
 
     Args:
       location: the line of the user's code.
+      callers: the lines of the user's code that lead there, that line first.
       primitive: of the call.
       params: what it says of itself, such as its seed and its rate.
+      seed_arguments: the arguments of the step that its keys and small integer inputs depend on.
+      seeds: those inputs, for each time: (times, words); None if there are none.
+      is_random: whether it surely draws random numbers: it has a rate, or a generator inside.
+      is_backward: whether it belongs to the backward pass.
     """
 
     location: Location
+    callers: tuple[Location, ...] = dataclasses.field(repr=False)
     primitive: str
     params: dict[str, Any]
+    seed_arguments: tuple[str, ...]
+    seeds: np.ndarray | None = dataclasses.field(repr=False)
+    is_random: bool
+    is_backward: bool
+
+    @property
+    def description(self) -> str:
+        """The call, what it says of itself, and where its seed comes from."""
+        known = ", ".join(f"{name}={value!r}" for name, value in self.params.items())
+        seed = f", seed of argument {', '.join(self.seed_arguments)}" if self.seed_arguments else ""
+        return f"{self.primitive}({known}){seed}"
 
     def __str__(self) -> str:
         """Return a line of text."""
-        known = ", ".join(f"{name}={value!r}" for name, value in self.params.items())
-        return f"{self.location}: opaque: {self.primitive}({known})"
+        return f"{self.location}: opaque: {self.description}"
 
 
 @dataclasses.dataclass(frozen=True)

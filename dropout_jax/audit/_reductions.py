@@ -48,6 +48,8 @@ def _reduce(point: Point, values: list[Any], *, keeps_masks: bool) -> dict[str, 
             reduced = {"number": _first(values[0]).astype(jnp.float32)}
         case "key":
             reduced = {"words": _key_words(values)}
+        case "seed":
+            reduced = {"words": jnp.concatenate([_seed_words(value) for value in values])}
     return reduced
 
 
@@ -88,6 +90,11 @@ def _reduce_application(values: jax.Array) -> dict[str, jax.Array]:
         "count": jnp.sum(mask, dtype=jnp.uint32),
         "most": jnp.max(jnp.abs(numbers), initial=0),
     }
+
+
+def _seed_words(value: jax.Array) -> jax.Array:
+    words = jax.random.key_data(value) if is_key(jax.typeof(value)) else value
+    return words.reshape(-1)[:MOST_KEYS].astype(jnp.uint32)
 
 
 def _key_words(values: list[Any]) -> jax.Array:
