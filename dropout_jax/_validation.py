@@ -399,6 +399,8 @@ def check_lengths(value: Any, batch: int, name: str) -> jax.Array:
     A known negative length is an error. A traced one is a row of length 0.
     """
     allowed = f"{batch} integers of at least 0, one for each row of the batch"
+    if isinstance(value, list | tuple):
+        value = np.asarray(value)
     if not _is_integer_array(value):
         fail(TypeError, name, value, allowed, f"Convert them: jnp.asarray({name}, jnp.int32).")
     if value.shape != (batch,):
@@ -495,8 +497,10 @@ def check_same_shape_and_dtype(value: Any, like: Any, name: str, like_name: str)
 
 def check_window(value: Any, name: str = "local_window_size") -> tuple[int, int]:
     """Return how many keys a query sees to the left and to the right."""
-    allowed = "an integer of at least 0, or a pair of them, (left, right)"
+    allowed = "an integer of at least 0, or a pair of them, (left, right), known when tracing"
     remedy = "(3, 0) is the three keys before."
+    if isinstance(value, np.ndarray | jax.Array) and not isinstance(value, Tracer):
+        value = np.asarray(value).tolist()
     both = value if isinstance(value, tuple | list) else (value, value)
     numbers = tuple(number for number in map(_as_index, both) if number is not None)
     if len(numbers) < len(both):

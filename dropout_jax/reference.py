@@ -330,6 +330,7 @@ def dot_product_attention(
     local_window_size: int | tuple[int, int] | None = None,
     dropout_rate: float = 0.0,
     dropout_key: Key | None = None,
+    dropout_broadcast_dims: Sequence[int] = (),
 ) -> np.ndarray:
     """Compute attention one query at a time, over the keys that it sees, in float64."""
     given_shape = query.shape
@@ -347,7 +348,8 @@ def dot_product_attention(
     left, right = np.broadcast_to(window, 2).tolist()
     factor = np.ones(shape)
     if dropout_key is not None:
-        factor = apply_mask(factor, keep_mask(dropout_key, dropout_rate, shape), dropout_rate)
+        keep = keep_mask(dropout_key, dropout_rate, shape, broadcast_dims=dropout_broadcast_dims)
+        factor = apply_mask(factor, keep, dropout_rate)
     out = np.zeros(query.shape)
     for b, n, t in np.ndindex(batch, heads, queries):
         if query_seq_lengths is not None and t >= query_seq_lengths[b]:

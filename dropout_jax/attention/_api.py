@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Shaped
 
 
-def _attend_in_kernel(*arguments: Any) -> Float[Array, "batch queries heads dim"]:
+def _attend_in_kernel(*arguments: Any) -> tuple[Float[Array, "batch queries heads dim"], None]:
     from dropout_jax.attention import _kernel  # slow to import
 
     return _kernel.attend(*arguments)
@@ -64,16 +66,18 @@ def dot_product_attention(
     bias: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     *,
-    scale: float | None = None,
+    scale: ArrayLike | None = None,
     is_causal: bool = False,
-    query_seq_lengths: ArrayLike | None = None,
-    key_value_seq_lengths: ArrayLike | None = None,
-    local_window_size: int | tuple[int, int] | None = None,
+    query_seq_lengths: ArrayLike | Sequence[int] | None = None,
+    key_value_seq_lengths: ArrayLike | Sequence[int] | None = None,
+    local_window_size: ArrayLike | Sequence[int] | None = None,
     dropout_rate: ArrayLike = 0.0,
     dropout_key: jax.Array | _Required | None = _REQUIRED,
     dropout_row_offset: ArrayLike | None = None,
+    dropout_broadcast_dims: Sequence[int] = (),
     implementation: str | None = None,
-) -> Float[Array, "*batch queries heads dim"]:
+    return_residual: bool = False,
+) -> Any:
     """Compute attention with dropout on the weights, in memory linear in the length.
 
     Formula: dropout(softmax(scale * query . key + bias)) . value, for each head. Every
@@ -89,7 +93,8 @@ def dot_product_attention(
       value: of the shape and dtype of the key.
       bias: added to the scaled logits; broadcasts to (batch, heads, queries, keys).
       mask: bool, True is visible; broadcasts to (batch, heads, queries, keys).
-      scale: a number; None is 1 / sqrt(dim).
+      scale: of the logits, a number or a scalar array, traced or not; None is 1 / sqrt(dim). An
+        array is multiplied with the query, in the query's dtype.
       is_causal: whether query i sees only keys 0 to i.
       query_seq_lengths: (batch,) integers; queries at and after this position give zeros.
       key_value_seq_lengths: (batch,) integers; keys at and after this position are invisible.
@@ -100,6 +105,8 @@ def dot_product_attention(
       dropout_key: one PRNG key: training. None: evaluation. Required unless dropout_rate is 0.
       dropout_row_offset: the index in a larger batch of the first row of this one, an integer,
         traced or not. A part of a batch then drops the same weights as in the batch.
+      dropout_broadcast_dims: axes of (batch, heads, queries, keys) along which one decision is
+        shared: of 0, for all rows of the batch, and 1, for all heads.
       implementation: "naive" keeps all weights in memory; "blockwise" keeps blocks of them, on any
         backend; "kernel" is a kernel for the platform that the program is lowered for: Triton on a
         GPU, Mosaic on a TPU (compiled, never run), an interpreter on a CPU. It is the fastest on a
@@ -107,7 +114,11 @@ def dot_product_attention(
         unless the environment variable DROPOUT_JAX_ATTENTION names one, and
         `attention_implementation` reports which. (The gradient of a bias of the size of all weights
         needs the memory of all weights.) In programs of jax.export, batch and heads may be
-        symbolic, and with "naive", the default there, the lengths too.
+        symbolic, and with "naive", the default there, the lengths too. "xla" is None without the
+        environment variable.
+      return_residual: whether to return (output, residual). The residual is the log-sum-exp of the
+        logits of each query over the keys that it sees: (batch, queries, heads), -inf where it sees
+        none. "kernel" has none.
 
     Returns:
       An array of the shape and dtype of the query. Logits, softmax and sums are computed in float32
@@ -141,21 +152,68 @@ def dot_product_attention(
     queries, keys = inputs.query.shape[1], inputs.key.shape[1]
     window = _check_window(local_window_size, queries, keys)
     static_mask = StaticMask(_validation.check_flag(is_causal, "is_causal"), window)
-    if scale is not None:
-        scale = _validation.check_number(scale, "scale")
+    inputs, scale = _check_scale(scale, inputs)
+    returns_residual = _validation.check_flag(return_residual, "return_residual")
     if inputs.query.size == 0 or inputs.key.size == 0:
-        return jnp.zeros_like(inputs.query).reshape(jnp.shape(query))
-    scale = _default_scale(inputs.query.shape[-1]) if scale is None else scale
+        out, residual = jnp.zeros_like(inputs.query), jnp.full(inputs.query.shape[:3], -jnp.inf)
+        return _reshape_results(query, out, residual if returns_residual else None)
     weights = (*inputs.query.shape[::2], queries, keys)
-    offset = random.check_row_offset(dropout_row_offset, weights, name="dropout_row_offset")
+    shared = _check_broadcast_dims(dropout_broadcast_dims)
+    offset = random.check_row_offset(dropout_row_offset, weights, shared, "dropout_row_offset")
     dropout = None
     if dropout_key is not None and not ops.keeps_everything(rate):
-        dropout = Dropout(dropout_key, random.rate_array(rate), offset)
+        dropout = Dropout(dropout_key, random.rate_array(rate), offset, shared)
     choice = attention_implementation(*inputs[:2], implementation=implementation)
     _refuse_symbolic_shapes(choice.implementation, inputs)
     attend = functools.partial(_attend, _specify(choice, inputs), scale, static_mask)
-    out = ops.with_type_of(inputs.query, attend)(inputs, dropout)
-    return out.reshape(jnp.shape(query))
+    if not returns_residual:
+        out = ops.with_type_of(inputs.query, lambda *args: attend(*args)[0])(inputs, dropout)
+        return _reshape_results(query, out, None)
+    _refuse_residual(choice.implementation)
+    both = ops.with_shardings_of((inputs.query, inputs.query[..., 0]), attend)
+    return _reshape_results(query, *both(inputs, dropout))
+
+
+def _reshape_results(
+    query: ArrayLike, out: jax.Array, residual: jax.Array | None
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Return the results without the batch if the query has none; the residual if there is one."""
+    out = out.reshape(jnp.shape(query))
+    if residual is None:
+        return out
+    return out, residual.astype(out.dtype).reshape(jnp.shape(query)[:-1])
+
+
+def _refuse_residual(implementation: str) -> None:
+    if implementation == "kernel":
+        raise NotImplementedError(
+            "implementation='kernel' does not support return_residual=True. Pass "
+            "implementation='blockwise'."
+        )
+
+
+def _check_scale(scale: ArrayLike | None, inputs: Inputs) -> tuple[Inputs, float]:
+    """Return the inputs and a Python number: an array is multiplied with the query."""
+    if scale is None:
+        return inputs, _default_scale(inputs.query.shape[-1])
+    if isinstance(scale, jax.Array | np.ndarray):
+        factor = _validation.check_scalar(scale, "scale")
+        query = ops.scale_array(inputs.query, factor.astype(ops.compute_dtype(inputs.query)))
+        return inputs._replace(query=query), 1.0
+    return inputs, _validation.check_number(scale, "scale")
+
+
+def _check_broadcast_dims(values: Sequence[int]) -> tuple[int, ...]:
+    axes = _validation.check_axes(values, 4, "dropout_broadcast_dims")
+    if not set(axes) <= {0, 1}:
+        _validation.fail(
+            ValueError,
+            "dropout_broadcast_dims",
+            values,
+            "of 0 (the batch) and 1 (the heads)",
+            "Pass (0, 1) for one mask for all rows and heads.",
+        )
+    return axes
 
 
 def _refuse_symbolic_shapes(implementation: str, inputs: Inputs) -> None:
@@ -188,7 +246,7 @@ def _attend(
     static_mask: StaticMask,
     inputs: Inputs,
     dropout: Dropout | None,
-) -> Float[Array, "batch queries heads dim"]:
+) -> tuple[Float[Array, "batch queries heads dim"], Float[Array, "batch queries heads"] | None]:
     inputs = _zero_invisible(static_mask, inputs)
     name, *options = implementation
     return IMPLEMENTATIONS[name](inputs, scale, static_mask, dropout, *options)
@@ -245,7 +303,7 @@ def _default_scale(dim: int) -> float:
     if is_symbolic(dim):
         remedy = "Pass scale, a number, which has no default then."
         _validation.fail(ValueError, "query.shape[-1]", dim, "a number, not symbolic", remedy)
-    return dim**-0.5
+    return max(dim, 1) ** -0.5
 
 
 def _require_rate_zero(rate: float | jax.Array) -> None:
@@ -288,8 +346,10 @@ def attention_implementation(
       >>> attention_implementation(x, x).implementation
       'blockwise'
     """
-    by_argument = "implementation", implementation, "Pass None."
-    by_environment = ENVIRONMENT, os.getenv(ENVIRONMENT), "Unset the environment variable."
+    is_xla = implementation == "xla"
+    by_argument = "implementation", None if is_xla else implementation, "Pass None."
+    variable = None if is_xla else os.getenv(ENVIRONMENT)
+    by_environment = ENVIRONMENT, variable, "Unset the environment variable."
     for name, value, remedy in (by_argument, by_environment):
         if value is not None:
             if value not in IMPLEMENTATIONS:
@@ -316,8 +376,8 @@ def _check_inputs(
     value: ArrayLike,
     bias: ArrayLike | None,
     mask: ArrayLike | None,
-    query_lengths: ArrayLike | None,
-    key_lengths: ArrayLike | None,
+    query_lengths: ArrayLike | Sequence[int] | None,
+    key_lengths: ArrayLike | Sequence[int] | None,
 ) -> Inputs:
     query, key, value = (
         _validation.check_real_array(x, name)

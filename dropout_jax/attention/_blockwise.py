@@ -28,6 +28,7 @@ from dropout_jax.attention._inputs import (
     Dropout,
     Inputs,
     StaticMask,
+    compute_head_index,
     compute_visibility,
     vary_alike,
 )
@@ -89,17 +90,19 @@ class Operands(NamedTuple):
 
 def attend(
     inputs: Inputs, scale: float, static_mask: StaticMask, dropout: Dropout | None
-) -> Float[Array, "batch queries heads dim"]:
-    """Compute attention; `dropout` of None is evaluation."""
-    params = None
+) -> tuple[Float[Array, "batch queries heads dim"], Float[Array, "batch queries heads"]]:
+    """Compute attention and the log-sum-exp of its logits; `dropout` of None is evaluation."""
+    params, plan = None, _groups.choose_plan(inputs, scale, static_mask)
     if dropout is not None:
-        key, rate, row_offset = dropout
-        keep_scale = ops.compute_keep_scale(rate, ops.compute_dtype(inputs.query))
-        row_offset = jnp.uint32(0) if row_offset is None else row_offset
-        params = DropoutParams(random.mask_params(key, rate), keep_scale, row_offset)
-    plan = _groups.choose_plan(inputs, scale, static_mask)
+        keep_scale = ops.compute_keep_scale(dropout.rate, ops.compute_dtype(inputs.query))
+        row_offset = jnp.uint32(0) if dropout.row_offset is None else dropout.row_offset
+        mask = random.mask_params(dropout.key, dropout.rate)
+        params = DropoutParams(mask, keep_scale, row_offset)
+        plan = plan._replace(broadcast_dims=dropout.broadcast_dims)
     inputs, params = vary_alike((inputs, params))
-    return _attend(plan, inputs, params)[0]
+    out, log_sum = _attend(plan, inputs, params)
+    log_sum = log_sum[..., 0]
+    return out, jnp.where(log_sum == jnp.inf, -jnp.inf, log_sum)
 
 
 def split_queries(static_mask: StaticMask, queries: int, keys: int) -> list[Segment]:
@@ -128,7 +131,7 @@ def _choose_rows(queries: int) -> int:
 def _attend(
     plan: Plan, inputs: Inputs, dropout: DropoutParams | None
 ) -> tuple[Float[Array, "batch queries heads dim"], Float[Array, "batch queries heads 1"]]:
-    """Compute the output and the log-sum-exp of every query (0 where it sees no key)."""
+    """Compute the output and the log-sum-exp of every query (inf where it sees no key)."""
     return _map_blocks(plan, _attend_block, Operands(inputs), dropout)
 
 
@@ -264,10 +267,12 @@ def _attend_block(
     top = jnp.where(top == -jnp.inf, 0, top)  # a row that sees no key
     weights = jnp.exp(logits - top)
     total = weights.sum(axis=-1, keepdims=True)
-    total = jnp.where(total == 0, 1, total)
+    sees_none = total == 0
+    total = jnp.where(sees_none, 1, total)
     drop_weights, keep_scale = drop(segment, row)
     out = _multiply_keys(drop_weights(weights).astype(value.dtype), value)
-    return (out * (keep_scale / total)).astype(query.dtype), top + jnp.log(total)
+    log_sum = jnp.where(sees_none, jnp.inf, top + jnp.log(total))
+    return (out * (keep_scale / total)).astype(query.dtype), log_sum
 
 
 def _push_forward_block(
@@ -365,7 +370,8 @@ def _compute_head_index(
     b, k, h = (lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(3))
     b = plan.batch.locate(batch_turn, b) + dropout.row_offset
     k = plan.key_heads.locate(head_turn, k)
-    return (b * jnp.asarray(key_heads, jnp.uint32) + k) * jnp.uint32(shape[2]) + h
+    heads = key_heads * shape[2]
+    return compute_head_index(b, k * jnp.uint32(shape[2]) + h, heads, plan.broadcast_dims)
 
 
 def _multiply_dim(

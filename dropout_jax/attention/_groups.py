@@ -67,6 +67,7 @@ class Plan(NamedTuple):
     key_heads: Parts
     queries: int
     keys: int
+    broadcast_dims: tuple[int, ...] = ()  # of the mask
 
 
 def choose_plan(inputs: Inputs, scale: float, static_mask: StaticMask) -> Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -53,12 +54,34 @@ class Inputs(NamedTuple):
     mask_arrays: MaskArrays
 
 
-class Dropout(NamedTuple):
-    """The dropout of the weights, with the index of the first row in a larger batch."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Dropout:
+    """The dropout of the weights.
+
+    Args:
+      key: of the mask.
+      rate: the probability of dropping.
+      row_offset: the index of the first row in a larger batch.
+      broadcast_dims: 0 if all rows of the batch have one mask, 1 if all heads have, or both.
+    """
 
     key: Key[Array, ""]
     rate: Float32[Array, ""]
     row_offset: UInt32[Array, ""] | None
+    broadcast_dims: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+
+def compute_head_index(
+    row: UInt32[Array, "*shape"],
+    head: UInt32[Array, "*shape"],
+    heads: int,
+    broadcast_dims: tuple[int, ...],
+) -> UInt32[Array, "*shape"]:
+    """Compute the index of each (row, head) over those that have masks of their own."""
+    if 0 in broadcast_dims:
+        row = jnp.zeros_like(row)
+    return row if 1 in broadcast_dims else row * jnp.asarray(heads, jnp.uint32) + head
 
 
 def vary_alike(arrays: Any) -> Any:

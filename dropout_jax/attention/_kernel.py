@@ -17,7 +17,13 @@ from jax.typing import DTypeLike
 
 from dropout_jax import ops, random
 from dropout_jax.attention import _mosaic_tpu, _partition, _triton
-from dropout_jax.attention._inputs import Dropout, Inputs, StaticMask, vary_alike
+from dropout_jax.attention._inputs import (
+    Dropout,
+    Inputs,
+    StaticMask,
+    compute_head_index,
+    vary_alike,
+)
 from dropout_jax.attention._kernel_inputs import Operands, Plan
 from dropout_jax.attention._partition import PairAxes
 
@@ -31,12 +37,15 @@ def attend(
     static_mask: StaticMask,
     dropout: Dropout | None,
     axes: PairAxes | None = None,
-) -> Float[Array, "batch queries heads dim"]:
-    """Compute attention; `dropout` of None is evaluation. `axes` are those that a type tells."""
+) -> tuple[Float[Array, "batch queries heads dim"], None]:
+    """Compute attention; `dropout` of None is evaluation. `axes` are those that a type tells.
+
+    There is no log-sum-exp, as it has no gradient.
+    """
     plan = Plan(scale, static_mask, dropout is not None, interpret=False, axes=axes)
     words, keep_scale = _pack_dropout(dropout, ops.compute_dtype(inputs.query))
-    heads = _compute_head_index(inputs, None if dropout is None else dropout.row_offset)
-    return _attend(plan, vary_alike(Operands(inputs, heads, words, keep_scale)))
+    heads = _number_heads(inputs, dropout)
+    return _attend(plan, vary_alike(Operands(inputs, heads, words, keep_scale))), None
 
 
 def _pack_dropout(
@@ -50,13 +59,14 @@ def _pack_dropout(
     return jnp.stack([*params.seed, params.threshold]), keep_scale[None]
 
 
-def _compute_head_index(
-    inputs: Inputs, row_offset: UInt32[Array, ""] | None
-) -> UInt32[Array, "batch heads"]:
+def _number_heads(inputs: Inputs, dropout: Dropout | None) -> UInt32[Array, "batch heads"]:
+    """Return the index of each head over all heads of the mask."""
     shape = inputs.query.shape[0], inputs.query.shape[2]
     row, head = (lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in (0, 1))
-    row = row if row_offset is None else row + row_offset
-    return row * jnp.uint32(shape[1]) + head
+    if dropout is None:
+        return compute_head_index(row, head, shape[1], ())
+    row = row if dropout.row_offset is None else row + dropout.row_offset
+    return compute_head_index(row, head, shape[1], dropout.broadcast_dims)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

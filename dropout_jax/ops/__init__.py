@@ -11,10 +11,12 @@ from dropout_jax.ops._apply import (
     keeps_everything,
     nan_if_invalid_rate,
     nan_unless,
+    scale_array,
     select_unscaled,
     widen,
     with_mask,
     with_replicated_result,
+    with_shardings_of,
     with_type_of,
 )
 from dropout_jax.ops._elementwise import (

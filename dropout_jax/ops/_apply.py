@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -216,19 +216,25 @@ def with_type_of(x: jax.Array, fn: Callable[..., jax.Array]) -> Callable[..., An
     The compiler chooses the shardings inside `fn`. Only meshes with explicit sharding need that:
     there every intermediate has a sharding in its type, and the mask's would be "replicated".
     """
-    call = _with_auto_axes(fn, jax.typeof(x).sharding)
+    sharding = jax.typeof(x).sharding
+    call = _with_auto_axes(fn, sharding.mesh, sharding)
     return lambda *args: with_weak_type_of(x, call(*args))
+
+
+def with_shardings_of(arrays: Sequence[jax.Array], fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Give the results of `fn` the shardings of arrays, if those are explicit."""
+    shardings = tuple(jax.typeof(x).sharding for x in arrays)
+    return _with_auto_axes(fn, shardings[0].mesh, shardings)
 
 
 def with_replicated_result(x: jax.Array, fn: Callable[..., Any]) -> Callable[..., Any]:
     """Give the result of `fn` to every device of the mesh of x, if its sharding is explicit."""
     mesh = jax.typeof(x).sharding.mesh
-    return _with_auto_axes(fn, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return _with_auto_axes(fn, mesh, replicated)
 
 
-def _with_auto_axes(
-    fn: Callable[..., Any], sharding: jax.sharding.NamedSharding
-) -> Callable[..., Any]:
-    if jax.sharding.AxisType.Explicit not in sharding.mesh.axis_types:
+def _with_auto_axes(fn: Callable[..., Any], mesh: Any, shardings: Any) -> Callable[..., Any]:
+    if jax.sharding.AxisType.Explicit not in mesh.axis_types:
         return fn
-    return jax.sharding.auto_axes(fn, out_sharding=sharding)
+    return jax.sharding.auto_axes(fn, out_sharding=shardings)

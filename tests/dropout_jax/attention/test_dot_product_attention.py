@@ -19,6 +19,9 @@ TPU_KERNEL = "kernel for TPUs"  # interpreted in place of the one for GPUs
 IMPLEMENTATIONS = pytest.mark.parametrize(
     "implementation", ["naive", "blockwise", "kernel", slow(TPU_KERNEL)]
 )
+FAST_ON_ONE = pytest.mark.parametrize(
+    "implementation", ["blockwise", *map(slow, ("naive", "kernel", TPU_KERNEL))]
+)
 LONG_ON_THE_KERNEL = pytest.mark.parametrize(
     "implementation",
     [
@@ -513,6 +516,136 @@ def test_no_batch_axis(key):
     np.testing.assert_array_equal(one, y[0])
 
 
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("dims", [(0,), (1,), (0, 1), (-4, -3)])
+def test_rows_and_heads_may_share_their_masks(dims, implementation, key):
+    case = Case("shared", batch=3, queries=70, keys=40, options=CAUSAL)
+    arrays, options = operands(case), {"dropout_rate": RATE, "dropout_key": key}
+    options |= {"is_causal": True, "dropout_broadcast_dims": dims}
+    y = dot_product_attention(*arrays, implementation=implementation, **options)
+    options["dropout_key"] = jax.random.key_data(key)
+    np.testing.assert_allclose(
+        y, reference.dot_product_attention(*map(np.asarray, arrays), **options), atol=1e-5
+    )
+
+
+@FAST_ON_ONE
+def test_shared_masks_of_a_part_of_a_batch(implementation, key):
+    arrays = operands(Case("part", batch=4, queries=70))
+
+    def attend(arrays, row_offset):
+        return dot_product_attention(
+            *arrays,
+            dropout_rate=RATE,
+            dropout_key=key,
+            dropout_row_offset=row_offset,
+            dropout_broadcast_dims=(1,),
+            implementation=implementation,
+        )
+
+    part = attend([x[2:] for x in arrays], 2)
+    np.testing.assert_allclose(part, attend(arrays, None)[2:], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", ["naive", "blockwise"])
+def test_residual_is_the_log_sum_of_the_logits(implementation, key):
+    query, k, value = operands(Case("residual", queries=70, keys=70))
+    mask = jnp.tril(jnp.ones((70, 70), bool), -1)  # the first query sees no key
+
+    def attend(query):
+        return dot_product_attention(
+            query,
+            k,
+            value,
+            mask=mask,
+            dropout_rate=RATE,
+            dropout_key=key,
+            implementation=implementation,
+            return_residual=True,
+        )
+
+    def expected(query):
+        repeated = jnp.repeat(k, query.shape[2] // k.shape[2], axis=2)
+        logits = jnp.einsum("btnd,bsnd->btns", query, repeated) / query.shape[-1] ** 0.5
+        return jax.nn.logsumexp(jnp.where(mask[:, None], logits, -jnp.inf), axis=-1)
+
+    out, residual = attend(query)
+    np.testing.assert_array_equal(residual[:, 0], -np.inf)
+    np.testing.assert_allclose(residual, expected(query), rtol=1e-5)
+    assert out.shape == query.shape
+    slopes = [
+        jax.grad(lambda x, f=f: f(x)[:, 1:].sum())(query)
+        for f in (lambda x: attend(x)[1], expected)
+    ]
+    np.testing.assert_allclose(*slopes, rtol=1e-4, atol=1e-5)
+
+
+def test_kernel_has_no_residual():
+    arrays = operands(Case("residual"))
+    with pytest.raises(NotImplementedError, match="implementation='blockwise'"):
+        dot_product_attention(*arrays, implementation="kernel", return_residual=True)
+
+
+@FAST_ON_ONE
+def test_scale_may_be_traced_and_learned(implementation, key):
+    arrays = operands(Case("scale", queries=70))
+
+    @jax.jit
+    def total(scale):
+        options = {"dropout_rate": RATE, "dropout_key": key, "implementation": implementation}
+        return (dot_product_attention(*arrays, scale=scale, **options) ** 2).sum()
+
+    known = dot_product_attention(
+        *arrays, scale=0.3, dropout_rate=RATE, dropout_key=key, implementation=implementation
+    )
+    np.testing.assert_allclose(total(0.3), (known**2).sum(), rtol=1e-4)
+    slope = (total(0.31) - total(0.29)) / 0.02
+    np.testing.assert_allclose(jax.grad(total)(jnp.float32(0.3)), slope, rtol=0.02)
+
+
+def test_lengths_and_windows_may_be_lists_or_arrays():
+    arrays = operands(Case("lists", batch=2, queries=70, keys=70))
+
+    def attend(lengths, window):
+        return dot_product_attention(
+            *arrays, key_value_seq_lengths=lengths, local_window_size=window
+        )
+
+    expected = attend(jnp.array([40, 70], jnp.int32), (3, 2))
+    for lengths, window in (([40, 70], [3, 2]), (np.array([40, 70]), jnp.array([3, 2]))):
+        np.testing.assert_array_equal(attend(lengths, window), expected)
+
+
+@pytest.mark.parametrize("implementation", ["naive", "blockwise"])
+def test_every_option_without_rank_promotion(implementation, key):
+    arrays = operands(Case("ranks", batch=2, queries=70, keys=70))
+
+    def total(query):
+        return dot_product_attention(
+            query,
+            arrays[1],
+            arrays[2],
+            jnp.zeros((70, 70)),
+            jnp.ones((1, 1, 70), bool),
+            query_seq_lengths=jnp.array([60, 70]),
+            key_value_seq_lengths=jnp.array([70, 40]),
+            local_window_size=5,
+            dropout_rate=RATE,
+            dropout_key=key,
+            implementation=implementation,
+        ).sum()
+
+    with jax.numpy_rank_promotion("raise"):
+        assert jnp.isfinite(jax.grad(total)(arrays[0])).all()
+
+
+def test_xla_is_the_choice_without_the_environment(monkeypatch):
+    monkeypatch.setenv("DROPOUT_JAX_ATTENTION", "kernel")
+    x = jax.ShapeDtypeStruct((2, 70, 4, 8), jnp.float32)
+    assert attention_implementation(x, x, implementation="xla").implementation == "blockwise"
+    assert attention_implementation(x, x).implementation == "kernel"
+
+
 @pytest.mark.torture
 def test_temporaries_are_linear_in_the_length(key):
     """Naive keeps 4 T^2 bytes a head and more; blockwise 128 rows and what is T x dim."""
@@ -552,7 +685,11 @@ def test_the_choice_and_its_reason():
         ({"dropout_key": 3}, TypeError, "dropout_key=3"),
         ({"dropout_rate": 1.5}, ValueError, "dropout_rate=1.5"),
         ({"implementation": "fast"}, ValueError, "implementation='fast'"),
-        ({"scale": jnp.ones(())}, TypeError, "scale"),
+        ({"scale": jnp.ones(2)}, ValueError, "scale"),
+        ({"scale": "large"}, TypeError, "scale"),
+        ({"dropout_broadcast_dims": (2,)}, ValueError, "dropout_broadcast_dims"),
+        ({"return_residual": 1}, TypeError, "return_residual"),
+        ({"local_window_size": jnp.arange(3)}, ValueError, "local_window_size"),
         ({"key": jnp.ones((2, 40, 3, 8))}, ValueError, r"key.shape=\(2, 40, 3, 8\)"),
         ({"value": jnp.ones((2, 41, 2, 8))}, ValueError, "value.shape"),
         ({"query": jnp.ones((2, 40, 2, 8), int)}, TypeError, "query"),
