@@ -28,6 +28,7 @@ except ModuleNotFoundError as missing:
     ) from None
 
 from dropout_jax import _validation, ops
+from dropout_jax.attention import attention_fn as attention_fn
 
 Rngs = nnx.Rngs | nnx.RngStream
 
