@@ -271,7 +271,7 @@ class HeadDropout(Layer):
 
 
 class DropBlock(Layer):
-    """`drop_block`, with its `block_size` and `scale_by_keep`."""
+    """`drop_block`, with its `block_size`, `scale_by_keep` and `broadcast_dims`."""
 
     def __init__(
         self,
@@ -279,14 +279,21 @@ class DropBlock(Layer):
         *,
         block_size: int | Sequence[int],
         scale_by_keep: bool = True,
+        broadcast_dims: Sequence[int] = (),
         **stochastic: Any,
     ) -> None:
         super().__init__(rate, **stochastic)
         self.block_size, self.scale_by_keep = block_size, scale_by_keep
+        self.broadcast_dims = _validation.check_sequence(broadcast_dims, "broadcast_dims")
 
     def _apply(self, inputs: ArrayLike, key: jax.Array | None) -> jax.Array:
         return ops.drop_block(
-            inputs, self.rate, self.block_size, key=key, scale_by_keep=self.scale_by_keep
+            inputs,
+            self.rate,
+            self.block_size,
+            key=key,
+            scale_by_keep=self.scale_by_keep,
+            broadcast_dims=self.broadcast_dims,
         )
 
 

@@ -390,6 +390,7 @@ def drop_block(
     *,
     key: Key | None,
     scale_by_keep: bool = True,
+    broadcast_dims: Sequence[int] = (),
 ) -> np.ndarray:
     """Drop block by block, and divide what is kept by its exact probability, in float64."""
     x = np.asarray(x)
@@ -399,7 +400,8 @@ def drop_block(
     blocks = np.broadcast_to(block_size, len(spatial)).tolist()
     positions = [n - b + 1 for n, b in zip(spatial, blocks, strict=True)]
     gamma = block_gamma(rate, spatial, blocks)
-    is_seed = ~keep_mask(key, gamma, (x.shape[0], *positions, x.shape[-1]))
+    seeds = (x.shape[0], *positions, x.shape[-1])
+    is_seed = np.broadcast_to(~keep_mask(key, gamma, seeds, broadcast_dims=broadcast_dims), seeds)
     keep, covers = np.ones(x.shape, bool), np.zeros((*spatial,))
     for first in np.ndindex(*positions):
         block = tuple(slice(s, s + b) for s, b in zip(first, blocks, strict=True))

@@ -275,6 +275,7 @@ def drop_block(
     *,
     key: jax.Array | None,
     scale_by_keep: bool = True,
+    broadcast_dims: Sequence[int] = (),
 ) -> Float[Array, "..."]:
     """Drop contiguous blocks of a feature map, channel by channel.
 
@@ -292,6 +293,8 @@ def drop_block(
         each spatial axis.
       key: one PRNG key: training. None: evaluation, returns `x` unchanged.
       scale_by_keep: whether to divide kept positions by P.
+      broadcast_dims: axes along which the blocks are the same: of -1, for all channels, as in timm
+        by default, and 0, for the rows of the batch.
 
     Returns:
       An array of the shape and dtype of `x`; gradients, edges and precision as in `dropout`. Cost:
@@ -319,10 +322,13 @@ def drop_block(
         _validation.fail(ValueError, "x.shape", x.shape, "of known spatial sizes", remedy)
     blocks = _check_block_size(block_size, x.shape[1:-1])
     key = _validation.check_key(key)
+    shared = _check_shared_axes(broadcast_dims, x.ndim)
     _check_resolution(rate, x.shape[1:-1], blocks)
     if key is None or _apply.keeps_everything(rate) or x.size == 0:
         return x
-    call = functools.partial(_drop_block, blocks=blocks, scale_by_keep=bool(scale_by_keep))
+    call = functools.partial(
+        _drop_block, blocks=blocks, scale_by_keep=bool(scale_by_keep), shared=shared
+    )
     return _apply.with_type_of(x, call)(x, random.rate_array(rate), key)
 
 
@@ -345,6 +351,15 @@ def _check_resolution(
         )
 
 
+def _check_shared_axes(broadcast_dims: Sequence[int], ndim: int) -> tuple[int, ...]:
+    axes = _validation.check_axes(broadcast_dims, ndim)
+    if not set(axes) <= {0, ndim - 1}:
+        allowed = "of 0 (the batch) and -1 (the channels): blocks are along the other axes"
+        remedy = "Pass broadcast_dims=(-1,) for the same blocks in all channels."
+        _validation.fail(ValueError, "broadcast_dims", broadcast_dims, allowed, remedy)
+    return axes
+
+
 def _check_block_size(block_size: object, spatial: tuple[int, ...]) -> tuple[int, ...]:
     if isinstance(block_size, tuple | list):
         sizes = tuple(block_size)
@@ -364,7 +379,7 @@ def _check_block_size(block_size: object, spatial: tuple[int, ...]) -> tuple[int
     )
 
 
-@functools.partial(jax.jit, static_argnames=("blocks", "scale_by_keep"))
+@functools.partial(jax.jit, static_argnames=("blocks", "scale_by_keep", "shared"))
 def _drop_block(
     x: Float[Array, "*shape"],
     rate: Float32[Array, ""],
@@ -372,10 +387,11 @@ def _drop_block(
     *,
     blocks: tuple[int, ...],
     scale_by_keep: bool,
+    shared: tuple[int, ...],
 ) -> Float[Array, "*shape"]:
     spatial = x.shape[1:-1]
     positions = tuple(n - b + 1 for n, b in zip(spatial, blocks, strict=True))
-    shape = (x.shape[0], *positions, x.shape[-1])
+    shape = random.mask_shape((x.shape[0], *positions, x.shape[-1]), shared)
     rate = lax.stop_gradient(rate)
     gamma = _compute_gamma(rate, spatial, blocks, positions)
     words = random.draw_packed_mask(random.mask_params(key, gamma), shape)

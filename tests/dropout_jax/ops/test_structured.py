@@ -88,6 +88,23 @@ def test_block_of_one_is_dropout_of_elements(key):
     np.testing.assert_array_equal(drop_block(x, 0.3, 1, key=key), dropout(x, 0.3, key=key))
 
 
+@pytest.mark.parametrize("shared", [(-1,), (0,), (0, -1)])
+def test_channels_and_rows_may_have_the_same_blocks(shared, key):
+    x = sample((3, 9, 8, 5))
+    options = {"broadcast_dims": shared}
+    expected = reference.drop_block(x, 0.3, 3, key=jax.random.key_data(key), **options)
+    y = np.asarray(drop_block(x, 0.3, 3, key=key, **options))
+    np.testing.assert_allclose(y, expected, rtol=1e-6)
+    dropped = y == 0
+    for axis in shared:
+        assert (dropped == dropped.take([0], axis)).all()
+
+
+def test_blocks_are_not_shared_along_space(key):
+    with pytest.raises(ValueError, match="broadcast_dims"):
+        drop_block(sample((3, 9, 8, 5)), 0.3, 3, key=key, broadcast_dims=(1,))
+
+
 def test_drop_block_needs_no_collective_and_no_other_row(key):
     """A row's output does not depend on the other rows (Ghiasi et al.'s normalisation does)."""
     x = sample((4, 9, 9, 3))
