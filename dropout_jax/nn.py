@@ -21,7 +21,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 try:
-    from flax import nnx
+    from flax import errors, nnx
 except ModuleNotFoundError as missing:
     raise ModuleNotFoundError(
         "dropout_jax.nn needs flax: pip install 'dropout-jax[flax]'", name=missing.name
@@ -74,9 +74,9 @@ class Stochastic(nnx.Dropout):
             return jax.random.key(0) if rate else None
         rngs = self._first_given(rngs, self.rngs, _NO_RNGS)
         if isinstance(rngs, nnx.Rngs):
-            return rngs[self.rng_collection]()
+            rngs = rngs[self.rng_collection]
         if isinstance(rngs, nnx.RngStream):
-            return rngs()
+            return _draw_from(rngs)
         if not isinstance(rngs, jax.Array | np.ndarray):
             raise TypeError(
                 f"key={rngs!r} is not allowed: the call's rngs must be a Rngs, RngStream or "
@@ -89,6 +89,18 @@ class Stochastic(nnx.Dropout):
         if value is None:
             raise ValueError(message.format(type(self).__name__))
         return value
+
+
+def _draw_from(stream: nnx.RngStream) -> jax.Array:
+    """Draw the next key of a stream."""
+    try:
+        return stream()
+    except errors.TraceContextError as error:
+        raise errors.TraceContextError(
+            "The stream of keys was created outside of the function that JAX transforms, and the "
+            "call would change it. Pass the model as an argument of the function, under nnx.jit or "
+            f"nnx.grad, or pass a key to the call: layer(x, rngs=key). ({error})"
+        ) from None
 
 
 # The sentences of Flax, for those who look for them.

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import errors, nnx
 
 import dropout_jax
 from dropout_jax import nn as layers
@@ -166,6 +166,15 @@ def test_missing_arguments_are_errors():
         Dropout(0.5, rngs="x")  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match=r"key='x' is not allowed.*Rngs, RngStream or jax.Array"):
         Dropout(0.5)(X, rngs="x")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.grad])
+def test_stream_of_another_trace_is_an_error_with_a_remedy(transform):
+    layer = Dropout(0.5, rngs=nnx.Rngs(0))
+    with pytest.raises(errors.TraceContextError, match="Pass the model as an argument"):
+        transform(lambda x: layer(x).sum())(X)
+    assert nnx.jit(lambda layer, x: layer(x).sum())(layer, X) > 0
+    assert transform(lambda x: layer(x, rngs=jax.random.key(1)).sum())(X).shape in ((), X.shape)
 
 
 def test_split_merge_and_jit_advance_the_stream():
