@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dropout_jax.audit._build import build_record
-from dropout_jax.audit._findings import SEVERITIES, Finding, Severity, sort_findings
+from dropout_jax.audit._findings import Finding, Findings, Severity, sort_findings
 from dropout_jax.audit._locations import locate_function
 from dropout_jax.audit._many_runs import (
     find_dead_rate,
@@ -36,7 +36,7 @@ def check(
     shared: Sequence[str] = (),
     unscaled: Sequence[str] = (),
     mc_dropout: bool = False,
-) -> tuple[Finding, ...]:
+) -> Findings:
     """Find what is wrong with the dropout of a training step and of an evaluation step.
 
     The records of `trace` are compared across steps, rates, rows, heads, layers, and training and
@@ -64,7 +64,9 @@ def check(
       mc_dropout: whether dropout is meant to be on in evaluation.
 
     Returns:
-      The findings, errors first: one of each code and line. Notes say what is meant and so.
+      The findings, errors first: one of each code and line. Notes say what is meant and so. It is a
+      tuple; its attributes `training` and `evaluation` are the records of the first step and of the
+      evaluation.
 
     Raises:
       ValueError: a step has no arguments.
@@ -80,9 +82,11 @@ def check(
     """
     declared = Declared(tuple(shared), tuple(unscaled))
     findings: list[Finding] = []
+    training = evaluation = None
     if train_step is not None:
         arguments = _arguments_at(args_at, range(steps), "args_at")
         records = _record_steps(train_step, arguments)
+        training = records[0]
         findings += find_off_in_training(list(records.values()), locate_function(train_step))
         findings += check_one_run(records[0], declared)
         findings += find_repeated_steps(list(records.values()))
@@ -93,8 +97,9 @@ def check(
         args = eval_args
         if args is None:
             args = _arguments_at(args_at, range(1), "args_at")[0]
-        findings += find_on_in_evaluation(_record_steps(eval_step, {0: args})[0])
-    return sort_findings(findings)
+        evaluation = _record_steps(eval_step, {0: args})[0]
+        findings += find_on_in_evaluation(evaluation)
+    return Findings(sort_findings(findings), training=training, evaluation=evaluation)
 
 
 def assert_no_findings(
@@ -121,11 +126,10 @@ def assert_no_findings(
       ...     return dropout(x, 0.1, key=key).sum()
       >>> audit.assert_no_findings(step, args_at=lambda n: (jnp.ones((8, 32)), jax.random.key(n)))
     """
-    limit = SEVERITIES.index(severity)
     findings = [
         finding
-        for finding in check(*args, **kwargs)
-        if SEVERITIES.index(finding.severity) <= limit and finding.code not in allow
+        for finding in check(*args, **kwargs).at_least(severity)
+        if finding.code not in allow
     ]
     if findings:
         raise AssertionError("\n".join(str(finding) for finding in findings))

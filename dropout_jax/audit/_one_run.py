@@ -103,7 +103,7 @@ def _names_of(site: Site, time: int) -> set[tuple]:
     """Return what must differ between two uses: the keys, and the mask if it is large."""
     names: set[tuple] = set(site.keys[time]) if site.keys else set()
     size = math.prod(site.shape)
-    if size >= COMPARABLE and 0.02 < site.kept < 0.98:
+    if size >= COMPARABLE and 0.02 < site.each[time] < 0.98:
         names.add(("mask", size, *site.hashes[time].tolist()))
     return names
 

@@ -45,6 +45,8 @@ class Site:
       hashes: of the mask, for each time: (times, 2).
       keys: the words of the keys, for each draw and time: ((generator, word, ...), ...).
       masks: the masks, (times, *shape), if they were asked for.
+      corner: the beginning of what is kept of the data, for each time: (times, 2, 2, 32, 32) at
+        most, of its last four axes.
     """
 
     location: Location
@@ -76,6 +78,7 @@ class Site:
     hashes: np.ndarray = dataclasses.field(repr=False)
     keys: tuple[frozenset, ...] = dataclasses.field(repr=False)
     masks: np.ndarray | None = dataclasses.field(repr=False, default=None)
+    corner: np.ndarray | None = dataclasses.field(repr=False, default=None)
 
     @property
     def is_key_constant(self) -> bool:
