@@ -23,13 +23,14 @@ class Audit:
     """
 
     run_dir: tyro.conf.Positional[Path]
-    """directory of a run of `minigpt train` or `minigpt finetune`"""
+    """directory of a run of `minigpt train` or `minigpt finetune`, or of a classifier, such as
+    RUN/classify"""
     json: Path | None = None
     """write every number to this file; - prints them instead of the table"""
     html: Path | None = None
     """write one page with the masks as pictures to this file"""
     rates: bool = False
-    """also set each dropout rate to other numbers and compare what is dropped, which takes minutes"""
+    """also set each dropout rate to other numbers and compare what is dropped: takes minutes"""
     fail_on: Literal["error", "warning", "never"] = "warning"
     """the exit code is 1 after a finding of this severity or above"""
 
