@@ -66,7 +66,7 @@ def rate_setters(config: Config, vocab_size: int) -> dict[str, Callable[[float],
         dropout = dataclasses.replace(model.dropout, **{name: rate})
         changed = dataclasses.replace(config, model=dataclasses.replace(model, dropout=dropout))
         steps = build_abstract_train_functions(changed, vocab_size, mesh.devices.flatten().tolist())
-        return steps.train_step_at(config, _first_step(config)).function
+        return steps.train_step_at(config, first_step(config)).function
 
     rates = model.dropout.rates
     return {name: functools.partial(set_rate, name) for name, rate in rates.items() if rate}
@@ -81,7 +81,7 @@ def audit_steps(
     if every rate is 0.
     """
     steps = build_train_functions(config, vocab_size)
-    first, key = _first_step(config), jax.random.key(config.seed)
+    first, key = first_step(config), jax.random.key(config.seed)
 
     def args_at(number: int) -> tuple[Any, ...]:
         batch = make_train_batch(steps.mesh, tokens, config, first + number)
@@ -117,7 +117,7 @@ def _without_off_in_training(findings: audit.Findings) -> audit.Findings:
     return audit.Findings(others, training=findings.training, evaluation=findings.evaluation)
 
 
-def _first_step(config: Config) -> int:
+def first_step(config: Config) -> int:
     """The first or one of the last steps, from 0: where a schedule of rates drops more."""
     last = max(config.steps - STEPS, 0)
     return max((0, last), key=lambda step: sum(map(float, scheduled_rates(config, step).values())))
