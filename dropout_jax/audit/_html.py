@@ -19,6 +19,7 @@ from dropout_jax.audit._shown import (
     shown_callers,
     shown_records,
 )
+from dropout_jax.audit._values import EXACT
 
 PIXELS = 4  # of the page, for an element of a mask
 TIMES = 2  # whose masks are shown
@@ -108,7 +109,7 @@ def _site_part(site: Site, findings: Sequence[Finding]) -> str:
 
 def _numbers(site: Site) -> dict[str, str]:
     """Return what the page says of a site, by name."""
-    exact = "not known" if site.probability is None else f"{site.probability:.6g}"
+    library = [name for name in site.library if not name.startswith(("jax:", "python:"))]
     factors = ", ".join(f"{factor:.6g}" for factor in site.factors)
     values = {
         "called from": ", ".join(shown_callers(site)),
@@ -118,12 +119,13 @@ def _numbers(site: Site) -> dict[str, str]:
         "times": f"{site.times}, applied {site.applications}, recomputed {site.recomputations}",
         "loops": ", ".join(site.loops),
         "kept": describe_interval(site),
-        "probability": f"{exact}, from {site.resolution} random bits",
+        "exactly": "" if site.probability is None else f"{site.probability:.6g}",
+        "random bits": str(site.resolution) if site.resolution < EXACT else "",
         "scale": "none" if site.scale is None else f"{site.scale:.6g}",
         "factors": factors,
         "shared axes": ", ".join(map(str, site.shared_axes)) or "none",
         "key": ", ".join(site.key_arguments) or "depends on no argument",
-        "library": ", ".join(site.library),
+        "library": ", ".join(library),
     }
     return {name: value for name, value in values.items() if value}
 
