@@ -103,16 +103,24 @@ def _site_part(site: Site, findings: Sequence[Finding]) -> str:
     )
     return (
         f'<section class="site"><h3>{_code(short_location(site.location))}</h3>{_pictures(site)}'
-        f'<ul class="about">{about or "<li>no findings</li>"}</ul><dl>{numbers}</dl></section>'
+        f'<ul class="about">{about or "<li>no findings</li>"}</ul><dl>{numbers}</dl>'
+        f"{_way(site)}</section>"
     )
+
+
+def _way(site: Site) -> str:
+    """Return the functions that lead to a decision, the innermost first, to be opened."""
+    library = [name for name in site.library if not name.startswith(("jax:", "python:"))]
+    lines = [*library, *map(short_location, site.callers)]
+    items = "".join(f"<li>{_code(line)}</li>" for line in lines)
+    return f"<details><summary>The calls that lead there</summary><ol>{items}</ol></details>"
 
 
 def _numbers(site: Site) -> dict[str, str]:
     """Return what the page says of a site, by name."""
-    library = [name for name in site.library if not name.startswith(("jax:", "python:"))]
     factors = ", ".join(f"{factor:.6g}" for factor in site.factors)
     values = {
-        "called from": ", ".join(shown_callers(site)),
+        "called from": "".join(shown_callers(site)[:1]),
         "module": site.module,
         "mask": f"{site.shape}, {site.generator}",
         "data": f"{site.applied_shape}, {site.use}",
@@ -125,7 +133,6 @@ def _numbers(site: Site) -> dict[str, str]:
         "factors": factors,
         "shared axes": ", ".join(map(str, site.shared_axes)) or "none",
         "key": ", ".join(site.key_arguments) or "depends on no argument",
-        "library": ", ".join(library),
     }
     return {name: value for name, value in values.items() if value}
 
@@ -195,6 +202,7 @@ main, code { overflow-wrap: anywhere }
 .site h3 { margin: 0 0 0.5rem }
 .about { padding-left: 1.2rem; margin: 0.5rem 0 }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.1rem 0.8rem; margin: 0 }
+details { margin-top: 0.5rem } ol { padding-left: 1.5rem }
 dt { color: var(--note) } dd { margin: 0; min-width: 0 }
 .tiles { display: flex; flex-wrap: wrap; gap: 0.5rem }
 figure { margin: 0 } figcaption { margin-top: 0.2rem; font: 0.75rem monospace; color: var(--note) }
