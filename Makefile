@@ -57,6 +57,7 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/bench_bernoulli.py
 	$(BIN)/python benchmarks/bench_mask.py
 	$(BIN)/python benchmarks/bench_checkpoint.py
+	$(BIN)/python benchmarks/bench_audit.py $(FULL)
 
 # Compiles for TPUs and an H100 that are not there; writes docs/accelerators.md. FULL=--full compiles
 # the large programs, for hours, and goes on where it was stopped. Both environments have the

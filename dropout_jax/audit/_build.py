@@ -113,6 +113,7 @@ def _build_site(run: _Run, decision: Decision, uses: list[tuple[Any, Application
         devices=_devices(run, decision),
         data_varies_along=application.varies_along,
         masks=run.read(decision.mask_point, "mask") if has_masks else None,
+        corner=_corner(run, application),
     )
 
 
@@ -204,6 +205,12 @@ def _shared_axes(run: _Run, application: Application, kept: float) -> tuple[int,
         if not application.mask.axes >> axis & 1  # it is broadcast along it
         or chance_of_constant(kept, shape[axis], decided) < ACCIDENT
     )
+
+
+def _corner(run: _Run, application: Application) -> np.ndarray:
+    """Return the beginning of what is kept of the data, for each time; a bias drops."""
+    corner, is_kept = run.read(application.point, "corner"), application.is_kept_where_true
+    return corner if is_kept or (is_kept is None and application.use != "bias") else ~corner
 
 
 def _count_decided(application: Application, shared: Sequence[int], size: int) -> int:

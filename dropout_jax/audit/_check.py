@@ -7,7 +7,7 @@ from typing import Any
 
 from dropout_jax.audit._across_devices import find_device_faults, find_process_faults
 from dropout_jax.audit._build import build_record
-from dropout_jax.audit._findings import SEVERITIES, Finding, Severity, sort_findings
+from dropout_jax.audit._findings import Finding, Findings, Severity, sort_findings
 from dropout_jax.audit._locations import locate_function
 from dropout_jax.audit._many_runs import (
     find_dead_rate,
@@ -40,7 +40,7 @@ def check(
     unscaled: Sequence[str] = (),
     padding: Sequence[str] = (),
     mc_dropout: bool = False,
-) -> tuple[Finding, ...]:
+) -> Findings:
     """Find what is wrong with the dropout of a training step and of an evaluation step.
 
     The records of `trace` are compared across steps, rates, rows, heads, layers, devices, and
@@ -73,7 +73,9 @@ def check(
       mc_dropout: whether dropout is meant to be on in evaluation.
 
     Returns:
-      The findings, errors first: one of each code and line. Notes say what is meant and so.
+      The findings, errors first: one of each code and line. Notes say what is meant and so. It is a
+      tuple; its attributes `training` and `evaluation` are the records of the first step and of the
+      evaluation.
 
     Raises:
       ValueError: a step has no arguments.
@@ -89,9 +91,11 @@ def check(
     """
     declared = Declared(tuple(shared), tuple(unscaled), tuple(padding))
     findings: list[Finding] = []
+    training = evaluation = None
     if train_step is not None:
         arguments = _arguments_at(args_at, range(steps), "args_at")
         records = _record_steps(train_step, arguments)
+        training = records[0]
         findings += find_off_in_training(list(records.values()), locate_function(train_step))
         findings += check_one_run(records[0], declared)
         for site in records[0].sites:
@@ -107,9 +111,9 @@ def check(
         args = eval_args
         if args is None:
             args = _arguments_at(args_at, range(1), "args_at")[0]
-        record = _record_steps(eval_step, {0: args})[0]
-        findings += [*find_on_in_evaluation(record), *find_random_calls(record)]
-    return sort_findings(findings)
+        evaluation = _record_steps(eval_step, {0: args})[0]
+        findings += [*find_on_in_evaluation(evaluation), *find_random_calls(evaluation)]
+    return Findings(sort_findings(findings), training=training, evaluation=evaluation)
 
 
 def assert_no_findings(
@@ -136,11 +140,10 @@ def assert_no_findings(
       ...     return dropout(x, 0.1, key=key).sum()
       >>> audit.assert_no_findings(step, args_at=lambda n: (jnp.ones((8, 32)), jax.random.key(n)))
     """
-    limit = SEVERITIES.index(severity)
     findings = [
         finding
-        for finding in check(*args, **kwargs)
-        if SEVERITIES.index(finding.severity) <= limit and finding.code not in allow
+        for finding in check(*args, **kwargs).at_least(severity)
+        if finding.code not in allow
     ]
     if findings:
         raise AssertionError("\n".join(str(finding) for finding in findings))

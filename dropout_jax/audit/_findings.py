@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from dropout_jax.audit._locations import Location
+from dropout_jax.audit._record import Record
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -62,6 +63,36 @@ class Finding:
         return f"{head}. {self.message} {self.remedy}" + (
             f" Called from {callers}." if callers else ""
         )
+
+
+class Findings(tuple[Finding, ...]):
+    """The findings of `check`, errors first, and the records that they are findings about.
+
+    Args:
+      findings: in this order.
+      training: the record of the first training step, or None.
+      evaluation: the record of the evaluation step, or None.
+    """
+
+    training: Record | None
+    evaluation: Record | None
+
+    def __new__(
+        cls,
+        findings: Iterable[Finding] = (),
+        *,
+        training: Record | None = None,
+        evaluation: Record | None = None,
+    ) -> Findings:
+        """Return a tuple of findings with two attributes."""
+        self = super().__new__(cls, findings)
+        self.training, self.evaluation = training, evaluation
+        return self
+
+    def at_least(self, severity: Severity) -> tuple[Finding, ...]:
+        """The findings of this severity, and of those above it."""
+        limit = SEVERITIES.index(severity)
+        return tuple(one for one in self if SEVERITIES.index(one.severity) <= limit)
 
 
 def sort_findings(findings: Iterable[Finding]) -> tuple[Finding, ...]:

@@ -52,6 +52,8 @@ class Site:
       devices: of each time, its device's indices along those axes: (times, axes).
       data_varies_along: those of them along which the devices have different data.
       masks: the masks, (times, *shape), if they were asked for.
+      corner: the beginning of what is kept of the data, for each time: (times, 2, 2, 32, 32) at
+        most, of its last four axes.
     """
 
     location: Location
@@ -89,6 +91,7 @@ class Site:
     devices: np.ndarray = dataclasses.field(repr=False)
     data_varies_along: frozenset[str]
     masks: np.ndarray | None = dataclasses.field(repr=False, default=None)
+    corner: np.ndarray | None = dataclasses.field(repr=False, default=None)
 
     @property
     def is_key_constant(self) -> bool:

@@ -12,6 +12,7 @@ from jax import lax
 from dropout_jax.audit._graph import Point
 from dropout_jax.audit._rules import is_key
 
+CORNER = (2, 2, 32, 32)  # of the last four axes of a mask, for a picture
 MOST_KEYS = 1024  # of a draw with several keys, that are compared
 
 
@@ -78,7 +79,7 @@ def _mix(word: jax.Array) -> jax.Array:
 
 
 def _reduce_application(values: jax.Array) -> dict[str, jax.Array]:
-    """Find the axes along which a mask is constant, what it keeps, and its largest number."""
+    """Find the axes along which a mask is constant, its largest number, and its corner."""
     mask = _as_bool(values)
     constant = [
         jnp.all(mask == lax.slice_in_dim(mask, 0, 1, axis=axis)) if size else jnp.array(True)
@@ -89,12 +90,21 @@ def _reduce_application(values: jax.Array) -> dict[str, jax.Array]:
         "constant": jnp.stack(constant) if constant else jnp.zeros((0,), jnp.bool_),
         "count": jnp.sum(mask, dtype=jnp.uint32),
         "most": jnp.max(jnp.abs(numbers), initial=0),
+        "corner": _corner(mask),
     }
 
 
 def _seed_words(value: jax.Array) -> jax.Array:
     words = jax.random.key_data(value) if is_key(jax.typeof(value)) else value
     return words.reshape(-1)[:MOST_KEYS].astype(jnp.uint32)
+
+
+def _corner(mask: jax.Array) -> jax.Array:
+    """Return the beginning of a mask along its last four axes, at the first place of the others."""
+    mask = mask.reshape((1,) * (len(CORNER) - mask.ndim) + mask.shape)
+    longest = (1,) * (mask.ndim - len(CORNER)) + CORNER
+    limits = [min(size, most) for size, most in zip(mask.shape, longest, strict=True)]
+    return lax.slice(mask, [0] * mask.ndim, limits).reshape(limits[-len(CORNER) :])
 
 
 def _key_words(values: list[Any]) -> jax.Array:

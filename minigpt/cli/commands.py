@@ -11,6 +11,7 @@ from typing import Any
 import tyro
 
 from minigpt.cli.arguments import REGISTRY, complete_booleans, unknown_option, unused_words
+from minigpt.cli.audit import Audit, run_audit
 from minigpt.cli.chat import Chat, run_chat
 from minigpt.cli.classify import Classify, run_classify
 from minigpt.cli.evaluate import Eval, run_eval
@@ -31,6 +32,7 @@ HANDLERS: dict[type, Any] = {
     Chat: run_chat,
     Eval: run_eval,
     Replay: run_replay,
+    Audit: run_audit,
     Plan: run_plan,
     Uncertainty: run_uncertainty,
     Classify: run_classify,

@@ -7,6 +7,7 @@ from minigpt.distributed.mesh import (
     abstract_state,
     constrain_batch_sharding,
     constrain_replicated,
+    fit_mesh,
     make_mesh,
     parse_mesh_spec,
     replicated,

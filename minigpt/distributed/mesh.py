@@ -7,6 +7,7 @@ same for one device and for many. Dropout masks need no communication.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -50,6 +51,16 @@ def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
     _check_mesh(config, dict(zip(AXES, shape, strict=True)), len(devices))
     used = devices[: math.prod(shape)]
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=used)
+
+
+def fit_mesh(config: Config, warn: Callable[[str], object], consequence: str) -> Config:
+    """The settings on the run's mesh, or on one device if it does not fit the devices here."""
+    try:
+        make_mesh(config)
+    except ValueError as error:
+        warn(f"{error} {consequence}")
+        return dataclasses.replace(config, mesh="data=1")
+    return config
 
 
 def parse_mesh_spec(text: str) -> dict[str, int]:

@@ -21,7 +21,7 @@ from dropout_jax import fold
 from minigpt.checkpoint import restore_latest_valid
 from minigpt.config import Config
 from minigpt.data import Answers, batch_rows, describe_rows, load_run_dataset, make_batch
-from minigpt.distributed import make_mesh
+from minigpt.distributed import fit_mesh
 from minigpt.model import GPT, CaptureAll, site_specs
 from minigpt.run import (
     RunSpec,
@@ -80,11 +80,7 @@ def replay(run_dir: Path, step: int, warn: Callable[[str], object]) -> ReplayedS
     _require_step(run_dir, config, step)
     dataset = load_run_dataset(config, run.inherited_tokenizer, run.chat_template)
     run.require_same_text(dataset.sha256, dataset.tokenizer)
-    try:
-        make_mesh(config)
-    except ValueError as error:
-        warn(f"{error} The replay runs on one device and agrees up to rounding.")
-        config = dataclasses.replace(config, mesh="data=1")
+    config = fit_mesh(config, warn, "The replay runs on one device and agrees up to rounding.")
     compiled, root = build_train_functions(config, run.vocab_size), jax.random.key(config.seed)
     state = _state_before(run_dir, compiled, config, step, warn)
     restored_step = int(state.step)

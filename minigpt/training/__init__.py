@@ -1,5 +1,6 @@
 """Training: the training loop, the training step, the optimizer and evaluation."""
 
+from minigpt.training.dropout_schedule import scheduled_rates
 from minigpt.training.evaluate import Evaluation, estimate_loss, evaluate_answers, evaluate_text
 from minigpt.training.finetune import finetune_defaults
 from minigpt.training.optimizer import build_optimizer, learning_rate_schedule

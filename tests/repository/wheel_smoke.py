@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 import dropout_jax
+from dropout_jax import audit
 
 
 def main():
@@ -17,6 +18,13 @@ def main():
     y = dropout_jax.dropout(jnp.ones((2, 4)), 0.5, key=jax.random.key(0))
     assert y.tolist() == [[2.0, 2.0, 0.0, 0.0], [2.0, 2.0, 2.0, 0.0]], y
     assert dropout_jax.dot_product_attention(*jnp.ones((3, 1, 2, 1, 4))).shape == (1, 2, 1, 4)
+
+    def step(x, key):
+        return dropout_jax.dropout(x, 0.5, key=key).sum()
+
+    findings = audit.check(step, args_at=lambda n: (jnp.ones((8, 32)), jax.random.key(n)))
+    assert findings == ()
+    assert "<img" in audit.to_html(findings)
     print(
         f"dropout_jax {dropout_jax.__version__} works with jax {jax.__version__} on {sys.version}"
     )

@@ -14,4 +14,4 @@ from minigpt.tasks.classification.metrics import ClassificationScores, classific
 from minigpt.tasks.classification.predict import Prediction, predict_texts
 from minigpt.tasks.classification.report import format_evaluation, print_report, save_report
 from minigpt.tasks.classification.shakespeare_genres import load_genres
-from minigpt.tasks.classification.train import PretrainedModel, fit
+from minigpt.tasks.classification.train import PretrainedModel, audit_arguments, fit

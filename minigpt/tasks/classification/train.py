@@ -119,6 +119,42 @@ def fit(
     return _train(untrained, rows["train"], rows["validation"], labels, on_evaluation)
 
 
+def audit_arguments(classifier: TextClassifier) -> dict[str, Any]:
+    """The arguments of `dropout_jax.audit.check` for a classifier's steps, with texts of chance."""
+    settings, program, random = classifier.settings, classifier.program(), np.random.default_rng(0)
+    rows, size = settings.batch_size, classifier.config.block_size
+    tokens = random.integers(0, classifier.tokenizer.vocab_size, (rows, size), dtype=np.int32)
+    lengths = random.integers(1, size + 1, rows, dtype=np.int32)
+    padded = PaddedRows(np.where(np.arange(size) < lengths[:, None], tokens, 0), lengths)
+    init, train_step = _compile_step(program.graph, settings.optim, settings.steps)
+    is_frozen = functools.partial(_is_frozen, settings.freeze)
+    frozen, params = nnx.split_state(classifier.params, is_frozen, ...)
+    opt_state = init(params)
+
+    def args_at(step: int) -> tuple[Any, Any, _StepInputs]:
+        return (
+            params,
+            opt_state,
+            _StepInputs(
+                frozen=frozen,
+                rows=padded,
+                labels=random.integers(0, len(classifier.labels), rows, dtype=np.int32),
+                class_weights=np.ones(len(classifier.labels), np.float32),
+                head_rate=jnp.float32(settings.head_dropout),
+                body_rate=jnp.float32(settings.dropout),
+                root_key=jax.random.key(settings.seed),
+                step=jnp.uint32(step),
+            ),
+        )
+
+    return {
+        "train_step": train_step,
+        "eval_step": program.logits,
+        "args_at": args_at,
+        "eval_args": (classifier.params, padded),
+    }
+
+
 def _pad_parts(classifier: TextClassifier, data: LabelledSplit) -> dict[str, PaddedRows]:
     """Pad the rows of every part; of the test part too, so that a bad text is an early error."""
     rows = {}

@@ -180,6 +180,8 @@ def test_eval_prints_a_line_or_json(trained):
         (("eval", "nowhere"), "not a run directory"),
         (("eval", "changed"), "must be the text that the run was trained on"),
         (("eval", "lost"), "No such file"),
+        (("audit", "changed"), "must be the text that the run was trained on"),
+        (("audit", "lost"), "No such file"),
     ],
     ids=lambda value: " ".join(value[:3]) if isinstance(value, tuple) else None,
 )
