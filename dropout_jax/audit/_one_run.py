@@ -253,7 +253,8 @@ def find_dropped_padding(site: Site, declared: Declared) -> Iterator[Finding]:
             "Apply dropout in the model, before the loss.",
             callers=site.callers,
         )
-    is_of_tokens = site.use in ("replace", "mix", "zero") and np.issubdtype(site.dtype, np.integer)
+    is_of_integers = isinstance(site.dtype, np.dtype) and site.dtype.kind in "iu"
+    is_of_tokens = is_of_integers and site.use in ("replace", "mix", "zero")
     if is_of_tokens and declared.padding and not _knows_padding(site, declared.padding):
         yield Finding(
             "D12",
