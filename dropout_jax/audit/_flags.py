@@ -26,7 +26,7 @@ def are_flags(array: Any) -> bool:
         return False
     if array.dtype == bool:
         return True
-    if not np.issubdtype(array.dtype, np.floating):
+    if not jax.numpy.issubdtype(array.dtype, np.floating):
         return False
     return set(np.unique(np.asarray(array)).tolist()) == {0.0, 1.0}
 
