@@ -135,13 +135,22 @@ def _count_applications(run: _Run, uses: list[tuple[Any, Application, bool]], ti
     """Return how often the forward pass applies a decision that it makes so many times.
 
     Forward differentiation applies it to the tangents too, which is one use. It is another if it is
-    in a loop, at another line, or works on the result of a use.
+    in a loop, at another line, or works on the result of a use. What does the opposite, as a loss of
+    the tokens that a model has not seen, is no other use.
     """
+    uses = [use for use in uses if _effect(*use[1:]) == _effect(*uses[0][1:])]
     turns = max((run.read(application.point, "ran").size for _, application, _ in uses), default=0)
     lines = {find_callers(application.trail) for _, application, _ in uses}
     bits = sum(1 << run.graph.numbers[name] for name, _, _ in uses)
     chained = sum(bool(application.history & bits) for _, application, _ in uses)
     return max(turns, times * len(lines), times * (1 + chained) if len(uses) > 1 else 0)
+
+
+def _effect(application: Application, is_true: bool) -> tuple[str, bool]:
+    """Return what a decision does there, and whether to what it makes True."""
+    if application.is_kept_where_true is None:
+        return application.use, is_true
+    return application.use, application.is_kept_where_true == is_true
 
 
 def _share_each(of_true: np.ndarray, share: _Share) -> np.ndarray:
@@ -361,9 +370,10 @@ def _match_recomputations(
     for site in backward:
         again = mask_names(site)
         partners = [n for n, other in enumerate(sites) if again & mask_names(other)]
-        if partners and again <= made:
-            for n in partners[:1]:
-                sites[n] = _count_recomputation(sites[n])
+        if not again <= made:
+            partners = [n for n, other in enumerate(sites) if _is_same_in_other_parts(other, site)]
+        if partners:
+            sites[partners[0]] = _count_recomputation(sites[partners[0]])
         elif any(_could_be_recomputed(other, site) for other in forward):
             strays.append(site)
         else:
@@ -371,9 +381,28 @@ def _match_recomputations(
     return sites, strays
 
 
+def _is_same_in_other_parts(site: Site, again: Site) -> bool:
+    """Whether two sites decide the same in other parts, such as a batch and its rows in turn."""
+    has_other_shape = site.shape != again.shape
+    return has_other_shape and 0 < len(_keys_of(site)) and _extent(site) == _extent(again)
+
+
+def _extent(site: Site) -> tuple[frozenset, int, int]:
+    """Return the keys of a site, and how many elements it decides and keeps."""
+    size = math.prod(site.shape) * site.times
+    return _keys_of(site), size, round(site.kept * size)
+
+
+def _keys_of(site: Site) -> frozenset:
+    """Return the keys of JAX's generators that a site takes; those of this package have counters."""
+    keys = frozenset(key for each in site.keys for key in each)
+    return frozenset(key for key in keys if key[0] != "dropout_jax")
+
+
 def _could_be_recomputed(site: Site, again: Site) -> bool:
     is_same_size = math.prod(site.shape) == math.prod(again.shape)
-    return site.is_active and (site.location == again.location or is_same_size)
+    is_same = site.location == again.location or is_same_size or _keys_of(site) & _keys_of(again)
+    return site.is_active and bool(is_same)
 
 
 def _count_recomputation(site: Site) -> Site:

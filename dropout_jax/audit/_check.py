@@ -14,6 +14,7 @@ from dropout_jax.audit._many_runs import (
     find_on_in_evaluation,
     find_repeated_steps,
     find_replay_after_resume,
+    find_static_seeds,
 )
 from dropout_jax.audit._one_run import Declared, check_one_run
 from dropout_jax.audit._program import Program
@@ -86,6 +87,7 @@ def check(
         findings += find_off_in_training(list(records.values()), locate_function(train_step))
         findings += check_one_run(records[0], declared)
         findings += find_repeated_steps(list(records.values()))
+        findings += find_static_seeds(list(records.values()))
         later = _arguments_at(resumed_args_at, range(1, steps), "resumed_args_at", is_needed=False)
         findings += find_replay_after_resume(records, _record_steps(train_step, later))
         findings += _check_rates(rates or {}, arguments)

@@ -17,7 +17,10 @@ def find_off_in_training(records: Sequence[Record], location: Location) -> Itera
         return
     if any(noise.use == "multiplied" for record in records for noise in record.noise):
         return
-    opaque = next((call for record in records for call in record.opaque), None)
+    calls = [call for record in records for call in record.opaque]
+    if any(call.is_dropping for call in calls):
+        return
+    opaque = next(iter(calls), None)
     seen = f" What {opaque.primitive} at {opaque.location} does cannot be seen." if opaque else ""
     yield Finding(
         "D02",
@@ -42,6 +45,15 @@ def find_on_in_evaluation(record: Record) -> Iterator[Finding]:
                 "is meant, say mc_dropout=True.",
                 callers=site.callers,
             )
+    for call in record.opaque:
+        if call.is_dropping:
+            yield Finding(
+                "D03",
+                "error",
+                call.location,
+                f"The evaluation calls {call.primitive} with {call.describe_params()}.",
+                "Pass dropout_rate=0 in evaluation.",
+            )
     for noise in record.noise:
         is_dropout = noise.use == "multiplied"
         yield Finding(
@@ -65,6 +77,22 @@ def find_repeated_steps(records: Sequence[Record]) -> Iterator[Finding]:
         elif len(set(masks)) < len(masks):
             again = next(n for n, mask in enumerate(masks) if mask in masks[:n])
             yield _replayed(site, again, masks.index(masks[again]))
+
+
+def find_static_seeds(records: Sequence[Record]) -> Iterator[Finding]:
+    """D04: a kernel that nobody can look into says that its seed is a constant of the program."""
+    for number, call in enumerate(records[0].opaque):
+        runs = [record.opaque[number] for record in records if number < len(record.opaque)]
+        seeds = {run.params.get("seed") for run in runs}
+        if call.is_dropping and len(seeds) == 1 and isinstance(call.params.get("seed"), int):
+            yield Finding(
+                "D04",
+                "error",
+                call.location,
+                f"{call.primitive} is called with {call.describe_params()}: the seed is a constant "
+                "of the compiled step, and so is the mask.",
+                "Take an implementation of attention whose key is an argument.",
+            )
 
 
 def _same_at_every_step(site: Site, count: int) -> Finding:

@@ -13,6 +13,9 @@ COMPARABLE = 64  # decisions of a mask, at least: smaller ones are equal by chan
 COARSE = 11  # random bits, at most, with which a rate is visibly rounded
 DROPS = ("zero", "bias", "product")  # uses of a decision that are dropout and nothing else
 SCALE_TOLERANCE = 0.005
+VISIBLE_BIAS = 1e-3  # of the scale; that of bfloat16 at rate 0.1 is 1.7e-3
+# Functions of libraries whose users ask for shared masks by calling them.
+_OPT_IN_OVER_TIME = "keras:dropout_rnn_cell."
 _OPT_IN = ("dropout_jax:", "flax:stochastic.", "haiku:basic.dropout", "keras:")
 
 
@@ -50,6 +53,7 @@ def check_one_run(record: Record, declared: Declared) -> Iterator[Finding]:
             yield from find_sharing(site, declared)
             yield from find_wrong_scale(site, declared)
             yield from find_coarse_rate(site)
+            yield from find_rounded_scale(site)
         yield from find_seed_inside(site)
     for site in record.strays:
         yield Finding(
@@ -110,18 +114,31 @@ def _names_of(site: Site, time: int) -> set[tuple]:
 
 def _reused(site: Site, other: Site, declared: Declared, what: str) -> Finding:
     is_other_pass = site.pass_location != other.pass_location  # as in sharpness-aware minimization
-    severity: Severity = "note" if is_other_pass or declared.shares(site, other) else "error"
-    remedy = "Give each its own key: jax.random.fold_in(key, number of the layer)."
-    if severity == "error":
-        remedy += " If it is meant, declare it: shared=['function of that line']."
+    is_meant = declared.shares(site, other) or (site is other and _is_over_time(site))
+    severity: Severity = "note" if is_other_pass or is_meant else "error"
+    remedy = (
+        "Give each its own key: jax.random.fold_in(key, number of the layer). If it is meant, "
+        "declare it: shared=['function of that line']."
+    )
     return Finding(
         "D05",
         severity,
         site.location,
         f"The mask of shape {site.shape} {what}.",
-        remedy,
+        remedy if severity == "error" else "",
         callers=site.callers,
     )
+
+
+def _is_of_rows(site: Site) -> bool:
+    """Whether each row has a decision of its own for all that is in it, as in DropPath."""
+    long_axes = [axis for axis, size in enumerate(site.applied_shape) if size > 1]
+    return list(site.shared_axes) == long_axes[1:] and 0 not in site.shared_axes
+
+
+def _is_over_time(site: Site) -> bool:
+    """Whether a recurrent layer of a library draws one mask for all steps of a sequence."""
+    return any(name.startswith(_OPT_IN_OVER_TIME) for name in site.library)
 
 
 def find_sharing(site: Site, declared: Declared) -> Iterator[Finding]:
@@ -130,7 +147,8 @@ def find_sharing(site: Site, declared: Declared) -> Iterator[Finding]:
         return
     axes = ", ".join(f"{axis} ({site.applied_shape[axis]} long)" for axis in site.shared_axes)
     is_opt_in = any(name.startswith(_OPT_IN) for name in site.library)
-    is_meant = site.is_drawn_shared and (is_opt_in or not site.shape)
+    is_drawn_so = site.is_drawn_shared and (is_opt_in or not site.shape)
+    is_meant = is_drawn_so or _is_over_time(site) or _is_of_rows(site)
     is_note = is_meant or declared.shares(site) or site.use not in DROPS
     remedy = (
         ""
@@ -216,6 +234,23 @@ def find_coarse_rate(site: Site) -> Iterator[Finding]:
         "Compare numbers of 32 bits: draw them in float32, with a threshold in float32.",
         callers=site.callers,
     )
+
+
+def find_rounded_scale(site: Site) -> Iterator[Finding]:
+    """D11, a note: the scale is rounded to the dtype of the data, such as bfloat16's 1 / 0.8984."""
+    if site.probability is None or site.scale is None or not site.is_independent:
+        return
+    bias = site.scale * site.probability - 1
+    if VISIBLE_BIAS < abs(bias) <= SCALE_TOLERANCE + site.scale_tolerance:
+        yield Finding(
+            "D11",
+            "note",
+            site.location,
+            f"The scale is {site.scale:.6g} and not {1 / site.probability:.6g}, as its dtype has "
+            f"few digits: the mean is off by {bias:+.2%}.",
+            "Multiply in float32, and round the product once.",
+            callers=site.callers,
+        )
 
 
 def find_seed_inside(site: Site) -> Iterator[Finding]:

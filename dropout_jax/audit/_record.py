@@ -119,10 +119,19 @@ class OpaqueCall:
     primitive: str
     params: dict[str, Any]
 
+    @property
+    def is_dropping(self) -> bool:
+        """Whether it says that it drops: its dropout_rate is a number above 0."""
+        rate = self.params.get("dropout_rate")
+        return isinstance(rate, int | float) and rate > 0
+
+    def describe_params(self) -> str:
+        """Return what it says of itself, as arguments."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.params.items())
+
     def __str__(self) -> str:
         """Return a line of text."""
-        known = ", ".join(f"{name}={value!r}" for name, value in self.params.items())
-        return f"{self.location}: opaque: {self.primitive}({known})"
+        return f"{self.location}: opaque: {self.primitive}({self.describe_params()})"
 
 
 @dataclasses.dataclass(frozen=True)

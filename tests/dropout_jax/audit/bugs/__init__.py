@@ -1,0 +1,1 @@
+"""Faulty models, written afresh from public reports: a file for each framework."""

@@ -1,0 +1,1 @@
+"""Correct models, of every form: a file for each framework."""
