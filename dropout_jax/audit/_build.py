@@ -384,7 +384,7 @@ def _match_recomputations(
 def _is_same_in_other_parts(site: Site, again: Site) -> bool:
     """Whether two sites decide the same in other parts, such as a batch and its rows in turn."""
     has_other_shape = site.shape != again.shape
-    return has_other_shape and 0 < len(_keys_of(site)) and _extent(site) == _extent(again)
+    return has_other_shape and len(_keys_of(site)) > 0 and _extent(site) == _extent(again)
 
 
 def _extent(site: Site) -> tuple[frozenset, int, int]:

@@ -43,5 +43,3 @@ def rate_arguments_of(build):
         return {"train_step": step, "args_at": args_at, "rates": {"rate": set_rate}}
 
     return arguments
-
-

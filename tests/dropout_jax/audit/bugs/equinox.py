@@ -3,7 +3,8 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from audit_cases import KEY, TOKENS, X, Case, at_steps
+from audit_cases import KEY, TOKENS, Case, X, at_steps
+
 from equinox_models import Model, arguments_of, train_step
 
 
@@ -191,9 +192,7 @@ CASES = [
         "one_key_for_rows",
         is_quick=True,
     ),
-    Case(
-        KeepProbability, rated(keep_probability), "D09", "the share to keep in place of the rate"
-    ),
+    Case(KeepProbability, rated(keep_probability), "D09", "the share to keep in place of the rate"),
     faulty("D10", ScaledAgain, "the block divides once more"),
     faulty("D11", NumbersOfBfloat16, "a uniform of bfloat16 against 0.9"),
     Case(

@@ -5,7 +5,8 @@ import functools
 import haiku as hk
 import jax
 import jax.numpy as jnp
-from audit_cases import KEY, X, Case, at_steps
+from audit_cases import KEY, Case, X, at_steps
+
 from haiku_models import (
     arguments_of,
     evaluation,

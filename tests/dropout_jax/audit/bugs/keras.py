@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from audit_cases import TOKENS, Case
+
 from keras_models import args_at, import_keras, make_model, state_of, train_step
 
 
@@ -239,7 +240,9 @@ CASES = [
     Case(unread_rate, unread_arguments, "D01", "MultiHeadAttention is built without its rate"),
     Case(
         step_without_training,
-        with_dropped(lambda model: {"train_step": step_without_training, "args_at": args_at(model)}),
+        with_dropped(
+            lambda model: {"train_step": step_without_training, "args_at": args_at(model)}
+        ),
         "D02",
         "stateless_call without training=True",
         is_quick=True,

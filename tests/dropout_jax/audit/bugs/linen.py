@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from audit_cases import KEY, TOKENS, Case, at_steps
+
 from linen_models import arguments_of, make_params, rate_arguments_of, train_step
 
 

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from audit_cases import TOKENS, Case
 from flax import nnx
-from nnx_models import Block, args_at, loss, make_block, train_step
+
+from nnx_models import Block, args_at, make_block, train_step
 
 
 class Layer(nnx.Module):

@@ -6,7 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from audit_cases import KEY, WEIGHTS, X, Case, at_steps, drop, training_step
+from audit_cases import KEY, WEIGHTS, Case, X, at_steps, drop, training_step
 from jax.extend.core import Primitive
 
 
@@ -182,7 +182,9 @@ def sampling_with_dropout(weights, x, key):
     return jax.lax.scan(turn, x, jax.random.split(key, 4))[0]
 
 
-fused_attention = Primitive("dot_product_attention_fwd")  # stands in for cuDNN's, with its arguments
+fused_attention = Primitive(
+    "dot_product_attention_fwd"
+)  # stands in for cuDNN's, with its arguments
 fused_attention.def_abstract_eval(lambda x, **_: x)
 
 

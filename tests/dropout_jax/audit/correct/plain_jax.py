@@ -4,7 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from audit_cases import KEY, WEIGHTS, X, Case, at_steps, drop, training_step
+from audit_cases import KEY, WEIGHTS, Case, X, at_steps, drop, training_step
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 

@@ -1,0 +1,38 @@
+"""Every fault is found with its code and its line, and no correct model is accused."""
+
+import pytest
+from audit_cases import judge
+
+import bugs
+import correct
+from dropout_jax.audit._findings import TITLES
+
+OF_DEVICES_AND_PADDING = {"D08", "D12"}
+
+
+def as_params(cases_of):
+    return [
+        pytest.param(
+            case, id=f"{framework}-{case}", marks=() if case.is_quick else pytest.mark.slow
+        )
+        for framework, cases in cases_of.items()
+        for case in cases
+    ]
+
+
+@pytest.mark.filterwarnings("ignore")  # of the frameworks, about themselves
+@pytest.mark.parametrize("case", as_params(bugs.CASES))
+def test_fault_is_found_at_its_line(case):
+    assert judge(case) == "found"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", as_params(correct.CASES))
+def test_correct_model_is_not_accused(case):
+    assert judge(case) == "not accused"
+
+
+def test_every_code_has_faulty_models_and_every_framework_both_kinds():
+    codes = {case.code for cases in bugs.CASES.values() for case in cases}
+    assert codes >= set(TITLES) - OF_DEVICES_AND_PADDING
+    assert set(bugs.CASES) <= set(correct.CASES)
