@@ -135,8 +135,8 @@ def _count_applications(run: _Run, uses: list[tuple[Any, Application, bool]], ti
     """Return how often the forward pass applies a decision that it makes so many times.
 
     Forward differentiation applies it to the tangents too, which is one use. It is another if it is
-    in a loop, at another line, or works on the result of a use. What does the opposite, as a loss of
-    the tokens that a model has not seen, is no other use.
+    in a loop, at another line, or works on the result of a use. What does the opposite, as a loss
+    of the tokens that a model has not seen, is no other use.
     """
     uses = [use for use in uses if _effect(*use[1:]) == _effect(*uses[0][1:])]
     turns = max((run.read(application.point, "ran").size for _, application, _ in uses), default=0)
@@ -394,7 +394,7 @@ def _extent(site: Site) -> tuple[frozenset, int, int]:
 
 
 def _keys_of(site: Site) -> frozenset:
-    """Return the keys of JAX's generators that a site takes; those of this package have counters."""
+    """Return the keys of a site that JAX's generators take; those of this package have counters."""
     keys = frozenset(key for each in site.keys for key in each)
     return frozenset(key for key in keys if key[0] != "dropout_jax")
 

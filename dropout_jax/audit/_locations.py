@@ -84,8 +84,9 @@ def _unwrap(function: Any) -> Any:
     for inner in ("__wrapped__", "__func__", "func"):
         if hasattr(function, inner):
             return _unwrap(getattr(function, inner))
-    has_code = hasattr(function, "__code__") or isinstance(function, type)
-    return function if has_code else getattr(type(function), "__call__", function)
+    if hasattr(function, "__code__") or isinstance(function, type):
+        return function
+    return vars(type(function)).get("__call__", function)
 
 
 def find_library_calls(trail: Sequence[Any]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 from audit_cases import WEIGHTS, X, accused, at_steps, drop, training_step
 
 from bugs.plain_jax import fused_attention, no_scale
@@ -44,6 +45,15 @@ def test_scale_that_is_rounded_is_a_note_with_its_number():
     (finding,) = check(step)
     assert (finding.code, finding.severity) == ("D11", "note")
     assert "+0.17%" in finding.message
+
+
+def test_zero_of_bfloat16_is_a_zero():
+    def step(weights, x, key):
+        h = (x @ weights).astype("bfloat16")
+        mask = jax.random.bernoulli(key, 0.75, h.shape[1:])
+        return jax.lax.select(jnp.broadcast_to(mask, h.shape), h, jnp.zeros_like(h))
+
+    assert [finding.code for finding in check(step)] == ["D06", "D10"]
 
 
 def test_function_inside_jit_and_partial_is_located():

@@ -1,4 +1,4 @@
-"""Models of this repository's examples, and the trainer of minigpt."""
+"""Models of this repository's examples, and the GPT of minigpt."""
 
 import dataclasses
 import functools
@@ -9,12 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import tiny
 from audit_cases import KEY, Case, at_steps
+from flax import nnx
 
-from minigpt.data import Batch
-from minigpt.training import train_step
+from minigpt.model import GPT
 
 EXAMPLES = Path(__file__).parents[4] / "examples"
 
@@ -40,7 +39,7 @@ def recurrent_arguments(module: str, kind: str):
 
 
 def eval_of(loss):
-    return lambda params, key: loss(params, None)
+    return lambda *args: loss(*args[:-1], None)
 
 
 def residual_net_arguments():
@@ -64,25 +63,20 @@ def attention_arguments(name: str):
     return {"train_step": jax.jit(jax.grad(loss)), "args_at": at_steps(x)}
 
 
-def trainer_arguments():
-    """The compiled steps of a small trainer with dropout at every site."""
-    model = tiny.with_dropout(**dict.fromkeys(tiny.SITES, 0.2))
-    model = dataclasses.replace(model, n_embd=32, scan_layers=True, remat=True)
-    config = dataclasses.replace(
-        tiny.CONFIG, batch_size=8, accumulate=2, mesh="data=1", model=model
-    )
-    steps = train_step.build_train_functions(config, 11)
-    shape = (2, config.batch_size, config.model.block_size)
-    batch = steps.put_batch(Batch(*np.random.default_rng(0).integers(0, 11, shape, np.int32)))
+def gpt_arguments(**settings):
+    """A small GPT of minigpt, with dropout at every site."""
+    rates = tiny.with_dropout(**dict.fromkeys(tiny.SITES, 0.2))
+    config = dataclasses.replace(rates, n_embd=32, **settings)
+    graph, params = nnx.split(GPT(config, 11, rngs=nnx.Rngs(0)))
 
-    def args_at(step):
-        return steps.state._replace(step=jnp.int32(step)), batch, jax.random.key(config.seed)
+    def loss(params, tokens, key):
+        return jnp.square(nnx.merge(graph, params)(tokens, key=key)).mean()
 
+    tokens = jnp.arange(4 * 32).reshape(4, 32) % 11
     return {
-        "train_step": steps.train_step,
-        "eval_step": steps.eval_step,
-        "args_at": args_at,
-        "eval_args": (steps.state.params, batch),
+        "train_step": jax.jit(jax.grad(loss)),
+        "eval_step": eval_of(loss),
+        "args_at": at_steps(params, tokens),
     }
 
 
@@ -102,5 +96,6 @@ CASES = [
     case("deep_residual_net", residual_net_arguments),
     case("dropout_on_attention_weights", attention_arguments, "drop_weights"),
     case("dropout_on_context", attention_arguments, "drop_context"),
-    case("trainer", trainer_arguments),
+    case("gpt", gpt_arguments),
+    case("gpt_with_scan_and_remat", gpt_arguments, scan_layers=True, remat=True),
 ]
