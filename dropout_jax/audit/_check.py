@@ -9,6 +9,7 @@ from dropout_jax.audit._build import build_record
 from dropout_jax.audit._findings import SEVERITIES, Finding, Severity, sort_findings
 from dropout_jax.audit._locations import locate_function
 from dropout_jax.audit._many_runs import (
+    find_collisions,
     find_dead_rate,
     find_off_in_training,
     find_on_in_evaluation,
@@ -87,6 +88,7 @@ def check(
         findings += find_off_in_training(list(records.values()), locate_function(train_step))
         findings += check_one_run(records[0], declared)
         findings += find_repeated_steps(list(records.values()))
+        findings += find_collisions(list(records.values()))
         findings += find_static_seeds(list(records.values()))
         later = _arguments_at(resumed_args_at, range(1, steps), "resumed_args_at", is_needed=False)
         findings += find_replay_after_resume(records, _record_steps(train_step, later))

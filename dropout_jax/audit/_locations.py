@@ -99,6 +99,16 @@ def find_library_calls(trail: Sequence[Any]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def is_inside_sampler(trail: Sequence[Any]) -> bool:
+    """Whether an equation belongs to a sampler of jax.random, such as one that rejects."""
+    for frame in walk_frames(trail):
+        if not frame.library:
+            return False
+        if frame.library == "jax" and "random" in Path(frame.location.file).with_suffix("").parts:
+            return True
+    return False
+
+
 def walk_frames(trail: Sequence[Any]) -> Iterator[Frame]:
     """Iterate over the frames of an equation from the inside, then over those of its callers."""
     for number in reversed(range(len(trail))):

@@ -48,6 +48,7 @@ def _names(site: Site, parts: Sequence[str]) -> bool:
 def check_one_run(record: Record, declared: Declared) -> Iterator[Finding]:
     """Iterate over the findings of one training step."""
     yield from find_reused_masks(record, declared)
+    yield from find_keys_of_noise(record, declared)
     for site in record.sites:
         if site.is_active:
             yield from find_sharing(site, declared)
@@ -75,6 +76,8 @@ def find_reused_masks(record: Record, declared: Declared) -> Iterator[Finding]:
             continue
         if site.applications > site.times and site.use not in ("branch", "product"):
             yield _reused(site, site, declared, f"is applied {site.applications} times")
+        if site.has_repeated_keys and not site.shared_axes:
+            yield _reused(site, site, declared, "is drawn with several keys, and some are equal")
         for time in range(site.times):
             uses = [
                 (name, first_use.setdefault(name, (number, time))) for name in _names_of(site, time)
@@ -92,6 +95,16 @@ def find_reused_masks(record: Record, declared: Declared) -> Iterator[Finding]:
                 yield _reused(site, record.sites[other], declared, where)
             elif earlier != time and not any("shard_map" in loop for loop in site.loops):
                 yield _reused(site, site, declared, f"is the same in turns of {site.loops}")
+
+
+def find_keys_of_noise(record: Record, declared: Declared) -> Iterator[Finding]:
+    """D05, a warning: noise has the key of a mask, so the mask is a function of the noise."""
+    for site in record.sites:
+        keys = frozenset(key for each in site.keys for key in each)
+        noise = next((noise for noise in record.noise if noise.keys & keys), None)
+        if site.is_active and noise is not None:
+            what = f"is drawn with the key of the numbers at {noise.location} too"
+            yield dataclasses.replace(_reused(site, site, declared, what), severity="warning")
 
 
 def _is_reuse(name: tuple, site: Site, other: Site) -> bool:
@@ -238,7 +251,8 @@ def find_coarse_rate(site: Site) -> Iterator[Finding]:
 
 def find_rounded_scale(site: Site) -> Iterator[Finding]:
     """D11, a note: the scale is rounded to the dtype of the data, such as bfloat16's 1 / 0.8984."""
-    if site.probability is None or site.scale is None or not site.is_independent:
+    is_low = site.scale_tolerance > VISIBLE_BIAS
+    if site.probability is None or site.scale is None or not (site.is_independent and is_low):
         return
     bias = site.scale * site.probability - 1
     if VISIBLE_BIAS < abs(bias) <= SCALE_TOLERANCE + site.scale_tolerance:

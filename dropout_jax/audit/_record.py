@@ -44,6 +44,7 @@ class Site:
       each: the share that is kept, for each time.
       hashes: of the mask, for each time: (times, 2).
       keys: the words of the keys, for each draw and time: ((generator, word, ...), ...).
+      has_repeated_keys: whether a draw that takes several keys takes one of them twice.
       masks: the masks, (times, *shape), if they were asked for.
     """
 
@@ -75,6 +76,7 @@ class Site:
     each: np.ndarray = dataclasses.field(repr=False)
     hashes: np.ndarray = dataclasses.field(repr=False)
     keys: tuple[frozenset, ...] = dataclasses.field(repr=False)
+    has_repeated_keys: bool
     masks: np.ndarray | None = dataclasses.field(repr=False, default=None)
 
     @property
@@ -144,12 +146,14 @@ class Noise:
       shape: of the numbers.
       use: whether data is "multiplied" with them, as in Gaussian dropout, or they are "added" to
         it, or "other".
+      keys: the words of its keys: (generator, word, ...).
     """
 
     location: Location
     generator: str
     shape: tuple[int, ...]
     use: NoiseUse
+    keys: frozenset = dataclasses.field(repr=False, default=frozenset())
 
     def __str__(self) -> str:
         """Return a line of text."""
