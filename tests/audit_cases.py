@@ -29,6 +29,7 @@ class Case:
       about: what is wrong, in a few words.
       name: of the case, if not that of the model.
       is_quick: whether it belongs to the tests that run by default.
+      is_missed: whether the auditor is known to miss it, for a reason in docs/audit.md's limits.
     """
 
     model: Any
@@ -37,6 +38,7 @@ class Case:
     about: str = ""
     name: str = ""
     is_quick: bool = False
+    is_missed: bool = False
 
     def __str__(self):
         return self.name or self.model.__name__

@@ -14,11 +14,12 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
 )
 sys.path.append(str(Path(__file__).parent / "dropout_jax" / "audit"))
 
-import bugs
-import correct
 from audit_cases import judge
 from rich.progress import track
 from tabulate import tabulate
+
+import bugs
+import correct
 
 BEGIN = "<!-- python tests/audit_page.py docs/audit.md writes what follows -->"
 END = "<!-- up to here -->"
@@ -30,10 +31,10 @@ def render_table(verdicts: dict) -> str:
     fair = {case: verdict for case, verdict in verdicts.items() if not case[1].code}
     found = sum(verdict == "found" for verdict in faulty.values())
     accused = sum(verdict != "not accused" for verdict in fair.values())
+    missed = f"{len(faulty) - found} are missed, for reasons among the limits above"
     head = (
         f"Of {len(faulty)} faulty models {found} are found, with the code and the line, and "
-        f"{len(faulty) - found} are missed or accused of something else. Of {len(fair)} correct "
-        f"models {accused} are accused."
+        f"{missed}. Of {len(fair)} correct models {accused} are accused."
     )
     rows = [
         [case.code, framework, f"`{case}`", case.about, verdict]

@@ -194,7 +194,8 @@ def from_keras(name: str, *args, inputs: int = 1, **kwargs) -> Module:
     return Module("keras", shown, in_keras(make, inputs))
 
 
-RECURRENT = {"recurrent_initializer": "glorot_uniform"}  # the default needs LAPACK: no bfloat16
+# The default of this initializer needs LAPACK, which has no bfloat16.
+RECURRENT: dict[str, Any] = {"recurrent_initializer": "glorot_uniform"}
 
 # PyTorch's rows (nn.Dropout, nn.TransformerEncoderLayer) come from audit.trace_torch: a Module
 # needs a record, which `trace_module` makes.
@@ -288,7 +289,8 @@ def describe_site(site: audit.Site) -> dict[str, Any]:
 def describe_low(site: audit.Site) -> dict[str, Any]:
     """What bfloat16 changes."""
     keeps, scale = describe_probability(site), site.scale
-    return {"bf16 keeps": keeps, "bf16 scale": scale, "bits": site.resolution}
+    bits = None if site.probability is None else site.resolution
+    return {"bf16 keeps": keeps, "bf16 scale": scale, "bits": bits}
 
 
 def describe_probability(site: audit.Site) -> str:

@@ -12,12 +12,15 @@ OF_DEVICES_AND_PADDING = {"D08", "D12"}
 
 def as_params(cases_of):
     return [
-        pytest.param(
-            case, id=f"{framework}-{case}", marks=() if case.is_quick else pytest.mark.slow
-        )
+        pytest.param(case, id=f"{framework}-{case}", marks=marks_of(case))
         for framework, cases in cases_of.items()
         for case in cases
     ]
+
+
+def marks_of(case):
+    marks = [] if case.is_quick else [pytest.mark.slow]
+    return [*marks, pytest.mark.xfail(reason="a known miss")] if case.is_missed else marks
 
 
 @pytest.mark.filterwarnings("ignore")  # of the frameworks, about themselves

@@ -144,6 +144,10 @@ def faulty(code, model, about, **kwargs):
     return Case(model, arguments_of(model), code, about, **kwargs)
 
 
+def make(model):
+    return model()
+
+
 def evaluation(model, x, key):
     return jax.vmap(model)(x, jax.random.split(key, len(x)))
 
@@ -170,7 +174,7 @@ CASES = [
     ),
     Case(
         WithoutInferenceMode,
-        lambda: {"eval_step": evaluation, "eval_args": (WithoutInferenceMode(), X, KEY)},
+        lambda: {"eval_step": evaluation, "eval_args": (make(WithoutInferenceMode), X, KEY)},
         "D03",
         "inference_mode is forgotten",
         is_quick=True,
@@ -205,8 +209,8 @@ CASES = [
         Trained,
         lambda: {
             "train_step": train_step(),
-            "args_at": at_steps(Trained(), X),
-            "resumed_args_at": lambda step: at_steps(Trained(), X)(step - 1),
+            "args_at": at_steps(make(Trained), X),
+            "resumed_args_at": lambda step: at_steps(make(Trained), X)(step - 1),
         },
         "D14",
         "a resumed run splits the key of the run from the start",

@@ -48,7 +48,7 @@ class FlagIsNotPassedOn(nn.Module):
 def flag_is_not_passed_on(params, x, key):
     def loss(params):
         y = FlagIsNotPassedOn().apply(params, x, deterministic=False, rngs={"dropout": key})
-        return (y**2).mean()
+        return jnp.square(y).mean()
 
     return jax.grad(loss)(params)
 

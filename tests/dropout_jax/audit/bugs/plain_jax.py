@@ -291,6 +291,46 @@ def seed_and_layer(weights, x, key):
     return drop(key, x @ weights)  # D15
 
 
+def keys_in_pairs(weights, x, key):
+    keys = jnp.repeat(jax.random.split(key, len(x) // 2), 2)
+    return jax.vmap(drop)(keys, x @ weights)  # D05
+
+
+def one_key_in_fori_loop(weights, x, key):
+    return jax.lax.fori_loop(0, 3, lambda _, x: jnp.tanh(drop(key, x @ weights)), x)  # D05
+
+
+def noise_with_the_key_of_the_mask(weights, x, key):
+    noisy = x + 0.1 * jax.random.normal(key, x.shape)
+    return drop(key, noisy @ weights)  # D05
+
+
+def step_plus_layer(weights, x, key, step):
+    for layer in range(2):
+        x = drop(jax.random.fold_in(key, step + layer), x @ weights)  # D14
+    return x
+
+
+def numpy_mask(weights, x, key):
+    mask = np.random.default_rng(0).random(x.shape) < 0.75  # D04
+    return drop(key, jnp.where(mask, (x @ weights) / 0.75, 0))
+
+
+def backward_without_mask(weights, x, key):
+    h = x @ weights
+    return h + jax.lax.stop_gradient(drop(key, h) - h)  # D07
+
+
+def one_of_two_layers_is_off(weights, x, key):
+    first, _ = jax.random.split(key)
+    return jnp.tanh(drop(first, x @ weights)) @ weights  # D02
+
+
+def halves_with_one_mask(weights, x, key):
+    half = jax.random.bernoulli(key, 0.75, (len(x), 32))  # D06
+    return (x @ weights) * jnp.concatenate([half, half], axis=1) / 0.75
+
+
 def faulty(code, model, about, **kwargs):
     """The case of a forward pass, in a gradient step."""
 
@@ -367,6 +407,9 @@ CASES = [
     faulty("D05", one_key_for_microbatches, "one key for accumulated parts of a batch"),
     faulty("D05", key_that_the_loop_does_not_move, "a carry that keeps the old key"),
     faulty("D05", attention_and_mlp_with_one_key, "a layer's key serves both of its parts"),
+    faulty("D05", keys_in_pairs, "each key serves two rows"),
+    faulty("D05", one_key_in_fori_loop, "one key for the turns of a loop"),
+    faulty("D05", noise_with_the_key_of_the_mask, "one key for noise and for the mask"),
     faulty("D06", one_key_in_vmap, "one key for the rows of a vmap", is_quick=True),
     faulty("D06", equal_keys_in_vmap, "equal keys for the rows of a vmap"),
     faulty("D06", mask_of_one_row, "one row's mask for all"),
@@ -408,7 +451,17 @@ CASES = [
         name="keys_that_come_again_after_a_resume",
         is_quick=True,
     ),
+    faulty_keys(
+        "D14",
+        step_plus_layer,
+        {"args_at": lambda step: (WEIGHTS, X, KEY, jnp.uint32(step))},
+        "fold_in(key, step + layer)",
+    ),
     faulty("D15", seed_in_step, "key(0) in the step", is_quick=True),
     faulty("D15", seed_of_numpy, "key(np.random...) in a jitted step"),
     faulty("D15", seed_and_layer, "fold_in(PRNGKey(0), layer)"),
+    faulty("D04", numpy_mask, "a mask of NumPy is a constant of the program", is_missed=True),
+    faulty("D07", backward_without_mask, "the gradient passes the mask by", is_missed=True),
+    faulty("D02", one_of_two_layers_is_off, "one layer of two is off", is_missed=True),
+    faulty("D06", halves_with_one_mask, "half of the features has the other's", is_missed=True),
 ]

@@ -64,14 +64,22 @@ class DropPath(nn.Module):
         return x + nn.Dense(64)(x) * keep / 0.9
 
 
+class Row(nn.Module):
+    """One row of a batch."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dropout(0.2, deterministic=False)(nn.Dense(64)(x))
+
+
 class Rows(nn.Module):
     """nn.vmap over the rows, each with its own key."""
 
     @nn.compact
     def __call__(self, x):
         rngs: Any = {"params": False, "dropout": True}
-        row = nn.vmap(Layer, in_axes=(0, None), variable_axes={"params": None}, split_rngs=rngs)
-        return row()(x, None)[0]
+        row = nn.vmap(Row, variable_axes={"params": None}, split_rngs=rngs)
+        return row()(x)
 
 
 class Recurrent(nn.Module):

@@ -288,6 +288,38 @@ def threshold_of_integers(weights, x, key):
     return jnp.where(keep, h / 0.9, 0)
 
 
+def share_of_this_mask(weights, x, key):
+    h = x @ weights
+    mask = jax.random.bernoulli(key, 0.75, h.shape)
+    return h * mask / mask.mean()
+
+
+def units_of_a_permutation(weights, x, key):
+    kept = jax.random.permutation(key, x.shape[1])[:48]
+    return (x @ weights) * jnp.zeros(x.shape[1]).at[kept].set(64 / 48)
+
+
+def binomial_mask(weights, x, key):
+    h = x @ weights
+    return h * jax.random.binomial(key, 1, 0.75, h.shape) / 0.75
+
+
+def randint_mask(weights, x, key):
+    h = x @ weights
+    return jnp.where(jax.random.randint(key, h.shape, 0, 10) < 9, h / 0.9, 0)
+
+
+def choice_mask(weights, x, key):
+    h = x @ weights
+    share = jnp.array([0.25, 0.75])
+    return jnp.where(jax.random.choice(key, 2, h.shape, p=share) == 1, h / 0.75, 0)
+
+
+def mask_of_logarithms(weights, x, key):
+    h = x @ weights
+    return h * jnp.exp(jnp.where(jax.random.bernoulli(key, 0.75, h.shape), 0.28768, -jnp.inf))
+
+
 def device_mesh(axis_type=AxisType.Auto):
     return jax.make_mesh((4,), ("rows",), axis_types=(axis_type,))
 
@@ -331,7 +363,8 @@ MODELS = [
     other_generator, drop_path, drop_path_by_rows, layer_drop, zoneout, zoneout_by_products,
     masked_tokens, r_drop, sampled_latent, gumbel_gate, patches_that_are_left_out, drop_connect,
     gaussian, rate_zero_in_one_layer, dropout_before_norm, mixed_precision, threshold_of_integers,
-    in_shard_map, layers_in_shard_map, constrained,
+    share_of_this_mask, units_of_a_permutation, binomial_mask, randint_mask, choice_mask,
+    mask_of_logarithms, in_shard_map, layers_in_shard_map, constrained,
 ]  # fmt: skip
 QUICK = {plain, remat_in_scan, rows_in_vmap, accumulated, mask_times_data, dropkey, whole_layer}
 QUICK |= {zoneout_by_products, rows_in_turn_in_backward, augmented}
