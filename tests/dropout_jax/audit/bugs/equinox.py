@@ -48,7 +48,7 @@ class KeyInTheModel(Model):
         self.key = KEY
 
     def __call__(self, x, key):
-        number = jnp.uint32(jnp.abs(x).sum() * 1e4)
+        number = jnp.uint32((x.sum() + 100) * 1e3)
         own = jax.random.fold_in(self.key, number)
         return self.drop(jnp.tanh(self.linear(x)), key=own)  # D04
 

@@ -47,7 +47,7 @@ class FlagIsNotPassedOn(nn.Module):
 @jax.jit  # D02
 def flag_is_not_passed_on(params, x, key):
     def loss(params):
-        y = FlagIsNotPassedOn().apply(params, x, deterministic=False, rngs={"dropout": key})
+        y: Any = FlagIsNotPassedOn().apply(params, x, deterministic=False, rngs={"dropout": key})
         return jnp.square(y).mean()
 
     return jax.grad(loss)(params)
