@@ -1,5 +1,7 @@
 """Every fault is found with its code and its line, and no correct model is accused."""
 
+import pathlib
+
 import pytest
 from audit_cases import judge
 
@@ -7,6 +9,7 @@ import bugs
 import correct
 from dropout_jax.audit._findings import TITLES
 
+PAGE = pathlib.Path(__file__).parents[3] / "docs" / "audit.md"
 OF_DEVICES_AND_PADDING = {"D08", "D12"}
 
 
@@ -39,3 +42,10 @@ def test_every_code_has_faulty_models_and_every_framework_both_kinds():
     codes = {case.code for cases in bugs.CASES.values() for case in cases}
     assert codes >= set(TITLES) - OF_DEVICES_AND_PADDING
     assert set(bugs.CASES) <= set(correct.CASES)
+
+
+def test_page_has_a_section_for_every_code_and_a_row_for_every_case():
+    page = PAGE.read_text()
+    assert all(f"### {code}\n" in page for code in {*TITLES} | OF_DEVICES_AND_PADDING)
+    cases = [case for of in (bugs.CASES, correct.CASES) for some in of.values() for case in some]
+    assert [str(case) for case in cases if f"`{case}`" not in page] == []  # tests/audit_page.py
