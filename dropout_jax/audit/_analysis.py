@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
@@ -27,6 +28,7 @@ from dropout_jax.audit._opaque import is_opaque, record_opaque
 from dropout_jax.audit._rules import apply_rule, draw_own_words, is_key
 from dropout_jax.audit._values import Kind, Value, join, merge, varying_axes
 
+_REAL = (jnp.floating, jnp.integer, jnp.bool_)  # bfloat16 too
 MOST_PASSES = 8  # of a loop, until what is known of its carry no longer changes
 
 
@@ -71,7 +73,8 @@ def _count_readers(jaxpr: Any) -> Counter:
 def _literal_value(literal: core.Literal) -> Value:
     number = np.asarray(literal.val)
     axes = varying_axes(number.shape)
-    constant = None if axes or number.dtype.kind not in "biuf" else float(number.reshape(-1)[0])
+    is_real = any(jnp.issubdtype(number.dtype, kind) for kind in _REAL)
+    constant = float(number.reshape(-1)[0]) if is_real and not axes else None
     return Value(axes=axes, constant=constant)
 
 

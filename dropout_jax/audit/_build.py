@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from dropout_jax.audit._graph import Application, Decision, Graph, Point
+from dropout_jax.audit._graph import Application, Decision, Draw, Graph, Point
 from dropout_jax.audit._jaxprs import TURNS, form_of, is_backward, manual_axes, module_path
 from dropout_jax.audit._locations import (
     find_callers,
     find_gradient_call,
     find_library_calls,
     find_location,
+    is_inside_sampler,
 )
 from dropout_jax.audit._record import Noise, OpaqueCall, Record, Site
 from dropout_jax.audit._statistics import chance_of_constant, probability_of_true, share_interval
@@ -51,16 +52,30 @@ def build_record(graph: Graph, harvest: Harvest, names: Sequence[str]) -> Record
             part = backward if is_backward(decision.trail) else forward
             part.append((name, _build_site(run, decision, uses[name])))
     sites, strays = _match_recomputations([s for _, s in forward], [s for _, s in backward])
-    return Record(tuple(sites), tuple(strays), _build_noise(graph), _build_opaque(run))
+    return Record(tuple(sites), tuple(strays), _build_noise(run, uses), _build_opaque(run))
 
 
 def _applications_of(graph: Graph) -> dict[Any, list[tuple[Any, Application, bool]]]:
-    """Return, for each decision, its applications: (name, application, is True of it True)."""
+    """Return, for each decision, its applications: (name, application, is True of it True).
+
+    Those inside a sampler of jax.random, which may reject numbers, are not the user's.
+    """
     uses: dict[Any, list[tuple[Any, Application, bool]]] = {}
     for name, application in graph.applications.items():
+        if is_inside_sampler(application.trail):
+            continue
         for decision, is_true in application.mask.decisions:
+            if _is_rejection(graph.decisions.get(decision)):
+                continue
             uses.setdefault(decision, []).append((name, application, is_true))
     return uses
+
+
+def _is_rejection(decision: Decision | None) -> bool:
+    """Whether a decision is of a sampler that draws until it accepts, as of binomial numbers."""
+    trail = () if decision is None else decision.trail
+    whiles = [n for n, equation in enumerate(trail, 1) if form_of(equation) == "while"]
+    return any(is_inside_sampler(trail[:n]) for n in whiles)
 
 
 class _Share(NamedTuple):
@@ -112,6 +127,7 @@ def _build_site(run: _Run, decision: Decision, uses: list[tuple[Any, Application
         mesh_axes=_mesh_axes(decision),
         devices=_devices(run, decision),
         data_varies_along=application.varies_along,
+        has_repeated_keys=_has_repeated_keys(run, decision),
         masks=run.read(decision.mask_point, "mask") if has_masks else None,
         corner=_corner(run, application),
     )
@@ -144,13 +160,22 @@ def _count_applications(run: _Run, uses: list[tuple[Any, Application, bool]], ti
     """Return how often the forward pass applies a decision that it makes so many times.
 
     Forward differentiation applies it to the tangents too, which is one use. It is another if it is
-    in a loop, at another line, or works on the result of a use.
+    in a loop, at another line, or works on the result of a use. What does the opposite, as a loss
+    of the tokens that a model has not seen, is no other use.
     """
+    uses = [use for use in uses if _effect(*use[1:]) == _effect(*uses[0][1:])]
     turns = max((run.read(application.point, "ran").size for _, application, _ in uses), default=0)
     lines = {find_callers(application.trail) for _, application, _ in uses}
     bits = sum(1 << run.graph.numbers[name] for name, _, _ in uses)
     chained = sum(bool(application.history & bits) for _, application, _ in uses)
     return max(turns, times * len(lines), times * (1 + chained) if len(uses) > 1 else 0)
+
+
+def _effect(application: Application, is_true: bool) -> tuple[str, bool]:
+    """Return what a decision does there, and whether to what it makes True."""
+    if application.is_kept_where_true is None:
+        return application.use, is_true
+    return application.use, application.is_kept_where_true == is_true
 
 
 def _share_each(of_true: np.ndarray, share: _Share) -> np.ndarray:
@@ -377,16 +402,29 @@ def _scale_tolerance(application: Application) -> float:
 def _keys(run: _Run, decision: Decision, times: int) -> tuple[frozenset, ...]:
     """Return, for each time, the keys of the draws of a decision."""
     keys: list[set] = [set() for _ in range(times)]
-    for name in decision.value.draws:
-        draw = run.graph.draws.get(name)
-        if draw is None or draw.key_point is None:
-            continue
-        words = run.read(draw.key_point, "words")
+    for draw, words in _words_of(run, decision):
         for time in range(times):
             if len(words) in (1, times):
                 rows = words[time if len(words) == times else 0]
                 keys[time] |= {(draw.generator, *row) for row in rows.tolist()}
     return tuple(frozenset(key) for key in keys)
+
+
+def _words_of(run: _Run, decision: Decision) -> Iterator[tuple[Draw, np.ndarray]]:
+    """Iterate over the draws of a decision and the words of their keys: (times, keys, words)."""
+    for name in decision.value.draws:
+        draw = run.graph.draws.get(name)
+        if draw is not None and draw.key_point is not None:
+            yield draw, run.read(draw.key_point, "words")
+
+
+def _has_repeated_keys(run: _Run, decision: Decision) -> bool:
+    """Whether a draw that takes several keys takes one of them twice."""
+    return any(
+        len(np.unique(rows, axis=0)) < len(rows)
+        for _, words in _words_of(run, decision)
+        for rows in words[:1]
+    )
 
 
 def _match_recomputations(
@@ -398,9 +436,10 @@ def _match_recomputations(
     for site in backward:
         again = mask_names(site)
         partners = [n for n, other in enumerate(sites) if again & mask_names(other)]
-        if partners and again <= made:
-            for n in partners[:1]:
-                sites[n] = _count_recomputation(sites[n])
+        if not again <= made:
+            partners = [n for n, other in enumerate(sites) if _is_same_in_other_parts(other, site)]
+        if partners:
+            sites[partners[0]] = _count_recomputation(sites[partners[0]])
         elif any(_could_be_recomputed(other, site) for other in forward):
             strays.append(site)
         else:
@@ -408,9 +447,28 @@ def _match_recomputations(
     return sites, strays
 
 
+def _is_same_in_other_parts(site: Site, again: Site) -> bool:
+    """Whether two sites decide the same in other parts, such as a batch and its rows in turn."""
+    has_other_shape = site.shape != again.shape
+    return has_other_shape and len(_keys_of(site)) > 0 and _extent(site) == _extent(again)
+
+
+def _extent(site: Site) -> tuple[frozenset, int, int]:
+    """Return the keys of a site, and how many elements it decides and keeps."""
+    size = math.prod(site.shape) * site.times
+    return _keys_of(site), size, round(site.kept * size)
+
+
+def _keys_of(site: Site) -> frozenset:
+    """Return the keys of a site that JAX's generators take; those of this package have counters."""
+    keys = frozenset(key for each in site.keys for key in each)
+    return frozenset(key for key in keys if key[0] != "dropout_jax")
+
+
 def _could_be_recomputed(site: Site, again: Site) -> bool:
     is_same_size = math.prod(site.shape) == math.prod(again.shape)
-    return site.is_active and (site.location == again.location or is_same_size)
+    is_same = site.location == again.location or is_same_size or _keys_of(site) & _keys_of(again)
+    return site.is_active and bool(is_same)
 
 
 def _count_recomputation(site: Site) -> Site:
@@ -423,14 +481,31 @@ def mask_names(site: Site) -> set[tuple[int, ...]]:
     return {(size, int(first), int(second)) for first, second in site.hashes}
 
 
-def _build_noise(graph: Graph) -> tuple[Noise, ...]:
-    used = {draw for decision in graph.decisions.values() for draw in decision.value.draws}
+def _build_noise(run: _Run, uses: Mapping[Any, Any]) -> tuple[Noise, ...]:
+    graph = run.graph
+    made = [graph.decisions[name] for name in uses if name in graph.decisions]
+    used = {draw for decision in made for draw in decision.value.draws}
     noise = [
-        Noise(find_location(draw.trail), draw.generator, draw.shape, graph.noise.get(name, "other"))
+        Noise(
+            find_location(draw.trail),
+            draw.generator,
+            draw.shape,
+            graph.noise.get(name, "other"),
+            _keys_of_draw(run, draw),
+        )
         for name, draw in graph.draws.items()
         if name not in used
     ]
     return tuple(noise)
+
+
+def _keys_of_draw(run: _Run, draw: Draw) -> frozenset:
+    """Return the keys that a draw takes in a forward pass, at all times."""
+    if draw.key_point is None or is_backward(draw.trail):
+        return frozenset()
+    words = run.read(draw.key_point, "words")
+    rows = words.reshape(-1, words.shape[-1]).tolist() if words.size else []
+    return frozenset((draw.generator, *row) for row in rows)
 
 
 def _build_opaque(run: _Run) -> tuple[OpaqueCall, ...]:

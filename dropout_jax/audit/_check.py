@@ -10,6 +10,7 @@ from dropout_jax.audit._build import build_record
 from dropout_jax.audit._findings import Finding, Findings, Severity, sort_findings
 from dropout_jax.audit._locations import locate_function
 from dropout_jax.audit._many_runs import (
+    find_collisions,
     find_dead_rate,
     find_off_in_training,
     find_on_in_evaluation,
@@ -103,6 +104,7 @@ def check(
         there = _arguments_at(args_of_process, range(2), "args_of_process", is_needed=False)
         findings += find_process_faults(_record_steps(train_step, there))
         findings += find_repeated_steps(list(records.values()))
+        findings += find_collisions(list(records.values()))
         findings += find_seed_faults(list(records.values()))
         later = _arguments_at(resumed_args_at, range(1, steps), "resumed_args_at", is_needed=False)
         findings += find_replay_after_resume(records, _record_steps(train_step, later))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
@@ -74,10 +73,20 @@ def find_gradient_call(trail: Sequence[Any]) -> Location | None:
 
 def locate_function(function: Any) -> Location:
     """Return where a function is defined, as far as it can be known."""
-    code = getattr(inspect.unwrap(function), "__code__", None)
+    code = getattr(_unwrap(function), "__code__", None)
     if code is None:
         return Location("<unknown>", 0, getattr(function, "__name__", type(function).__name__))
     return Location(code.co_filename, code.co_firstlineno, code.co_qualname)
+
+
+def _unwrap(function: Any) -> Any:
+    """Return the function inside jit, functools.partial, a method or an object with __call__."""
+    for inner in ("__wrapped__", "__func__", "func"):
+        if hasattr(function, inner):
+            return _unwrap(getattr(function, inner))
+    if hasattr(function, "__code__") or isinstance(function, type):
+        return function
+    return vars(type(function)).get("__call__", function)
 
 
 def find_library_calls(trail: Sequence[Any]) -> tuple[str, ...]:
@@ -88,6 +97,16 @@ def find_library_calls(trail: Sequence[Any]) -> tuple[str, ...]:
             break
         names.append(f"{frame.library}:{Path(frame.location.file).stem}.{frame.location.function}")
     return tuple(names)
+
+
+def is_inside_sampler(trail: Sequence[Any]) -> bool:
+    """Whether an equation belongs to a sampler of jax.random, such as one that rejects."""
+    for frame in walk_frames(trail):
+        if not frame.library:
+            return False
+        if frame.library == "jax" and "random" in Path(frame.location.file).with_suffix("").parts:
+            return True
+    return False
 
 
 def walk_frames(trail: Sequence[Any]) -> Iterator[Frame]:
@@ -113,7 +132,8 @@ def _are_frames_of_call(frames: list[Any], call: Any) -> bool:
         return True
     source = str(getattr(call.params["jaxpr"].jaxpr.debug_info, "func_src_info", None))
     is_inside = any(_last_name(frame.function_name) == name for frame in frames)
-    return is_inside or not find_library(source.partition(" at ")[2])
+    library = find_library(source.partition(" at ")[2])
+    return is_inside or library in ("", "equinox")  # whose filter_jit gives its own file
 
 
 def _last_name(function: str) -> str:

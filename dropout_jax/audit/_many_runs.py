@@ -19,13 +19,20 @@ def find_off_in_training(records: Sequence[Record], location: Location) -> Itera
         return
     if any(noise.use == "multiplied" for record in records for noise in record.noise):
         return
-    opaque = next((call for record in records for call in record.opaque), None)
-    seen = f" What {opaque.primitive} at {opaque.location} does cannot be seen." if opaque else ""
+    calls = [call for record in records for call in record.opaque]
+    unseen = [f"{call.primitive} at {call.location} does" for call in calls]
+    unseen += [
+        f"becomes of the random numbers at {noise.location}"
+        for record in records
+        for noise in record.noise
+        if noise.use == "other"
+    ]
+    limit = f" What {unseen[0]} is not seen." if unseen else ""
     yield Finding(
         "D02",
-        "note" if opaque else "error",
+        "note" if unseen else "error",
         location,
-        f"The training step drops nothing.{seen}",
+        f"The training step drops nothing.{limit}",
         "Turn it on: deterministic=False, model.train(), a rate above 0, a key.",
     )
 
@@ -69,6 +76,22 @@ def find_repeated_steps(records: Sequence[Record]) -> Iterator[Finding]:
             yield _replayed(site, again, masks.index(masks[again]))
 
 
+def find_collisions(records: Sequence[Record]) -> Iterator[Finding]:
+    """D14: a site has the mask that another site, or turn of its loop, has had at another step."""
+    first_use: dict[tuple, tuple[int, int, int]] = {}
+    for step, record in enumerate(records):
+        for number, site in enumerate(record.sites):
+            is_large = site.is_active and site.decided // site.times >= COMPARABLE
+            if site.is_key_constant or not is_large:
+                continue
+            for turn, words in enumerate(site.hashes.tolist()):
+                use = step, number, turn
+                earlier = first_use.setdefault((*site.shape, *words), use)
+                if earlier[0] != step and earlier[1:] != use[1:]:
+                    other = records[earlier[0]].sites[earlier[1]]
+                    yield _replayed(site, step, earlier[0], "", f" at {other.location}")
+
+
 def _same_at_every_step(site: Site, count: int) -> Finding:
     cause = "depends on no argument of the step"
     if not site.is_key_constant:
@@ -84,14 +107,14 @@ def _same_at_every_step(site: Site, count: int) -> Finding:
     )
 
 
-def _replayed(site: Site, step: int, earlier: int, how: str = "") -> Finding:
+def _replayed(site: Site, step: int, earlier: int, how: str = "", where: str = "") -> Finding:
     return Finding(
         "D14",
         "error",
         site.location,
-        f"Its mask at step {step}{how} is that of step {earlier}.",
-        "Fold the number of the step into the key of the run, so that a resumed run goes on: "
-        "jax.random.fold_in(key, step).",
+        f"Its mask at step {step}{how} is that of step {earlier}{where}.",
+        "Fold the number of the step into the key of the run, so that a resumed run goes on, and "
+        "the layer into that key: jax.random.fold_in(jax.random.fold_in(key, step), layer).",
         callers=site.callers,
     )
 

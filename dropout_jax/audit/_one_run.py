@@ -15,6 +15,9 @@ COMPARABLE = 64  # decisions of a mask, at least: smaller ones are equal by chan
 COARSE = 11  # random bits, at most, with which a rate is visibly rounded
 DROPS = ("zero", "bias", "product")  # uses of a decision that are dropout and nothing else
 SCALE_TOLERANCE = 0.005
+VISIBLE_BIAS = 1e-3  # of the scale; that of bfloat16 at rate 0.1 is 1.7e-3
+# Functions of libraries whose users ask for shared masks by calling them.
+_OPT_IN_OVER_TIME = "keras:dropout_rnn_cell."
 _OPT_IN = ("dropout_jax:", "flax:stochastic.", "haiku:basic.dropout", "keras:")
 
 
@@ -49,12 +52,14 @@ def _names(site: Site, parts: Sequence[str]) -> bool:
 def check_one_run(record: Record, declared: Declared) -> Iterator[Finding]:
     """Iterate over the findings of one training step."""
     yield from find_reused_masks(record, declared)
+    yield from find_keys_of_noise(record, declared)
     for site in record.sites:
         if site.is_active:
             yield from find_sharing(site, declared)
             yield from find_wrong_scale(site, declared)
             yield from find_coarse_rate(site)
             yield from find_dropped_padding(site, declared)
+            yield from find_rounded_scale(site)
         yield from find_seed_inside(site)
     for site in record.strays:
         yield Finding(
@@ -76,6 +81,8 @@ def find_reused_masks(record: Record, declared: Declared) -> Iterator[Finding]:
             continue
         if site.applications > site.times and site.use not in ("branch", "product"):
             yield _reused(site, site, declared, f"is applied {site.applications} times")
+        if site.has_repeated_keys and not site.shared_axes:
+            yield _reused(site, site, declared, "is drawn with several keys, and some are equal")
         for time in range(site.times):
             device = tuple(site.devices[time].tolist())
             uses = [
@@ -95,6 +102,16 @@ def find_reused_masks(record: Record, declared: Declared) -> Iterator[Finding]:
                 yield _reused(site, record.sites[other], declared, where)
             elif earlier != time:
                 yield _reused(site, site, declared, f"is the same in turns of {site.loops}")
+
+
+def find_keys_of_noise(record: Record, declared: Declared) -> Iterator[Finding]:
+    """D05, a warning: noise has the key of a mask, so the mask is a function of the noise."""
+    for site in record.sites:
+        keys = frozenset(key for each in site.keys for key in each)
+        noise = next((noise for noise in record.noise if noise.keys & keys), None)
+        if site.is_active and noise is not None:
+            what = f"is drawn with the key of the numbers at {noise.location} too"
+            yield dataclasses.replace(_reused(site, site, declared, what), severity="warning")
 
 
 def _is_reuse(name: tuple, site: Site, other: Site) -> bool:
@@ -128,16 +145,18 @@ def _is_comparable(site: Site, time: int) -> bool:
 
 def _reused(site: Site, other: Site, declared: Declared, what: str) -> Finding:
     is_other_pass = site.pass_location != other.pass_location  # as in sharpness-aware minimization
-    severity: Severity = "note" if is_other_pass or declared.shares(site, other) else "error"
-    remedy = "Give each its own key: jax.random.fold_in(key, number of the layer)."
-    if severity == "error":
-        remedy += " If it is meant, declare it: shared=['function of that line']."
+    is_meant = declared.shares(site, other) or (site is other and _is_over_time(site))
+    severity: Severity = "note" if is_other_pass or is_meant else "error"
+    remedy = (
+        "Give each its own key: jax.random.fold_in(key, number of the layer). If it is meant, "
+        "declare it: shared=['function of that line']."
+    )
     return Finding(
         "D05",
         severity,
         site.location,
         f"The mask of shape {site.shape} {what}.",
-        remedy,
+        remedy if severity == "error" else "",
         callers=site.callers,
     )
 
@@ -145,8 +164,21 @@ def _reused(site: Site, other: Site, declared: Declared, what: str) -> Finding:
 def is_sharing_meant(site: Site, declared: Declared) -> bool:
     """Whether a site's mask of size 1 along an axis is asked for, or declared."""
     is_opt_in = any(name.startswith(_OPT_IN) for name in site.library)
-    is_asked_for = bool(site.shared_axes) and site.is_drawn_shared and (is_opt_in or not site.shape)
+    is_drawn_so = site.is_drawn_shared and (is_opt_in or not site.shape)
+    is_meant = is_drawn_so or _is_over_time(site) or _is_of_rows(site)
+    is_asked_for = bool(site.shared_axes) and is_meant
     return is_asked_for or declared.shares(site) or site.use not in DROPS
+
+
+def _is_of_rows(site: Site) -> bool:
+    """Whether each row has a decision of its own for all that is in it, as in DropPath."""
+    long_axes = [axis for axis, size in enumerate(site.applied_shape) if size > 1]
+    return list(site.shared_axes) == long_axes[1:] and 0 not in site.shared_axes
+
+
+def _is_over_time(site: Site) -> bool:
+    """Whether a recurrent layer of a library draws one mask for all steps of a sequence."""
+    return any(name.startswith(_OPT_IN_OVER_TIME) for name in site.library)
 
 
 def find_sharing(site: Site, declared: Declared) -> Iterator[Finding]:
@@ -269,6 +301,24 @@ def find_dropped_padding(site: Site, declared: Declared) -> Iterator[Finding]:
 
 def _knows_padding(site: Site, padding: Sequence[str]) -> bool:
     return any(name in argument for name in padding for argument in site.mask_arguments)
+
+
+def find_rounded_scale(site: Site) -> Iterator[Finding]:
+    """D11, a note: the scale is rounded to the dtype of the data, such as bfloat16's 1 / 0.8984."""
+    is_low = site.scale_tolerance > VISIBLE_BIAS
+    if site.probability is None or site.scale is None or not (site.is_independent and is_low):
+        return
+    bias = site.scale * site.probability - 1
+    if VISIBLE_BIAS < abs(bias) <= SCALE_TOLERANCE + site.scale_tolerance:
+        yield Finding(
+            "D11",
+            "note",
+            site.location,
+            f"The scale is {site.scale:.6g} and not {1 / site.probability:.6g}, as its dtype has "
+            f"few digits: the mean is off by {bias:+.2%}.",
+            "Multiply in float32, and round the product once.",
+            callers=site.callers,
+        )
 
 
 def find_seed_inside(site: Site) -> Iterator[Finding]:

@@ -37,7 +37,8 @@ def record_opaque(walk: Walk, equation: core.JaxprEqn, values: Sequence[Value]) 
     for _, value in seeds:
         arguments |= value.arguments
     point = walk.point("seed", *(atom for atom, _ in seeds)) if seeds else None
-    is_random = bool(params.get("dropout_rate")) or _draws_inside(equation)
+    rate = params.get("dropout_rate")
+    is_random = (isinstance(rate, int | float) and rate > 0) or _draws_inside(equation)
     walk.graph.opaque.append(
         Opaque(walk.trail, equation.primitive.name, params, arguments, point, is_random)
     )

@@ -51,6 +51,7 @@ class Site:
       mesh_axes: the axes of the mesh whose devices decide for themselves.
       devices: of each time, its device's indices along those axes: (times, axes).
       data_varies_along: those of them along which the devices have different data.
+      has_repeated_keys: whether a draw that takes several keys takes one of them twice.
       masks: the masks, (times, *shape), if they were asked for.
       corner: the beginning of what is kept of the data, for each time: (times, 2, 2, 32, 32) at
         most, of its last four axes.
@@ -90,6 +91,7 @@ class Site:
     mesh_axes: tuple[str, ...]
     devices: np.ndarray = dataclasses.field(repr=False)
     data_varies_along: frozenset[str]
+    has_repeated_keys: bool
     masks: np.ndarray | None = dataclasses.field(repr=False, default=None)
     corner: np.ndarray | None = dataclasses.field(repr=False, default=None)
 
@@ -167,12 +169,14 @@ class Noise:
       shape: of the numbers.
       use: whether data is "multiplied" with them, as in Gaussian dropout, or they are "added" to
         it, or "other".
+      keys: the words of its keys: (generator, word, ...).
     """
 
     location: Location
     generator: str
     shape: tuple[int, ...]
     use: NoiseUse
+    keys: frozenset = dataclasses.field(repr=False, default=frozenset())
 
     def __str__(self) -> str:
         """Return a line of text."""

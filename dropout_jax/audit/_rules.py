@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -147,6 +148,8 @@ def _data_result(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> li
         results[0] = with_flags(equation, values, results[0])
     elif name == "select_n":
         results[0] = with_flags(equation, values, results[0])
+    elif name in ("add", "sub", "add_any"):
+        _join_choice(walk, values)
     elif name == "neg" or (name in MOVES and len(values) == 1):
         source = values[0]
         results = [
@@ -429,6 +432,8 @@ def _add(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list[Value
     out, axes = equation.outvars[0], _result_axes(equation, values, shape_of(equation.outvars[0]))
     mask = _only(values, lambda value: value.kind == Kind.MASK)
     data = _only(values, lambda value: value.is_array_of_data)
+    if _join_choice(walk, values):
+        return None
     if mask is not None and data is not None:
         atom, result = equation.invars[mask], merge(values, Kind.DATA, axes)
         bit = record_application(
@@ -445,6 +450,28 @@ def _add(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list[Value
         _record_noise(walk, random, "added")
         return [merge(values, Kind.DATA, axes)]
     return None
+
+
+def _join_choice(walk: Walk, values: Sequence[Value]) -> bool:
+    """Join x * mask + y * (1 - mask) to one choice; return whether a sum is that."""
+    applications = walk.graph.applications
+    first, second = ([app for app, _ in value.applied if app in applications] for value in values)
+    for name, other in itertools.product(first, second):
+        if _are_opposite(applications[name].mask, applications[other].mask):
+            applications[name] = dataclasses.replace(applications[name], use="mix")
+            del applications[other]
+            return True
+    for name, value in [(name, values[1]) for name in first] + [(n, values[0]) for n in second]:
+        if value.kind == Kind.MASK and _are_opposite(applications[name].mask, value):
+            applications[name] = dataclasses.replace(applications[name], use="replace")
+            return True
+    return False
+
+
+def _are_opposite(mask: Value, other: Value) -> bool:
+    """Whether what one keeps the other drops."""
+    flipped = frozenset((name, not is_true) for name, is_true in other.decisions)
+    return bool(mask.decisions) and mask.decisions == flipped
 
 
 def _product(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> list[Value] | None:

@@ -2,6 +2,8 @@
 
 import pytest
 
+collect_ignore_glob = ["bugs/*", "correct/*", "*_models.py"]  # no tests: models
+
 
 @pytest.fixture
 def promotion():

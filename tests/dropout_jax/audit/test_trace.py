@@ -8,6 +8,9 @@ from audit_cases import KEY, WEIGHTS, X, drop, marked_lines
 from jax.sharding import PartitionSpec
 
 import dropout_jax
+import linen_models
+from correct import linen
+from correct.kernels import own_seed
 from dropout_jax import audit
 
 
@@ -187,3 +190,15 @@ def test_place_is_not_that_of_the_caller_for_whom_jax_traced_its_function_first(
 
     only_site(jax.grad(first), X, KEY)
     assert only_site(jax.grad(second), X, KEY).location.line in marked_lines(second, "location")
+
+
+def test_linen_names_its_modules():
+    args = linen_models.arguments_of(linen.Layers)()
+    modules = [site.module for site in audit.trace(args["train_step"], *args["args_at"](0)).sites]
+    assert [module.split("/")[-1] for module in modules] == ["Dropout_0", "Dropout_1", "Dropout_2"]
+
+
+def test_record_names_the_argument_of_a_kernels_seed():
+    (call,) = audit.trace(own_seed, X, KEY).opaque
+    assert (call.seed_arguments, call.is_random) == (("key",), True)
+    assert str(call).endswith("seed of argument key")
