@@ -122,7 +122,8 @@ def _build_site(run: _Run, decision: Decision, uses: list[tuple[Any, Application
         dtype=application.dtype,
         mask_arguments=_names_of(run, application.mask.arguments),
         drops_loss_terms=any(
-            use.is_on_masked and number in run.graph.summed for number, use, _ in forward
+            number in run.graph.summed and (use.is_on_masked or run.graph.summed[number])
+            for number, use, _ in forward
         ),
         mesh_axes=_mesh_axes(decision),
         devices=_devices(run, decision),

@@ -97,7 +97,8 @@ class Graph:
     later_factors: dict[Any, list[tuple[Point, bool, bool]]] = dataclasses.field(
         default_factory=dict
     )
-    summed: set[Any] = dataclasses.field(default_factory=set)
+    # Applications whose result is summed to a number, and whether flags mask the terms.
+    summed: dict[Any, bool] = dataclasses.field(default_factory=dict)
     noise: dict[Any, NoiseUse] = dataclasses.field(default_factory=dict)
     numbers: dict[Any, int] = dataclasses.field(default_factory=dict)
     opaque: list[Opaque] = dataclasses.field(default_factory=list)

@@ -42,15 +42,9 @@ ELEMENTWISE = COMPARISONS | BITWISE | ROUNDINGS | {
     "erf_inv", "logistic", "is_finite", "select_n", "clamp", "round", "sign", "nextafter", "real",
     "imag", "complex", "conj", "lgamma", "digamma", "add_any",
 }  # fmt: skip
+PRODUCTS = {"dot_general", "conv_general_dilated"}
 # Sums in which a factor of the whole array comes through.
-LINEAR = {
-    "dot_general",
-    "conv_general_dilated",
-    "reduce_sum",
-    "cumsum",
-    "psum",
-    "reduce_window_sum",
-}
+LINEAR = PRODUCTS | {"reduce_sum", "cumsum", "psum", "reduce_window_sum"}
 # Collectives after which devices have one value, and all of them.
 AGREEING = {"psum", "psum_invariant", "pmax", "pmin", "all_gather", "all_gather_invariant"}
 COLLECTIVES = AGREEING | {"axis_index", "all_to_all", "reduce_scatter", "ppermute", "pshuffle"}
@@ -164,9 +158,16 @@ def _data_result(walk: Walk, equation: core.JaxprEqn, values: list[Value]) -> li
         ]
     elif name in LINEAR:
         indirect = frozenset((app, False) for value in values for app, _ in value.applied)
+        is_masked = any(value.is_masked for value in values)
         if not shape_of(equation.outvars[0]) and walk.is_recording:
-            walk.graph.summed.update(app for app, _ in indirect)
-        results = [dataclasses.replace(result, applied=indirect) for result in results]
+            for application, _ in indirect:
+                walk.graph.summed[application] = is_masked
+        results = [
+            dataclasses.replace(
+                result, applied=indirect, is_masked=is_masked and name not in PRODUCTS
+            )
+            for result in results
+        ]
     elif name == "optimization_barrier":
         results = list(values)
     return results

@@ -33,7 +33,19 @@ def replaced_tokens(weights, tokens, key):
     return (weights[jnp.where(is_replaced, 6, tokens)] ** 2).sum()
 
 
+def losses_dropped_before_their_mask(weights, tokens, valid, key):
+    losses = drop(key, losses_of(weights, tokens))  # D12
+    return (losses * valid).sum() / valid.sum()
+
+
 CASES = [
+    padded(
+        losses_dropped_before_their_mask,
+        PADDED,
+        VALID,
+        code="D12",
+        about="losses, before their mask",
+    ),
     padded(
         dropped_losses, PADDED, VALID, code="D12", about="losses, after their mask", is_quick=True
     ),
