@@ -1,0 +1,357 @@
+"""Watch the operations of PyTorch while a model runs: what is drawn, decided and applied."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from types import CodeType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dropout_jax.audit._graph import Use
+from dropout_jax.audit._torch_calls import Call, describe, walk_tensors
+from dropout_jax.audit._torch_follow import follow, follow_any
+from dropout_jax.audit._torch_frames import (
+    Origin,
+    clean_path,
+    find_origin,
+    find_unregistered,
+    name_modules,
+)
+from dropout_jax.audit._torch_state import list_tensors
+from dropout_jax.audit._torch_values import (
+    BITS,
+    Application,
+    Decision,
+    Draw,
+    Value,
+    even_factor,
+    find_shared_axes,
+    to_mask,
+    uniform_grid,
+)
+
+_UNIFORM = ("rand", "rand_like", "uniform")
+# Kernels that hide their masks, and where their rate, and whether they are in training, are.
+_KERNELS = {
+    "_scaled_dot_product_flash_attention": (3, None),
+    "_scaled_dot_product_flash_attention_for_cpu": (3, None),
+    "_scaled_dot_product_efficient_attention": (5, None),
+    "_scaled_dot_product_cudnn_attention": (5, None),
+    "_scaled_dot_product_fused_attention_overrideable": (4, None),
+    "_cudnn_rnn": (11, 12),
+    "miopen_rnn": (9, 10),
+}
+BINARY = 64  # elements, at least, of a buffer that is taken for a mask
+
+
+class Watch(TorchDispatchMode):
+    """The mode in which a model runs.
+
+    Args:
+      model: whose modules are named.
+      stop: the code of the function that runs the model.
+      padding: where the padding of the batch is, or None.
+    """
+
+    def __init__(self, model: nn.Module, stop: CodeType, padding: np.ndarray | None) -> None:
+        super().__init__()
+        self._names, self._stop, self._padding = name_modules(model), stop, padding
+        self._values: dict[tuple | None, Value] = {}
+        self.draws: list[Draw] = []
+        self.decisions: list[Decision] = []
+        self.compiled: list[Origin] = []
+        self.is_backward, self.is_seeded, self.has_other_generator = False, False, False
+        self.seed, self._draw_count = 0, 0
+
+    def begin(self, model: nn.Module, seed: int | None) -> None:
+        """Begin a step: forget what was, but for the masks that the model holds; seed, or not."""
+        held = {_place(tensor) for module in model.modules() for tensor in _held(module)}
+        kept = {place: value for place, value in self._values.items() if place in held}
+        self._values = {place: value for place, value in kept.items() if value.kind != "data"}
+        self.draws, self.compiled, self._draw_count = [], [], 0
+        self.is_backward, self.is_seeded, self.has_other_generator = False, False, False
+        self.decisions = [value.decision for value in self._values.values() if value.decision]
+        for decision in self.decisions:
+            decision.applications = []
+        self._add_buffers(model)
+        if seed is not None:
+            self.seed = seed
+            torch.manual_seed(seed)
+
+    def _add_buffers(self, model: nn.Module) -> None:
+        """Take the tensors of the modules that are 0 or one other number for masks."""
+        for path, module in model.named_modules():
+            for tensor in _held(module):
+                if _place(tensor) in self._values or not _is_binary(tensor):
+                    continue
+                origin = Origin((), (), clean_path(path), is_compiled=False)
+                decision = Decision(origin, (), to_mask(tensor), is_buffer=True)
+                self._remember(tensor, Value("mask", decision=decision))
+                self.decisions.append(decision)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        """Run an operation, and follow what is random through it."""
+        call = Call(func, describe(func), args, kwargs or {})
+        tensors = call.tensors()
+        is_off = call.operation.name == "rrelu_with_noise" and not call.argument(4, False)
+        if call.operation.is_random and not is_off:
+            key = self._name_state(call, tensors)
+            out = func(*args, **call.kwargs)
+            self._record_draw(call, key, list(walk_tensors(out)))
+            return out
+        inputs = {_place(tensor) for tensor in tensors}
+        is_followed = any(place in self._values for place in inputs)
+        is_followed |= call.operation.name in ("mul", "div")
+        result = follow(self, call) if is_followed else None
+        out = func(*args, **call.kwargs)
+        if result is NotImplemented:
+            result = follow_any(self, call, out)
+        if result is not None and result.decision is not None and result.decision.mask is None:
+            result.decision.mask = to_mask(next(walk_tensors(out)))
+        for tensor in walk_tensors(out):
+            if call.operation.is_in_place or _place(tensor) not in inputs:  # else it is a view
+                self._remember(tensor, result)
+        return out
+
+    def _remember(self, tensor: torch.Tensor, value: Value | None) -> None:
+        """Set what is known of a tensor; nothing is None."""
+        place = _place(tensor)
+        if value is None or place is None:
+            self._values.pop(place, None)
+        else:
+            self._values[place] = value
+
+    def value_of(self, tensor: Any) -> Value | None:
+        """Return what is known of a tensor."""
+        return self._values.get(_place(tensor)) if isinstance(tensor, torch.Tensor) else None
+
+    def find_origin(self) -> Origin:
+        """Return where the operation comes from."""
+        origin = find_origin(self._names, self._stop)
+        stranger = find_unregistered(self._names, self._stop)
+        if stranger:
+            parts = (origin.module, f"({stranger}, not registered)")
+            origin = dataclasses.replace(origin, module=".".join(filter(None, parts)))
+        if origin.is_compiled:
+            self.compiled.append(origin)
+        return origin
+
+    def decide(
+        self,
+        draws: tuple[Draw, ...],
+        probability: float | None,
+        resolution: int = 53,
+        *,
+        is_independent: bool = True,
+    ) -> Value:
+        """Record a decision; its mask is what the operation returns."""
+        decision = Decision(
+            self.find_origin(),
+            draws,
+            probability=probability,
+            resolution=resolution,
+            is_independent=is_independent,
+            is_backward=self.is_backward,
+        )
+        self.decisions.append(decision)
+        return Value("mask", draws, decision)
+
+    def apply(
+        self, mask: torch.Tensor, use: Use, data: torch.Tensor | None, *, flips: bool = False
+    ) -> Value | None:
+        """Record that a mask meets data; return what is then known of the data."""
+        value = self.value_of(mask)
+        decision = value.decision if value else None
+        if decision is None or (self.is_backward and not decision.is_backward):
+            return None
+        kept, factor = to_mask(mask), 1.0
+        if flips:
+            kept = ~kept
+        if use == "zero" and not flips:
+            factor = even_factor(mask)
+        known = self.value_of(data)
+        factors = list(known.factors) if known else []
+        factors += [] if factor in (None, 1.0) else [factor]
+        shape = () if data is None else tuple(torch.broadcast_shapes(mask.shape, data.shape))
+        application = Application(
+            self.find_origin(),
+            use,
+            kept,
+            shape,
+            find_shared_axes(kept, shape),
+            factors,
+            max(map(_tolerance, (mask, data))),
+            factor is not None,
+            self._compare_with_padding(data, shape),
+        )
+        decision.applications.append(application)
+        return Value("data", application=application)
+
+    def branch(self, value: Value) -> None:
+        """Record that random numbers choose a branch of the program, nobody knows how."""
+        decision = self.decide(value.draws, None).decision
+        assert decision is not None
+        application = Application(decision.origin, "branch", None, (), (), [], 0.0)
+        decision.applications.append(application)
+
+    def _compare_with_padding(self, data: torch.Tensor | None, shape: tuple[int, ...]) -> str:
+        """Return what the padding has to do with the data of a site."""
+        padding = self._padding
+        if padding is None or data is None or shape[: padding.ndim] != padding.shape:
+            return ""
+        if shape == padding.shape and data.shape == shape:
+            values = data.detach().double().cpu().numpy()
+            is_zero = values == 0
+            if is_zero[padding].all() and not is_zero[~padding].all():
+                is_constant = len(np.unique(values[~padding])) == 1
+                return "mask" if is_constant else "masked"
+        return "covered"
+
+    def _record_draw(self, call: Call, key: tuple | None, outs: list[torch.Tensor]) -> None:
+        name = call.operation.name
+        if name in _KERNELS or name == "native_dropout":
+            self._record_kernel(call, key, outs)
+            return
+        if not outs or not outs[0].numel():
+            return
+        draw = Draw(self.find_origin(), f"aten.{name}", tuple(outs[0].shape), key, self.is_seeded)
+        if not self.is_backward:
+            self.draws.append(draw)
+        if name == "bernoulli":
+            value = self._decide_bernoulli(call, draw)
+            assert value.decision is not None
+            value.decision.mask = to_mask(outs[0])
+        else:
+            grid = _draw_grid(call, outs[0]) if name in _UNIFORM else None
+            value = Value("number", (draw,), grid=grid, bits=BITS.get(outs[0].dtype, 53))
+        if name == "rrelu_with_noise":
+            draw.use, value = "multiplied", None
+        for each in outs:
+            self._remember(each, value)
+
+    def _decide_bernoulli(self, call: Call, draw: Draw) -> Value:
+        """Record torch.bernoulli: the probability of 1 is a number, or the tensor's."""
+        is_own = call.operation.overload == "default" and not call.operation.is_in_place
+        probability = call.args[0] if is_own else call.argument(1, call.kwargs.get("p", 0.5))
+        if not isinstance(probability, torch.Tensor):
+            return self.decide((draw,), float(probability))
+        low, high = float(probability.min()), float(probability.max())
+        bits = BITS.get(probability.dtype, 53)
+        return self.decide((draw,), low if low == high else None, bits, is_independent=low == high)
+
+    def _record_kernel(self, call: Call, key: tuple | None, outs: list[torch.Tensor]) -> None:
+        """Record a kernel that draws, decides and applies at once."""
+        name = call.operation.name
+        number, switch = (1, 2) if name == "native_dropout" else _KERNELS[name]
+        rate = float(call.argument(number, call.kwargs.get("dropout_p", 0.0)) or 0.0)
+        for each in outs:
+            self._remember(each, None)
+        if not rate or (switch is not None and call.argument(switch, True) is False):
+            return
+        shape = tuple(outs[0].shape)
+        if "attention" in name:
+            query, key_tensor = call.args[:2]
+            shape = (*query.shape[:-1], key_tensor.shape[-2])
+        draw = Draw(self.find_origin(), f"aten.{name}", shape, key, self.is_seeded)
+        value = self.decide((draw,), 1 - rate)
+        assert value.decision is not None
+        if name != "native_dropout":
+            scale, eps = [1 / (1 - rate)] if rate < 1 else [], _tolerance(outs[0])
+            application = Application(draw.origin, "zero", None, shape, (), scale, eps)
+            value.decision.applications.append(application)
+            return
+        out, mask = outs
+        value.decision.mask = to_mask(mask)
+        self._remember(mask, value)
+        applied = self.apply(mask, "zero", call.args[0])
+        if applied and applied.application:
+            applied.application.factors += [1 / (1 - rate)] if rate < 1 else []
+            self._remember(out, applied)
+
+    def _name_state(self, call: Call, tensors: list[torch.Tensor]) -> tuple | None:
+        """Return a name for the draw: the generator and its state; note whether it was seeded."""
+        self._draw_count += 1
+        values = [*call.args, *call.kwargs.values()]
+        generator = next((value for value in values if isinstance(value, torch.Generator)), None)
+        device = tensors[0].device if tensors else torch.device(call.kwargs.get("device") or "cpu")
+        library = torch if device.type == "cpu" else getattr(torch, device.type, None)
+        if generator is not None:
+            self.has_other_generator = True
+            device, state = generator.device, generator.get_state()
+        elif library is None or not hasattr(library, "initial_seed"):
+            return None
+        else:
+            self.is_seeded |= library.initial_seed() != self.seed
+            state = torch.get_rng_state() if library is torch else library.get_rng_state(device)
+        return str(device), _digest(state), self._draw_count
+
+
+class BackwardPass(TorchFunctionMode):
+    """Tell the watch when gradients are computed."""
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()
+        self._watch = watch
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        """Run a function; PyTorch calls it for each of its own."""
+        if func not in (torch.Tensor.backward, torch.autograd.grad):
+            return func(*args, **(kwargs or {}))
+        before, self._watch.is_backward = self._watch.is_backward, True
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self._watch.is_backward = before
+
+
+def _held(module: nn.Module) -> list[torch.Tensor]:
+    """Return the tensors of a module that are no parameters."""
+    tensors = list_tensors(module)
+    return [tensor for tensor in tensors if not isinstance(tensor, nn.Parameter)]
+
+
+def _is_binary(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is 0 in some places and one positive number in all others."""
+    if tensor.numel() < BINARY or tensor.is_complex():
+        return False
+    top, is_zero = tensor.max(), tensor == 0
+    is_mixed = bool(is_zero.any()) and bool(top > 0)
+    return is_mixed and bool((is_zero | (tensor == top)).all())
+
+
+def _place(tensor: torch.Tensor) -> tuple | None:
+    """Return a name for the memory of a tensor; None if it has none."""
+    try:
+        pointer = tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return None
+    return (tensor.device, pointer) if pointer else None
+
+
+def _digest(state: torch.Tensor) -> str:
+    return hashlib.blake2b(state.cpu().numpy().tobytes(), digest_size=16).hexdigest()
+
+
+def _draw_grid(call: Call, out: torch.Tensor) -> torch.Tensor | None:
+    grid = uniform_grid(out.dtype, out.device)
+    if grid is None or call.operation.name != "uniform":
+        return grid
+    low, high = float(call.argument(1, 0.0)), float(call.argument(2, 1.0))
+    return grid * (high - low) + low
+
+
+def _tolerance(tensor: torch.Tensor | None) -> float:
+    """Return twice the precision of a tensor."""
+    if tensor is None or not tensor.is_floating_point():
+        return 0.0
+    return 2 * torch.finfo(tensor.dtype).eps
