@@ -14,7 +14,8 @@ from dropout_jax.audit._torch_calls import Call, constant_of, is_number, walk_te
 from dropout_jax.audit._torch_values import Draw, Value, map_grid, share_of_true
 
 _BIAS = -1e3  # what is added to the scores of attention, at most, so that they do not count
-_MOVES = ("clone", "_to_copy", "copy", "lift_fresh", "contiguous")
+_COPIES = ("clone", "_to_copy", "copy", "lift_fresh")
+_PARTS = ("index", "index_select", "gather", "repeat", "cat", "stack", "flip", "roll")
 
 
 class Watcher(Protocol):
@@ -66,9 +67,10 @@ def follow_any(watch: Watcher, call: Call, out: Any) -> Value | None:
         return None
     if any(value.kind == "number" for value in random):
         return _follow_number(call, tensors, values, result)
-    is_reduced = result.numel() < max(tensor.numel() for tensor in tensors)
-    is_part = call.operation.name in ("index", "index_select", "gather", "slice_copy")
-    return None if is_reduced and not is_part else random[0]
+    is_local = torch.Tag.pointwise in call.func.tags or call.operation.name in _PARTS
+    if result.numel() < max(tensor.numel() for tensor in tensors) and not is_local:
+        return None
+    return random[0] if is_local else dataclasses.replace(random[0], is_independent=False)
 
 
 def _follow_number(
@@ -91,11 +93,15 @@ def _on_grid(call: Call, tensor: torch.Tensor, value: Value) -> torch.Tensor | N
 
 
 def _compare(watch: Watcher, call: Call) -> Value | None:
-    """Random numbers against a threshold are a decision."""
+    """Random numbers against a threshold are a decision.
+
+    Against data along more axes they are not, as in the place of a span that starts at random.
+    """
     values = [watch.value_of(arg) for arg in call.args[:2]]
+    shape = torch.broadcast_shapes(*(tensor.shape for tensor in call.tensors()))
     for arg, value in zip(call.args[:2], values, strict=True):
         if value is not None and value.kind == "number":
-            return _decide(watch, call, arg, value)
+            return _decide(watch, call, arg, value) if arg.numel() == shape.numel() else None
     masks = [value for value in values if value is not None and value.kind == "mask"]
     return masks[0] if masks else None
 
@@ -167,22 +173,23 @@ def _multiply(watch: Watcher, call: Call) -> Value | None:
 
 
 def _kind_of(watch: Watcher, argument: Any) -> str:
-    """Return "mask", "number", "data", or "constant", for one number."""
+    """Return "mask", "number", "data", or "constant", for one number, as often as it may be."""
     value = watch.value_of(argument)
     if value is not None and value.kind != "data":
         return value.kind
-    return "constant" if is_number(argument) else "data"
+    is_filled = value is not None and value.is_filled
+    return "constant" if is_number(argument) or is_filled else "data"
 
 
 def _with_factor(value: Value | None, data: Any, factor: Any, *, is_division: bool) -> Value | None:
     """Return data that is multiplied with one number, which is remembered."""
     if not isinstance(data, torch.Tensor) or not data.is_floating_point():
         return None
-    number = float(factor)
+    number = constant_of(factor) or 0.0
     number = (1 / number if number else math.inf) if is_division else number
     value = value or Value("data")
     if value.application is not None:
-        value.application.factors.append(number)
+        value.application.later.append(number)
         return value
     return dataclasses.replace(value, factors=(*value.factors, number))
 
@@ -287,7 +294,7 @@ def _product(watch: Watcher, call: Call) -> Value | None:
 _RULES: dict[str, Callable[[Watcher, Call], Value | None]] = {
     **dict.fromkeys(("lt", "le", "gt", "ge", "eq", "ne"), _compare),
     **dict.fromkeys(("floor", "ceil", "round", "trunc"), _round),
-    **dict.fromkeys(_MOVES, _copy),
+    **dict.fromkeys(_COPIES, _copy),
     **dict.fromkeys(("mul", "div", "true_divide"), _multiply),
     **dict.fromkeys(("bitwise_and", "bitwise_or", "bitwise_xor"), _combine),
     **dict.fromkeys(("logical_and", "logical_or", "logical_xor"), _combine),

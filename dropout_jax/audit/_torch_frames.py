@@ -113,7 +113,7 @@ def locate_assignment(model: nn.Module, path: str, fallback: Location) -> Locati
         for part in parts[:depth]:
             owner = getattr(owner, part)
         for kind in type(owner).__mro__:
-            location = _find_line(kind, rf"\b\w+\.{re.escape(parts[depth])}\b\s*(:[^=]+)?=[^=]")
+            location = _find_line(kind, rf"\b\w+\.{re.escape(parts[depth])}\b[^=()]*=[^=]")
             if location is not None:
                 return location
     return fallback

@@ -75,38 +75,48 @@ def _is_name_of_rate(name: str, *, is_layer: bool) -> bool:
 def check_rates(runner: Runner, runs: Sequence[Run], fallback: Location) -> Iterator[Finding]:
     """Set all rates, each to a number of its own, twice, and see which of them act."""
     rates = list_rates(runner.model)
-    asked = [_spread(LOW, len(rates)), _spread(HIGH, len(rates))]
-    try:
-        low, high = (_run_with(runner, rates, values) for values in asked)
-    except Exception:  # the model's own code refuses such a rate, which is its right
-        return
-    for number, rate in enumerate(rates):
-        values = asked[0][number], asked[1][number]
-        own = [_own_sites(record, rate) for record in (low, high)]
-        taken = [{*one} - {values[n]} for n, one in enumerate(asked)]
-        acts = any(_has_rate(site, values[0]) for site in low.sites)
-        acts |= any(_has_rate(site, values[1]) for site in high.sites)
-        rest = [
-            [site for site in sites if not any(_has_rate(site, other) for other in others)]
-            for sites, others in zip(own, taken, strict=True)
-        ]
-        if acts:
-            continue
-        if _differ(*rest):
-            yield from _check_relation(rate, rest, values, runs)
+    low, high = _spread(LOW, len(rates)), _spread(HIGH, len(rates))
+    silent = list(range(len(rates)))
+    own: dict[int, tuple[list[Site], list[Site]]] = {n: ([], []) for n in silent}
+    for step in range(len(runs)):  # a layer may be skipped by chance
+        try:
+            records = [_run_with(runner, rates, values, step) for values in (low, high)]
+        except Exception:  # the model's own code refuses such a rate, which is its right
+            return
+        silent = [n for n in silent if not _acts(records, (low[n], high[n]))]
+        for n in silent:
+            for sites, record, values in zip(own[n], records, (low, high), strict=True):
+                sites += _sites_of_no_other(record, rates[n], {*values} - {values[n]})
+        if not any(not own[n][0] for n in silent):
+            break
+    for n in silent:
+        if _differ(*own[n]):
+            yield from _check_relation(rates[n], own[n], (low[n], high[n]), runs)
         else:
-            yield from _find_dead(runner, rate, runs, fallback)
+            yield from _find_dead(runner, rates[n], runs, fallback)
+
+
+def _acts(records: Sequence[Record], values: tuple[float, float]) -> bool:
+    """Whether a rate is that of a site, at one of its two values."""
+    pairs = zip(records, values, strict=True)
+    return any(_has_rate(site, value) for record, value in pairs for site in record.sites)
+
+
+def _sites_of_no_other(record: Record, rate: Rate, others: set[float]) -> list[Site]:
+    """Return the sites of the module that holds a rate, but for those that have another rate."""
+    sites = _own_sites(record, rate)
+    return [site for site in sites if not any(_has_rate(site, other) for other in others)]
 
 
 def _spread(start: float, count: int) -> list[float]:
     return [start + WIDTH * (number + 0.5) / max(count, 1) for number in range(count)]
 
 
-def _run_with(runner: Runner, rates: Sequence[Rate], values: Sequence[float]) -> Record:
+def _run_with(runner: Runner, rates: Sequence[Rate], values: Sequence[float], step: int) -> Record:
     with keep_state(runner.model):
         for rate, value in zip(rates, values, strict=True):
             setattr(rate.module, rate.attribute, value)
-        return runner.train(backward=False).record
+        return runner.train(step, backward=False).record
 
 
 def _own_sites(record: Record, rate: Rate) -> list[Site]:
@@ -170,7 +180,9 @@ def _find_dead(
             "",
         )
         return
-    severity, why = _judge_dead(runner.model, rate, runs[0])
+    own = [site for run in runs for site in _own_sites(run.record, rate)]
+    severity, why = _judge_dead(runner.model, rate, runs)
+    location = own[0].location if own else location
     yield Finding(
         "D01",
         severity,
@@ -180,20 +192,22 @@ def _find_dead(
     )
 
 
-def _judge_dead(model: nn.Module, rate: Rate, run: Run) -> tuple[Severity, str]:
+def _judge_dead(model: nn.Module, rate: Rate, runs: Sequence[Run]) -> tuple[Severity, str]:
     """Return how bad it is that nothing depends on a rate, and why."""
     parent = _find_caller(model, rate)
-    sites = [site for site in run.record.sites if site.is_active]
+    called = {path for run in runs for path in run.called}
+    sites = [site for run in runs for site in run.record.sites if site.is_active]
     same = next(
         (s for s in sites if _is_below(s.module, parent) and _may_have(s, rate.value)), None
     )
-    if same is not None and not (rate.is_layer and rate.path in run.called):
+    if same is not None and not (rate.is_layer and rate.path in called):
         return "note", f"that rate acts at {same.location}, by other means"
-    if parent not in run.called:
-        return "note", f"{parent!r} is not called with this batch"
-    if rate.is_layer and rate.path not in run.called:
-        return "error", "nothing calls it"
-    is_certain = rate.is_layer or bool(_own_sites(run.record, rate))
+    if parent not in called:
+        return "note", f"nothing calls {parent!r} with this batch"
+    if rate.is_layer and rate.path not in called:
+        may_skip = any(site.use == "branch" for site in sites)
+        return ("note", "chance skips it") if may_skip else ("error", "nothing calls it")
+    is_certain = rate.is_layer or any(_own_sites(run.record, rate) for run in runs)
     return "error" if is_certain else "warning", "no mask depends on it"
 
 

@@ -80,7 +80,7 @@ def _make_site(decision: Decision, recomputations: int, *, masks: bool) -> Site:
         kept=kept,
         interval=interval,
         probability=probability,
-        factors=tuple(first.factors),
+        factors=(*first.factors, *first.later),
         shared_axes=first.shared_axes,
         is_drawn_shared=mask is not None and mask.size <= _count_shared(first),
         applications=_count_applications(decision),
@@ -89,7 +89,7 @@ def _make_site(decision: Decision, recomputations: int, *, masks: bool) -> Site:
         key_arguments=() if is_seeded or decision.is_buffer else ("the generator's state",),
         is_seeded_inside=is_seeded,
         resolution=decision.resolution,
-        is_independent=decision.is_independent and first.is_scaled_evenly,
+        is_independent=decision.is_independent and first.is_plain,
         scale_tolerance=first.tolerance,
         decided=decided,
         each=np.array([kept]),
@@ -122,7 +122,7 @@ def _measure_share(
         share = 0.5 if probability is None else probability
         interval = (0.0, 1.0) if probability is None else (share, share)
         return share, interval, probability, 0
-    is_true = is_kept_where_true(kept, mask) if kept.size else None
+    is_true = is_kept_where_true(kept, mask) if application.is_plain else None
     if is_true is None:
         mask, probability = kept, None
     elif not is_true:

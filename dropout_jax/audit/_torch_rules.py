@@ -40,7 +40,8 @@ def check_runs(
     records = [_without_buffers(run.record) for run in runs]
     repeated = list(find_repeated_steps(records, declared))
     yield from repeated
-    yield from find_kept_masks(runs[0].record, evaluation.record, declared)
+    kept = list(find_kept_masks(runs[0].record, evaluation.record, declared))
+    yield from kept
     yield from find_seeds(runs[0], repeats=any(each.severity == "error" for each in repeated))
     yield from find_compiled(runs[0])
     yield from find_padding(runs[0])
@@ -52,7 +53,7 @@ def check_runs(
     for finding in _check_with_core(records, _without_buffers(evaluation.record), declared, mc=mc):
         yield with_remedy(finding)
     yield from () if mc else find_other_generators(evaluation.record)
-    for finding in find_off_in_training(records, location):
+    for finding in find_off_in_training(records, location) if not kept else ():
         yield with_remedy(finding)
 
 

@@ -50,10 +50,11 @@ class Application:
       kept: what is kept, without the axes that are only repeated; None if nobody can see it.
       shape: of the data.
       shared_axes: along which all have one decision.
-      factors: numbers that the data is multiplied with next to it.
+      factors: numbers that the data is multiplied with before it, or in it.
       tolerance: how far the scale may be from 1 / kept.
-      is_scaled_evenly: whether all that is kept has one factor.
+      is_plain: whether the mask is that of the decision, and all that is kept has one factor.
       padding: what the padding has to do with the data, if it was declared.
+      later: numbers that the data is multiplied with after it.
     """
 
     origin: Origin
@@ -63,8 +64,13 @@ class Application:
     shared_axes: tuple[int, ...]
     factors: list[float]
     tolerance: float
-    is_scaled_evenly: bool = True
+    is_plain: bool = True
     padding: str = ""
+    later: list[float] = dataclasses.field(default_factory=list)
+
+    def give_factor(self) -> list[float]:
+        """Give the last factor to the next application, if it has a factor without it."""
+        return [self.later.pop()] if self.later and len(self.factors) + len(self.later) > 1 else []
 
 
 @dataclasses.dataclass(eq=False)
@@ -105,7 +111,8 @@ class Value:
       grid: numbers that a random number takes with equal probability, in their order of the
         generator; None if nobody knows them.
       bits: of a random number.
-      is_independent: whether the elements of random numbers do not depend on each other.
+      is_independent: whether the elements do not depend on each other.
+      is_filled: whether one number fills data, as torch.ones does.
       factors: numbers that data is multiplied with.
       application: the last one, of data that nothing else has changed since.
     """
@@ -116,6 +123,7 @@ class Value:
     grid: torch.Tensor | None = None
     bits: int = 53
     is_independent: bool = True
+    is_filled: bool = False
     factors: tuple[float, ...] = ()
     application: Application | None = None
 

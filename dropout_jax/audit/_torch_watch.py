@@ -37,6 +37,7 @@ from dropout_jax.audit._torch_values import (
 )
 
 _UNIFORM = ("rand", "rand_like", "uniform")
+_FILLS = ("ones", "ones_like", "new_ones", "full", "full_like", "new_full", "fill")
 # Kernels that hide their masks, and where their rate, and whether they are in training, are.
 _KERNELS = {
     "_scaled_dot_product_flash_attention": (3, None),
@@ -110,7 +111,9 @@ class Watch(TorchDispatchMode):
         inputs = {_place(tensor) for tensor in tensors}
         is_followed = any(place in self._values for place in inputs)
         is_followed |= call.operation.name in ("mul", "div")
-        result = follow(self, call) if is_followed else None
+        is_filled = call.operation.name in _FILLS and not self.is_backward
+        result = Value("data", is_filled=True) if is_filled else None
+        result = follow(self, call) if is_followed else result
         out = func(*args, **call.kwargs)
         if result is NotImplemented:
             result = follow_any(self, call, out)
@@ -130,8 +133,11 @@ class Watch(TorchDispatchMode):
             self._values[place] = value
 
     def value_of(self, tensor: Any) -> Value | None:
-        """Return what is known of a tensor."""
-        return self._values.get(_place(tensor)) if isinstance(tensor, torch.Tensor) else None
+        """Return what is known of a tensor; masks of the forward pass do not count in gradients."""
+        value = self._values.get(_place(tensor)) if isinstance(tensor, torch.Tensor) else None
+        decision = value.decision if value else None
+        is_other = self.is_backward and decision is not None and not decision.is_backward
+        return None if is_other else value
 
     def find_origin(self) -> Origin:
         """Return where the operation comes from."""
@@ -170,7 +176,7 @@ class Watch(TorchDispatchMode):
         """Record that a mask meets data; return what is then known of the data."""
         value = self.value_of(mask)
         decision = value.decision if value else None
-        if decision is None or (self.is_backward and not decision.is_backward):
+        if decision is None:
             return None
         kept, factor = to_mask(mask), 1.0
         if flips:
@@ -179,7 +185,10 @@ class Watch(TorchDispatchMode):
             factor = even_factor(mask)
         known = self.value_of(data)
         factors = list(known.factors) if known else []
-        factors += [] if factor in (None, 1.0) else [factor]
+        if factor != 1.0:
+            factors += [] if factor is None else [factor]
+        elif known and known.application:
+            factors += known.application.give_factor()
         shape = () if data is None else tuple(torch.broadcast_shapes(mask.shape, data.shape))
         application = Application(
             self.find_origin(),
@@ -189,7 +198,7 @@ class Watch(TorchDispatchMode):
             find_shared_axes(kept, shape),
             factors,
             max(map(_tolerance, (mask, data))),
-            factor is not None,
+            factor is not None and value is not None and value.is_independent,
             self._compare_with_padding(data, shape),
         )
         decision.applications.append(application)
@@ -271,9 +280,13 @@ class Watch(TorchDispatchMode):
         out, mask = outs
         value.decision.mask = to_mask(mask)
         self._remember(mask, value)
+        data = self.value_of(call.args[0])
+        if data is not None and data.is_filled:
+            self._remember(out, value)
+            return
         applied = self.apply(mask, "zero", call.args[0])
         if applied and applied.application:
-            applied.application.factors += [1 / (1 - rate)] if rate < 1 else []
+            applied.application.later += [1 / (1 - rate)] if rate < 1 else []
             self._remember(out, applied)
 
     def _name_state(self, call: Call, tensors: list[torch.Tensor]) -> tuple | None:

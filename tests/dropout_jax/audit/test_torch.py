@@ -1,0 +1,765 @@
+"""Faulty and correct models of PyTorch: faults are found at their lines, and nothing else is."""
+
+import random
+import sys
+
+import numpy as np
+import pytest
+import torch
+from audit_cases import marked_lines
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
+
+from dropout_jax import audit
+
+WIDTH = 32
+X = torch.linspace(-1, 1, 4 * 16 * WIDTH).reshape(4, 16, WIDTH)
+# What a fault brings with it.
+WAKE = {"D15": {"D04", "D05"}, "D02": {"D01"}, "D05": {"D04", "D15"}}
+
+
+class Block(nn.Module):
+    """A linear layer, and the dropout of a subclass after it."""
+
+    def __init__(self, rate=0.25):
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.drop = nn.Dropout(rate)
+
+    def forward(self, x):
+        return self.drop(self.linear(x))
+
+
+class Linear(nn.Module):
+    """A linear layer, without dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        return self.linear(x)
+
+
+# Faults -------------------------------------------------------------------------------------------
+
+
+class NeverCalled(Block):
+    def __init__(self):
+        super().__init__()
+        self.forgotten = nn.Dropout(0.1)  # D01
+
+
+class NeverCalledInList(Block):
+    def __init__(self):
+        super().__init__()
+        self.drops = nn.ModuleList([nn.Dropout(0.1) for _ in range(2)])  # D01
+
+    def forward(self, x):
+        return self.drops[0](super().forward(x))
+
+
+class IgnoredRate(Block):
+    def __init__(self):
+        super().__init__()
+        self.attention_dropout = 0.15  # D01
+
+    def forward(self, x):
+        heads = self.linear(x)
+        return self.drop(F.scaled_dot_product_attention(heads, heads, heads))
+
+
+class FixedRateDropout(nn.Module):
+    def __init__(self, p=0.3):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x):
+        return F.dropout(x, 0.1, self.training)  # D01
+
+
+class RateBuiltIn(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.drop = FixedRateDropout()
+
+    def forward(self, x):
+        return self.drop(x)
+
+
+class OneLayerLSTM(Block):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(WIDTH, WIDTH, num_layers=1, dropout=0.5)  # D01
+
+    def forward(self, x):
+        return super().forward(self.lstm(x)[0])
+
+
+class OffInTraining(Linear):
+    def forward(self, x):  # D02
+        return F.dropout(self.linear(x), 0.1, training=not self.training and False)
+
+
+class FunctionalInEvaluation(Block):
+    def forward(self, x):
+        return F.dropout(super().forward(x), 0.1)  # D03
+
+
+class ConstantAttentionRate(Block):
+    def forward(self, x):
+        h = super().forward(x)
+        return F.scaled_dot_product_attention(h, h, h, dropout_p=0.2)  # D03
+
+
+class UnregisteredLayers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = [nn.Dropout(0.2)]
+
+    def forward(self, x):
+        return self.layers[0](x)  # D03
+
+
+class MaskInEvaluation(Linear):
+    def forward(self, x):
+        return x * (torch.rand_like(x) > 0.2) / 0.8  # D03
+
+
+class GaussianInEvaluation(Block):
+    def forward(self, x):
+        return super().forward(x) * (1 + 0.1 * torch.randn_like(x))  # D03
+
+
+class AlwaysTraining(Block):
+    def forward(self, x):
+        self.drop.train()
+        return self.drop(x)  # D03
+
+
+class MaskInBuffer(Linear):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", (torch.rand(4, 16, WIDTH) > 0.2).float())
+
+    def forward(self, x):
+        h = super().forward(x)
+        return h * self.mask / 0.8 if self.training else h  # D04
+
+
+class MaskDrawnOnce(Linear):
+    mask = None
+
+    def forward(self, x):
+        h = super().forward(x)
+        if not self.training:
+            return h
+        if self.mask is None:
+            self.mask = torch.bernoulli(torch.full_like(h, 0.8))  # D04
+        return h * self.mask / 0.8
+
+
+class StateSetBack(Block):
+    def __init__(self):
+        super().__init__()
+        self.state = torch.get_rng_state()
+
+    def forward(self, x):
+        torch.set_rng_state(self.state)
+        return self.drop(self.linear(x))  # D04
+
+
+class SeededByConstant(Block):
+    def forward(self, x):
+        torch.manual_seed(0)  # D15
+        return super().forward(x)
+
+
+class GeneratorInside(Linear):
+    def forward(self, x):
+        h = self.linear(x)
+        if not self.training:
+            return h
+        generator = torch.Generator().manual_seed(7)  # D15
+        return h * (torch.rand(h.shape, generator=generator) > 0.25) / 0.75
+
+
+class SeededForEachLayer(Block):
+    def forward(self, x):
+        for _ in range(2):
+            torch.manual_seed(0)
+            x = self.drop(self.linear(x))  # D05
+        return x
+
+
+class OneSeedForLayers(Block):
+    def forward(self, x):
+        seed = int(torch.randint(1 << 30, ()))
+        for _ in range(2):
+            torch.manual_seed(seed)
+            x = self.drop(self.linear(x))  # D05
+        return x
+
+
+class OneStateForTwoShapes(Block):
+    def forward(self, x):
+        state = torch.get_rng_state()
+        x = self.drop(self.linear(x))
+        torch.set_rng_state(state)
+        return self.drop(torch.cat([x, x], 1))  # D05
+
+
+class OneMaskForLayers(Linear):
+    def forward(self, x):
+        if not self.training:
+            return x
+        mask = torch.bernoulli(torch.full_like(x, 0.75))  # D05
+        for _ in range(3):
+            x = torch.tanh(self.linear(x)) * mask / 0.75
+        return x
+
+
+class OneMaskForBatch(Linear):
+    def forward(self, x):
+        h = self.linear(x)
+        if not self.training:
+            return h
+        mask = torch.rand(1, *h.shape[1:]) > 0.25  # D06
+        return torch.where(mask, h / 0.75, 0.0)
+
+
+class OneMaskForHeads(Linear):
+    def forward(self, x):
+        q = self.linear(x).unflatten(-1, (4, 8)).transpose(1, 2)
+        weights = (q @ q.mT).softmax(-1)
+        if self.training:
+            mask = torch.rand(len(x), 1, *weights.shape[2:]) > 0.25  # D06
+            weights = weights * mask / 0.75
+        return (weights @ q).transpose(1, 2).flatten(2)
+
+
+class OneMaskOverTime(Linear):
+    def forward(self, x):
+        h = self.linear(x)
+        if not self.training:
+            return h
+        mask = h.new_empty(len(h), 1, WIDTH).bernoulli_(0.75).expand_as(h)  # D06
+        return h * mask / 0.75
+
+
+class RecomputedWithoutState(Block):
+    use_reentrant = False
+
+    def forward(self, x):
+        options = {"use_reentrant": self.use_reentrant, "preserve_rng_state": False}
+        return checkpoint(self.inside, self.linear(x), **options)
+
+    def inside(self, x):
+        return torch.tanh(self.drop(x))  # D07
+
+
+class RecomputedReentrant(RecomputedWithoutState):
+    use_reentrant = True
+
+    def inside(self, x):
+        return torch.tanh(self.drop(x))  # D07
+
+
+class _OtherMaskInBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * (torch.rand_like(x) > 0.25) / 0.75
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        return gradients[0] * (torch.rand_like(gradients[0]) > 0.25) / 0.75  # D07
+
+
+class OwnGradient(Linear):
+    def forward(self, x):
+        h = self.linear(x)
+        return _OtherMaskInBackward.apply(h) if self.training else h
+
+
+class Complement(nn.Module):
+    def __init__(self, p=0.5):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x):
+        if not self.training:
+            return x
+        mask = torch.rand_like(x) > 1 - self.p  # D09
+        return x * mask / self.p
+
+
+class ComplementDropout(Complement):
+    def forward(self, x):
+        if not self.training:
+            return x
+        return x * torch.bernoulli(torch.full_like(x, self.p)) / self.p  # D09
+
+
+class RateSquaredDropout(Complement):
+    def forward(self, x):
+        if not self.training:
+            return x
+        keep = 1 - self.p * self.p
+        return x * torch.bernoulli(torch.full_like(x, keep)) / keep  # D09
+
+
+class NoScale(Linear):
+    def forward(self, x):
+        h = self.linear(x)
+        return h * (torch.rand_like(h) > 0.25) if self.training else h  # D10
+
+
+class ScaledByRate(Linear):
+    def forward(self, x):
+        h = self.linear(x)
+        return torch.where(torch.rand_like(h) > 0.25, h / 0.25, 0) if self.training else h  # D10
+
+
+class ScaledTwice(Linear):
+    def forward(self, x):
+        return F.dropout(super().forward(x), 0.25, self.training) / 0.75  # D10
+
+
+class UnscaledFill(Linear):
+    def forward(self, x):
+        h = self.linear(x)
+        return h.masked_fill(torch.rand_like(h) < 0.25, 0.0) if self.training else h  # D10
+
+
+class UnscaledIndex(Linear):
+    def forward(self, x):
+        h = self.linear(x).clone()
+        if self.training:
+            h[torch.rand_like(h) < 0.25] = 0.0  # D10
+        return h
+
+
+class NumbersOfBfloat16(Linear):
+    def forward(self, x):
+        h = self.linear(x)
+        if not self.training:
+            return h
+        return h * (torch.rand(h.shape, dtype=torch.bfloat16) < 0.9) / 0.9  # D11
+
+
+class FloorInBfloat16(Linear):
+    def forward(self, x):
+        h = self.linear(x)
+        if not self.training:
+            return h
+        mask = (torch.rand(h.shape, dtype=torch.bfloat16) + 0.9).floor()  # D11
+        return h / 0.9 * mask
+
+
+class ProbabilityInBfloat16(Linear):
+    def forward(self, x):
+        h = self.linear(x)
+        if not self.training:
+            return h
+        keep = torch.full(h.shape, 0.9, dtype=torch.bfloat16)
+        return h * torch.bernoulli(keep) / 0.9  # D11
+
+
+class AfterLossMask(Block):
+    def forward(self, x):
+        token_loss = super().forward(x).square().mean(-1) * ~PADDING
+        return F.dropout(token_loss, 0.1, self.training)  # D12
+
+
+class DropsPaddingMask(Block):
+    def forward(self, x):
+        mask = F.dropout((~PADDING).float(), 0.1, self.training)  # D12
+        return super().forward(x) * mask[..., None]
+
+
+class NoiseInEvaluation(Block):
+    def forward(self, x):
+        return super().forward(x) + 0.1 * torch.randn_like(x)  # D13
+
+
+class NumbersInEvaluation(Block):
+    def forward(self, x):
+        return super().forward(x), torch.rand(3)  # D13
+
+
+class PythonInEvaluation(Block):
+    def forward(self, x):  # D13
+        return super().forward(x) * random.choice([1.0, 1.0])
+
+
+PADDING = torch.arange(16).expand(4, 16) >= torch.tensor([[16], [12], [10], [5]])
+PADDED = {"padding": PADDING}
+FAULTS = [
+    (NeverCalled, "D01", {}),
+    (NeverCalledInList, "D01", {}),
+    (IgnoredRate, "D01", {}),
+    (RateBuiltIn, "D01", {"marked": FixedRateDropout}),
+    pytest.param(
+        (OneLayerLSTM, "D01", {}), marks=pytest.mark.filterwarnings("ignore:dropout option")
+    ),
+    (OffInTraining, "D02", {}),
+    (FunctionalInEvaluation, "D03", {}),
+    (ConstantAttentionRate, "D03", {}),
+    (UnregisteredLayers, "D03", {}),
+    (MaskInEvaluation, "D03", {}),
+    (GaussianInEvaluation, "D03", {}),
+    (AlwaysTraining, "D03", {}),
+    (MaskInBuffer, "D04", {}),
+    (MaskDrawnOnce, "D04", {}),
+    (StateSetBack, "D04", {}),
+    (SeededByConstant, "D15", {}),
+    (GeneratorInside, "D15", {}),
+    (SeededForEachLayer, "D05", {}),
+    (OneSeedForLayers, "D05", {}),
+    (OneStateForTwoShapes, "D05", {}),
+    (OneMaskForLayers, "D05", {}),
+    (OneMaskForBatch, "D06", {}),
+    (OneMaskForHeads, "D06", {}),
+    (OneMaskOverTime, "D06", {}),
+    (RecomputedWithoutState, "D07", {}),
+    (RecomputedReentrant, "D07", {}),
+    (OwnGradient, "D07", {"marked": _OtherMaskInBackward}),
+    (ComplementDropout, "D09", {}),
+    (RateSquaredDropout, "D09", {}),
+    (NoScale, "D10", {}),
+    (ScaledByRate, "D10", {}),
+    (ScaledTwice, "D10", {}),
+    (UnscaledFill, "D10", {}),
+    (UnscaledIndex, "D10", {}),
+    (NumbersOfBfloat16, "D11", {}),
+    (FloorInBfloat16, "D11", {}),
+    (ProbabilityInBfloat16, "D11", {}),
+    (AfterLossMask, "D12", PADDED),
+    (DropsPaddingMask, "D12", PADDED),
+    (NoiseInEvaluation, "D13", {}),
+    (NumbersInEvaluation, "D13", {}),
+    (PythonInEvaluation, "D13", {}),
+]
+
+
+# Correct ------------------------------------------------------------------------------------------
+
+
+class Stack(nn.Module):
+    """A layer twice, with a residual connection and one nn.Dropout for two lines."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(0.1), Block(0.3)])
+        self.drop = nn.Dropout(0.2)
+
+    def forward(self, x):
+        x = self.drop(x)
+        for block in self.blocks:
+            x = x + torch.tanh(block(x))
+        return self.drop(x)
+
+
+class Checkpointed(Block):
+    use_reentrant = False
+
+    def forward(self, x):
+        x = self.linear(x)
+        return checkpoint(self.inside, x, use_reentrant=self.use_reentrant)
+
+    def inside(self, x):
+        return torch.tanh(self.drop(torch.tanh(self.drop(x))))
+
+
+class CheckpointedReentrant(Checkpointed):
+    use_reentrant = True
+
+
+class Functional(Linear):
+    def __init__(self):
+        super().__init__()
+        self.dropout = 0.1
+
+    def forward(self, x):
+        return F.dropout(super().forward(x), self.dropout, self.training)
+
+
+class SelfAttention(Linear):
+    """As in nanoGPT: the rate as a number for the kernel, as a layer for the other form."""
+
+    def __init__(self, is_fused=True):
+        super().__init__()
+        self.is_fused, self.dropout = is_fused, 0.2
+        self.attn_dropout, self.resid_dropout = nn.Dropout(0.2), nn.Dropout(0.1)
+        self.register_buffer("bias", torch.tril(torch.ones(16, 16)))
+
+    def forward(self, x):
+        q = self.linear(x).unflatten(-1, (4, 8)).transpose(1, 2)
+        if self.is_fused:
+            rate = self.dropout if self.training else 0
+            y = F.scaled_dot_product_attention(q, q, q, dropout_p=rate, is_causal=True)
+        else:
+            scores = (q @ q.mT / 8**0.5).masked_fill(self.bias == 0, float("-inf"))
+            y = self.attn_dropout(scores.softmax(-1)) @ q
+        return self.resid_dropout(y.transpose(1, 2).flatten(2))
+
+
+class DropPath(nn.Module):
+    """As in timm."""
+
+    def __init__(self, drop_prob=0.25):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x):
+        if self.drop_prob == 0.0 or not self.training:
+            return x
+        keep_prob = 1 - self.drop_prob
+        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep_prob)
+        return x * mask.div_(keep_prob)
+
+
+class OldDropPath(DropPath):
+    def forward(self, x):
+        if not self.training:
+            return x
+        keep_prob = 1 - self.drop_prob
+        mask = keep_prob + torch.rand((x.shape[0],) + (1,) * (x.ndim - 1))
+        return x.div(keep_prob) * mask.floor_()
+
+
+class WithDropPath(Block):
+    def __init__(self, kind=DropPath):
+        super().__init__()
+        self.path = kind()
+
+    def forward(self, x):
+        return x + self.path(super().forward(x))
+
+
+class LayerDrop(Block):
+    def forward(self, x):
+        for rate in (0.1, 0.5):
+            if self.training and torch.rand([]) < rate:
+                continue
+            x = super().forward(x)
+        return x
+
+
+class LayerDropOfItem(Linear):
+    def forward(self, x):
+        if self.training and torch.rand(1).item() < 0.5:
+            return x
+        return super().forward(x)
+
+
+class VariationalRNN(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.RNNCell(WIDTH, WIDTH)
+
+    def forward(self, x):
+        h = x.new_zeros(len(x), WIDTH)
+        mask = F.dropout(torch.ones_like(h), 0.25, self.training)
+        for row in x.unbind(1):
+            h = self.cell(row, h * mask)
+        return h
+
+
+class Zoneout(Linear):
+    def forward(self, x):
+        new = super().forward(x)
+        if self.training:
+            return torch.where(torch.rand_like(x) < 0.25, x, new)
+        return 0.25 * x + 0.75 * new
+
+
+class DropBlock(nn.Module):
+    def __init__(self, drop_prob=0.1):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x):
+        if not self.training:
+            return x
+        centers = (torch.rand_like(x) < self.drop_prob / 9).float()
+        keep = 1 - F.max_pool2d(centers, 3, stride=1, padding=1)
+        return x * keep * keep.numel() / keep.sum()
+
+
+class DropConnect(Linear):
+    def forward(self, x):
+        return F.linear(x, F.dropout(self.linear.weight, 0.2, self.training))
+
+
+class DropKey(Linear):
+    def forward(self, x):
+        q = super().forward(x)
+        scores = q @ q.mT
+        if self.training:
+            scores = scores.masked_fill(torch.rand_like(scores) < 0.2, float("-inf"))
+        return scores.softmax(-1) @ q
+
+
+class GradientPenalty(Block):
+    def forward(self, x):
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            y = super().forward(x)
+            (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        return y, gradient
+
+
+class Masked(Block):
+    """A masked layer (MADE), with a mask that is the same in evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", (torch.rand(WIDTH, WIDTH) > 0.5).float())
+
+    def forward(self, x):
+        return self.drop(F.linear(x, self.linear.weight * self.mask))
+
+
+class ScheduledDropout(nn.Module):
+    def __init__(self, p=0.4):
+        super().__init__()
+        self.p, self.step = p, 0
+
+    def forward(self, x):
+        self.step += 1
+        return F.dropout(x, self.p * min(self.step / 8, 1.0), self.training)
+
+
+class Accumulated(Block):
+    def forward(self, x):
+        return sum(super(Accumulated, self).forward(part).sum() for part in x.chunk(2))
+
+
+class Reversible(Block):
+    """A seed of its own for each pass, so that the masks can be drawn again."""
+
+    def forward(self, x):
+        seed = torch.seed()
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            return super().forward(x)
+
+
+class OwnGenerator(Linear):
+    def __init__(self):
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(1)
+
+    def forward(self, x):
+        h = super().forward(x)
+        if not self.training:
+            return h
+        return h * torch.empty_like(h).bernoulli_(0.75, generator=self.generator) / 0.75
+
+
+class Augmented(Block):
+    def forward(self, x):
+        if self.training:
+            x = torch.where(torch.rand(len(x), 1, 1) < 0.5, x.flip(-1), x)
+            start = torch.randint(0, 8, (len(x), 1))
+            places = torch.arange(x.shape[1])
+            x = x.masked_fill(((places >= start) & (places < start + 4))[..., None], 0.0)
+            x = x + 0.1 * torch.randn_like(x)
+        return super().forward(x)
+
+
+class MaskedTokens(Block):
+    def forward(self, x):
+        tokens = torch.arange(64).expand(4, 64)
+        mask = torch.rand(tokens.shape) < 0.15
+        if self.training:
+            tokens, labels = tokens.masked_fill(mask, 0), torch.where(mask, tokens, -100)
+            return super().forward(x), tokens, labels
+        return super().forward(x)
+
+
+class Frozen(Block):
+    def __init__(self):
+        super().__init__()
+        self.backbone = Block().eval().requires_grad_(False)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def forward(self, x):
+        return super().forward(self.backbone(x))
+
+
+class LowPrecision(Block):
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x)
+
+
+class ThreeSamples(Block):
+    def forward(self, x):
+        h = self.linear(x)
+        return sum(self.drop(h) for _ in range(3)) / 3
+
+
+class RowsOfOneMask(Linear):
+    def forward(self, x):
+        keep = torch.rand(3, *x.shape) > 0.2
+        for mask in keep if self.training else ():
+            x = torch.tanh(super().forward(x)) * mask / 0.8
+        return x
+
+
+class PackedLSTM(nn.LSTM):
+    def forward(self, x):
+        packed = nn.utils.rnn.pack_padded_sequence(x, [16, 12, 9, 3], batch_first=True)
+        return super().forward(packed)[0].data
+
+
+class Padded(nn.TransformerEncoderLayer):
+    def forward(self, x):
+        return super().forward(x, src_key_padding_mask=PADDING)
+
+
+ENCODER = {"d_model": WIDTH, "nhead": 4, "dim_feedforward": 64, "batch_first": True}
+CORRECT = [
+    Block,
+    Stack,
+    Checkpointed,
+    CheckpointedReentrant,
+    Functional,
+    SelfAttention,
+    lambda: SelfAttention(is_fused=False),
+    WithDropPath,
+    lambda: WithDropPath(OldDropPath),
+    LayerDrop,
+    LayerDropOfItem,
+    Zoneout,
+    lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), DropBlock()),
+    DropConnect,
+    DropKey,
+    GradientPenalty,
+    Masked,
+    Accumulated,
+    Reversible,
+    OwnGenerator,
+    Augmented,
+    MaskedTokens,
+    Frozen,
+    LowPrecision,
+    ThreeSamples,
+    RowsOfOneMask,
+    lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), ScheduledDropout()),
+    lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.SELU(), nn.AlphaDropout(0.1)),
+    lambda: nn.Sequential(nn.Conv1d(16, 8, 3), nn.Dropout1d(0.4), nn.Dropout(0.5, inplace=True)),
+    lambda: Block().bfloat16(),
+    lambda: nn.TransformerEncoderLayer(**ENCODER),
+    lambda: Padded(**ENCODER),
+    lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(**ENCODER), 2),
+    lambda: PackedLSTM(WIDTH, WIDTH, 2, dropout=0.2, batch_first=True),
+    lambda: nn.GRU(WIDTH, WIDTH, 3, dropout=0.2),
+]
