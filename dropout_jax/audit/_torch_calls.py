@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -54,7 +53,7 @@ class Call:
 
     def tensors(self) -> list[torch.Tensor]:
         """Return the tensors among its arguments, and among lists of them."""
-        return list(walk_tensors((*self.args, *self.kwargs.values())))
+        return list_tensors([*self.args, *self.kwargs.values()])
 
     def with_tensor(self, old: torch.Tensor, new: torch.Tensor) -> Any:
         """Return what the operation makes of other numbers in the place of a tensor."""
@@ -63,13 +62,16 @@ class Call:
         return self.func(*args, **kwargs)
 
 
-def walk_tensors(values: Any) -> Iterator[torch.Tensor]:
-    """Iterate over the tensors of a result, a list or a list of lists."""
-    if isinstance(values, torch.Tensor):
-        yield values
-    elif isinstance(values, list | tuple):
-        for value in values:
-            yield from walk_tensors(value)
+def list_tensors(value: Any) -> list[torch.Tensor]:
+    """Return the tensors of a result, a list or a list of lists, in their order."""
+    tensors, rest = [], [value]
+    while rest:
+        value = rest.pop()
+        if isinstance(value, torch.Tensor):
+            tensors.append(value)
+        elif isinstance(value, list | tuple):
+            rest += reversed(value)
+    return tensors
 
 
 def is_number(argument: Any) -> bool:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from dropout_jax.audit._graph import Use
-from dropout_jax.audit._torch_calls import Call, constant_of, is_number, walk_tensors
+from dropout_jax.audit._torch_calls import Call, constant_of, is_number
 from dropout_jax.audit._torch_values import Draw, Value, map_grid, share_of_true
 
 _BIAS = -1e3  # what is added to the scores of attention, at most, so that they do not count
@@ -18,6 +18,10 @@ _COPIES = ("clone", "_to_copy", "copy", "lift_fresh")
 _PARTS = ("index", "index_select", "gather", "repeat", "cat", "stack", "flip", "roll")
 
 
+Known = Value | None | Any  # NotImplemented too: the shape of the result tells
+
+
+@runtime_checkable
 class Watcher(Protocol):
     """What the rules need of the watch."""
 
@@ -46,22 +50,21 @@ class Watcher(Protocol):
         """Record that random numbers choose a branch of the program."""
 
 
-def follow(watch: Watcher, call: Call) -> Value | None:
+def follow(watch: Watcher, call: Call) -> Known:
     """Return what is known of the result, before the operation runs; None is: nothing.
 
-    NotImplemented says that the shape of the result tells: `follow_any`.
+    NotImplemented is: `follow_any` tells, after it.
     """
     rule = _RULES.get(call.operation.name)
     return rule(watch, call) if rule else NotImplemented
 
 
-def follow_any(watch: Watcher, call: Call, out: Any) -> Value | None:
+def follow_any(watch: Watcher, call: Call, result: torch.Tensor) -> Value | None:
     """Return what is known of the result of an operation without a rule."""
     tensors = call.tensors()
     values = [watch.value_of(tensor) for tensor in tensors]
     random = [value for value in values if value is not None and value.kind != "data"]
-    result = next(walk_tensors(out), None)
-    if not random or result is None:
+    if not random:
         return None
     if any(_kind_of(watch, tensor) == "data" for tensor in tensors):
         return None
@@ -126,7 +129,7 @@ def _decide(watch: Watcher, call: Call, tensor: torch.Tensor, value: Value) -> V
     )
 
 
-def _round(watch: Watcher, call: Call) -> Value | None:
+def _round(watch: Watcher, call: Call) -> Known:
     """floor(uniform + 1 - rate) is a decision in the form of numbers."""
     value = watch.value_of(call.args[0])
     if value is None or value.kind != "number":
@@ -149,7 +152,7 @@ def _copy(watch: Watcher, call: Call) -> Value | None:
     return dataclasses.replace(value, grid=_on_grid(call, source, value), bits=bits)
 
 
-def _multiply(watch: Watcher, call: Call) -> Value | None:
+def _multiply(watch: Watcher, call: Call) -> Known:
     """A mask times data is applied; times a number it is a mask; noise times data is noise."""
     first, second = call.args[0], call.argument(1)
     kinds = [_kind_of(watch, arg) for arg in (first, second)]
@@ -200,7 +203,7 @@ def _use_noise(value: Value | None, use: Any) -> None:
             draw.use = use
 
 
-def _combine(watch: Watcher, call: Call) -> Value | None:
+def _combine(watch: Watcher, call: Call) -> Known:
     """A decision and a condition of data stay the decision; two decisions are a new one."""
     values = [watch.value_of(arg) for arg in call.args[:2]]
     masks = [value for value in values if value is not None and value.kind == "mask"]
@@ -212,7 +215,7 @@ def _combine(watch: Watcher, call: Call) -> Value | None:
     return watch.decide(draws, None)
 
 
-def _add(watch: Watcher, call: Call) -> Value | None:
+def _add(watch: Watcher, call: Call) -> Known:
     """A mask added to data is a bias (of -inf: DropKey); 1 - mask is a mask; noise is noise."""
     first, second = call.args[0], call.argument(1)
     kinds = [_kind_of(watch, arg) for arg in (first, second)]
@@ -291,7 +294,7 @@ def _product(watch: Watcher, call: Call) -> Value | None:
     return None
 
 
-_RULES: dict[str, Callable[[Watcher, Call], Value | None]] = {
+_RULES: dict[str, Callable[[Watcher, Call], Known]] = {
     **dict.fromkeys(("lt", "le", "gt", "ge", "eq", "ne"), _compare),
     **dict.fromkeys(("floor", "ceil", "round", "trunc"), _round),
     **dict.fromkeys(_COPIES, _copy),

@@ -7,7 +7,6 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
@@ -68,8 +67,9 @@ def find_origin(names: dict[int, str], stop: CodeType, frame: FrameType | None =
             module = _name_module(each, names)
         if not owner and (is_inside or not callers):
             callers.append(Location(code.co_filename, each.f_lineno, code.co_qualname))
-        elif owner == "torch" and not callers and Path(code.co_filename).stem not in _WRAPPERS:
-            library.append(f"torch:{Path(code.co_filename).stem}.{code.co_name}")
+        elif owner == "torch" and not callers:
+            stem = code.co_filename.rpartition("/")[2].removesuffix(".py")
+            library += [] if stem in _WRAPPERS else [f"torch:{stem}.{code.co_name}"]
         if not is_inside and callers:
             break
     return Origin(tuple(callers), tuple(library), module or "", is_compiled)

@@ -308,6 +308,6 @@ def find_other_generators(record: Record) -> Iterator[Finding]:
             "D13",
             "note",
             call.location,
-            f"The evaluation draws random numbers from Python's {call.primitive}.",
+            f"The evaluation draws random numbers from {call.primitive}.",
             REMEDIES["D13"],
         )

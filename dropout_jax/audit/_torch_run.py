@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import random
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
@@ -75,7 +75,7 @@ class Runner:
         if mask is not None and mask.dtype != np.bool_:
             remedy = "Pass True where the batch has padding: tokens == padding_id."
             _validation.fail(TypeError, "padding", padding, "an array of booleans", remedy)
-        self._watch = Watch(model, _run_model.__code__, mask)
+        self._watch = Watch(model, _END, mask)
 
     def train(
         self, number: int = 0, *, backward: bool = True, masks: bool = False, seeded: bool = False
@@ -112,17 +112,17 @@ class Runner:
         seeded: bool = False,
     ) -> Run:
         """Run the model; where a generator was seeded, once more to see which line it was."""
-        watch, called, before = self._watch, set(), _other_states()
+        watch, called, before = self._watch, set(), _numpy_state()
         watch.begin(self.model, None if seeded else SEED + number)
         with torch.compiler.set_stance("force_eager"), _note_calls(self.model, called):
             with watch, BackwardPass(watch):
                 _run_model(self.model, self._batch, loss)
-            moved = _others_moved(before)
+            opaque = ["numpy.random"] if _numpy_state() != before else []
             has_seeds = (watch.is_seeded and not seeded) or watch.has_other_generator
             seeds = self._find_seeds(loss) if has_seeds else []
         location = locate_forward(self.model, locate_call())
-        opaque = [OpaqueCall(location, name, {}) for name in moved]
-        record = build_record(watch.decisions, watch.draws, opaque, masks=masks)
+        calls = [OpaqueCall(location, name, {}) for name in opaque]
+        record = build_record(watch.decisions, watch.draws, calls, masks=masks)
         applied = [decision for decision in watch.decisions if decision.applications]
         forward = [decision for decision in applied if not decision.is_backward]
         padding = {
@@ -140,7 +140,7 @@ class Runner:
 
         def note(frame: FrameType, event: str, function: Any) -> None:
             if event == "c_call" and getattr(function, "__name__", "") == "manual_seed":
-                origin = find_origin(names, _run_model.__code__, frame)
+                origin = find_origin(names, _END, frame)
                 if not any("checkpoint" in name for name in origin.library):
                     seeds.append(origin)
 
@@ -153,15 +153,10 @@ class Runner:
         return seeds
 
 
-def _other_states() -> dict[str, Any]:
-    """Return the states of the generators that PyTorch does not know of."""
+def _numpy_state() -> tuple:
+    """Return the state of NumPy's generator, of which PyTorch does not know."""
     state: Any = np.random.get_state()
-    return {"random": random.getstate(), "numpy.random": (state[1].tobytes(), state[2])}
-
-
-def _others_moved(before: dict[str, Any]) -> list[str]:
-    """Return the names of those that were drawn from since."""
-    return [name for name, state in _other_states().items() if state != before[name]]
+    return state[1].tobytes(), state[2]
 
 
 @contextlib.contextmanager
@@ -195,6 +190,9 @@ def _run_model(model: nn.Module, batch: Any, loss: Callable[[Any], Any] | None) 
         total.sum().backward()
 
 
+_END = inspect.unwrap(_run_model).__code__  # of the stack of a model's lines
+
+
 def sum_numbers(output: Any) -> Any:
     """Return the sum of all real numbers of an output that have gradients."""
     if isinstance(output, torch.Tensor):
@@ -209,7 +207,7 @@ def sum_numbers(output: Any) -> Any:
 
 def locate_call() -> Location:
     """Return the line of the user's code that called the auditor."""
-    return find_origin({}, locate_call.__code__).location
+    return find_origin({}, inspect.unwrap(locate_call).__code__).location
 
 
 def check_steps(steps: int) -> None:

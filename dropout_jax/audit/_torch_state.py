@@ -60,7 +60,7 @@ class _Module:
         self._containers = [
             (value, copy.copy(value)) for value in values if isinstance(value, _CONTAINERS)
         ]
-        values += list_tensors(module)
+        values += held_tensors(module)
         self._tensors = [
             (value, value.detach().clone()) for value in values if isinstance(value, torch.Tensor)
         ]
@@ -88,7 +88,7 @@ def _refill(container: Any, kept: Any) -> None:
     (container.update if isinstance(container, dict | set) else container.extend)(kept)
 
 
-def list_tensors(module: nn.Module) -> list[torch.Tensor]:
+def held_tensors(module: nn.Module) -> list[torch.Tensor]:
     """Return the tensors that a module itself holds: parameters, buffers and attributes."""
     tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     for value in vars(module).values():

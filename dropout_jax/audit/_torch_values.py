@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -161,11 +160,14 @@ def to_mask(tensor: torch.Tensor) -> np.ndarray:
 
 def even_factor(tensor: torch.Tensor) -> float | None:
     """Return the one number that a mask has where it is not 0; None if there are several."""
-    kept = tensor.detach()[tensor.detach() != 0]
-    if not kept.numel() or tensor.dtype == torch.bool:
+    if tensor.dtype == torch.bool or not tensor.numel():
         return 1.0
-    low, high = float(kept.min()), float(kept.max())
-    return high if math.isclose(low, high, rel_tol=1e-5) else None
+    tensor = tensor.detach()
+    low, high = float(tensor.min()), float(tensor.max())
+    factor = high if high > 0 else low
+    is_even = low >= 0 or high <= 0
+    rest = tensor[(tensor != 0) & ((tensor - factor).abs() > 1e-5 * abs(factor))]
+    return (factor or 1.0) if is_even and not rest.numel() else None
 
 
 def find_shared_axes(kept: np.ndarray, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Iterable, Sequence
 from types import CodeType
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dropout_jax.audit._graph import Use
-from dropout_jax.audit._torch_calls import Call, describe, walk_tensors
+from dropout_jax.audit._torch_calls import Call, describe, list_tensors
 from dropout_jax.audit._torch_follow import follow, follow_any
 from dropout_jax.audit._torch_frames import (
     Origin,
@@ -23,7 +24,7 @@ from dropout_jax.audit._torch_frames import (
     find_unregistered,
     name_modules,
 )
-from dropout_jax.audit._torch_state import list_tensors
+from dropout_jax.audit._torch_state import held_tensors
 from dropout_jax.audit._torch_values import (
     BITS,
     Application,
@@ -72,7 +73,7 @@ class Watch(TorchDispatchMode):
 
     def begin(self, model: nn.Module, seed: int | None) -> None:
         """Begin a step: forget what was, but for the masks that the model holds; seed, or not."""
-        held = {_place(tensor) for module in model.modules() for tensor in _held(module)}
+        held = {place for module in model.modules() for place in _places(_held(module))}
         kept = {place: value for place, value in self._values.items() if place in held}
         self._values = {place: value for place, value in kept.items() if value.kind != "data"}
         self.draws, self.compiled, self._draw_count = [], [], 0
@@ -89,11 +90,11 @@ class Watch(TorchDispatchMode):
         """Take the tensors of the modules that are 0 or one other number for masks."""
         for path, module in model.named_modules():
             for tensor in _held(module):
-                if _place(tensor) in self._values or not _is_binary(tensor):
+                if self.value_of(tensor) or not _is_binary(tensor):
                     continue
                 origin = Origin((), (), clean_path(path), is_compiled=False)
                 decision = Decision(origin, (), to_mask(tensor), is_buffer=True)
-                self._remember(tensor, Value("mask", decision=decision))
+                self._remember([tensor], Value("mask", decision=decision))
                 self.decisions.append(decision)
 
     def __torch_dispatch__(
@@ -101,40 +102,41 @@ class Watch(TorchDispatchMode):
     ) -> Any:
         """Run an operation, and follow what is random through it."""
         call = Call(func, describe(func), args, kwargs or {})
-        tensors = call.tensors()
-        is_off = call.operation.name == "rrelu_with_noise" and not call.argument(4, False)
-        if call.operation.is_random and not is_off:
+        name, tensors = call.operation.name, call.tensors()
+        if call.operation.is_random and not (name == "rrelu_with_noise" and not call.argument(4)):
             key = self._name_state(call, tensors)
             out = func(*args, **call.kwargs)
-            self._record_draw(call, key, list(walk_tensors(out)))
+            self._record_draw(call, key, list_tensors(out))
             return out
-        inputs = {_place(tensor) for tensor in tensors}
-        is_followed = any(place in self._values for place in inputs)
-        is_followed |= call.operation.name in ("mul", "div")
-        is_filled = call.operation.name in _FILLS and not self.is_backward
+        inputs = _places(tensors)
+        is_followed = name in ("mul", "div") or not self._values.keys().isdisjoint(inputs)
+        is_filled = name in _FILLS and not self.is_backward
         result = Value("data", is_filled=True) if is_filled else None
         result = follow(self, call) if is_followed else result
         out = func(*args, **call.kwargs)
+        outs = list_tensors(out)
         if result is NotImplemented:
-            result = follow_any(self, call, out)
+            result = follow_any(self, call, outs[0]) if outs else None
         if result is not None and result.decision is not None and result.decision.mask is None:
-            result.decision.mask = to_mask(next(walk_tensors(out)))
-        for tensor in walk_tensors(out):
-            if call.operation.is_in_place or _place(tensor) not in inputs:  # else it is a view
-                self._remember(tensor, result)
+            result.decision.mask = to_mask(outs[0])
+        self._remember(outs, result, but=() if call.operation.is_in_place else inputs)
         return out
 
-    def _remember(self, tensor: torch.Tensor, value: Value | None) -> None:
-        """Set what is known of a tensor; nothing is None."""
-        place = _place(tensor)
-        if value is None or place is None:
-            self._values.pop(place, None)
-        else:
-            self._values[place] = value
+    def _remember(
+        self, tensors: list[torch.Tensor], value: Value | None, but: Sequence[tuple | None] = ()
+    ) -> None:
+        """Set what is known of tensors; None is nothing. What shares memory `but` is a view."""
+        for place in _places(tensors):
+            if place in but:
+                continue
+            if value is None or place is None:
+                self._values.pop(place, None)
+            else:
+                self._values[place] = value
 
     def value_of(self, tensor: Any) -> Value | None:
         """Return what is known of a tensor; masks of the forward pass do not count in gradients."""
-        value = self._values.get(_place(tensor)) if isinstance(tensor, torch.Tensor) else None
+        value = self._values.get(*_places([tensor])) if isinstance(tensor, torch.Tensor) else None
         decision = value.decision if value else None
         is_other = self.is_backward and decision is not None and not decision.is_backward
         return None if is_other else value
@@ -243,8 +245,7 @@ class Watch(TorchDispatchMode):
             value = Value("number", (draw,), grid=grid, bits=BITS.get(outs[0].dtype, 53))
         if name == "rrelu_with_noise":
             draw.use, value = "multiplied", None
-        for each in outs:
-            self._remember(each, value)
+        self._remember(outs, value)
 
     def _decide_bernoulli(self, call: Call, draw: Draw) -> Value:
         """Record torch.bernoulli: the probability of 1 is a number, or the tensor's."""
@@ -261,8 +262,7 @@ class Watch(TorchDispatchMode):
         name = call.operation.name
         number, switch = (1, 2) if name == "native_dropout" else _KERNELS[name]
         rate = float(call.argument(number, call.kwargs.get("dropout_p", 0.0)) or 0.0)
-        for each in outs:
-            self._remember(each, None)
+        self._remember(outs, None)
         if not rate or (switch is not None and call.argument(switch, True) is False):
             return
         shape = tuple(outs[0].shape)
@@ -279,15 +279,15 @@ class Watch(TorchDispatchMode):
             return
         out, mask = outs
         value.decision.mask = to_mask(mask)
-        self._remember(mask, value)
+        self._remember([mask], value)
         data = self.value_of(call.args[0])
         if data is not None and data.is_filled:
-            self._remember(out, value)
+            self._remember([out], value)
             return
         applied = self.apply(mask, "zero", call.args[0])
         if applied and applied.application:
             applied.application.later += [1 / (1 - rate)] if rate < 1 else []
-            self._remember(out, applied)
+            self._remember([out], applied)
 
     def _name_state(self, call: Call, tensors: list[torch.Tensor]) -> tuple | None:
         """Return a name for the draw: the generator and its state; note whether it was seeded."""
@@ -329,7 +329,7 @@ class BackwardPass(TorchFunctionMode):
 
 def _held(module: nn.Module) -> list[torch.Tensor]:
     """Return the tensors of a module that are no parameters."""
-    tensors = list_tensors(module)
+    tensors = held_tensors(module)
     return [tensor for tensor in tensors if not isinstance(tensor, nn.Parameter)]
 
 
@@ -342,13 +342,16 @@ def _is_binary(tensor: torch.Tensor) -> bool:
     return is_mixed and bool((is_zero | (tensor == top)).all())
 
 
-def _place(tensor: torch.Tensor) -> tuple | None:
-    """Return a name for the memory of a tensor; None if it has none."""
-    try:
-        pointer = tensor.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):
-        return None
-    return (tensor.device, pointer) if pointer else None
+def _places(tensors: Iterable[torch.Tensor]) -> list[tuple | None]:
+    """Return a name for the memory of each tensor; None if it has none."""
+    places = []
+    for tensor in tensors:
+        try:
+            pointer = tensor.untyped_storage().data_ptr()
+        except (RuntimeError, NotImplementedError):
+            pointer = 0
+        places.append((tensor.device, pointer) if pointer else None)
+    return places
 
 
 def _digest(state: torch.Tensor) -> str:

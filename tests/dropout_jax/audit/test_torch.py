@@ -1,6 +1,8 @@
 """Faulty and correct models of PyTorch: faults are found at their lines, and nothing else is."""
 
+import inspect
 import random
+import subprocess
 import sys
 
 import numpy as np
@@ -253,7 +255,8 @@ class RecomputedWithoutState(Block):
 
     def forward(self, x):
         options = {"use_reentrant": self.use_reentrant, "preserve_rng_state": False}
-        return checkpoint(self.inside, self.linear(x), **options)
+        x = self.linear(x)
+        return checkpoint(self.inside, x, **options) if self.training else self.inside(x)
 
     def inside(self, x):
         return torch.tanh(self.drop(x))  # D07
@@ -388,9 +391,9 @@ class NumbersInEvaluation(Block):
         return super().forward(x), torch.rand(3)  # D13
 
 
-class PythonInEvaluation(Block):
+class NumpyInEvaluation(Block):
     def forward(self, x):  # D13
-        return super().forward(x) * random.choice([1.0, 1.0])
+        return super().forward(x) * float(np.random.choice([1.0, 1.0]))
 
 
 PADDING = torch.arange(16).expand(4, 16) >= torch.tensor([[16], [12], [10], [5]])
@@ -439,7 +442,7 @@ FAULTS = [
     (DropsPaddingMask, "D12", PADDED),
     (NoiseInEvaluation, "D13", {}),
     (NumbersInEvaluation, "D13", {}),
-    (PythonInEvaluation, "D13", {}),
+    (NumpyInEvaluation, "D13", {}),
 ]
 
 
@@ -466,6 +469,8 @@ class Checkpointed(Block):
 
     def forward(self, x):
         x = self.linear(x)
+        if not self.training:
+            return self.inside(x)
         return checkpoint(self.inside, x, use_reentrant=self.use_reentrant)
 
     def inside(self, x):
@@ -763,3 +768,224 @@ CORRECT = [
     lambda: PackedLSTM(WIDTH, WIDTH, 2, dropout=0.2, batch_first=True),
     lambda: nn.GRU(WIDTH, WIDTH, 3, dropout=0.2),
 ]
+
+
+# Tests --------------------------------------------------------------------------------------------
+
+
+def accused(findings):
+    return [str(finding) for finding in findings if finding.severity != "note"]
+
+
+def assert_found(findings, model, code):
+    """The code is found at the marked line, and no other fault is accused but in its wake."""
+    (marked,) = marked_lines(model, code)
+    lines = [finding.location.line for finding in findings if finding.code == code]
+    assert marked in lines, [str(finding) for finding in findings]
+    codes = {finding.code for finding in findings if finding.severity != "note"}
+    assert codes <= {code} | WAKE.get(code, set())
+
+
+@pytest.mark.parametrize("case", FAULTS, ids=lambda case: case[0].__name__)
+def test_fault_is_found_at_its_line(case):
+    model, code, options = case
+    findings = audit.torch(model(), X, padding=options.get("padding"))
+    assert_found(findings, options.get("marked", model), code)
+
+
+@pytest.mark.parametrize("build", CORRECT)
+def test_correct_model_is_not_accused(build):
+    model = build()
+    dtype = next(model.parameters()).dtype
+    assert accused(audit.torch(model, X.to(dtype))) == []
+
+
+def test_attention_layer_takes_three_arguments():
+    model = nn.MultiheadAttention(WIDTH, 4, dropout=0.2, batch_first=True)
+    assert accused(audit.torch(model, (X, X, X))) == []
+    named = {"query": X, "key": X, "value": X, "need_weights": False}
+    assert accused(audit.torch(model, named, loss=lambda output: output[0].sum())) == []
+
+
+def test_monte_carlo_dropout_is_not_accused_where_it_is_meant():
+    assert accused(audit.torch(FunctionalInEvaluation(), X, mc_dropout=True)) == []
+
+
+def test_declared_sharing_is_a_note():
+    x = X[:, :3]
+    assert accused(audit.torch(VariationalRNN(), x, shared=["VariationalRNN"])) == []
+    (fault,) = accused(audit.torch(VariationalRNN(), x))
+    assert "applied 3 times" in fault
+
+
+def test_declared_sharing_over_time_is_a_note():
+    assert accused(audit.torch(OneMaskOverTime(), X, shared=["OneMaskOverTime"])) == []
+
+
+def test_declared_lack_of_scale_is_not_accused():
+    assert accused(audit.torch(NoScale(), X, unscaled=["NoScale.forward"])) == []
+
+
+def test_module_of_two_lines_is_a_note():
+    notes = audit.torch(Stack(), X)
+    assert [(note.code, note.severity) for note in notes] == [("D05", "note")]
+    assert "'drop'" in notes[0].message
+
+
+def test_rate_that_was_changed_after_the_module_was_made():
+    model = Stack()
+    asked = {"blocks.0.drop": 0.1, "blocks.1": 0.3, "drop": 0.5}
+    findings = audit.torch(model, X, rates=asked)
+    faults = {finding.message[:18] for finding in findings if finding.code == "D09"}
+    assert faults == {"The rate 'drop' is"}
+    assert accused(audit.torch(model, X, rates={"blocks.1": 0.3})) == []
+
+
+def test_rate_that_nothing_has():
+    (fault,) = [one for one in audit.torch(Stack(), X, rates={"linear": 0.1}) if one.code == "D01"]
+    assert fault.location.line in range(*_lines_of(Block))
+
+
+def _lines_of(model):
+    lines, first = inspect.getsourcelines(model)
+    return first, first + len(lines)
+
+
+def test_masks_that_come_again_after_a_resume():
+    findings = audit.torch(Block(), X, resume=lambda step: torch.manual_seed(0))
+    assert [finding.code for finding in findings] == ["D14"]
+    assert findings[0].location.line in range(*_lines_of(Block))
+    assert audit.torch(Block(), X, resume=lambda step: torch.manual_seed(step)) == ()
+
+
+@pytest.mark.filterwarnings("ignore:.*script_method")
+def test_what_torch_compile_compiles_is_said():
+    model = torch.compile(Block(), backend="eager")
+    (note,) = audit.torch(model, X)
+    assert (note.code, note.severity) == ("D07", "note")
+    assert "torch.compile" in note.message
+    assert [site.module for site in audit.trace_torch(model, X).sites] == ["drop"]
+
+
+class Changing(nn.Module):
+    """It changes all that a model can change, and drops."""
+
+    def __init__(self):
+        super().__init__()
+        self.block, self.norm = Block(), nn.BatchNorm1d(16)
+        self.block.drop.eval()
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("later", None)
+        self.generator, self.calls, self.outputs = torch.Generator(), 0, []
+
+    def forward(self, x):
+        self.calls += 1
+        self.count += 1
+        self.later = torch.rand(2, generator=self.generator)
+        x.mul_(1 + 0 * random.random() + 0 * np.random.rand())
+        self.outputs.append(self.norm(self.block(x)))
+        return F.dropout(self.outputs[-1], 0.5, self.training)
+
+
+@pytest.mark.usefixtures("without_type_checker")  # which draws from Python's generator
+def test_state_is_what_it_was():
+    model, x = Changing(), X.clone()
+    model(x).sum().backward()
+    before = _state_of(model, x)
+    audit.torch(model, x, resume=lambda step: torch.manual_seed(0))
+    audit.trace_torch(model, x)
+    after = _state_of(model, x)
+    for name, value in before.items():
+        assert np.array_equal(np.asarray(value), np.asarray(after[name])), name
+
+
+def _state_of(model, x):
+    values = {name: value.clone() for name, value in model.state_dict().items()}
+    values |= {f"{name}.grad": each.grad.clone() for name, each in model.named_parameters()}
+    values |= {f"{name}.training": each.training for name, each in model.named_modules()}
+    hooks = [len(each._forward_pre_hooks) for each in model.modules()]
+    return values | {
+        "x": x.clone(),
+        "hooks": hooks,
+        "calls": model.calls,
+        "outputs": len(model.outputs),
+        "generator": model.generator.get_state(),
+        "torch": torch.get_rng_state(),
+        "numpy": np.random.get_state()[1],
+        "random": random.getstate()[1],
+    }
+
+
+def test_state_is_what_it_was_after_an_error():
+    model, state = Block(), torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="shapes"):
+        audit.torch(model.eval(), X[..., :3])
+    assert not any(module.training for module in model.modules())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_record_of_a_model():
+    record = audit.trace_torch(Checkpointed(), X, masks=True)
+    assert [site.module for site in record.sites] == ["drop", "drop"]
+    for site in record.sites:
+        assert site.location.line in range(*_lines_of(Checkpointed))
+        assert (site.use, site.times, site.recomputations) == ("zero", 1, 1)
+        assert (site.probability, site.shape, site.applied_shape) == (0.75, X.shape, X.shape)
+        assert site.interval[0] < 0.75 < site.interval[1]
+        assert site.scale == pytest.approx(1 / 0.75)
+        assert site.masks is not None
+        assert site.masks.mean() == pytest.approx(site.kept)
+        assert not site.is_key_constant
+    assert (record.strays, record.noise, record.opaque) == ((), (), ())
+
+
+def test_record_of_native_dropout_is_that_of_a_gpu():
+    class Native(Linear):
+        def forward(self, x):
+            return torch.native_dropout(super().forward(x), 0.25, self.training)[0]
+
+    assert accused(audit.torch(Native(), X)) == []
+    (site,) = audit.trace_torch(Native(), X).sites
+    assert (site.generator, site.probability) == ("aten.native_dropout", 0.75)
+    assert site.factors == pytest.approx((1 / 0.75,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+def test_gpt2_of_transformers_is_not_accused(is_checkpointed):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"n_layer": 2, "n_embd": 32, "n_head": 2, "vocab_size": 50, "n_positions": 32}
+    config = transformers.GPT2Config(bos_token_id=0, eos_token_id=0, **sizes)
+    model = transformers.GPT2LMHeadModel(config)
+    if is_checkpointed:
+        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+        getattr(model, next(name for name in names if hasattr(model, name)))()
+    batch = {"input_ids": torch.arange(32).reshape(2, 16)}
+    assert accused(audit.torch(model, batch)) == []
+    assert len(audit.trace_torch(model, batch).sites) == 1 + 3 * 2
+
+
+@pytest.mark.usefixtures("without_type_checker")
+def test_arguments_are_checked():
+    with pytest.raises(TypeError, match=r"model=.* must be a torch.nn.Module"):
+        audit.torch(lambda x: x, X)
+    with pytest.raises(ValueError, match=r"steps=1 .* at least 2"):
+        audit.torch(Block(), X, steps=1)
+    with pytest.raises(TypeError, match=r"(?s)padding=.* array of booleans"):
+        audit.torch(Block(), X, padding=np.ones((4, 16)))
+    with pytest.raises(ValueError, match=r"rates='attention' .* 'drop'"):
+        audit.torch(Block(), X, rates={"attention": 0.1})
+
+
+def test_torch_is_imported_when_it_is_needed():
+    code = """
+import sys
+sys.modules["torch"] = None
+from dropout_jax import audit
+try:
+    audit.torch(None, None)
+except ModuleNotFoundError as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "dropout_jax.audit.torch needs PyTorch: pip install torch\n"
