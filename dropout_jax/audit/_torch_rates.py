@@ -22,6 +22,7 @@ _OWN = {
     (nn.AlphaDropout, nn.FeatureAlphaDropout): "p",
     (nn.MultiheadAttention, nn.RNNBase): "dropout",
 }
+_KEEPS = ("keep", "keep_prob", "keep_rate", "p_keep", "keep_p")
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 LOW, HIGH, WIDTH = 0.2, 0.5, 0.2  # the rates that are set: from 0.2 to 0.4, and 0.3 higher
 EXACT = 1e-4  # how far a known probability may be from that of a rate
@@ -34,7 +35,8 @@ class Rate:
     Args:
       path: of the module.
       attribute: the name of the rate.
-      value: what it is.
+      value: the probability of dropping.
+      is_keep: whether the attribute is the probability of keeping.
       module: that holds it.
       is_layer: whether the module does nothing but drop.
     """
@@ -42,6 +44,7 @@ class Rate:
     path: str
     attribute: str
     value: float
+    is_keep: bool
     module: nn.Module
     is_layer: bool
 
@@ -59,17 +62,17 @@ def list_rates(model: nn.Module) -> list[Rate]:
         is_layer = own == "p" or "drop" in type(module).__name__.lower()
         for name, value in vars(module).items():
             is_rate = name == own if own else _is_name_of_rate(name, is_layer=is_layer)
-            if is_rate and isinstance(value, float) and 0 < value <= 1:
-                rates.append(Rate(clean_path(path), name, value, module, is_layer))
+            is_keep = "keep" in name.lower()
+            if is_rate and isinstance(value, float) and 0 < value <= 1 and value != is_keep:
+                rate = 1 - value if is_keep else value
+                rates.append(Rate(clean_path(path), name, rate, is_keep, module, is_layer))
     return rates
 
 
 def _is_name_of_rate(name: str, *, is_layer: bool) -> bool:
     """Whether an attribute of the user's module is a probability of dropping, by its name."""
     lower = name.lower()
-    return ("drop" in lower and "keep" not in lower) or (
-        is_layer and lower in ("p", "rate", "prob")
-    )
+    return "drop" in lower or lower in _KEEPS or (is_layer and lower in ("p", "rate", "prob"))
 
 
 def check_rates(runner: Runner, runs: Sequence[Run], fallback: Location) -> Iterator[Finding]:
@@ -78,6 +81,7 @@ def check_rates(runner: Runner, runs: Sequence[Run], fallback: Location) -> Iter
     low, high = _spread(LOW, len(rates)), _spread(HIGH, len(rates))
     silent = list(range(len(rates)))
     own: dict[int, tuple[list[Site], list[Site]]] = {n: ([], []) for n in silent}
+    swapped: dict[int, Site] = {}
     for step in range(len(runs)):  # a layer may be skipped by chance
         try:
             records = [_run_with(runner, rates, values, step) for values in (low, high)]
@@ -85,12 +89,16 @@ def check_rates(runner: Runner, runs: Sequence[Run], fallback: Location) -> Iter
             return
         silent = [n for n in silent if not _acts(records, (low[n], high[n]))]
         for n in silent:
+            complements = _find_complements(records, (low[n], high[n]))
+            swapped.update({n: complements[0]} if complements else {})
             for sites, record, values in zip(own[n], records, (low, high), strict=True):
                 sites += _sites_of_no_other(record, rates[n], {*values} - {values[n]})
         if not any(not own[n][0] for n in silent):
             break
     for n in silent:
-        if _differ(*own[n]):
+        if n in swapped:
+            yield _wrong_rate(rates[n], low[n], swapped[n])
+        elif _differ(*own[n]):
             yield from _check_relation(rates[n], own[n], (low[n], high[n]), runs)
         else:
             yield from _find_dead(runner, rates[n], runs, fallback)
@@ -100,6 +108,15 @@ def _acts(records: Sequence[Record], values: tuple[float, float]) -> bool:
     """Whether a rate is that of a site, at one of its two values."""
     pairs = zip(records, values, strict=True)
     return any(_has_rate(site, value) for record, value in pairs for site in record.sites)
+
+
+def _find_complements(records: Sequence[Record], values: tuple[float, float]) -> list[Site]:
+    """Return the sites that keep with the probability of a rate, at both its values."""
+    low, high = (
+        [site for site in record.sites if _has_rate(site, 1 - value)]
+        for record, value in zip(records, values, strict=True)
+    )
+    return low if low and high else []
 
 
 def _sites_of_no_other(record: Record, rate: Rate, others: set[float]) -> list[Site]:
@@ -115,7 +132,7 @@ def _spread(start: float, count: int) -> list[float]:
 def _run_with(runner: Runner, rates: Sequence[Rate], values: Sequence[float], step: int) -> Record:
     with keep_state(runner.model):
         for rate, value in zip(rates, values, strict=True):
-            setattr(rate.module, rate.attribute, value)
+            setattr(rate.module, rate.attribute, 1 - value if rate.is_keep else value)
         return runner.train(step, backward=False).record
 
 
@@ -144,14 +161,17 @@ def _check_relation(
         return
     if all(_may_have(site, value) for site, value in zip((low[0], high[0]), values, strict=True)):
         return
-    site = low[0]
-    first, last = site.interval if site.probability is None else (site.probability,) * 2
-    yield Finding(
+    yield _wrong_rate(rate, values[0], low[0])
+
+
+def _wrong_rate(rate: Rate, value: float, site: Site) -> Finding:
+    low, high = site.interval if site.probability is None else (site.probability,) * 2
+    return Finding(
         "D09",
         "error",
         site.location,
-        f"With {rate} = {values[0]:.4f}, a share of {site.kept:.4f} is kept, and the probability "
-        f"of keeping is in [{first:.4f}, {last:.4f}], not {1 - values[0]:.4f}.",
+        f"With {rate} set to drop {value:.4f}, a share of {site.kept:.4f} is kept, and the "
+        f"probability of keeping is in [{low:.4f}, {high:.4f}], not {1 - value:.4f}.",
         "Look whether the rate is taken for its complement, or used twice.",
         callers=site.callers,
     )

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+_REGISTERED = ("_parameters", "_buffers")
 _CONTAINERS = (dict, list, set, deque)
 
 
@@ -91,11 +92,12 @@ def _refill(container: Any, kept: Any) -> None:
 def held_tensors(module: nn.Module) -> list[torch.Tensor]:
     """Return the tensors that a module itself holds: parameters, buffers and attributes."""
     tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-    for value in vars(module).values():
+    for name, value in vars(module).items():
         if isinstance(value, torch.Tensor):
             tensors.append(value)
-        elif isinstance(value, list | tuple):
-            tensors += [each for each in value if isinstance(each, torch.Tensor)]
+        elif isinstance(value, list | tuple | dict) and name not in _REGISTERED:
+            values = value.values() if isinstance(value, dict) else value
+            tensors += [each for each in values if isinstance(each, torch.Tensor)]
     return tensors
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
+import weakref
 from collections.abc import Iterable, Sequence
 from types import CodeType
 from typing import Any
@@ -27,6 +29,7 @@ from dropout_jax.audit._torch_frames import (
 from dropout_jax.audit._torch_state import held_tensors
 from dropout_jax.audit._torch_values import (
     BITS,
+    GRID,
     Application,
     Decision,
     Draw,
@@ -38,6 +41,7 @@ from dropout_jax.audit._torch_values import (
 )
 
 _UNIFORM = ("rand", "rand_like", "uniform")
+_INTEGERS = ("randint", "randint_like", "random")
 _FILLS = ("ones", "ones_like", "new_ones", "full", "full_like", "new_full", "fill")
 # Kernels that hide their masks, and where their rate, and whether they are in training, are.
 _KERNELS = {
@@ -65,6 +69,7 @@ class Watch(TorchDispatchMode):
         super().__init__()
         self._names, self._stop, self._padding = name_modules(model), stop, padding
         self._values: dict[tuple | None, Value] = {}
+        self._masks: dict[tuple, weakref.ref[torch.Tensor]] = {}
         self.draws: list[Draw] = []
         self.decisions: list[Decision] = []
         self.compiled: list[Origin] = []
@@ -72,8 +77,9 @@ class Watch(TorchDispatchMode):
         self.seed, self._draw_count = 0, 0
 
     def begin(self, model: nn.Module, seed: int | None) -> None:
-        """Begin a step: forget what was, but for the masks that the model holds; seed, or not."""
+        """Begin a step: forget what was, but for the masks that are still there; seed, or not."""
         held = {place for module in model.modules() for place in _places(_held(module))}
+        held |= {place for place, tensor in self._masks.items() if tensor() is not None}
         kept = {place: value for place, value in self._values.items() if place in held}
         self._values = {place: value for place, value in kept.items() if value.kind != "data"}
         self.draws, self.compiled, self._draw_count = [], [], 0
@@ -126,13 +132,15 @@ class Watch(TorchDispatchMode):
         self, tensors: list[torch.Tensor], value: Value | None, but: Sequence[tuple | None] = ()
     ) -> None:
         """Set what is known of tensors; None is nothing. What shares memory `but` is a view."""
-        for place in _places(tensors):
+        for tensor, place in zip(tensors, _places(tensors), strict=True):
             if place in but:
                 continue
             if value is None or place is None:
                 self._values.pop(place, None)
-            else:
-                self._values[place] = value
+                continue
+            self._values[place] = value
+            if value.kind == "mask":
+                self._masks[place] = weakref.ref(tensor)
 
     def value_of(self, tensor: Any) -> Value | None:
         """Return what is known of a tensor; masks of the forward pass do not count in gradients."""
@@ -215,16 +223,16 @@ class Watch(TorchDispatchMode):
 
     def _compare_with_padding(self, data: torch.Tensor | None, shape: tuple[int, ...]) -> str:
         """Return what the padding has to do with the data of a site."""
-        padding = self._padding
-        if padding is None or data is None or shape[: padding.ndim] != padding.shape:
+        if self._padding is None or data is None or tuple(data.shape) != shape:
             return ""
-        if shape == padding.shape and data.shape == shape:
-            values = data.detach().double().cpu().numpy()
+        for padding in _shapes_of_padding(self._padding):
+            if math.prod(shape) != padding.size or shape[0] not in (len(padding), padding.size):
+                continue
+            values = data.detach().double().cpu().numpy().reshape(padding.shape)
             is_zero = values == 0
-            if is_zero[padding].all() and not is_zero[~padding].all():
-                is_constant = len(np.unique(values[~padding])) == 1
-                return "mask" if is_constant else "masked"
-        return "covered"
+            if is_zero[padding].all() and padding.any() and not is_zero[~padding].all():
+                return "mask" if len(np.unique(values[~padding])) == 1 else "masked"
+        return "covered" if shape[: self._padding.ndim] == self._padding.shape else ""
 
     def _record_draw(self, call: Call, key: tuple | None, outs: list[torch.Tensor]) -> None:
         name = call.operation.name
@@ -241,8 +249,11 @@ class Watch(TorchDispatchMode):
             assert value.decision is not None
             value.decision.mask = to_mask(outs[0])
         else:
-            grid = _draw_grid(call, outs[0]) if name in _UNIFORM else None
-            value = Value("number", (draw,), grid=grid, bits=BITS.get(outs[0].dtype, 53))
+            grid = _draw_grid(call, outs[0])
+            bits = BITS.get(outs[0].dtype, 53)
+            if name in _INTEGERS and grid is not None and math.log2(len(grid)).is_integer():
+                bits = round(math.log2(len(grid)))
+            value = Value("number", (draw,), grid=grid, bits=bits)
         if name == "rrelu_with_noise":
             draw.use, value = "multiplied", None
         self._remember(outs, value)
@@ -327,6 +338,11 @@ class BackwardPass(TorchFunctionMode):
             self._watch.is_backward = before
 
 
+def _shapes_of_padding(padding: np.ndarray) -> list[np.ndarray]:
+    """Return the padding of all tokens, and of those that are predicted."""
+    return [padding, padding[:, 1:], padding[:, :-1]] if padding.ndim == 2 else [padding]
+
+
 def _held(module: nn.Module) -> list[torch.Tensor]:
     """Return the tensors of a module that are no parameters."""
     tensors = held_tensors(module)
@@ -359,10 +375,16 @@ def _digest(state: torch.Tensor) -> str:
 
 
 def _draw_grid(call: Call, out: torch.Tensor) -> torch.Tensor | None:
-    grid = uniform_grid(out.dtype, out.device)
-    if grid is None or call.operation.name != "uniform":
+    """Return the numbers that a draw takes with equal probability, if they are known and few."""
+    name, numbers = call.operation.name, [arg for arg in call.args if isinstance(arg, int | float)]
+    if name in _INTEGERS:
+        low, high = ([0, *numbers] if len(numbers) == 1 else numbers or [0, 0])[-2:]
+        size = int(high) - int(low)
+        return torch.arange(low, high, device=out.device) if 0 < size <= GRID else None
+    grid = uniform_grid(out.dtype, out.device) if name in _UNIFORM else None
+    if grid is None or name != "uniform" or not numbers:
         return grid
-    low, high = float(call.argument(1, 0.0)), float(call.argument(2, 1.0))
+    low, high = [*numbers, 1.0][:2]
     return grid * (high - low) + low
 
 

@@ -1,5 +1,6 @@
 """Faulty and correct models of PyTorch: faults are found at their lines, and nothing else is."""
 
+import functools
 import inspect
 import random
 import subprocess
@@ -162,6 +163,29 @@ class MaskDrawnOnce(Linear):
         return h * self.mask / 0.8
 
 
+class MaskInCache(Linear):
+    def __init__(self):
+        super().__init__()
+        self.masks = {}
+
+    def forward(self, x):
+        h = self.linear(x)
+        if self.training and h.shape not in self.masks:
+            self.masks[h.shape] = torch.rand_like(h).gt(0.2)  # D04
+        return torch.where(self.masks[h.shape], h / 0.8, 0) if self.training else h
+
+
+@functools.cache
+def cached_mask(*shape):
+    return F.dropout(torch.ones(shape), 0.2)  # D04
+
+
+class MaskOfFunction(Linear):
+    def forward(self, x):
+        h = self.linear(x)
+        return h * cached_mask(*h.shape) if self.training else h
+
+
 class StateSetBack(Block):
     def __init__(self):
         super().__init__()
@@ -312,6 +336,21 @@ class RateSquaredDropout(Complement):
         return x * torch.bernoulli(torch.full_like(x, keep)) / keep  # D09
 
 
+class KeepProbability(Linear):
+    def __init__(self):
+        super().__init__()
+        self.keep_prob = 0.9
+
+    def forward(self, x):
+        return F.dropout(super().forward(x), self.keep_prob, self.training)  # D09
+
+
+class SwappedProbability(Linear):
+    def forward(self, x):
+        h = self.linear(x)
+        return h * torch.empty_like(h).bernoulli_(0.1) / 0.9 if self.training else h  # D10
+
+
 class NoScale(Linear):
     def forward(self, x):
         h = self.linear(x)
@@ -351,6 +390,12 @@ class NumbersOfBfloat16(Linear):
         return h * (torch.rand(h.shape, dtype=torch.bfloat16) < 0.9) / 0.9  # D11
 
 
+class EightBits(Linear):
+    def forward(self, x):
+        h = self.linear(x)
+        return h * (torch.randint(0, 256, h.shape) < 230) / 0.9 if self.training else h  # D11
+
+
 class FloorInBfloat16(Linear):
     def forward(self, x):
         h = self.linear(x)
@@ -372,6 +417,13 @@ class ProbabilityInBfloat16(Linear):
 class AfterLossMask(Block):
     def forward(self, x):
         token_loss = super().forward(x).square().mean(-1) * ~PADDING
+        return F.dropout(token_loss, 0.1, self.training)  # D12
+
+
+class AfterMaskOfTargets(Block):
+    def forward(self, x):
+        token_loss = super().forward(x)[:, 1:].square().mean(-1).flatten()
+        token_loss = token_loss * ~PADDING[:, 1:].flatten()
         return F.dropout(token_loss, 0.1, self.training)  # D12
 
 
@@ -415,6 +467,8 @@ FAULTS = [
     (AlwaysTraining, "D03", {}),
     (MaskInBuffer, "D04", {}),
     (MaskDrawnOnce, "D04", {}),
+    (MaskInCache, "D04", {}),
+    (MaskOfFunction, "D04", {"marked": cached_mask}),
     (StateSetBack, "D04", {}),
     (SeededByConstant, "D15", {}),
     (GeneratorInside, "D15", {}),
@@ -430,15 +484,19 @@ FAULTS = [
     (OwnGradient, "D07", {"marked": _OtherMaskInBackward}),
     (ComplementDropout, "D09", {}),
     (RateSquaredDropout, "D09", {}),
+    (KeepProbability, "D09", {}),
+    (SwappedProbability, "D10", {}),
     (NoScale, "D10", {}),
     (ScaledByRate, "D10", {}),
     (ScaledTwice, "D10", {}),
     (UnscaledFill, "D10", {}),
     (UnscaledIndex, "D10", {}),
     (NumbersOfBfloat16, "D11", {}),
+    (EightBits, "D11", {}),
     (FloorInBfloat16, "D11", {}),
     (ProbabilityInBfloat16, "D11", {}),
     (AfterLossMask, "D12", PADDED),
+    (AfterMaskOfTargets, "D12", PADDED),
     (DropsPaddingMask, "D12", PADDED),
     (NoiseInEvaluation, "D13", {}),
     (NumbersInEvaluation, "D13", {}),
@@ -699,6 +757,20 @@ class Frozen(Block):
         return super().forward(self.backbone(x))
 
 
+class OneInTen(Linear):
+    """A rate of 0.1 of integers."""
+
+    def __init__(self):
+        super().__init__()
+        self.keep_prob = 0.9
+
+    def forward(self, x):
+        h = self.linear(x)
+        if not self.training:
+            return h
+        return h * (torch.randint(10, h.shape) > 0) / 0.9 + 0 * F.dropout(h, 1 - self.keep_prob)
+
+
 class LowPrecision(Block):
     def forward(self, x):
         with torch.autocast("cpu", torch.bfloat16):
@@ -730,6 +802,10 @@ class Padded(nn.TransformerEncoderLayer):
         return super().forward(x, src_key_padding_mask=PADDING)
 
 
+def slow(build):
+    return pytest.param(build, marks=pytest.mark.slow)
+
+
 ENCODER = {"d_model": WIDTH, "nhead": 4, "dim_feedforward": 64, "batch_first": True}
 CORRECT = [
     Block,
@@ -755,6 +831,7 @@ CORRECT = [
     Augmented,
     MaskedTokens,
     Frozen,
+    OneInTen,
     LowPrecision,
     ThreeSamples,
     RowsOfOneMask,
@@ -763,10 +840,10 @@ CORRECT = [
     lambda: nn.Sequential(nn.Conv1d(16, 8, 3), nn.Dropout1d(0.4), nn.Dropout(0.5, inplace=True)),
     lambda: Block().bfloat16(),
     lambda: nn.TransformerEncoderLayer(**ENCODER),
-    lambda: Padded(**ENCODER),
-    lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(**ENCODER), 2),
+    slow(lambda: Padded(**ENCODER)),
+    slow(lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(**ENCODER), 2)),
     lambda: PackedLSTM(WIDTH, WIDTH, 2, dropout=0.2, batch_first=True),
-    lambda: nn.GRU(WIDTH, WIDTH, 3, dropout=0.2),
+    slow(lambda: nn.GRU(WIDTH, WIDTH, 3, dropout=0.2)),
 ]
 
 
