@@ -77,7 +77,7 @@ def torch(
     """
     _check_torch()
     from dropout_jax.audit import _torch_rates, _torch_rules, _torch_run, _torch_state
-    from dropout_jax.audit._torch_frames import locate_forward
+    from dropout_jax.audit._torch_frames import find_aliases, locate_forward
 
     runner = _torch_run.Runner(model, batch, loss, padding)
     _torch_run.check_steps(steps)
@@ -87,7 +87,10 @@ def torch(
         runs = [runner.train(number) for number in range(steps)]
         evaluation = runner.evaluate()
     location = locate_forward(model, caller)
-    findings = list(_torch_rules.check_runs(runs, evaluation, declared, location, mc=mc_dropout))
+    aliases = find_aliases(model)
+    findings = list(
+        _torch_rules.check_runs(runs, evaluation, declared, location, aliases, mc=mc_dropout)
+    )
     with _torch_state.keep_state(model):
         findings += _torch_rates.check_rates(runner, runs, caller)
     findings += _torch_rates.check_asked_rates(model, rates or {}, runs, caller)

@@ -15,7 +15,8 @@ from dropout_jax.audit._torch_values import Draw, Value, map_grid, share_of_true
 
 _BIAS = -1e3  # what is added to the scores of attention, at most, so that they do not count
 _COPIES = ("clone", "_to_copy", "copy", "lift_fresh")
-_PARTS = ("index", "index_select", "gather", "repeat", "cat", "stack", "flip", "roll")
+_SELECTIONS = ("index", "nonzero", "masked_select")
+_PARTS = ("index_select", "gather", "repeat", "cat", "stack", "flip", "roll")
 
 
 Known = Value | None | Any  # NotImplemented too: the shape of the result tells
@@ -66,7 +67,11 @@ def follow_any(watch: Watcher, call: Call, result: torch.Tensor) -> Value | None
     random = [value for value in values if value is not None and value.kind != "data"]
     if not random:
         return None
-    if any(_kind_of(watch, tensor) == "data" for tensor in tensors):
+    if call.operation.name in (*_PARTS, "index") and watch.value_of(tensors[0]) is random[0]:
+        return random[0]
+    data = [tensor for tensor in tensors if _kind_of(watch, tensor) == "data"]
+    if data or call.operation.name in _SELECTIONS:
+        _apply_any(watch, call, tensors, data)
         return None
     if any(value.kind == "number" for value in random):
         return _follow_number(call, tensors, values, result)
@@ -74,6 +79,17 @@ def follow_any(watch: Watcher, call: Call, result: torch.Tensor) -> Value | None
     if result.numel() < max(tensor.numel() for tensor in tensors) and not is_local:
         return None
     return random[0] if is_local else dataclasses.replace(random[0], is_independent=False)
+
+
+def _apply_any(
+    watch: Watcher, call: Call, tensors: list[torch.Tensor], data: list[torch.Tensor]
+) -> None:
+    """A mask that meets data in another way, element by element, or selects a part of it."""
+    masks = [tensor for tensor in tensors if _kind_of(watch, tensor) == "mask"]
+    if masks and call.operation.name in _SELECTIONS:
+        watch.apply(masks[0], "branch", None)
+    elif masks and torch.Tag.pointwise in call.func.tags:
+        watch.apply(masks[0], "mix", data[0])
 
 
 def _follow_number(
@@ -110,20 +126,14 @@ def _compare(watch: Watcher, call: Call) -> Value | None:
 
 
 def _decide(watch: Watcher, call: Call, tensor: torch.Tensor, value: Value) -> Value:
-    others = [other for other in call.tensors() if other is not tensor and other.numel() > 1]
-    constants = [constant_of(other) for other in others]
-    grid = None
-    if not others:
-        grid = _on_grid(call, tensor, value)
-    elif None not in constants and len(others) == 1:
-        (other,), (constant,) = others, constants
-        filled = other.new_full((), constant)
-        args = tuple(filled if arg is other else arg for arg in call.args)
-        grid = _on_grid(dataclasses.replace(call, args=args), tensor, value)
-    is_even = None not in constants
+    others = [other for other in call.tensors() if other is not tensor]
+    is_even = all(constant_of(other) is not None for other in others)
+    first = {id(other): other.flatten()[0] for other in others if other.numel()}
+    args = tuple(first.get(id(arg), arg) for arg in call.args)
+    even_call = dataclasses.replace(call, args=args)
     return watch.decide(
         value.draws,
-        share_of_true(grid),
+        share_of_true(_on_grid(even_call, tensor, value)) if is_even else None,
         value.bits,
         is_independent=value.is_independent and is_even,
     )

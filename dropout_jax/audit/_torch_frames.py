@@ -6,14 +6,17 @@ import dataclasses
 import inspect
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from types import CodeType, FrameType
 from typing import Any
 
+import torch
 from torch import nn
 
 from dropout_jax.audit._locations import UNKNOWN, Location, find_library
 
+UNREGISTERED = "not registered"  # in the path of a module that is not part of the model
 _WRAPPERS = ("module", "overrides", "_contextlib", "_python_dispatch", "eval_frame")
 
 
@@ -42,6 +45,19 @@ class Origin:
 def name_modules(model: nn.Module) -> dict[int, str]:
     """Return the path of every module, by its id; without the wrapper of torch.compile."""
     return {id(module): clean_path(path) for path, module in model.named_modules()}
+
+
+def find_aliases(model: nn.Module) -> dict[str, str]:
+    """Return, by the path of each module that has several, all of them as a text."""
+    paths: dict[int, list[str]] = defaultdict(list)
+    for path, module in model.named_modules(remove_duplicate=False):
+        paths[id(module)].append(clean_path(path))
+    several = {id_: dict.fromkeys(names) for id_, names in paths.items()}
+    return {
+        next(iter(names)): " = ".join(map(repr, names))
+        for names in several.values()
+        if len(names) > 1
+    }
 
 
 def clean_path(path: str) -> str:
@@ -134,6 +150,8 @@ def _find_line(kind: type, pattern: str) -> Location | None:
 
 def locate_forward(model: nn.Module, fallback: Location) -> Location:
     """Return where the user's code defines the forward pass."""
+    if isinstance(model, torch.jit.ScriptModule):
+        return fallback
     inner = getattr(model, "_orig_mod", model)
     code = getattr(type(inner).forward, "__code__", None)
     if code is None or find_library(code.co_filename):

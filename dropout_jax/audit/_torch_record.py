@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from dropout_jax.audit._one_run import COMPARABLE
 from dropout_jax.audit._record import Noise, OpaqueCall, Record, Site
 from dropout_jax.audit._statistics import share_interval
 from dropout_jax.audit._torch_values import Application, Decision, Draw, is_kept_where_true
@@ -143,6 +144,8 @@ def _count_applications(decision: Decision) -> int:
     uses: Counter[tuple] = Counter()
     for application in decision.applications:
         kept = application.kept
-        large = kept is not None and kept.size >= 64
-        uses[application.use, _hash(kept) if large else application.origin.callers] += 1
+        if kept is None or kept.size < COMPARABLE:  # equal by chance
+            uses[application.use, application.origin.callers] += 1
+        else:
+            uses[application.use, _hash(kept)] += 1
     return max(uses.values())

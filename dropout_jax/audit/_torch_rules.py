@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from dropout_jax.audit._findings import Finding, Severity
 from dropout_jax.audit._locations import Location
@@ -18,6 +18,7 @@ from dropout_jax.audit._one_run import (
     find_wrong_scale,
 )
 from dropout_jax.audit._record import Record, Site
+from dropout_jax.audit._torch_frames import UNREGISTERED
 from dropout_jax.audit._torch_record import BUFFER
 from dropout_jax.audit._torch_run import Run
 
@@ -28,15 +29,26 @@ REMEDIES = {
     "D06": "Draw a mask of the whole shape: torch.rand_like(x). If it is meant, declare it: "
     "shared=['function of that line'].",
     "D11": "Draw the numbers in float32: torch.rand(x.shape, device=x.device).",
+    UNREGISTERED: "Its module is not registered, so model.eval() does not reach it: keep it in an "
+    "nn.ModuleList or an attribute of its own.",
     "D13": "If it is not meant, ask self.training before.",
 }
 _CHANNELS = ("dropout1d", "dropout2d", "dropout3d", "feature_alpha_dropout")
 
 
 def check_runs(
-    runs: Sequence[Run], evaluation: Run, declared: Declared, location: Location, *, mc: bool
+    runs: Sequence[Run],
+    evaluation: Run,
+    declared: Declared,
+    location: Location,
+    aliases: Mapping[str, str],
+    *,
+    mc: bool,
 ) -> Iterator[Finding]:
-    """Iterate over the findings of training steps and of an evaluation."""
+    """Iterate over the findings of training steps and of an evaluation.
+
+    Modules that have several names are `aliases`: of one name, a text with all.
+    """
     records = [_without_buffers(run.record) for run in runs]
     repeated = list(find_repeated_steps(records, declared))
     yield from repeated
@@ -46,10 +58,10 @@ def check_runs(
     yield from find_compiled(runs[0])
     yield from find_padding(runs[0])
     yield from find_reused_masks(records[0], declared)
-    yield from find_shared_modules(records[0])
+    yield from find_shared_modules(records[0], aliases)
     for site in records[0].strays:
         if site.is_active:
-            yield recomputed(site)
+            yield recomputed(site, records[0])
     for finding in _check_with_core(records, _without_buffers(evaluation.record), declared, mc=mc):
         yield with_remedy(finding)
     yield from () if mc else find_other_generators(evaluation.record)
@@ -67,14 +79,19 @@ def _check_with_core(
                 is_meant = _is_sharing_named(site) or _is_per_sample(site)
                 yield _as_note(finding) if is_meant else finding
             yield from find_coarse_rate(site)
-            if not any("alpha_dropout" in name for name in site.library):
+            is_other = any("alpha_dropout" in name for name in site.library)
+            if not is_other and not _is_scaled_by_count(site):
                 yield from find_wrong_scale(site, declared)
-    yield from () if mc else find_on_in_evaluation(evaluation)
+    unregistered = {site.location for site in evaluation.sites if UNREGISTERED in site.module}
+    for finding in () if mc else find_on_in_evaluation(evaluation):
+        if finding.code == "D03" and finding.location in unregistered:
+            finding = dataclasses.replace(finding, remedy=REMEDIES[UNREGISTERED])
+        yield finding
 
 
 def with_remedy(finding: Finding) -> Finding:
     """Return a finding whose remedy is one for PyTorch."""
-    if not finding.remedy:
+    if not finding.remedy or finding.remedy in REMEDIES.values():
         return finding
     remedy = REMEDIES.get(finding.code, finding.remedy)
     return dataclasses.replace(finding, remedy=remedy)
@@ -82,6 +99,11 @@ def with_remedy(finding: Finding) -> Finding:
 
 def _as_note(finding: Finding) -> Finding:
     return dataclasses.replace(finding, severity="note", remedy="")
+
+
+def _is_scaled_by_count(site: Site) -> bool:
+    """Whether the scale is what was kept this time, as x * mask / mask.mean()."""
+    return any(abs(factor * site.kept - 1) < 1e-4 for factor in site.factors)
 
 
 def _is_sharing_named(site: Site) -> bool:
@@ -268,36 +290,40 @@ def _reused(site: Site, other: Site, declared: Declared, what: str) -> Finding:
     )
 
 
-def find_shared_modules(record: Record) -> Iterator[Finding]:
+def find_shared_modules(record: Record, aliases: Mapping[str, str]) -> Iterator[Finding]:
     """D05, a note: several lines call one module that drops; each call has a mask of its own."""
     lines: dict[str, dict[Location, Site]] = defaultdict(dict)
     for site in record.sites:
         if site.module and any(":dropout." in name for name in site.library):
             lines[site.module].setdefault(site.location, site)
     for module, sites in lines.items():
-        if len(sites) > 1:
-            *_, site = sites.values()
-            yield Finding(
-                "D05",
-                "note",
-                site.location,
-                f"{len(sites)} lines call the module {module!r}. Each call draws its own mask, "
-                "at one rate.",
-                "",
-                callers=site.callers,
-            )
+        if len(sites) == 1 and module not in aliases:
+            continue
+        *_, site = sites.values()
+        count = "A line calls" if len(sites) == 1 else f"{len(sites)} lines call"
+        yield Finding(
+            "D05",
+            "note",
+            site.location,
+            f"{count} the module {aliases.get(module, repr(module))}. Each call draws its own "
+            "mask, at one rate.",
+            "",
+            callers=site.callers,
+        )
 
 
-def recomputed(site: Site) -> Finding:
-    """D07: the backward pass has a mask that the forward pass has not."""
+def recomputed(site: Site, record: Record) -> Finding:
+    """D07: the backward pass has a mask that the forward pass has not, at the line of that one."""
+    first = (one for one in record.sites if one.module == site.module and one.shape == site.shape)
+    origin = next((one for one in first if site.module), site)
     return Finding(
         "D07",
         "error",
-        site.location,
+        origin.location,
         f"The backward pass draws a mask of shape {site.shape} that the forward pass did not have.",
         "Let checkpoint(..., preserve_rng_state=True) set the generator back, which is its "
         "default; a torch.autograd.Function saves its mask for the backward pass.",
-        callers=site.callers,
+        callers=origin.callers,
     )
 
 

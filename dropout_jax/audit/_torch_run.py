@@ -145,11 +145,12 @@ class Runner:
                     seeds.append(origin)
 
         before = sys.getprofile()
-        sys.setprofile(note)
-        try:
-            _run_model(self.model, self._batch, loss)
-        finally:
-            sys.setprofile(before)
+        with keep_state(self.model):
+            sys.setprofile(note)
+            try:
+                _run_model(self.model, self._batch, loss)
+            finally:
+                sys.setprofile(before)
         return seeds
 
 

@@ -20,6 +20,7 @@ from dropout_jax.audit._graph import Use
 from dropout_jax.audit._torch_calls import Call, describe, list_tensors
 from dropout_jax.audit._torch_follow import follow, follow_any
 from dropout_jax.audit._torch_frames import (
+    UNREGISTERED,
     Origin,
     clean_path,
     find_origin,
@@ -144,7 +145,8 @@ class Watch(TorchDispatchMode):
 
     def value_of(self, tensor: Any) -> Value | None:
         """Return what is known of a tensor; masks of the forward pass do not count in gradients."""
-        value = self._values.get(*_places([tensor])) if isinstance(tensor, torch.Tensor) else None
+        place = _places([tensor])[0] if isinstance(tensor, torch.Tensor) else None
+        value = self._values.get(place)
         decision = value.decision if value else None
         is_other = self.is_backward and decision is not None and not decision.is_backward
         return None if is_other else value
@@ -154,7 +156,7 @@ class Watch(TorchDispatchMode):
         origin = find_origin(self._names, self._stop)
         stranger = find_unregistered(self._names, self._stop)
         if stranger:
-            parts = (origin.module, f"({stranger}, not registered)")
+            parts = (origin.module, f"({stranger}, {UNREGISTERED})")
             origin = dataclasses.replace(origin, module=".".join(filter(None, parts)))
         if origin.is_compiled:
             self.compiled.append(origin)
@@ -306,7 +308,7 @@ class Watch(TorchDispatchMode):
         values = [*call.args, *call.kwargs.values()]
         generator = next((value for value in values if isinstance(value, torch.Generator)), None)
         device = tensors[0].device if tensors else torch.device(call.kwargs.get("device") or "cpu")
-        library = torch if device.type == "cpu" else getattr(torch, device.type, None)
+        library: Any = torch if device.type == "cpu" else getattr(torch, device.type, None)
         if generator is not None:
             self.has_other_generator = True
             device, state = generator.device, generator.get_state()

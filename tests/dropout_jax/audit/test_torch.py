@@ -5,6 +5,7 @@ import inspect
 import random
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,14 +13,14 @@ import torch
 from audit_cases import marked_lines
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from dropout_jax import audit
 
 WIDTH = 32
 X = torch.linspace(-1, 1, 4 * 16 * WIDTH).reshape(4, 16, WIDTH)
 # What a fault brings with it.
-WAKE = {"D15": {"D04", "D05"}, "D02": {"D01"}, "D05": {"D04", "D15"}}
+WAKE = {"D15": {"D04", "D05"}, "D02": {"D01"}, "D05": {"D04", "D15"}, "D14": {"D15"}}
 
 
 class Block(nn.Module):
@@ -211,6 +212,15 @@ class GeneratorInside(Linear):
         return h * (torch.rand(h.shape, generator=generator) > 0.25) / 0.75
 
 
+class SeededInTurns(Linear):
+    turn = 0
+
+    def forward(self, x):
+        self.turn += 1
+        torch.manual_seed(self.turn % 2)
+        return F.dropout(super().forward(x), 0.2, self.training)  # D14
+
+
 class SeededForEachLayer(Block):
     def forward(self, x):
         for _ in range(2):
@@ -278,12 +288,20 @@ class RecomputedWithoutState(Block):
     use_reentrant = False
 
     def forward(self, x):
-        options = {"use_reentrant": self.use_reentrant, "preserve_rng_state": False}
-        x = self.linear(x)
-        return checkpoint(self.inside, x, **options) if self.training else self.inside(x)
+        x, kind = self.linear(x), self.use_reentrant
+        if not self.training:
+            return self.inside(x)
+        return checkpoint(self.inside, x, use_reentrant=kind, preserve_rng_state=False)
 
     def inside(self, x):
         return torch.tanh(self.drop(x))  # D07
+
+
+class RecomputedSequence(Block):
+    def forward(self, x):
+        parts = nn.Sequential(self.drop, nn.Tanh(), nn.Tanh())
+        x, options = self.linear(x), {"use_reentrant": False, "preserve_rng_state": False}
+        return checkpoint_sequential(parts, 2, x, **options) if self.training else x  # D07
 
 
 class RecomputedReentrant(RecomputedWithoutState):
@@ -472,6 +490,7 @@ FAULTS = [
     (StateSetBack, "D04", {}),
     (SeededByConstant, "D15", {}),
     (GeneratorInside, "D15", {}),
+    (SeededInTurns, "D14", {}),
     (SeededForEachLayer, "D05", {}),
     (OneSeedForLayers, "D05", {}),
     (OneStateForTwoShapes, "D05", {}),
@@ -480,6 +499,7 @@ FAULTS = [
     (OneMaskForHeads, "D06", {}),
     (OneMaskOverTime, "D06", {}),
     (RecomputedWithoutState, "D07", {}),
+    (RecomputedSequence, "D07", {}),
     (RecomputedReentrant, "D07", {}),
     (OwnGradient, "D07", {"marked": _OtherMaskInBackward}),
     (ComplementDropout, "D09", {}),
@@ -677,6 +697,8 @@ class GradientPenalty(Block):
 class Masked(Block):
     """A masked layer (MADE), with a mask that is the same in evaluation."""
 
+    mask: torch.Tensor
+
     def __init__(self):
         super().__init__()
         self.register_buffer("mask", (torch.rand(WIDTH, WIDTH) > 0.5).float())
@@ -771,6 +793,31 @@ class OneInTen(Linear):
         return h * (torch.randint(10, h.shape) > 0) / 0.9 + 0 * F.dropout(h, 1 - self.keep_prob)
 
 
+class ScaledByCount(Linear):
+    def forward(self, x):
+        h = self.linear(x)
+        if not self.training:
+            return h
+        mask = (torch.rand_like(h) > 0.2).float()
+        return h * mask / mask.mean()
+
+
+class Fused(Linear):
+    def forward(self, x):
+        h = self.linear(x)
+        if not self.training:
+            return h
+        mask = (torch.rand_like(h) > 0.2) / 0.8
+        return torch.addcmul(torch.zeros_like(h), h, mask)
+
+
+class SelectedTokens(Linear):
+    def forward(self, x):
+        if self.training:
+            x = x[:, torch.rand(x.shape[1]) > 0.5]
+        return super().forward(x)
+
+
 class LowPrecision(Block):
     def forward(self, x):
         with torch.autocast("cpu", torch.bfloat16):
@@ -791,15 +838,24 @@ class RowsOfOneMask(Linear):
         return x
 
 
-class PackedLSTM(nn.LSTM):
+class PackedLSTM(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(WIDTH, WIDTH, 2, dropout=0.2, batch_first=True)
+
     def forward(self, x):
-        packed = nn.utils.rnn.pack_padded_sequence(x, [16, 12, 9, 3], batch_first=True)
-        return super().forward(packed)[0].data
+        lengths = torch.tensor([16, 12, 9, 3])
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+        return self.lstm(packed)[0].data
 
 
-class Padded(nn.TransformerEncoderLayer):
+class Padded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(**ENCODER)
+
     def forward(self, x):
-        return super().forward(x, src_key_padding_mask=PADDING)
+        return self.layer(x, src_key_padding_mask=PADDING)
 
 
 def slow(build):
@@ -832,6 +888,9 @@ CORRECT = [
     MaskedTokens,
     Frozen,
     OneInTen,
+    ScaledByCount,
+    Fused,
+    SelectedTokens,
     LowPrecision,
     ThreeSamples,
     RowsOfOneMask,
@@ -840,9 +899,9 @@ CORRECT = [
     lambda: nn.Sequential(nn.Conv1d(16, 8, 3), nn.Dropout1d(0.4), nn.Dropout(0.5, inplace=True)),
     lambda: Block().bfloat16(),
     lambda: nn.TransformerEncoderLayer(**ENCODER),
-    slow(lambda: Padded(**ENCODER)),
+    slow(Padded),
     slow(lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(**ENCODER), 2)),
-    lambda: PackedLSTM(WIDTH, WIDTH, 2, dropout=0.2, batch_first=True),
+    PackedLSTM,
     slow(lambda: nn.GRU(WIDTH, WIDTH, 3, dropout=0.2)),
 ]
 
@@ -980,6 +1039,7 @@ def _state_of(model, x):
     values = {name: value.clone() for name, value in model.state_dict().items()}
     values |= {f"{name}.grad": each.grad.clone() for name, each in model.named_parameters()}
     values |= {f"{name}.training": each.training for name, each in model.named_modules()}
+    numpy_state: Any = np.random.get_state()
     hooks = [len(each._forward_pre_hooks) for each in model.modules()]
     return values | {
         "x": x.clone(),
@@ -988,7 +1048,7 @@ def _state_of(model, x):
         "outputs": len(model.outputs),
         "generator": model.generator.get_state(),
         "torch": torch.get_rng_state(),
-        "numpy": np.random.get_state()[1],
+        "numpy": numpy_state[1],
         "random": random.getstate()[1],
     }
 
@@ -1025,6 +1085,54 @@ def test_record_of_native_dropout_is_that_of_a_gpu():
     (site,) = audit.trace_torch(Native(), X).sites
     assert (site.generator, site.probability) == ("aten.native_dropout", 0.75)
     assert site.factors == pytest.approx((1 / 0.75,))
+
+
+def test_kernel_that_hides_its_mask_is_a_site_with_its_rate():
+    class Attention(Linear):
+        is_always_on = True
+
+        def forward(self, x):
+            q = super().forward(x)[:, None]
+            rate = 0.2 if self.training or self.is_always_on else 0.0
+            return kernel(q, q, q, None, rate)[0]
+
+    def attend(query, key, value, bias=None, dropout_p=0.0, *_, **__):
+        torch.rand(1)  # it draws, and nobody sees what for
+        y = (query @ key.mT).softmax(-1) @ value
+        zero = torch.zeros((), dtype=torch.int64)
+        return y, y[..., 0].float(), None, None, 16, 16, zero, zero, y
+
+    kernel = torch.ops.aten._scaled_dot_product_fused_attention_overrideable
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("_scaled_dot_product_fused_attention_overrideable", attend, "CPU")
+    with torch.no_grad():
+        findings = audit.torch(Attention().requires_grad_(False), X)
+        assert [finding.code for finding in findings] == ["D03"]
+        (site,) = audit.trace_torch(Attention().requires_grad_(False), X).sites
+    assert (site.shape, site.probability, site.decided) == ((4, 1, 16, 16), 0.8, 0)
+    assert site.is_active
+    del library
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_scripted_model_is_not_accused():
+    model = torch.jit.script(Block())
+    assert audit.torch(model, X) == ()
+    assert [site.probability for site in audit.trace_torch(model, X).sites] == [0.75]
+
+
+def test_module_of_two_names_is_a_note():
+    class Tied(Block):
+        def __init__(self):
+            super().__init__()
+            self.other = self.drop
+
+        def forward(self, x):
+            return self.other(torch.tanh(super().forward(x)))
+
+    (note,) = audit.torch(Tied(), X)
+    assert (note.code, note.severity) == ("D05", "note")
+    assert "'drop' = 'other'" in note.message
 
 
 @pytest.mark.slow
