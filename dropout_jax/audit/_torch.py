@@ -91,8 +91,7 @@ def torch(
     findings = list(
         _torch_rules.check_runs(runs, evaluation, declared, location, aliases, mc=mc_dropout)
     )
-    with _torch_state.keep_state(model):
-        findings += _torch_rates.check_rates(runner, runs, caller)
+    findings += _torch_rates.check_rates(runner, runs, caller)
     findings += _torch_rates.check_asked_rates(model, rates or {}, runs, caller)
     if resume is not None:
         findings += _torch_rules.find_replay_after_resume(*runner.resume(resume, steps))

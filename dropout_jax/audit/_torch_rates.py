@@ -113,7 +113,7 @@ def _acts(records: Sequence[Record], values: tuple[float, float]) -> bool:
 def _find_complements(records: Sequence[Record], values: tuple[float, float]) -> list[Site]:
     """Return the sites that keep with the probability of a rate, at both its values."""
     low, high = (
-        [site for site in record.sites if _has_rate(site, 1 - value)]
+        [site for site in record.sites if _has_rate(site, 1 - value) and site.use in DROPS]
         for record, value in zip(records, values, strict=True)
     )
     return low if low and high else []

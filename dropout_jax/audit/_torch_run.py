@@ -82,14 +82,13 @@ class Runner:
     ) -> Run:
         """Run a training step: the forward pass, and the backward pass."""
         self.model.train()
-        loss = (self._loss or sum_numbers) if backward else None
-        return self._run(number, loss, masks=masks, seeded=seeded)
+        return self._run(number, backward=backward, masks=masks, seeded=seeded)
 
     def evaluate(self) -> Run:
         """Run the model in evaluation mode, without gradients."""
         self.model.eval()
         with torch.no_grad():
-            return self._run(0, None)
+            return self._run(0, backward=False)
 
     def resume(self, seed: Callable[[int], Any], steps: int) -> tuple[list[Run], dict[int, Run]]:
         """Run the steps of a run that is seeded at step 0, and those that a resume begins with."""
@@ -106,8 +105,8 @@ class Runner:
     def _run(
         self,
         number: int,
-        loss: Callable[[Any], Any] | None,
         *,
+        backward: bool,
         masks: bool = False,
         seeded: bool = False,
     ) -> Run:
@@ -116,10 +115,10 @@ class Runner:
         watch.begin(self.model, None if seeded else SEED + number)
         with torch.compiler.set_stance("force_eager"), _note_calls(self.model, called):
             with watch, BackwardPass(watch):
-                _run_model(self.model, self._batch, loss)
+                _run_model(self.model, self._batch, self._loss, backward=backward)
             opaque = ["numpy.random"] if _numpy_state() != before else []
             has_seeds = (watch.is_seeded and not seeded) or watch.has_other_generator
-            seeds = self._find_seeds(loss) if has_seeds else []
+            seeds = self._find_seeds() if has_seeds else []
         location = locate_forward(self.model, locate_call())
         calls = [OpaqueCall(location, name, {}) for name in opaque]
         record = build_record(watch.decisions, watch.draws, calls, masks=masks)
@@ -133,7 +132,7 @@ class Runner:
         called |= {decision.origin.module for decision in forward}
         return Run(record, tuple(seeds), tuple(watch.compiled), frozenset(called), padding)
 
-    def _find_seeds(self, loss: Callable[[Any], Any] | None) -> list[Origin]:
+    def _find_seeds(self) -> list[Origin]:
         """Run the model again, and return the lines of the user's code that seed a generator."""
         seeds: list[Origin] = []
         names = name_modules(self.model)
@@ -148,7 +147,7 @@ class Runner:
         with keep_state(self.model):
             sys.setprofile(note)
             try:
-                _run_model(self.model, self._batch, loss)
+                _run_model(self.model, self._batch, self._loss, backward=False)
             finally:
                 sys.setprofile(before)
         return seeds
@@ -177,17 +176,17 @@ def _note_calls(model: nn.Module, called: set[str]) -> Iterator[None]:
             handle.remove()
 
 
-def _run_model(model: nn.Module, batch: Any, loss: Callable[[Any], Any] | None) -> None:
-    """Run the model, and the backward pass of the loss. The stack of its lines ends here."""
+def _run_model(
+    model: nn.Module, batch: Any, loss: Callable[[Any], Any] | None, *, backward: bool
+) -> None:
+    """Run the model, the loss and the backward pass. The stack of the model's lines ends here."""
     batch = copy_tensors(batch)
     if isinstance(batch, Mapping):
         output = model(**batch)
     else:
         output = model(*batch) if isinstance(batch, tuple) else model(batch)
-    if loss is None:
-        return
-    total = loss(output)
-    if isinstance(total, torch.Tensor) and total.requires_grad:
+    total = loss(output) if loss is not None else sum_numbers(output) if backward else None
+    if backward and isinstance(total, torch.Tensor) and total.requires_grad:
         total.sum().backward()
 
 

@@ -28,7 +28,7 @@ def keep_state(model: nn.Module) -> Iterator[None]:
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     numpy_state, python_state = np.random.get_state(), random.getstate()
     with contextlib.ExitStack() as stack:
-        for kind in _device_types(model):
+        for kind in device_types(model):
             count = getattr(torch, kind).device_count()
             stack.enter_context(torch.random.fork_rng(range(count), device_type=kind))
         stack.enter_context(torch.random.fork_rng([]))
@@ -45,11 +45,19 @@ def keep_state(model: nn.Module) -> Iterator[None]:
             random.setstate(python_state)
 
 
-def _device_types(model: nn.Module) -> set[str]:
+def device_types(model: nn.Module) -> set[str]:
     """Return the types of the devices whose generators a run may move."""
     tensors = [*model.parameters(), *model.buffers()]
     kinds = {tensor.device.type for tensor in tensors} - {"cpu", "meta"}
     return kinds | ({"cuda"} if torch.cuda.is_initialized() else set())
+
+
+def seed_generators(model: nn.Module, seed: int) -> None:
+    """Seed the generators that a run of a model may draw from, and no other."""
+    torch.default_generator.manual_seed(seed)
+    for kind in device_types(model):
+        library = getattr(torch, kind)
+        getattr(library, "manual_seed_all", library.manual_seed)(seed)
 
 
 class _Module:

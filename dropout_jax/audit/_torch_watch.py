@@ -27,7 +27,7 @@ from dropout_jax.audit._torch_frames import (
     find_unregistered,
     name_modules,
 )
-from dropout_jax.audit._torch_state import held_tensors
+from dropout_jax.audit._torch_state import held_tensors, seed_generators
 from dropout_jax.audit._torch_values import (
     BITS,
     GRID,
@@ -91,7 +91,7 @@ class Watch(TorchDispatchMode):
         self._add_buffers(model)
         if seed is not None:
             self.seed = seed
-            torch.manual_seed(seed)
+            seed_generators(model, seed)
 
     def _add_buffers(self, model: nn.Module) -> None:
         """Take the tensors of the modules that are 0 or one other number for masks."""

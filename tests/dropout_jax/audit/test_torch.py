@@ -671,6 +671,15 @@ class DropBlock(nn.Module):
         return x * keep * keep.numel() / keep.sum()
 
 
+class ZoneoutDropout(nn.Module):
+    def __init__(self, p=0.25):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x):
+        return torch.where(torch.rand_like(x) < self.p, x, torch.tanh(x)) if self.training else x
+
+
 class DropConnect(Linear):
     def forward(self, x):
         return F.linear(x, F.dropout(self.linear.weight, 0.2, self.training))
@@ -876,6 +885,7 @@ CORRECT = [
     LayerDrop,
     LayerDropOfItem,
     Zoneout,
+    lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), ZoneoutDropout()),
     lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), DropBlock()),
     DropConnect,
     DropKey,
@@ -966,6 +976,15 @@ def test_module_of_two_lines_is_a_note():
     notes = audit.torch(Stack(), X)
     assert [(note.code, note.severity) for note in notes] == [("D05", "note")]
     assert "'drop'" in notes[0].message
+
+
+def test_dropout_in_the_loss_is_seen():
+    def loss(output):
+        return F.dropout(output, 0.5).sum()
+
+    (finding,) = audit.torch(Block(), X, loss=loss)
+    assert finding.code == "D03"
+    assert finding.location.function.endswith("loss")
 
 
 def test_rate_that_was_changed_after_the_module_was_made():
