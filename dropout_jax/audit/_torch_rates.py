@@ -77,7 +77,8 @@ def _is_name_of_rate(name: str, *, is_layer: bool) -> bool:
 
 def check_rates(runner: Runner, runs: Sequence[Run], fallback: Location) -> Iterator[Finding]:
     """Set all rates, each to a number of its own, twice, and see which of them act."""
-    rates = list_rates(runner.model)
+    noisy = {path for run in runs for path in run.noisy}  # as Gaussian dropout: it has no share
+    rates = [rate for rate in list_rates(runner.model) if rate.path not in noisy]
     low, high = _spread(LOW, len(rates)), _spread(HIGH, len(rates))
     silent = list(range(len(rates)))
     own: dict[int, tuple[list[Site], list[Site]]] = {n: ([], []) for n in silent}

@@ -40,6 +40,7 @@ class Run:
       seeds: the lines of the user's code that seed a generator.
       compiled: the lines where torch.compile would have taken over.
       called: the paths of the modules that were called.
+      noisy: the paths of the modules that multiply data with noise, or add it.
       padding: the sites whose data has to do with the padding, by their number.
     """
 
@@ -47,6 +48,7 @@ class Run:
     seeds: tuple[Origin, ...]
     compiled: tuple[Origin, ...]
     called: frozenset[str]
+    noisy: frozenset[str]
     padding: Mapping[int, str]
 
 
@@ -130,7 +132,9 @@ class Runner:
             if decision.applications[0].padding
         }
         called |= {decision.origin.module for decision in forward}
-        return Run(record, tuple(seeds), tuple(watch.compiled), frozenset(called), padding)
+        noisy = {draw.origin.module for draw in watch.draws if draw.use != "other"}
+        origins = tuple(seeds), tuple(watch.compiled)
+        return Run(record, *origins, frozenset(called), frozenset(noisy), padding)
 
     def _find_seeds(self) -> list[Origin]:
         """Run the model again, and return the lines of the user's code that seed a generator."""

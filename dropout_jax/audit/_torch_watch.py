@@ -197,7 +197,8 @@ class Watch(TorchDispatchMode):
             factor = even_factor(mask)
         known = self.value_of(data)
         factors = list(known.factors) if known else []
-        if factor != 1.0:
+        if factor != 1.0:  # a whole number before a scaled mask is another scale, as sqrt(width)
+            factors = [each for each in factors if not each.is_integer()]
             factors += [] if factor is None else [factor]
         elif known and known.application:
             factors += known.application.give_factor()

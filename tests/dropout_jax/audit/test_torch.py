@@ -680,6 +680,20 @@ class ZoneoutDropout(nn.Module):
         return torch.where(torch.rand_like(x) < self.p, x, torch.tanh(x)) if self.training else x
 
 
+class GaussianDropout(ZoneoutDropout):
+    def forward(self, x):
+        if not self.training:
+            return x
+        return x * (1 + torch.randn_like(x) * (self.p / (1 - self.p)) ** 0.5)
+
+
+class ScaledBefore(Linear):
+    """A scale that is 2 by chance, before dropout whose scale is 2."""
+
+    def forward(self, x):
+        return F.dropout(super().forward(x) * 4**0.5, 0.5, self.training)
+
+
 class DropConnect(Linear):
     def forward(self, x):
         return F.linear(x, F.dropout(self.linear.weight, 0.2, self.training))
@@ -886,6 +900,8 @@ CORRECT = [
     LayerDropOfItem,
     Zoneout,
     lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), ZoneoutDropout()),
+    lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), GaussianDropout()),
+    ScaledBefore,
     lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), DropBlock()),
     DropConnect,
     DropKey,
