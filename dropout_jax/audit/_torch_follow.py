@@ -31,6 +31,13 @@ class Watcher(Protocol):
     def value_of(self, tensor: Any) -> Value | None:
         """Return what is known of a tensor."""
 
+    def remember(self, tensors: list[torch.Tensor], value: Value | None) -> None:
+        """Set what is known of tensors."""
+
+    def draw(self, generator: str, shape: tuple[int, ...], key: tuple | None) -> Draw:
+        """Record a draw."""
+        ...
+
     def decide(
         self,
         draws: tuple[Draw, ...],

@@ -14,6 +14,7 @@ from dropout_jax.audit._locations import Location
 from dropout_jax.audit._one_run import DROPS
 from dropout_jax.audit._record import Record, Site
 from dropout_jax.audit._torch_frames import clean_path, locate_assignment
+from dropout_jax.audit._torch_record import BUFFER
 from dropout_jax.audit._torch_run import Run, Runner
 from dropout_jax.audit._torch_state import keep_state
 
@@ -138,7 +139,7 @@ def _run_with(runner: Runner, rates: Sequence[Rate], values: Sequence[float], st
 
 
 def _own_sites(record: Record, rate: Rate) -> list[Site]:
-    return [site for site in record.sites if site.module == rate.path and site.keys[0]]
+    return [site for site in record.sites if site.module == rate.path and site.generator != BUFFER]
 
 
 def _has_rate(site: Site, rate: float) -> bool:

@@ -50,7 +50,7 @@ def build_record(
 def _mask_name(decision: Decision) -> tuple:
     """Return what two decisions have in common if their masks are the same."""
     if decision.mask is None:
-        return tuple(draw.key for draw in decision.draws)
+        return tuple(draw.key and draw.key[:2] for draw in decision.draws)
     return decision.mask.shape, *_hash(decision.mask)
 
 

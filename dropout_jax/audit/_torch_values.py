@@ -201,3 +201,10 @@ def is_kept_where_true(kept: np.ndarray, mask: np.ndarray) -> bool | None:
     if not (kept & ~mask).any():
         return True
     return None if (kept & mask).any() else False
+
+
+def tolerance_of(tensor: torch.Tensor | None) -> float:
+    """Return twice the precision of a tensor."""
+    if tensor is None or not tensor.is_floating_point():
+        return 0.0
+    return 2 * torch.finfo(tensor.dtype).eps

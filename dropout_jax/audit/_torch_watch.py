@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import weakref
 from collections.abc import Iterable, Sequence
@@ -18,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dropout_jax.audit._graph import Use
 from dropout_jax.audit._torch_calls import Call, describe, list_tensors
+from dropout_jax.audit._torch_draws import find_generator, name_state, record_draw
 from dropout_jax.audit._torch_follow import follow, follow_any
 from dropout_jax.audit._torch_frames import (
     UNREGISTERED,
@@ -29,8 +29,6 @@ from dropout_jax.audit._torch_frames import (
 )
 from dropout_jax.audit._torch_state import held_tensors, seed_generators
 from dropout_jax.audit._torch_values import (
-    BITS,
-    GRID,
     Application,
     Decision,
     Draw,
@@ -38,22 +36,10 @@ from dropout_jax.audit._torch_values import (
     even_factor,
     find_shared_axes,
     to_mask,
-    uniform_grid,
+    tolerance_of,
 )
 
-_UNIFORM = ("rand", "rand_like", "uniform")
-_INTEGERS = ("randint", "randint_like", "random")
 _FILLS = ("ones", "ones_like", "new_ones", "full", "full_like", "new_full", "fill")
-# Kernels that hide their masks, and where their rate, and whether they are in training, are.
-_KERNELS = {
-    "_scaled_dot_product_flash_attention": (3, None),
-    "_scaled_dot_product_flash_attention_for_cpu": (3, None),
-    "_scaled_dot_product_efficient_attention": (5, None),
-    "_scaled_dot_product_cudnn_attention": (5, None),
-    "_scaled_dot_product_fused_attention_overrideable": (4, None),
-    "_cudnn_rnn": (11, 12),
-    "miopen_rnn": (9, 10),
-}
 BINARY = 64  # elements, at least, of a buffer that is taken for a mask
 
 
@@ -101,7 +87,7 @@ class Watch(TorchDispatchMode):
                     continue
                 origin = Origin((), (), clean_path(path), is_compiled=False)
                 decision = Decision(origin, (), to_mask(tensor), is_buffer=True)
-                self._remember([tensor], Value("mask", decision=decision))
+                self.remember([tensor], Value("mask", decision=decision))
                 self.decisions.append(decision)
 
     def __torch_dispatch__(
@@ -111,9 +97,10 @@ class Watch(TorchDispatchMode):
         call = Call(func, describe(func), args, kwargs or {})
         name, tensors = call.operation.name, call.tensors()
         if call.operation.is_random and not (name == "rrelu_with_noise" and not call.argument(4)):
-            key = self._name_state(call, tensors)
+            key = self._name_draw(call, tensors)
             out = func(*args, **call.kwargs)
-            self._record_draw(call, key, list_tensors(out))
+            for tensor, value in record_draw(self, call, key, list_tensors(out)):
+                self.remember([tensor], value)
             return out
         inputs = _places(tensors)
         is_followed = name in ("mul", "div") or not self._values.keys().isdisjoint(inputs)
@@ -126,10 +113,10 @@ class Watch(TorchDispatchMode):
             result = follow_any(self, call, outs[0]) if outs else None
         if result is not None and result.decision is not None and result.decision.mask is None:
             result.decision.mask = to_mask(outs[0])
-        self._remember(outs, result, but=() if call.operation.is_in_place else inputs)
+        self.remember(outs, result, but=() if call.operation.is_in_place else inputs)
         return out
 
-    def _remember(
+    def remember(
         self, tensors: list[torch.Tensor], value: Value | None, but: Sequence[tuple | None] = ()
     ) -> None:
         """Set what is known of tensors; None is nothing. What shares memory `but` is a view."""
@@ -161,6 +148,24 @@ class Watch(TorchDispatchMode):
         if origin.is_compiled:
             self.compiled.append(origin)
         return origin
+
+    def _name_draw(self, call: Call, tensors: list[torch.Tensor]) -> tuple | None:
+        """Return a name for a draw: the state of the generator, and a number; note who seeds it."""
+        self._draw_count += 1
+        generator, device = find_generator(call, tensors)
+        if isinstance(generator, torch.Generator):
+            self.has_other_generator = True
+        elif hasattr(generator, "initial_seed"):
+            self.is_seeded |= generator.initial_seed() != self.seed
+        state = name_state(generator, device)
+        return None if state is None else (*state, self._draw_count)
+
+    def draw(self, generator: str, shape: tuple[int, ...], key: tuple | None) -> Draw:
+        """Record a draw."""
+        draw = Draw(self.find_origin(), generator, shape, key, self.is_seeded)
+        if not self.is_backward:
+            self.draws.append(draw)
+        return draw
 
     def decide(
         self,
@@ -210,7 +215,7 @@ class Watch(TorchDispatchMode):
             shape,
             find_shared_axes(kept, shape),
             factors,
-            max(map(_tolerance, (mask, data))),
+            max(map(tolerance_of, (mask, data))),
             factor is not None and value is not None and value.is_independent,
             self._compare_with_padding(data, shape),
         )
@@ -236,89 +241,6 @@ class Watch(TorchDispatchMode):
             if is_zero[padding].all() and padding.any() and not is_zero[~padding].all():
                 return "mask" if len(np.unique(values[~padding])) == 1 else "masked"
         return "covered" if shape[: self._padding.ndim] == self._padding.shape else ""
-
-    def _record_draw(self, call: Call, key: tuple | None, outs: list[torch.Tensor]) -> None:
-        name = call.operation.name
-        if name in _KERNELS or name == "native_dropout":
-            self._record_kernel(call, key, outs)
-            return
-        if not outs or not outs[0].numel():
-            return
-        draw = Draw(self.find_origin(), f"aten.{name}", tuple(outs[0].shape), key, self.is_seeded)
-        if not self.is_backward:
-            self.draws.append(draw)
-        if name == "bernoulli":
-            value = self._decide_bernoulli(call, draw)
-            assert value.decision is not None
-            value.decision.mask = to_mask(outs[0])
-        else:
-            grid = _draw_grid(call, outs[0])
-            bits = BITS.get(outs[0].dtype, 53)
-            if name in _INTEGERS and grid is not None and math.log2(len(grid)).is_integer():
-                bits = round(math.log2(len(grid)))
-            value = Value("number", (draw,), grid=grid, bits=bits)
-        if name == "rrelu_with_noise":
-            draw.use, value = "multiplied", None
-        self._remember(outs, value)
-
-    def _decide_bernoulli(self, call: Call, draw: Draw) -> Value:
-        """Record torch.bernoulli: the probability of 1 is a number, or the tensor's."""
-        is_own = call.operation.overload == "default" and not call.operation.is_in_place
-        probability = call.args[0] if is_own else call.argument(1, call.kwargs.get("p", 0.5))
-        if not isinstance(probability, torch.Tensor):
-            return self.decide((draw,), float(probability))
-        low, high = float(probability.min()), float(probability.max())
-        bits = BITS.get(probability.dtype, 53)
-        return self.decide((draw,), low if low == high else None, bits, is_independent=low == high)
-
-    def _record_kernel(self, call: Call, key: tuple | None, outs: list[torch.Tensor]) -> None:
-        """Record a kernel that draws, decides and applies at once."""
-        name = call.operation.name
-        number, switch = (1, 2) if name == "native_dropout" else _KERNELS[name]
-        rate = float(call.argument(number, call.kwargs.get("dropout_p", 0.0)) or 0.0)
-        self._remember(outs, None)
-        if not rate or (switch is not None and call.argument(switch, True) is False):
-            return
-        shape = tuple(outs[0].shape)
-        if "attention" in name:
-            query, key_tensor = call.args[:2]
-            shape = (*query.shape[:-1], key_tensor.shape[-2])
-        draw = Draw(self.find_origin(), f"aten.{name}", shape, key, self.is_seeded)
-        value = self.decide((draw,), 1 - rate)
-        assert value.decision is not None
-        if name != "native_dropout":
-            scale, eps = [1 / (1 - rate)] if rate < 1 else [], _tolerance(outs[0])
-            application = Application(draw.origin, "zero", None, shape, (), scale, eps)
-            value.decision.applications.append(application)
-            return
-        out, mask = outs
-        value.decision.mask = to_mask(mask)
-        self._remember([mask], value)
-        data = self.value_of(call.args[0])
-        if data is not None and data.is_filled:
-            self._remember([out], value)
-            return
-        applied = self.apply(mask, "zero", call.args[0])
-        if applied and applied.application:
-            applied.application.later += [1 / (1 - rate)] if rate < 1 else []
-            self._remember([out], applied)
-
-    def _name_state(self, call: Call, tensors: list[torch.Tensor]) -> tuple | None:
-        """Return a name for the draw: the generator and its state; note whether it was seeded."""
-        self._draw_count += 1
-        values = [*call.args, *call.kwargs.values()]
-        generator = next((value for value in values if isinstance(value, torch.Generator)), None)
-        device = tensors[0].device if tensors else torch.device(call.kwargs.get("device") or "cpu")
-        library: Any = torch if device.type == "cpu" else getattr(torch, device.type, None)
-        if generator is not None:
-            self.has_other_generator = True
-            device, state = generator.device, generator.get_state()
-        elif library is None or not hasattr(library, "initial_seed"):
-            return None
-        else:
-            self.is_seeded |= library.initial_seed() != self.seed
-            state = torch.get_rng_state() if library is torch else library.get_rng_state(device)
-        return str(device), _digest(state), self._draw_count
 
 
 class BackwardPass(TorchFunctionMode):
@@ -371,28 +293,3 @@ def _places(tensors: Iterable[torch.Tensor]) -> list[tuple | None]:
             pointer = 0
         places.append((tensor.device, pointer) if pointer else None)
     return places
-
-
-def _digest(state: torch.Tensor) -> str:
-    return hashlib.blake2b(state.cpu().numpy().tobytes(), digest_size=16).hexdigest()
-
-
-def _draw_grid(call: Call, out: torch.Tensor) -> torch.Tensor | None:
-    """Return the numbers that a draw takes with equal probability, if they are known and few."""
-    name, numbers = call.operation.name, [arg for arg in call.args if isinstance(arg, int | float)]
-    if name in _INTEGERS:
-        low, high = ([0, *numbers] if len(numbers) == 1 else numbers or [0, 0])[-2:]
-        size = int(high) - int(low)
-        return torch.arange(low, high, device=out.device) if 0 < size <= GRID else None
-    grid = uniform_grid(out.dtype, out.device) if name in _UNIFORM else None
-    if grid is None or name != "uniform" or not numbers:
-        return grid
-    low, high = [*numbers, 1.0][:2]
-    return grid * (high - low) + low
-
-
-def _tolerance(tensor: torch.Tensor | None) -> float:
-    """Return twice the precision of a tensor."""
-    if tensor is None or not tensor.is_floating_point():
-        return 0.0
-    return 2 * torch.finfo(tensor.dtype).eps
