@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from dropout_jax.audit._findings import Finding, sort_findings
+from dropout_jax.audit._findings import Findings, sort_findings
 from dropout_jax.audit._one_run import Declared
 from dropout_jax.audit._record import Record
 
@@ -23,7 +23,7 @@ def torch(
     shared: Sequence[str] = (),
     unscaled: Sequence[str] = (),
     mc_dropout: bool = False,
-) -> tuple[Finding, ...]:
+) -> Findings:
     """Find what is wrong with the dropout of a PyTorch model, in training and in evaluation.
 
     The model runs some steps in training mode, forward and backward, once in evaluation mode, and
@@ -36,7 +36,8 @@ def torch(
     - D04 one mask at every step; D05 one mask in two sites; D06 one decision for a whole axis; D07
       the backward pass draws another mask, as checkpoint(..., preserve_rng_state=False) does; D09
       a rate is not what was asked; D10 the scale is wrong, missing or twice; D11 few random bits
-      round the rate; D12 dropout after the loss mask; D13 the evaluation is random otherwise; D14
+      round the rate; D12 terms of a
+      masked loss are dropped, or padding is replaced; D13 the evaluation is random otherwise; D14
       masks come again after a resume; D15 the forward pass seeds a generator.
 
     Args:
@@ -55,7 +56,8 @@ def torch(
       mc_dropout: whether dropout is meant to be on in evaluation.
 
     Returns:
-      The findings, errors first: one of each code and line. Notes say what is meant and so.
+      The findings, errors first: one of each code and line. Notes say what is meant and so. Their
+      attributes `training` and `evaluation` are the records of the first step and of evaluation.
 
     Raises:
       ModuleNotFoundError: PyTorch is not installed.
@@ -95,7 +97,8 @@ def torch(
     findings += _torch_rates.check_asked_rates(model, rates or {}, runs, caller)
     if resume is not None:
         findings += _torch_rules.find_replay_after_resume(*runner.resume(resume, steps))
-    return sort_findings(findings)
+    training, evaluated = runs[0].record, evaluation.record
+    return Findings(sort_findings(findings), training=training, evaluation=evaluated)
 
 
 def trace_torch(

@@ -16,6 +16,7 @@ from dropout_jax.audit._torch_values import (
     Application,
     Draw,
     Value,
+    dtype_of,
     to_mask,
     tolerance_of,
     uniform_grid,
@@ -129,7 +130,8 @@ def _record_kernel(
     assert value.decision is not None
     if name == "native_dropout":
         return _record_native_dropout(watch, call, outs, value, scale)
-    application = Application(draw.origin, "zero", None, shape, (), scale, tolerance_of(outs[0]))
+    data, eps = dtype_of(outs[0]), tolerance_of(outs[0])
+    application = Application(draw.origin, "zero", None, shape, data, (), scale, eps)
     value.decision.applications.append(application)
     return nothing
 

@@ -11,9 +11,11 @@ import numpy as np
 
 from dropout_jax.audit._one_run import COMPARABLE
 from dropout_jax.audit._record import Noise, OpaqueCall, Record, Site
+from dropout_jax.audit._reductions import CORNER
 from dropout_jax.audit._statistics import share_interval
 from dropout_jax.audit._torch_values import Application, Decision, Draw, is_kept_where_true
 
+STATE = "the generator's state"  # what stands for the argument that the key depends on
 BUFFER = "a tensor of the module"  # the generator of a mask that was there before the step
 
 
@@ -87,7 +89,7 @@ def _make_site(decision: Decision, recomputations: int, *, masks: bool) -> Site:
         applications=_count_applications(decision),
         recomputations=recomputations,
         pass_location=None,
-        key_arguments=() if is_seeded or decision.is_buffer else ("the generator's state",),
+        key_arguments=() if is_seeded or decision.is_buffer else (STATE,),
         is_seeded_inside=is_seeded,
         resolution=decision.resolution,
         is_independent=decision.is_independent and first.is_plain,
@@ -96,8 +98,23 @@ def _make_site(decision: Decision, recomputations: int, *, masks: bool) -> Site:
         each=np.array([kept]),
         hashes=np.array([_hash_of(decision)], np.uint64),
         keys=(frozenset(draw.key for draw in decision.draws if draw.key),),
+        dtype=first.dtype,
+        mask_arguments=() if decision.is_buffer else (STATE,),
+        drops_loss_terms=first.padding in ("masked", "mask"),
+        mesh_axes=(),
+        devices=np.zeros((1, 0), np.int32),
+        data_varies_along=frozenset(),
         masks=None if mask is None or not masks else mask[None],
+        corner=None if first.kept is None else _cut_corner(first.kept, first.shape)[None],
     )
+
+
+def _cut_corner(kept: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the beginning of what is kept along the last four axes of the data."""
+    kept = np.broadcast_to(kept, shape)
+    kept = kept.reshape((1,) * (len(CORNER) - kept.ndim) + kept.shape)
+    kept = kept[(0,) * (kept.ndim - len(CORNER))]
+    return kept[tuple(slice(size) for size in CORNER)].copy()
 
 
 def _name_generator(decision: Decision) -> str:

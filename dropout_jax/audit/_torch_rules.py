@@ -14,6 +14,7 @@ from dropout_jax.audit._one_run import (
     DROPS,
     Declared,
     find_coarse_rate,
+    find_dropped_padding,
     find_sharing,
     find_wrong_scale,
 )
@@ -79,6 +80,7 @@ def _check_with_core(
                 is_meant = _is_sharing_named(site) or _is_per_sample(site)
                 yield _as_note(finding) if is_meant else finding
             yield from find_coarse_rate(site)
+            yield from find_dropped_padding(site, declared)
             is_other = any("alpha_dropout" in name for name in site.library)
             if not is_other and not _is_scaled_by_count(site):
                 yield from find_wrong_scale(site, declared)
@@ -235,22 +237,22 @@ def find_compiled(run: Run) -> Iterator[Finding]:
 
 
 def find_padding(run: Run) -> Iterator[Finding]:
-    """D12: dropout after the loss mask, or of the mask; a note where it covers padding."""
-    faults = {
-        "masked": "It drops numbers of single tokens that are 0 at the padding: the loss is masked "
-        "before it.",
-        "mask": "It drops the padding mask itself.",
-    }
+    """D12: tokens of the padding are replaced; a note where dropout covers them."""
     for number, relation in run.padding.items():
         site = run.record.sites[number]
-        if not site.is_active or site.generator == BUFFER:
+        if not site.is_active or site.generator == BUFFER or site.drops_loss_terms:
             continue
+        is_fault = relation == "replaced"
         yield Finding(
             "D12",
-            "error" if relation in faults else "note",
+            "error" if is_fault else "note",
             site.location,
-            faults.get(relation, "It decides at the padding too, which no loss should count."),
-            "Drop features, before the loss." if relation in faults else "",
+            f"It replaces tokens of shape {site.applied_shape}, padding among them."
+            if is_fault
+            else "It decides at the padding too, which no loss should count.",
+            "Replace only where there is no padding: mask & (tokens != padding)."
+            if is_fault
+            else "",
             callers=site.callers,
         )
 

@@ -122,7 +122,10 @@ class Runner:
             has_seeds = (watch.is_seeded and not seeded) or watch.has_other_generator
             seeds = self._find_seeds() if has_seeds else []
         location = locate_forward(self.model, locate_call())
-        calls = [OpaqueCall(location, name, {}) for name in opaque]
+        calls = [
+            OpaqueCall(location, (), name, {}, (), None, is_random=False, is_backward=False)
+            for name in opaque
+        ]
         record = build_record(watch.decisions, watch.draws, calls, masks=masks)
         applied = [decision for decision in watch.decisions if decision.applications]
         forward = [decision for decision in applied if not decision.is_backward]

@@ -48,6 +48,7 @@ class Application:
       use: what the decision does.
       kept: what is kept, without the axes that are only repeated; None if nobody can see it.
       shape: of the data.
+      dtype: of the data.
       shared_axes: along which all have one decision.
       factors: numbers that the data is multiplied with before it, or in it.
       tolerance: how far the scale may be from 1 / kept.
@@ -60,6 +61,7 @@ class Application:
     use: Use
     kept: np.ndarray | None
     shape: tuple[int, ...]
+    dtype: Any
     shared_axes: tuple[int, ...]
     factors: list[float]
     tolerance: float
@@ -208,3 +210,12 @@ def tolerance_of(tensor: torch.Tensor | None) -> float:
     if tensor is None or not tensor.is_floating_point():
         return 0.0
     return 2 * torch.finfo(tensor.dtype).eps
+
+
+def dtype_of(tensor: torch.Tensor | None) -> Any:
+    """Return NumPy's dtype of a tensor, or its name where NumPy has none."""
+    name = "bool" if tensor is None else str(tensor.dtype).removeprefix("torch.")
+    try:
+        return np.dtype(name)
+    except TypeError:
+        return name

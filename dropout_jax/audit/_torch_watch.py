@@ -33,6 +33,7 @@ from dropout_jax.audit._torch_values import (
     Decision,
     Draw,
     Value,
+    dtype_of,
     even_factor,
     find_shared_axes,
     to_mask,
@@ -207,17 +208,20 @@ class Watch(TorchDispatchMode):
             factors += [] if factor is None else [factor]
         elif known and known.application:
             factors += known.application.give_factor()
-        shape = () if data is None else tuple(torch.broadcast_shapes(mask.shape, data.shape))
+        shape = tuple(
+            mask.shape if data is None else torch.broadcast_shapes(mask.shape, data.shape)
+        )
         application = Application(
             self.find_origin(),
             use,
             kept,
             shape,
+            dtype_of(data),
             find_shared_axes(kept, shape),
             factors,
             max(map(tolerance_of, (mask, data))),
             factor is not None and value is not None and value.is_independent,
-            self._compare_with_padding(data, shape),
+            self._compare_with_padding(data, shape, use, kept),
         )
         decision.applications.append(application)
         return Value("data", application=application)
@@ -226,13 +230,17 @@ class Watch(TorchDispatchMode):
         """Record that random numbers choose a branch of the program, nobody knows how."""
         decision = self.decide(value.draws, None).decision
         assert decision is not None
-        application = Application(decision.origin, "branch", None, (), (), [], 0.0)
+        application = Application(decision.origin, "branch", None, (), dtype_of(None), (), [], 0.0)
         decision.applications.append(application)
 
-    def _compare_with_padding(self, data: torch.Tensor | None, shape: tuple[int, ...]) -> str:
+    def _compare_with_padding(
+        self, data: torch.Tensor | None, shape: tuple[int, ...], use: Use, kept: np.ndarray
+    ) -> str:
         """Return what the padding has to do with the data of a site."""
         if self._padding is None or data is None or tuple(data.shape) != shape:
             return ""
+        if shape == self._padding.shape and not data.is_floating_point() and use == "replace":
+            return "" if np.broadcast_to(kept, shape)[self._padding].all() else "replaced"
         for padding in _shapes_of_padding(self._padding):
             if math.prod(shape) != padding.size or shape[0] not in (len(padding), padding.size):
                 continue

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import json
 import random
 import subprocess
 import sys
@@ -445,6 +446,14 @@ class AfterMaskOfTargets(Block):
         return F.dropout(token_loss, 0.1, self.training)  # D12
 
 
+class ReplacesPadding(Block):
+    def forward(self, x):
+        tokens = torch.arange(64).reshape(4, 16)
+        if self.training:
+            tokens = torch.where(torch.rand(4, 16) < 0.3, 0, tokens)  # D12
+        return super().forward(x), tokens
+
+
 class DropsPaddingMask(Block):
     def forward(self, x):
         mask = F.dropout((~PADDING).float(), 0.1, self.training)  # D12
@@ -517,6 +526,7 @@ FAULTS = [
     (ProbabilityInBfloat16, "D11", {}),
     (AfterLossMask, "D12", PADDED),
     (AfterMaskOfTargets, "D12", PADDED),
+    (ReplacesPadding, "D12", PADDED),
     (DropsPaddingMask, "D12", PADDED),
     (NoiseInEvaluation, "D13", {}),
     (NumbersInEvaluation, "D13", {}),
@@ -1109,6 +1119,31 @@ def test_record_of_a_model():
         assert site.masks.mean() == pytest.approx(site.kept)
         assert not site.is_key_constant
     assert (record.strays, record.noise, record.opaque) == ((), (), ())
+
+
+def test_tokens_are_replaced_where_there_is_no_padding():
+    class Replaces(Block):
+        def forward(self, x):
+            tokens = torch.arange(64).reshape(4, 16)
+            tokens = tokens.masked_fill((torch.rand(4, 16) < 0.3) & ~PADDING, 0)
+            return super().forward(x), tokens
+
+    assert accused(audit.torch(Replaces(), X, padding=PADDING, mc_dropout=True)) == []
+
+
+def test_findings_are_printed_with_their_records():
+    findings = audit.torch(FunctionalInEvaluation(), X)
+    for text in (
+        audit.to_text(findings),
+        audit.to_html(findings),
+        json.dumps(audit.to_json(findings)),
+    ):
+        assert "D03" in text
+        assert "FunctionalInEvaluation.forward" in text
+    assert findings.training is not None
+    corner = findings.training.sites[0].corner
+    assert corner is not None
+    assert corner.shape == (1, 1, 2, 16, 32)
 
 
 def test_record_of_native_dropout_is_that_of_a_gpu():
