@@ -36,9 +36,9 @@ def torch(
     - D04 one mask at every step; D05 one mask in two sites; D06 one decision for a whole axis; D07
       the backward pass draws another mask, as checkpoint(..., preserve_rng_state=False) does; D09
       a rate is not what was asked; D10 the scale is wrong, missing or twice; D11 few random bits
-      round the rate; D12 terms of a
-      masked loss are dropped, or padding is replaced; D13 the evaluation is random otherwise; D14
-      masks come again after a resume; D15 the forward pass seeds a generator.
+      round the rate; D12 terms of a masked loss are dropped, or padding is replaced; D13 the
+      evaluation is random otherwise; D14 masks come again after a resume; D15 the forward pass
+      seeds a generator.
 
     Args:
       model: an nn.Module.
