@@ -104,6 +104,7 @@ def _make_site(decision: Decision, recomputations: int, *, masks: bool) -> Site:
         mesh_axes=(),
         devices=np.zeros((1, 0), np.int32),
         data_varies_along=frozenset(),
+        has_repeated_keys=False,
         masks=None if mask is None or not masks else mask[None],
         corner=None if first.kept is None else _cut_corner(first.kept, first.shape)[None],
     )
