@@ -7,6 +7,7 @@ from dropout_jax.audit._json import to_json
 from dropout_jax.audit._locations import Location
 from dropout_jax.audit._record import Noise, OpaqueCall, Record, Site
 from dropout_jax.audit._text import to_text
+from dropout_jax.audit._torch import torch, trace_torch
 from dropout_jax.audit._trace import trace
 
 __all__ = [
@@ -22,5 +23,7 @@ __all__ = [
     "to_html",
     "to_json",
     "to_text",
+    "torch",
     "trace",
+    "trace_torch",
 ]

@@ -18,6 +18,7 @@ LIBRARIES = (
     "haiku",
     "keras",
     "optax",
+    "torch",
     "chex",
     "jaxtyping",
     "beartype",
