@@ -1,7 +1,10 @@
 """Settings of every test: forced CPU devices, strict dtype promotion, checked types and shapes."""
 
+import ctypes
+import gc
 import os
 import pathlib
+import resource
 
 # Compiling is most of the suite's time; programs this small need no optimisation by LLVM.
 os.environ["XLA_FLAGS"] = (
@@ -22,6 +25,7 @@ for package in ("dropout_jax", "minigpt.model", "minigpt.tasks.classification.mo
     install_type_checker(package)
 
 ROOT = pathlib.Path(__file__).parent.parent
+MOST_RESIDENT_BYTES = 3 * 2**30
 
 # Every example compiles a program of its own shape, so time says nothing and examples are few.
 settings.register_profile("default", deadline=None, max_examples=40, derandomize=True)
@@ -71,6 +75,23 @@ def compilation_cache():
             jax.config.update(name, value)
         reset_cache()
         yield
+
+
+@pytest.fixture(autouse=True)
+def bounded_memory():
+    """Let go of compiled programs when they take gigabytes: two processes share the machine."""
+    yield
+    if _resident_bytes() > MOST_RESIDENT_BYTES:
+        jax.clear_caches()
+        gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _resident_bytes():
+    """Return the memory of this process on Linux; elsewhere 0."""
+    status = pathlib.Path("/proc/self/statm")
+    pages = int(status.read_text().split()[1]) if status.exists() else 0
+    return pages * resource.getpagesize()
 
 
 @pytest.fixture
