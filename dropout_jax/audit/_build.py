@@ -97,7 +97,8 @@ def _build_site(run: _Run, decision: Decision, uses: list[tuple[Any, Application
     has_masks = "mask" in run.harvest[decision.mask_point.number]
     return Site(
         **_describe_location(decision),
-        generator=_generator(run.graph, decision),
+        **_describe_keys(run, decision, counts.size),
+        **_describe_devices(run, decision, application),
         shape=decision.shape,
         applied_shape=application.shape,
         use=application.use,
@@ -110,25 +111,15 @@ def _build_site(run: _Run, decision: Decision, uses: list[tuple[Any, Application
         is_drawn_shared=_is_drawn_shared(decision, application, shared),
         applications=_count_applications(run, forward, counts.size),
         recomputations=0,
-        key_arguments=_key_arguments(run, decision),
-        is_seeded_inside=bool(decision.value.seeds),
         resolution=decision.value.bits,
         is_independent=decision.value.is_independent and not share.is_spread,
         scale_tolerance=_scale_tolerance(application),
         decided=decided,
         each=_share_each(counts / max(size, 1), share),
         hashes=run.read(decision.mask_point, "hash"),
-        keys=_keys(run, decision, counts.size),
         dtype=application.dtype,
         mask_arguments=_names_of(run, application.mask.arguments),
-        drops_loss_terms=any(
-            number in run.graph.summed and (use.is_on_masked or run.graph.summed[number])
-            for number, use, _ in forward
-        ),
-        mesh_axes=_mesh_axes(decision),
-        devices=_devices(run, decision),
-        data_varies_along=application.varies_along,
-        has_repeated_keys=_has_repeated_keys(run, decision),
+        drops_loss_terms=any(_drops_loss_terms(run, name, use) for name, use, _ in forward),
         masks=run.read(decision.mask_point, "mask") if has_masks else None,
         corner=_corner(run, application),
     )
@@ -144,6 +135,32 @@ def _describe_location(decision: Decision) -> dict[str, Any]:
         "loops": _loops(decision.trail),
         "pass_location": find_gradient_call(decision.trail),
     }
+
+
+def _describe_keys(run: _Run, decision: Decision, times: int) -> dict[str, Any]:
+    """Return what is known of the keys that a decision is drawn with."""
+    return {
+        "generator": _generator(run.graph, decision),
+        "key_arguments": _key_arguments(run, decision),
+        "is_seeded_inside": bool(decision.value.seeds),
+        "keys": _keys(run, decision, times),
+        "has_repeated_keys": _has_repeated_keys(run, decision),
+    }
+
+
+def _describe_devices(run: _Run, decision: Decision, application: Application) -> dict[str, Any]:
+    """Return which devices make a decision, and where their data differs."""
+    return {
+        "mesh_axes": _mesh_axes(decision),
+        "devices": _devices(run, decision),
+        "data_varies_along": application.varies_along,
+    }
+
+
+def _drops_loss_terms(run: _Run, name: Any, application: Application) -> bool:
+    """Whether terms that flags mask, before dropout or after it, are summed to a number."""
+    summed = run.graph.summed
+    return name in summed and (application.is_on_masked or summed[name])
 
 
 def _measure_share(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from dropout_jax.audit._findings import Finding
 from dropout_jax.audit._locations import Location
-from dropout_jax.audit._one_run import COMPARABLE, DROPS
+from dropout_jax.audit._one_run import COMPARABLE, DROPS, is_comparable
 from dropout_jax.audit._record import Record, Site
 from dropout_jax.audit._statistics import share_interval
 
@@ -86,6 +86,8 @@ def find_collisions(records: Sequence[Record]) -> Iterator[Finding]:
                 continue
             for turn, words in enumerate(site.hashes.tolist()):
                 use = step, number, turn
+                if not is_comparable(site, turn):
+                    continue
                 earlier = first_use.setdefault((*site.shape, *words), use)
                 if earlier[0] != step and earlier[1:] != use[1:]:
                     other = records[earlier[0]].sites[earlier[1]]

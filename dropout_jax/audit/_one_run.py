@@ -126,19 +126,19 @@ def _is_reuse(name: tuple, site: Site, other: Site) -> bool:
 def _names_of(site: Site, time: int) -> set[tuple]:
     """Return what must differ between two uses: the keys, and the mask if it is large."""
     names: set[tuple] = set(site.keys[time]) if site.keys else set()
-    if _is_comparable(site, time):
+    if is_comparable(site, time):
         names.add(("mask", math.prod(site.shape), *site.hashes[time].tolist()))
     return names
 
 
 def identify_mask(site: Site, time: int) -> Hashable | None:
     """Return what tells the masks of a site apart: the mask, or its keys if it is small."""
-    if _is_comparable(site, time):
+    if is_comparable(site, time):
         return tuple(site.hashes[time].tolist())
     return (site.keys[time] or None) if site.keys else None
 
 
-def _is_comparable(site: Site, time: int) -> bool:
+def is_comparable(site: Site, time: int) -> bool:
     """Whether equal masks of a site are no accident."""
     return math.prod(site.shape) >= COMPARABLE and 0.02 < float(site.each[time]) < 0.98
 

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -62,6 +63,17 @@ def _hash(mask: np.ndarray) -> tuple[int, int]:
     return high, low
 
 
+# What a site of JAX says besides: PyTorch draws on one device, with one generator at a time.
+ONE_DEVICE: dict[str, Any] = {
+    "mesh_axes": (),
+    "devices": np.zeros((1, 0), np.int32),
+    "data_varies_along": frozenset(),
+    "has_repeated_keys": False,
+    "loops": (),
+    "pass_location": None,
+}
+
+
 def _make_site(decision: Decision, recomputations: int, *, masks: bool) -> Site:
     """Return all that is known of a decision and of where it meets data."""
     first = decision.applications[0]
@@ -79,7 +91,6 @@ def _make_site(decision: Decision, recomputations: int, *, masks: bool) -> Site:
         applied_shape=first.shape,
         use=first.use,
         times=1,
-        loops=(),
         kept=kept,
         interval=interval,
         probability=probability,
@@ -88,7 +99,6 @@ def _make_site(decision: Decision, recomputations: int, *, masks: bool) -> Site:
         is_drawn_shared=mask is not None and mask.size <= _count_shared(first),
         applications=_count_applications(decision),
         recomputations=recomputations,
-        pass_location=None,
         key_arguments=() if is_seeded or decision.is_buffer else (STATE,),
         is_seeded_inside=is_seeded,
         resolution=decision.resolution,
@@ -101,10 +111,7 @@ def _make_site(decision: Decision, recomputations: int, *, masks: bool) -> Site:
         dtype=first.dtype,
         mask_arguments=() if decision.is_buffer else (STATE,),
         drops_loss_terms=first.padding in ("masked", "mask"),
-        mesh_axes=(),
-        devices=np.zeros((1, 0), np.int32),
-        data_varies_along=frozenset(),
-        has_repeated_keys=False,
+        **ONE_DEVICE,
         masks=None if mask is None or not masks else mask[None],
         corner=None if first.kept is None else _cut_corner(first.kept, first.shape)[None],
     )
