@@ -13,7 +13,7 @@ from jax import lax
 from jax.sharding import AxisType
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, UInt32
+    from jaxtyping import Array, Bool, Float, Int, Int32, UInt32
 
 
 class StaticMask(NamedTuple):
@@ -57,18 +57,18 @@ class Inputs(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Dropout:
-    """The dropout of the weights.
+    """The dropout of the weights. (Its fields are untyped, as JAX makes pytrees of other things.)
 
     Args:
-      key: of the mask.
-      rate: the probability of dropping.
-      row_offset: the index of the first row in a larger batch.
+      key: of the mask, one PRNG key.
+      rate: the probability of dropping, a float32 scalar.
+      row_offset: the index of the first row in a larger batch, a uint32 scalar, or None.
       broadcast_dims: 0 if all rows of the batch have one mask, 1 if all heads have, or both.
     """
 
-    key: Key[Array, ""]
-    rate: Float32[Array, ""]
-    row_offset: UInt32[Array, ""] | None
+    key: Any
+    rate: Any
+    row_offset: Any
     broadcast_dims: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
 
