@@ -85,7 +85,7 @@ def attention_fn(
       >>> from flax import nnx
       >>> layer = nnx.MultiHeadAttention(
       ...     4, 16, dropout_rate=0.1, broadcast_dropout=False, attention_fn=attention_fn,
-      ...     decode=False, rngs=nnx.Rngs(0))
+      ...     deterministic=False, decode=False, rngs=nnx.Rngs(0))
       >>> layer(jnp.ones((2, 100, 16))).shape
       (2, 100, 16)
     """

@@ -51,7 +51,7 @@ def _reused(call: OpaqueCall) -> Finding:
         "error",
         call.location,
         f"{call.description} has the seed of another call, or of another turn of its loop.",
-        "Give each its own seed: jax.random.bits(jax.random.fold_in(key, number of the layer)).",
+        "Give each its own: draw the seed with jax.random.fold_in(key, number of the layer).",
         callers=call.callers,
     )
 
