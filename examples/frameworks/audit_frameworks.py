@@ -23,6 +23,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import keras
+import torch
 from flax import nnx
 from rich.progress import track
 from tabulate import tabulate
@@ -32,7 +33,7 @@ from dropout_jax import audit
 
 RATE = 0.1
 KEY = jax.random.key(0)
-PACKAGES = ("jax", "flax", "equinox", "dm-haiku", "keras", "dropout-jax")
+PACKAGES = ("jax", "flax", "equinox", "dm-haiku", "keras", "torch", "dropout-jax")
 INTRODUCTION = """\
 # What the dropout of each framework does
 
@@ -197,8 +198,6 @@ def from_keras(name: str, *args, inputs: int = 1, **kwargs) -> Module:
 # The default of this initializer needs LAPACK, which has no bfloat16.
 RECURRENT: dict[str, Any] = {"recurrent_initializer": "glorot_uniform"}
 
-# PyTorch's rows (nn.Dropout, nn.TransformerEncoderLayer) come from audit.trace_torch: a Module
-# needs a record, which `trace_module` makes.
 MODULES = [
     Module("flax.nnx", "Dropout", in_nnx(lambda dtype: nnx.Dropout(RATE, rngs=nnx.Rngs(0)))),
     Module(
@@ -246,6 +245,17 @@ MODULES = [
     own("DropPath"),
 ]
 
+# PyTorch's modules, which take data of (batch 4, time 16, features 64).
+TORCH_MODULES = {
+    "Dropout": lambda: torch.nn.Dropout(RATE),
+    "Dropout1d": lambda: torch.nn.Dropout1d(RATE),
+    "AlphaDropout": lambda: torch.nn.AlphaDropout(RATE),
+    "LSTM(num_layers=2)": lambda: torch.nn.LSTM(64, 64, 2, dropout=RATE, batch_first=True),
+    "TransformerEncoderLayer": lambda: torch.nn.TransformerEncoderLayer(
+        64, 4, 256, dropout=RATE, batch_first=True
+    ),
+}
+
 HEADERS = ("framework", "module", "decides", "drawn for", "shared along", "keeps", "scale")
 HEADERS += ("bf16 keeps", "bf16 scale", "bits", "finding")
 
@@ -263,6 +273,22 @@ def make_rows(module: Module) -> Iterator[dict[str, Any]]:
             yield first | {"decides": f"numbers, {noise.use}", "drawn for": noise.shape}
     for number, site in enumerate(unique_sites(record.sites)):
         yield first | describe_site(site) | describe_low(unique_sites(low.sites)[number])
+
+
+def make_torch_rows(name: str) -> Iterator[dict[str, Any]]:
+    """A row for each site of a module of PyTorch."""
+    records = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        model = TORCH_MODULES[name]().to(dtype).train()
+        records[dtype] = audit.trace_torch(model, torch.ones(4, 16, 64, dtype=dtype))
+    model = TORCH_MODULES[name]().train()
+    findings = audit.torch(model, torch.ones(4, 16, 64))
+    said = ", ".join(dict.fromkeys(f"{f.code} ({f.severity})" for f in findings))
+    first = {"framework": "torch", "module": name, "finding": said}
+    low = unique_sites(records[torch.bfloat16].sites)
+    for number, site in enumerate(unique_sites(records[torch.float32].sites)):
+        yield first | describe_site(site) | describe_low(low[number])
 
 
 def flatten(built: tuple[Callable, tuple]) -> tuple:
@@ -319,6 +345,7 @@ def main(arguments=None):
     parser.add_argument("--out", type=Path, default=Path("docs/audit_frameworks.md"))
     options = parser.parse_args(arguments)
     rows = [row for module in track(MODULES, "auditing") for row in make_rows(module)]
+    rows += [row for name in TORCH_MODULES for row in make_torch_rows(name)]
     options.out.write_text(render_page(rows))
     versions = {name: metadata.version(name) for name in PACKAGES}
     path = options.out.with_suffix(".json")
