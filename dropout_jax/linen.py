@@ -65,8 +65,26 @@ _NO_RNG = (
 )
 
 
-class Layer(Stochastic):
-    """The base of the layers of one input.
+class OneInput(Stochastic):
+    """The base of the layers of one input. (A module has its own attributes, in their order.)"""
+
+    @linen.compact
+    def __call__(
+        self,
+        inputs: ArrayLike,
+        deterministic: bool | None = None,
+        rng: jax.Array | None = None,
+    ) -> jax.Array:
+        """Apply the layer; `deterministic` is given here or to the constructor."""
+        rate = self.rate  # pyright: ignore[reportAttributeAccessIssue]
+        return self._apply(inputs, self._next_key(deterministic, rng, rate))
+
+    def _apply(self, inputs: ArrayLike, key: jax.Array | None) -> jax.Array:
+        raise NotImplementedError
+
+
+class Layer(OneInput):
+    """The base of the layers of one input whose options are by name.
 
     Args:
       rate: the probability of dropping.
@@ -78,21 +96,8 @@ class Layer(Stochastic):
     deterministic: bool | None = None
     rng_collection: str = "dropout"
 
-    @linen.compact
-    def __call__(
-        self,
-        inputs: ArrayLike,
-        deterministic: bool | None = None,
-        rng: jax.Array | None = None,
-    ) -> jax.Array:
-        """Apply the layer; `deterministic` is given here or to the constructor."""
-        return self._apply(inputs, self._next_key(deterministic, rng, self.rate))
 
-    def _apply(self, inputs: ArrayLike, key: jax.Array | None) -> jax.Array:
-        raise NotImplementedError
-
-
-class Dropout(Stochastic):
+class Dropout(OneInput):
     """`dropout` as a module; a drop-in for `flax.linen.Dropout` with the same arguments.
 
     Args:
@@ -122,17 +127,6 @@ class Dropout(Stochastic):
     broadcast_dims: Sequence[int] = ()
     deterministic: bool | None = None
     rng_collection: str = "dropout"
-
-    @linen.compact
-    def __call__(
-        self,
-        inputs: ArrayLike,
-        deterministic: bool | None = None,
-        rng: jax.Array | None = None,
-    ) -> jax.Array:
-        """Apply the layer; `deterministic` is given here or to the constructor."""
-        key = self._next_key(deterministic, rng, self.rate)
-        return self._apply(inputs, key)
 
     def _apply(self, inputs: ArrayLike, key: jax.Array | None) -> jax.Array:
         return ops.dropout(inputs, self.rate, key=key, broadcast_dims=self.broadcast_dims)

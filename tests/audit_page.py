@@ -29,11 +29,11 @@ def render_table(verdicts: dict) -> str:
     """The counts, a table of the faulty models, and the correct ones by framework."""
     faulty = {case: verdict for case, verdict in verdicts.items() if case[1].code}
     fair = {case: verdict for case, verdict in verdicts.items() if not case[1].code}
-    found = sum(verdict == "found" for verdict in faulty.values())
+    found_count = sum(verdict == "found" for verdict in faulty.values())
     accused = sum(verdict != "not accused" for verdict in fair.values())
-    missed = f"{len(faulty) - found} are missed, for reasons among the limits above"
+    missed = f"{len(faulty) - found_count} are missed, for reasons among the limits above"
     head = (
-        f"Of {len(faulty)} faulty models {found} are found, with the code and the line, and "
+        f"Of {len(faulty)} faulty models {found_count} are found, with the code and the line, and "
         f"{missed}. Of {len(fair)} correct models {accused} are accused."
     )
     rows = [

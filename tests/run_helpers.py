@@ -58,8 +58,8 @@ def run_command(capsys, *words):
     code = 0
     try:
         main([str(word) for word in words])
-    except SystemExit as ended:
-        code = ended.code
+    except SystemExit as error:
+        code = error.code
     printed = capsys.readouterr()
     return code, printed.out, printed.err
 
@@ -68,11 +68,11 @@ def read_files(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def assert_one_line_error(ended, *parts):
+def assert_one_line_error(result, *parts):
     """Exit code 2, and a line that says what it is about."""
-    code, _, shown = ended
-    assert code == 2, shown
-    (line,) = shown.splitlines()
+    code, _, error_text = result
+    assert code == 2, error_text
+    (line,) = error_text.splitlines()
     for part in ("minigpt: ", *parts):
         assert part in line, line
 

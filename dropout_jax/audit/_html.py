@@ -8,21 +8,21 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
-from dropout_jax.audit._findings import Finding
-from dropout_jax.audit._png import png_uri
-from dropout_jax.audit._record import Record, Site
-from dropout_jax.audit._shown import (
+from dropout_jax.audit._describe import (
+    describe_callers,
     describe_counts,
     describe_interval,
     findings_of,
+    list_records,
     short_location,
-    shown_callers,
-    shown_records,
 )
+from dropout_jax.audit._findings import Finding
+from dropout_jax.audit._png import png_uri
+from dropout_jax.audit._record import Record, Site
 from dropout_jax.audit._values import EXACT
 
 PIXELS = 4  # of the page, for an element of a mask
-TIMES = 2  # whose masks are shown
+TIMES = 2  # whose masks have pictures
 
 
 def to_html(findings: Sequence[Finding], title: str = "Audit of dropout") -> str:
@@ -44,7 +44,7 @@ def to_html(findings: Sequence[Finding], title: str = "Audit of dropout") -> str
       >>> page.count("<img"), "http" in page
       (1, False)
     """
-    records = shown_records(findings)
+    records = list_records(findings)
     parts = [
         f"<h1>{html.escape(title)}</h1>",
         f"<p>{describe_counts(findings)}. jax {jax.__version__} on {jax.default_backend()}.</p>",
@@ -57,7 +57,7 @@ def to_html(findings: Sequence[Finding], title: str = "Audit of dropout") -> str
 
 def _finding_part(finding: Finding) -> str:
     """Return a finding with all that is known of it."""
-    callers = ", ".join(_code(caller) for caller in shown_callers(finding))
+    callers = ", ".join(_code(caller) for caller in describe_callers(finding))
     called = f"<p>Called from {callers}.</p>" if callers else ""
     return (
         f'<section class="finding {finding.severity}">'
@@ -120,7 +120,7 @@ def _numbers(site: Site) -> dict[str, str]:
     """Return what the page says of a site, by name."""
     factors = ", ".join(f"{factor:.6g}" for factor in site.factors)
     values = {
-        "called from": "".join(shown_callers(site)[:1]),
+        "called from": "".join(describe_callers(site)[:1]),
         "module": site.module,
         "mask": f"{site.shape}, {site.generator}",
         "data": f"{site.applied_shape}, {site.use}",
@@ -138,7 +138,7 @@ def _numbers(site: Site) -> dict[str, str]:
 
 
 def _pictures(site: Site) -> str:
-    """Return the pictures of a mask: of two times, and of two places of two axes."""
+    """Return the pictures of a mask: at two times, and at two indices of two axes."""
     if not _has_picture(site):
         return ""
     corner = site.corner
@@ -155,14 +155,14 @@ def _pictures(site: Site) -> str:
 
 
 def _picture(
-    site: Site, tile: np.ndarray, place: tuple[int, int, int], *, is_one_of_many: bool
+    site: Site, tile: np.ndarray, index: tuple[int, int, int], *, is_one_of_many: bool
 ) -> str:
-    """Return a picture with its place in the mask, such as "time 0 [0, 1, :32, :32]"."""
+    """Return a picture with its index in the mask, such as "time 0 [0, 1, :32, :32]"."""
     height, width = tile.shape
-    time, row, column = place
+    time, row, column = index
     dims = len(site.applied_shape)
-    index = [*(["0"] * (dims - 4)), str(row), str(column), f":{height}", f":{width}"]
-    text = f"[{', '.join(index[-dims:] if dims else [])}]"
+    slices = [*(["0"] * (dims - 4)), str(row), str(column), f":{height}", f":{width}"]
+    text = f"[{', '.join(slices[-dims:] if dims else [])}]"
     text = f"time {time} {text}" if is_one_of_many else text
     size = f'width="{PIXELS * width}" height="{PIXELS * height}"'
     alt = f"mask {text}, a share of {tile.mean():.3f} is kept"

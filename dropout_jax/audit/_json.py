@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from dropout_jax.audit._describe import count_findings, findings_of, list_records
 from dropout_jax.audit._findings import Finding
 from dropout_jax.audit._locations import Location
 from dropout_jax.audit._record import Record, Site
-from dropout_jax.audit._shown import count_findings, findings_of, shown_records
 
 PICTURES = ("masks", "corner")
 
@@ -39,7 +39,7 @@ def to_json(findings: Sequence[Finding]) -> dict[str, Any]:
       [([64, 64], [])]
     """
     records = {
-        run: _record_json(run, record, findings) for run, record in shown_records(findings).items()
+        run: _record_json(run, record, findings) for run, record in list_records(findings).items()
     }
     return {
         "counts": count_findings(findings),

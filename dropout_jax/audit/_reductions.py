@@ -100,7 +100,7 @@ def _seed_words(value: jax.Array) -> jax.Array:
 
 
 def _corner(mask: jax.Array) -> jax.Array:
-    """Return the beginning of a mask along its last four axes, at the first place of the others."""
+    """Return the beginning of a mask along its last four axes, at the first index of the others."""
     mask = mask.reshape((1,) * (len(CORNER) - mask.ndim) + mask.shape)
     longest = (1,) * (mask.ndim - len(CORNER)) + CORNER
     limits = [min(size, most) for size, most in zip(mask.shape, longest, strict=True)]

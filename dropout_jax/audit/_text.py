@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from dropout_jax.audit._findings import Finding
-from dropout_jax.audit._record import Record, Site
-from dropout_jax.audit._shown import (
+from dropout_jax.audit._describe import (
+    describe_callers,
     describe_counts,
     describe_interval,
     findings_of,
+    list_records,
     short_location,
-    shown_callers,
-    shown_records,
 )
+from dropout_jax.audit._findings import Finding
+from dropout_jax.audit._record import Record, Site
 
 COLUMNS = (
     "where",
@@ -43,7 +43,7 @@ def to_text(findings: Sequence[Finding]) -> str:
       >>> audit.to_text(findings).splitlines()[-1]
       'no findings'
     """
-    parts = [_record_text(run, record, findings) for run, record in shown_records(findings).items()]
+    parts = [_record_text(run, record, findings) for run, record in list_records(findings).items()]
     parts += [_finding_text(finding) for finding in findings]
     return "\n\n".join([*parts, describe_counts(findings)])
 
@@ -59,7 +59,7 @@ def _record_text(run: str, record: Record, findings: Sequence[Finding]) -> str:
 def _row(site: Site, run: str, findings: Sequence[Finding]) -> tuple[str, ...]:
     return (
         short_location(site.location),
-        next(iter(shown_callers(site)), "-"),
+        next(iter(describe_callers(site)), "-"),
         site.module or "-",
         " x ".join(map(str, site.shape)) or "1",
         str(site.times),
@@ -79,7 +79,7 @@ def _align(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def _finding_text(finding: Finding) -> str:
-    callers = shown_callers(finding)
+    callers = describe_callers(finding)
     lines = [
         f"{finding.code} {finding.severity}: {short_location(finding.location)}: {finding.title}",
         finding.message,

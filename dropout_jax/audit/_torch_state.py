@@ -69,7 +69,7 @@ class _Module:
         self._containers = [
             (value, copy.copy(value)) for value in values if isinstance(value, _CONTAINERS)
         ]
-        values += held_tensors(module)
+        values += list_module_tensors(module)
         self._tensors = [
             (value, value.detach().clone()) for value in values if isinstance(value, torch.Tensor)
         ]
@@ -97,7 +97,7 @@ def _refill(container: Any, kept: Any) -> None:
     (container.update if isinstance(container, dict | set) else container.extend)(kept)
 
 
-def held_tensors(module: nn.Module) -> list[torch.Tensor]:
+def list_module_tensors(module: nn.Module) -> list[torch.Tensor]:
     """Return the tensors that a module itself holds: parameters, buffers and attributes."""
     tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     for name, value in vars(module).items():

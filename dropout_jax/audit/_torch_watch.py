@@ -27,7 +27,7 @@ from dropout_jax.audit._torch_frames import (
     find_unregistered,
     name_modules,
 )
-from dropout_jax.audit._torch_state import held_tensors, seed_generators
+from dropout_jax.audit._torch_state import list_module_tensors, seed_generators
 from dropout_jax.audit._torch_values import (
     Application,
     Decision,
@@ -66,10 +66,14 @@ class Watch(TorchDispatchMode):
 
     def begin(self, model: nn.Module, seed: int | None) -> None:
         """Begin a step: forget what was, but for the masks that are still there; seed, or not."""
-        held = {place for module in model.modules() for place in _places(_held(module))}
-        held |= {place for place, tensor in self._masks.items() if tensor() is not None}
-        kept = {place: value for place, value in self._values.items() if place in held}
-        self._values = {place: value for place, value in kept.items() if value.kind != "data"}
+        in_use = {
+            storage
+            for module in model.modules()
+            for storage in _name_storages(_list_buffers(module))
+        }
+        in_use |= {storage for storage, tensor in self._masks.items() if tensor() is not None}
+        kept = {storage: value for storage, value in self._values.items() if storage in in_use}
+        self._values = {name: value for name, value in kept.items() if value.kind != "data"}
         self.draws, self.compiled, self._draw_count = [], [], 0
         self.is_backward, self.is_seeded, self.has_other_generator = False, False, False
         self.decisions = [value.decision for value in self._values.values() if value.decision]
@@ -83,7 +87,7 @@ class Watch(TorchDispatchMode):
     def _add_buffers(self, model: nn.Module) -> None:
         """Take the tensors of the modules that are 0 or one other number for masks."""
         for path, module in model.named_modules():
-            for tensor in _held(module):
+            for tensor in _list_buffers(module):
                 if self.value_of(tensor) or not _is_binary(tensor):
                     continue
                 origin = Origin((), (), clean_path(path), is_compiled=False)
@@ -103,7 +107,7 @@ class Watch(TorchDispatchMode):
             for tensor, value in record_draw(self, call, key, list_tensors(out)):
                 self.remember([tensor], value)
             return out
-        inputs = _places(tensors)
+        inputs = _name_storages(tensors)
         is_followed = name in ("mul", "div") or not self._values.keys().isdisjoint(inputs)
         is_filled = name in _FILLS and not self.is_backward
         result = Value("data", is_filled=True) if is_filled else None
@@ -121,20 +125,20 @@ class Watch(TorchDispatchMode):
         self, tensors: list[torch.Tensor], value: Value | None, but: Sequence[tuple | None] = ()
     ) -> None:
         """Set what is known of tensors; None is nothing. What shares memory `but` is a view."""
-        for tensor, place in zip(tensors, _places(tensors), strict=True):
-            if place in but:
+        for tensor, storage in zip(tensors, _name_storages(tensors), strict=True):
+            if storage in but:
                 continue
-            if value is None or place is None:
-                self._values.pop(place, None)
+            if value is None or storage is None:
+                self._values.pop(storage, None)
                 continue
-            self._values[place] = value
+            self._values[storage] = value
             if value.kind == "mask":
-                self._masks[place] = weakref.ref(tensor)
+                self._masks[storage] = weakref.ref(tensor)
 
     def value_of(self, tensor: Any) -> Value | None:
         """Return what is known of a tensor; masks of the forward pass do not count in gradients."""
-        place = _places([tensor])[0] if isinstance(tensor, torch.Tensor) else None
-        value = self._values.get(place)
+        storage = _name_storages([tensor])[0] if isinstance(tensor, torch.Tensor) else None
+        value = self._values.get(storage)
         decision = value.decision if value else None
         is_other = self.is_backward and decision is not None and not decision.is_backward
         return None if is_other else value
@@ -276,14 +280,14 @@ def _shapes_of_padding(padding: np.ndarray) -> list[np.ndarray]:
     return [padding, padding[:, 1:], padding[:, :-1]] if padding.ndim == 2 else [padding]
 
 
-def _held(module: nn.Module) -> list[torch.Tensor]:
+def _list_buffers(module: nn.Module) -> list[torch.Tensor]:
     """Return the tensors of a module that are no parameters."""
-    tensors = held_tensors(module)
+    tensors = list_module_tensors(module)
     return [tensor for tensor in tensors if not isinstance(tensor, nn.Parameter)]
 
 
 def _is_binary(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is 0 in some places and one positive number in all others."""
+    """Whether a tensor is 0 at some positions and one positive number at all others."""
     if tensor.numel() < BINARY or tensor.is_complex():
         return False
     top, is_zero = tensor.max(), tensor == 0
@@ -291,13 +295,13 @@ def _is_binary(tensor: torch.Tensor) -> bool:
     return is_mixed and bool((is_zero | (tensor == top)).all())
 
 
-def _places(tensors: Iterable[torch.Tensor]) -> list[tuple | None]:
+def _name_storages(tensors: Iterable[torch.Tensor]) -> list[tuple | None]:
     """Return a name for the memory of each tensor; None if it has none."""
-    places = []
+    names = []
     for tensor in tensors:
         try:
             pointer = tensor.untyped_storage().data_ptr()
         except (RuntimeError, NotImplementedError):
             pointer = 0
-        places.append((tensor.device, pointer) if pointer else None)
-    return places
+        names.append((tensor.device, pointer) if pointer else None)
+    return names

@@ -191,8 +191,8 @@ def from_keras(name: str, *args, inputs: int = 1, **kwargs) -> Module:
         return getattr(keras.layers, name)(*args, dtype=dtype, **kwargs)
 
     options = [option for option in kwargs if "dropout" in option]
-    shown = f"{name}({', '.join(options)})" if options else name
-    return Module("keras", shown, in_keras(make, inputs))
+    label = f"{name}({', '.join(options)})" if options else name
+    return Module("keras", label, in_keras(make, inputs))
 
 
 # The default of this initializer needs LAPACK, which has no bfloat16.

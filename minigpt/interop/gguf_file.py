@@ -148,7 +148,7 @@ def _read(path: Path, header: _Header, size: int) -> GgufFile:
             raise _DamageError(f"the array {name!r} of {dtype} has the shape {shape}")
         count = math.prod(shape) // block * block_bytes
         arrays[name] = GgufArray(path, dtype, shape, start + offset, count, kind)
-    _require_places(arrays, size)
+    _require_offsets(arrays, size)
     return GgufFile(metadata, arrays)
 
 
@@ -161,7 +161,7 @@ def _read_entry(header: _Header) -> tuple[str, int, tuple[int, ...], int]:
     return name, header.integer(4), shape, header.integer(8)
 
 
-def _require_places(arrays: dict[str, GgufArray], size: int) -> None:
+def _require_offsets(arrays: dict[str, GgufArray], size: int) -> None:
     """Every array must be in the file, and no two may overlap."""
     end = 0
     for name, array in sorted(arrays.items(), key=lambda item: item[1].first_byte):

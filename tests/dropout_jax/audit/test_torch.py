@@ -446,7 +446,7 @@ class AfterMaskOfTargets(Block):
         return F.dropout(token_loss, 0.1, self.training)  # D12
 
 
-class ReplacesPadding(Block):
+class RepositionsPadding(Block):
     def forward(self, x):
         tokens = torch.arange(64).reshape(4, 16)
         if self.training:
@@ -526,7 +526,7 @@ FAULTS = [
     (ProbabilityInBfloat16, "D11", {}),
     (AfterLossMask, "D12", PADDED),
     (AfterMaskOfTargets, "D12", PADDED),
-    (ReplacesPadding, "D12", PADDED),
+    (RepositionsPadding, "D12", PADDED),
     (DropsPaddingMask, "D12", PADDED),
     (NoiseInEvaluation, "D13", {}),
     (NumbersInEvaluation, "D13", {}),
@@ -782,8 +782,8 @@ class Augmented(Block):
         if self.training:
             x = torch.where(torch.rand(len(x), 1, 1) < 0.5, x.flip(-1), x)
             start = torch.randint(0, 8, (len(x), 1))
-            places = torch.arange(x.shape[1])
-            x = x.masked_fill(((places >= start) & (places < start + 4))[..., None], 0.0)
+            positions = torch.arange(x.shape[1])
+            x = x.masked_fill(((positions >= start) & (positions < start + 4))[..., None], 0.0)
             x = x + 0.1 * torch.randn_like(x)
         return super().forward(x)
 
@@ -1122,13 +1122,13 @@ def test_record_of_a_model():
 
 
 def test_tokens_are_replaced_where_there_is_no_padding():
-    class Replaces(Block):
+    class Repositions(Block):
         def forward(self, x):
             tokens = torch.arange(64).reshape(4, 16)
             tokens = tokens.masked_fill((torch.rand(4, 16) < 0.3) & ~PADDING, 0)
             return super().forward(x), tokens
 
-    assert accused(audit.torch(Replaces(), X, padding=PADDING, mc_dropout=True)) == []
+    assert accused(audit.torch(Repositions(), X, padding=PADDING, mc_dropout=True)) == []
 
 
 def test_findings_are_printed_with_their_records():
@@ -1208,10 +1208,11 @@ def test_module_of_two_names_is_a_note():
 @pytest.mark.slow
 @pytest.mark.parametrize("is_checkpointed", [False, True])
 def test_gpt2_of_transformers_is_not_accused(is_checkpointed):
-    transformers = pytest.importorskip("transformers")
+    from transformers import GPT2Config, GPT2LMHeadModel  # seconds
+
     sizes = {"n_layer": 2, "n_embd": 32, "n_head": 2, "vocab_size": 50, "n_positions": 32}
-    config = transformers.GPT2Config(bos_token_id=0, eos_token_id=0, **sizes)
-    model = transformers.GPT2LMHeadModel(config)
+    config = GPT2Config(bos_token_id=0, eos_token_id=0, **sizes)
+    model = GPT2LMHeadModel(config)
     if is_checkpointed:
         names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
         getattr(model, next(name for name in names if hasattr(model, name)))()

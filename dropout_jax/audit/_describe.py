@@ -12,7 +12,7 @@ from dropout_jax.audit._record import Record, Site
 IN_EVALUATION = ("D03", "D13")  # the codes of findings about the evaluation
 
 
-def shown_records(findings: Iterable[Finding]) -> dict[str, Record]:
+def list_records(findings: Iterable[Finding]) -> dict[str, Record]:
     """Return the records of findings, by the name of the run: "training" and "evaluation"."""
     if not isinstance(findings, Findings):
         return {}
@@ -56,6 +56,6 @@ def short_location(location: Location) -> str:
     return str(location._replace(file=location.file.removeprefix(folder)))
 
 
-def shown_callers(what: Site | Finding) -> list[str]:
+def describe_callers(what: Site | Finding) -> list[str]:
     """Return the lines that lead to the location of a site or a finding, the innermost first."""
     return [short_location(caller) for caller in what.callers if caller != what.location]
