@@ -1210,8 +1210,8 @@ def test_module_of_two_names_is_a_note():
 def test_gpt2_of_transformers_is_not_accused(is_checkpointed):
     from transformers import GPT2Config, GPT2LMHeadModel  # seconds
 
-    sizes = {"n_layer": 2, "n_embd": 32, "n_head": 2, "vocab_size": 50, "n_positions": 32}
-    config = GPT2Config(bos_token_id=0, eos_token_id=0, **sizes)
+    config = GPT2Config(n_layer=2, n_embd=32, n_head=2, vocab_size=50, n_positions=32)
+    config.bos_token_id = config.eos_token_id = 0
     model = GPT2LMHeadModel(config)
     if is_checkpointed:
         names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
