@@ -136,8 +136,8 @@ FAST = {
     TPU_KERNEL: (),
 }
 FAST_GRADIENTS = {
-    "blockwise": ("ragged, many blocks", "grouped", "bias", "all at once"),
-    "kernel": CORE,
+    "blockwise": ("grouped", "all at once"),
+    "kernel": ("all at once",),
     TPU_KERNEL: (),
 }
 KERNELS = "kernel", TPU_KERNEL
@@ -547,7 +547,7 @@ def test_shared_masks_of_a_part_of_a_batch(implementation, key):
     np.testing.assert_allclose(part, attend(arrays, None)[2:], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("implementation", ["naive", "blockwise"])
+@pytest.mark.parametrize("implementation", [slow("naive"), "blockwise"])
 def test_residual_is_the_log_sum_of_the_logits(implementation, key):
     query, k, value = operands(Case("residual", queries=70, keys=70))
     mask = jnp.tril(jnp.ones((70, 70), bool), -1)  # the first query sees no key

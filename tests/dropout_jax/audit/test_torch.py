@@ -918,7 +918,7 @@ CORRECT = [
     GradientPenalty,
     Masked,
     Accumulated,
-    Reversible,
+    slow(Reversible),
     OwnGenerator,
     Augmented,
     MaskedTokens,
@@ -937,7 +937,7 @@ CORRECT = [
     lambda: nn.TransformerEncoderLayer(**ENCODER),
     slow(Padded),
     slow(lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(**ENCODER), 2)),
-    PackedLSTM,
+    slow(PackedLSTM),
     slow(lambda: nn.GRU(WIDTH, WIDTH, 3, dropout=0.2)),
 ]
 

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from marks import slow
 from scipy import stats
 
 from dropout_jax import fold, keep_mask
@@ -47,7 +46,8 @@ RATES = [1e-4, 3e-4, 1e-3, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15]
 RATES += [0.2, 0.25, 0.3, 1 / 3, 0.5, 0.7, 0.8, 0.9, 0.99, 0.999]
 
 
-@pytest.mark.parametrize("rate", [rate if rate == 0.1 else slow(rate) for rate in RATES])
+@pytest.mark.slow
+@pytest.mark.parametrize("rate", RATES)
 def test_counts_follow_the_exact_binomial(key, rate):
     """2^30 draws: a probability that is off by 2^-16 is off by 0.5 sigma at rate 0.5, and is
     noticed at 1e-4 and 0.999, where it is 50 and 16 sigma."""

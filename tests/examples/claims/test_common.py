@@ -11,6 +11,7 @@ from experiments import load
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
 
 
+@pytest.mark.slow
 def test_an_interval_covers_the_mean_at_95_percent():
     """95 % of 4,000 intervals of five normal draws contain the mean: sd 14, bounds at 4.9 sd."""
     interval = load("common.claim").interval

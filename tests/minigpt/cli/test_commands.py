@@ -107,6 +107,7 @@ def test_a_run_knows_its_text(trained):
         run.require_same_text("0", run.tokenizer)
 
 
+@pytest.mark.slow
 def test_config_toml_holds_everything_and_starts_the_same_run(trained):
     folder, _ = trained
     config = RunSpec.load(folder / "out").config
@@ -203,6 +204,7 @@ def assert_remedies_exist(command, message):
             assert named[2] in {*option_types(COMMANDS[command]), "help-all"}, message
 
 
+@pytest.mark.slow
 def test_a_mistake_of_the_installed_command(trained):
     result = installed_minigpt("eval", "nowhere", cwd=trained[0])
     assert (result.returncode, result.stdout) == (2, "")

@@ -56,6 +56,7 @@ def test_sample_i_is_the_only_one_of_its_seed(runs, run):
     assert len(set(samples)) == 3
 
 
+@pytest.mark.slow
 def test_each_line_of_a_file_is_a_prompt(runs, run, tmp_path):
     prompts = ["To be", "Whether 'tis nobler in the mind and more", "in"]
     (tmp_path / "prompts").write_bytes("\r\n".join(prompts).encode() + b"\r\n")
@@ -126,6 +127,7 @@ def sample_piece(*fields):
     return Piece(*fields)
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_written(runs):
     command = [sys.executable, "-m", "minigpt", "sample", str(runs[0]), "--tokens", "9999999"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

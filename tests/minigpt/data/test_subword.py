@@ -403,6 +403,7 @@ def test_ids_beyond_65536_have_32_bits(large, monkeypatch, gpt2, tmp_path):
     assert tokenizer.decode(dataset.train) == load_text(large).train
 
 
+@pytest.mark.slow
 def test_nanogpts_ids_of_a_large_text(gpt2, tmp_path):
     text = "To be, or not to be, caf\xe9 \U0001f600 " * 20
     for name in ("train.bin", "val.bin"):

@@ -158,6 +158,7 @@ def test_a_stop_of_one_process_stops_all_and_the_run_goes_on(folder):
     assert f"stopped at step {step}" in (folder / "stopped-0.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_part_of_the_flags_is_an_error(folder):
     words = [sys.executable, "-m", "minigpt", *COMMAND, "--process-id", "1"]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)

@@ -85,7 +85,7 @@ def compute_in_float64(monkeypatch):
     ("dtype", "options"),
     [
         ("float32", {}),
-        ("float64", {}),
+        slow("float64", {}),
         slow("float64", {"tie_word_embeddings": False, "num_key_value_heads": 1}),
         slow("float64", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4}),
         slow("float32", {"head_dim": 4, "rope_theta": 1e6, "rms_norm_eps": 1e-2}),
@@ -113,6 +113,7 @@ def test_logits_loss_and_gradients(tmp_path, monkeypatch, dtype, options):
         np.testing.assert_allclose(gradient, theirs[name], 0, tolerance, err_msg=name)
 
 
+@pytest.mark.slow
 def test_attention_dropout_with_the_same_masks(tmp_path, key):
     """Our masks in transformers: the same loss, which is another one than without dropout."""
     theirs = make_llama(attention_dropout=0.25, attn_implementation="eager")

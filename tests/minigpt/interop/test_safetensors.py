@@ -81,6 +81,7 @@ def test_names_shapes_values_and_metadata(trained, tmp_path, capsys, monkeypatch
     assert "".join(sorted(set(TEXT))) == json.loads(metadata["tokenizer"])["alphabet"]
 
 
+@pytest.mark.slow
 def test_scanned_layers_have_the_same_names(trained, tmp_path, capsys):
     scanned = train(tmp_path / "scanned", bias=True, scan_layers=True)
     plain, unstacked = tmp_path / "a.safetensors", tmp_path / "b.safetensors"

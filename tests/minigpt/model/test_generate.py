@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import uncached
 from flax import nnx
+from marks import slow
 from tiny import CONFIG, LLAMA
 
 from minigpt.config import ModelConfig
@@ -38,6 +39,7 @@ OPTIONS = [
     {"top_p": 0.5},
     {"temperature": 1.3, "top_k": 20, "top_p": 0.9},
 ]
+ALWAYS = ("plain", "scan", "llama")  # the others are slow
 
 
 @functools.cache
@@ -77,7 +79,7 @@ def generate_uncached(name, prompt, seed, **options):
     return uncached.generate(compiled.logits, params, prompt, seed=seed, **sizes, **options)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name if name in ALWAYS else slow(name) for name in MODELS])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_the_cache_changes_no_token(name, options):
     """Within the block and past it, for rows of different lengths at the same time."""
@@ -108,7 +110,7 @@ def test_a_row_does_not_depend_on_the_others(window):
         assert row.tolist() == alone[0].tolist()
 
 
-@pytest.mark.parametrize("name", ["plain", "scan"])
+@pytest.mark.parametrize("name", [slow("plain"), "scan"])
 def test_a_mesh_changes_no_token(name):
     mesh = "fsdp=2,tensor=2"
     np.testing.assert_array_equal(

@@ -114,6 +114,7 @@ def test_an_unknown_tokenizer_is_a_line(folder, capsys, name):
     assert not (folder / "run").exists() or not any((folder / "run").iterdir())
 
 
+@pytest.mark.slow
 def test_texts_of_a_classifier_are_cut_after_their_tokens():
     gpt2, text = SubwordTokenizer.from_file("gpt2"), "To be, or not to be, that is"
     ids = gpt2.encode(text)

@@ -97,6 +97,7 @@ def test_every_rate_of_the_trainer_is_alive():
     assert {finding.code for finding in findings.at_least("warning")} == {"D01"}
 
 
+@pytest.mark.slow
 def test_a_run_without_dropout_is_not_accused():
     findings = audit_steps(config_with({"dropout": DropoutConfig()}), VOCAB_SIZE, TOKENS)
     assert findings == ()

@@ -150,6 +150,7 @@ def test_texts_that_are_cut_are_counted():
     assert count_cut(Tokenizer(None), ["€", "€€"], 3) == 1
 
 
+@pytest.mark.slow
 def test_no_play_is_in_two_parts_and_the_test_was_not_pretrained_on():
     plays, split = shakespeare.load_plays(), speeches.load_genres()
     texts = dict(zip(LabelledSplit._fields, split, strict=True))

@@ -107,6 +107,7 @@ def test_the_batch_and_the_masks_are_those_of_the_step(trained):
         assert numbers.input_largest >= numbers.input_rms > abs(numbers.input_mean)
 
 
+@pytest.mark.slow
 def test_sites_that_do_not_drop_are_shown(tmp_path):
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, n_layer=1))
     sites = replayed(run(config, tmp_path), 3).sites
@@ -224,6 +225,7 @@ def test_the_command_ends_with_two_and_says_the_same_each_time(exploded, capsys)
     assert capsys.readouterr().err.splitlines() == [f"minigpt: {line}"]
 
 
+@pytest.mark.slow
 def test_a_replay_marks_the_first_site_with_nan(exploded, capsys):
     run_dir, line = exploded
     at = int(line.split("--step ")[1].rstrip("."))

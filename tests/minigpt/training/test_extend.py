@@ -162,11 +162,13 @@ def test_what_is_refused_names_the_remedy_and_changes_nothing(folder, capsys):
         assert read_files(folder) == before
 
 
+@pytest.mark.slow
 def test_the_remedy_works(extended, folder, capsys):
     assert run_command(capsys, *RUN, "--steps", 18, "--extend")[0] == 0
     assert outcome(folder) == outcome(extended)
 
 
+@pytest.mark.slow
 def test_from_python(extended, folder):
     import minigpt
 

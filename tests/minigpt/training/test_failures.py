@@ -140,7 +140,7 @@ def test_no_room_for_a_file(runs, folder, capsys, name):
     ends_the_same(capsys, folder, runs[0])
 
 
-@pytest.mark.parametrize("name", ["config.toml", "arrays.safetensors"])
+@pytest.mark.parametrize("name", ["config.toml", slow("arrays.safetensors")])
 def test_no_room_for_a_run_that_goes_on(stopped, folder, capsys, whole, name):
     before = read_files(stopped)
     del before[stopped / "metrics.jsonl"], before[stopped / "loss.png"]
@@ -151,6 +151,7 @@ def test_no_room_for_a_run_that_goes_on(stopped, folder, capsys, whole, name):
     ends_the_same(capsys, folder, whole)
 
 
+@pytest.mark.slow
 def test_no_room_for_a_record(stopped, folder, capsys, whole, monkeypatch):
     add = metrics.MetricsLog.add
 
@@ -175,6 +176,7 @@ def test_a_stop_whose_checkpoint_has_no_room_is_no_success(runs, folder, capsys,
     ends_the_same(capsys, folder, runs[0])
 
 
+@pytest.mark.slow
 def test_a_stop_while_validating_and_then_no_room(runs, folder, capsys, monkeypatch):
     """The record of step 4 is on disk, and in the checkpoint too, as one that is to come."""
     validate = trainer.Trainer.validate
@@ -285,6 +287,7 @@ def test_a_read_only_run_directory(stopped, folder, capsys, whole, name):
     ends_the_same(capsys, folder, whole)
 
 
+@pytest.mark.slow
 @bound
 def test_a_read_only_place_for_a_new_run(folder, capsys, whole):
     folder.chmod(0o555)
@@ -314,7 +317,7 @@ def test_a_missing_text(stopped, folder, capsys, whole):
     ends_the_same(capsys, folder, whole)
 
 
-@pytest.mark.parametrize("how", ["saved", "begun", "forged"])
+@pytest.mark.parametrize("how", [slow("saved"), "begun", slow("forged")])
 def test_a_changed_text(stopped, folder, capsys, whole, how):
     """Of the same length and alphabet; its hash is in tokenizer.json and in every checkpoint."""
     other = TEXT.replace("nobler", "bolner")
@@ -441,6 +444,7 @@ def test_a_damaged_newest_checkpoint(stopped, folder, capsys, whole, name):
     assert "resuming from step 4" in printed
 
 
+@pytest.mark.slow
 def test_every_checkpoint_damaged(stopped, folder, capsys, whole):
     for step in ("00000004", "00000006"):
         flip_bit(stopped / "checkpoints" / step / ARRAYS)

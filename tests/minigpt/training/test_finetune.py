@@ -146,6 +146,7 @@ def test_the_best_of_the_parent(family, folder, capsys):
         assert_equal(checkpoint.read(folder / "out", LAST)[0], by_definition(parent, LAST, step))
 
 
+@pytest.mark.slow
 def test_a_child_is_a_run_like_any_other(family, folder, capsys):
     """It needs nothing of the parent's folder, and reads its text with the parent's tokenizer."""
     (folder / "parent").rename(folder / "elsewhere")
@@ -171,6 +172,7 @@ def test_the_copy_is_a_run_too(family, capsys):
     assert run_command(capsys, "eval", copy)[1] == run_command(capsys, "eval", parent)[1]
 
 
+@pytest.mark.slow
 def test_a_child_has_children(family, folder, capsys):
     shutil.copytree(family / "out", folder / "out")
     code, _, err = run_command(
@@ -210,6 +212,7 @@ def test_later_settings_win(folder):
     assert (settings.model.dropout.embed, settings.model.dropout.attn_out) == (0.1, 0.4)
 
 
+@pytest.mark.slow
 def test_config_toml_starts_the_same_run(family, folder, capsys):
     shutil.copytree(family / "out", folder / "out")
     code, _, err = run_command(capsys, "train", "--config", "out/config.toml", "--run-dir", "again")
@@ -344,6 +347,7 @@ def test_a_begun_run_needs_no_parent(folder, capsys, whole, monkeypatch, what):
     assert outcome(folder / "out")[:3] == whole[:3]
 
 
+@pytest.mark.slow
 def test_no_room_for_the_copy(family, folder, capsys, whole):
     with limit_file_size(largest_file(family / "parent", ARRAYS) - 1):
         assert_one_line_error(
@@ -388,6 +392,7 @@ def test_kills_change_nothing(folder, tmp_path_factory, plans):
     assert outcome(folder / "out") == outcome(undisturbed / "out")
 
 
+@pytest.mark.slow
 def test_sigterm_is_the_run_that_goes_on(folder, capsys, whole, monkeypatch):
     stopped_at(6, monkeypatch, capsys)
     assert checkpoint.list_steps(folder / "out") == [4, 6]

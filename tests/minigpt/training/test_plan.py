@@ -6,6 +6,7 @@ import types
 import jax
 import numpy as np
 import pytest
+from marks import slow
 from tiny import CONFIG, SITES, with_dropout
 
 from minigpt.distributed import Topology
@@ -31,7 +32,7 @@ def settings(mesh="data=2,fsdp=2,tensor=2", **changes):
     return dataclasses.replace(CONFIG, mesh=mesh, batch_size=8, model=model, **changes)
 
 
-@pytest.mark.parametrize("mesh", ["data=1", "data=2,fsdp=2,tensor=2"])
+@pytest.mark.parametrize("mesh", [slow("data=1"), "data=2,fsdp=2,tensor=2"])
 def test_the_abstract_step_is_the_step_of_training(mesh):
     config = settings(mesh)
     real = build_train_functions(config, VOCABULARY)
