@@ -105,6 +105,10 @@ class Mixed(nnx.Module):
         for make in (layers.Zoneout, layers.MaskedDropout, layers.ConcreteDropout):
             self.layers.append(make(0.5, rngs=rngs))
         self.layers.append(layers.VariationalDropout(rngs=rngs))
+        self.layers.append(layers.MultiHeadAttention(2, 4, dropout_rate=0.5, rngs=rngs))
+        self.layers.append(layers.TransformerBlock(4, 2, rates=0.5, rngs=rngs))
+        for make in (layers.Encoder, layers.Decoder):
+            self.layers.append(make(1, 4, 2, rates=0.5, rngs=rngs))
         self.norm = nnx.BatchNorm(4, rngs=rngs)
 
 

@@ -1,14 +1,4 @@
-"""flax.nnx modules over the functional ops: each has a rate, gets a key and calls its op.
-
-All follow the conventions of Flax: `deterministic` and `rngs` in the constructor or in the call;
-`train()`, `eval()` and `nnx.view` switch them; a stored stream is a fork. The options of a layer
-follow its rate, by name, and those of `Stochastic` follow them.
-
-Every layer is an `nnx.Dropout`, so that `model.set_attributes(nnx.Dropout, deterministic=True)`,
-`nnx.view(model, only=nnx.Dropout, deterministic=True)` and any other filter for Flax's layer reach
-all that is random, and nothing stays on at evaluation. The layers of one kind are found by their
-class, those of one rate by `RateLayer`, and all of this module by `Stochastic`.
-"""
+"""Modules over the functional ops: each has a rate, gets a key and calls its op."""
 
 from __future__ import annotations
 
@@ -18,17 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import errors, nnx
 from jax.typing import ArrayLike
 
-try:
-    from flax import errors, nnx
-except ModuleNotFoundError as missing:
-    raise ModuleNotFoundError(
-        "dropout_jax.nn needs flax: pip install 'dropout-jax[flax]'", name=missing.name
-    ) from None
-
 from dropout_jax import _validation, ops
-from dropout_jax.attention import attention_fn as attention_fn
 
 Rngs = nnx.Rngs | nnx.RngStream
 
