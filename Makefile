@@ -51,6 +51,7 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/bench_dropout.py $(FULL)
 	$(BIN)/python benchmarks/bench_catalogue.py $(FULL)
 	$(BIN)/python benchmarks/bench_attention.py $(FULL)
+	$(BIN)/python benchmarks/bench_encoder.py $(FULL)
 	$(BIN)/python benchmarks/bench_train_step.py $(FULL)
 	$(BIN)/python benchmarks/bench_generate.py $(FULL)
 	$(BIN)/python benchmarks/bench_compile.py

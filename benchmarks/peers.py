@@ -8,6 +8,7 @@ gelu_dropout_add (gelu -> dropout -> add the residual) the same without dropout.
 import os
 
 import attentions
+import encoder_blocks
 import generation
 import steps
 
@@ -15,6 +16,7 @@ WHOLE = {
     "train_step": steps,
     "attention": attentions,
     "generation": generation,
+    "encoder_block": encoder_blocks,
 }  # ops without a floor
 
 OPS_OF = {
