@@ -56,12 +56,33 @@ def test_minigpt_uses_the_public_names_only():
                 assert {alias.name for alias in node.names} <= {*dropout_jax.__all__, "audit"}
 
 
-def test_the_readmes_catalogue_points_at_the_file_of_each_function():
-    text = (ROOT / "README.md").read_text()
-    links = re.findall(r"\[`(\w+)`\]\((dropout_jax/[\w/]+\.py)\)", text)
+def test_the_catalogue_points_at_the_file_of_each_function():
+    text = (ROOT / "docs" / "catalogue.md").read_text()
+    links = re.findall(r"\[`(\w+)`\]\(\.\./(dropout_jax/[\w/]+\.py)\)", text)
     assert len(links) == len(set(links)) > 20
     for name, path in links:
         assert re.search(rf"^def {name}\(", (ROOT / path).read_text(), re.MULTILINE), name
+
+
+def test_the_readme_is_short_and_names_every_function_of_the_catalogue():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.encode()) <= 7_000
+    catalogue = (ROOT / "docs" / "catalogue.md").read_text()
+    for name in re.findall(r"(?m)^\| \[`(\w+)`\]", catalogue):
+        assert f"`{name}`" in text, name
+
+
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+PAGES += [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_to_a_file_resolves(page):
+    text = (ROOT / page).read_text()
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        target = link.partition("#")[0]
+        if target and not re.match(r"https?:", target):
+            assert ((ROOT / page).parent / target).exists(), link
     assert not re.search(r"\.py#L\d+", text), "no link points at a line number"
 
 

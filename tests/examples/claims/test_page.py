@@ -24,11 +24,11 @@ def test_the_page_in_the_repository_is_made_of_the_results_beside_it():
     assert all(result["scale"] != "smallest" for result in results.values())
 
 
-def test_the_readme_has_the_pages_rates():
+def test_the_page_of_rates_has_the_rates_of_the_results():
     page, docs = load("page"), ROOT / "docs"
     names = [name for chapter in page.CHAPTERS.values() for name in chapter]
     results = {name: json.loads((docs / "claims" / f"{name}.json").read_text()) for name in names}
     rows = load("common.rates").recommended_rates(results)
-    readme = (docs.parent / "README.md").read_text()
+    text = (docs / "rates.md").read_text()
     for row in rows:
-        assert f"| {row['setting']} | {row['rate']} | {row['why']} |" in readme
+        assert f"| {row['setting']} | {row['rate']} | {row['why']} |" in text
