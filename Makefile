@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq
 PYTEST := $(BIN)/pytest -n auto
 
-.PHONY: train test test-all torture mutants lint wheel bench accelerators claims clean
+.PHONY: train test test-all torture mutants lint docs wheel bench accelerators claims clean
 
 # Huge pages spare page faults: about a quarter of the step on a CPU.
 train: .venv/train
@@ -43,6 +43,11 @@ wheel: .venv/dev
 	.venv-wheel/bin/python -m pip install -qq dist/*.whl
 	cd dist && ../.venv-wheel/bin/python -W error ../tests/repository/wheel_smoke.py
 	rm -rf .venv-wheel
+
+# The site, in build/site, offline; a warning is an error.
+docs: .venv/dev
+	rm -rf build/site
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/site
 
 # Not a test: it wants an otherwise idle machine. FULL=--full takes longer and measures more.
 # Huge pages are on: without them page faults dominate above 32 MB.

@@ -100,7 +100,7 @@ def expected_calibration_error(
 ) -> Float[Array, ""]:
     """Compute the mean distance of confidence from accuracy, over bins of confidence.
 
-    Formula: sum over bins b of (n_b / n) |accuracy_b - confidence_b|, the confidence being the
+    Formula: sum over bins b of (n_b / n) abs(accuracy_b - confidence_b), the confidence being the
     largest probability.
 
     Args:

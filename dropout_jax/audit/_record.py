@@ -52,7 +52,7 @@ class Site:
       devices: of each time, its device's indices along those axes: (times, axes).
       data_varies_along: those of them along which the devices have different data.
       has_repeated_keys: whether a draw that takes several keys takes one of them twice.
-      masks: the masks, (times, *shape), if they were asked for.
+      masks: the masks, (times, shape...), if they were asked for.
       corner: the beginning of what is kept of the data, for each time: (times, 2, 2, 32, 32) at
         most, of its last four axes.
     """

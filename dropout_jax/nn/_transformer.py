@@ -38,13 +38,12 @@ class TransformerBlock(Stochastic):
     Formula: x + drop_path(branch(norm(x))) for each branch in turn, or norm(x + drop_path(
     branch(x))) with `norm="post"`. A branch ends in dropout.
 
-    The sites of dropout, each with a rate of its own:
-      attn_weights, attn_out: the weights and the output of self-attention;
-      cross_weights, cross_out: those of cross-attention;
-      mlp_hidden, mlp_out: after the activation, and the output of the feed-forward network;
-      drop_path: a whole branch, row by row.
-    The mask of a site is that of `fold(key, site)`, and of drop_path that of
-    `fold(key, "drop_path", branch)` with branch "attn", "cross" or "mlp".
+    The sites of dropout, each with a rate of its own, are `attn_weights` and `attn_out` (the
+    weights and the output of self-attention), `cross_weights` and `cross_out` (those of
+    cross-attention), `mlp_hidden` (after the activation), `mlp_out` (the output of the feed-forward
+    network) and `drop_path` (a whole branch, row by row). The mask of a site is that of
+    `fold(key, site)`, and of drop_path that of `fold(key, "drop_path", branch)` with branch "attn",
+    "cross" or "mlp".
 
     Args:
       features: of the input and the output.

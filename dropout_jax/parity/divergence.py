@@ -56,8 +56,9 @@ def first_difference(
 ) -> Difference | None:
     """Find the first difference between two runs, site by site: input, then mask, then output.
 
-    Formula: numbers differ if |a - b| > atol + rtol |b|. Masks differ if they are unequal and the
-    input is not 0 (where the input is 0, the mask has no effect, and a recorder may not see it).
+    Formula: numbers differ if abs(a - b) > atol + rtol * abs(b). Masks differ if they are unequal
+    and the input is not 0 (where the input is 0, the mask has no effect, and a recorder may not see
+    it).
 
     Args:
       one: a run.

@@ -57,7 +57,7 @@ def render_page(tables, picture, small):
     parts = [
         "# The same dropout in eight frameworks",
         f"`{command}` writes this page; it runs the libraries on a CPU: {list_versions()}. Seeds "
-        "are fixed. The page has no timings; they are in the README.",
+        "are fixed. The page has no timings; docs/benchmarks.md has them.",
         summarize({table.title: table.data for table in tables}),
         f"![Kept share, bias of the scale and memory, by framework]({picture.name})",
     ]

@@ -1,0 +1,41 @@
+"""Settings of the site: `make docs` builds it with Sphinx, warnings as errors."""
+
+import re
+
+import dropout_jax
+
+project = "dropout_jax"
+author = "The dropout_jax authors"
+copyright = "2026, the dropout_jax authors"
+version = release = dropout_jax.__version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+exclude_patterns = ["**/.ipynb_checkpoints"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"  # tests/examples/test_tutorials.py runs the notebooks
+autodoc_typehints = "none"  # the docstrings give shapes and units
+autodoc_member_order = "bysource"
+napoleon_google_docstring = True
+
+html_theme = "sphinx_book_theme"
+html_title = "dropout_jax and minigpt"
+html_show_sourcelink = False
+html_copy_source = False
+suppress_warnings = ["misc.highlighting_failure"]  # shell commands of several lines in notebooks
+SOURCE = "https://github.com/dropout-jax/dropout-jax/blob/main/"
+
+
+def link_to_source(app, docname, source):
+    """Let links to files outside docs/ go to the repository, where they can be read."""
+    source[0] = re.sub(r"\]\(\.\./", f"]({SOURCE}", source[0])
+
+
+def link_root_to_source(app, path, docname, source):
+    """Let the README's links to files of the root go there too."""
+    source[0] = re.sub(r"\]\(([A-Z]+\.md)\)", rf"]({SOURCE}\1)", source[0])
+
+
+def setup(app):
+    """Let Sphinx call the functions above."""
+    app.connect("source-read", link_to_source)
+    app.connect("include-read", link_root_to_source)
