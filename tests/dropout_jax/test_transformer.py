@@ -87,14 +87,11 @@ def assert_equal_to_torch(ours, theirs, call, expected, arrays, inputs, dtype):
         assert_close(actual[name], value, dtype)
 
 
-CASES = [
-    pytest.param(*case, marks=() if case in (("post", "relu", True),) else pytest.mark.slow)
-    for case in itertools.product(("pre", "post"), ("relu", "gelu"), (True, False))
-]
-
-
+@pytest.mark.slow  # the decoder's layer has all its parts
 @pytest.mark.parametrize("dtype", DTYPES, indirect=True)
-@pytest.mark.parametrize(("norm", "activation", "is_masked"), CASES)
+@pytest.mark.parametrize("is_masked", [True, False])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("norm", ["pre", "post"])
 def test_a_block_is_torchs_encoder_layer(norm, activation, is_masked, dtype, key, monkeypatch):
     theirs = torch.nn.TransformerEncoderLayer(
         *(FEATURES, HEADS, HIDDEN, RATE, activation),
@@ -238,7 +235,7 @@ def test_drop_path_drops_each_branch_for_whole_rows(key):
     np.testing.assert_array_equal(is_same, ~(kept[0] | kept[1]).ravel())
 
 
-@pytest.mark.parametrize("site", [*WITH_CONTEXT, "drop_path"])
+@pytest.mark.parametrize("site", ["cross_weights", *map(slow, (*WITH_CONTEXT, "drop_path"))])
 def test_each_site_drops_alone_and_evaluation_drops_nothing(site, key):
     decoder = Decoder(1, FEATURES, HEADS, rates={site: 0.5}, rngs=nnx.Rngs(0))
     x, context = (jnp.asarray(normal((2, n, FEATURES), "float32", n)) for n in (5, 7))
@@ -262,7 +259,7 @@ def test_the_feed_forward_network(activation):
     np.testing.assert_allclose(out, hidden @ block.mlp_out.kernel[...], atol=1e-5)
 
 
-@pytest.mark.parametrize("pieces", [(1,) * 6, (4, 2)], ids=str)
+@pytest.mark.parametrize("pieces", [slow((1,) * 6), (4, 2)], ids=str)
 def test_a_decoder_with_caches_gives_the_same_in_pieces(pieces):
     decoder = Decoder(2, FEATURES, HEADS, num_kv_heads=2, rates=0.5, rngs=nnx.Rngs(0))
     decoder.eval()
