@@ -20,6 +20,7 @@ from common import charts, claim
 from common.claim import Finding, Interval, Result, describe, verdict_by
 
 BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "results" / "train_step-cpu.json"
+PRESETS = ("shakespeare-char-cpu", "shakespeare-char")
 GOODFELLOW = "Goodfellow et al., Deep Learning, 2016, section 7.12, who say cheap without a figure"
 
 
@@ -31,8 +32,9 @@ def experiment(_: claim.Scale) -> Result:
 def step_times(benchmark) -> dict[str, Interval]:
     """By framework and preset: a step with dropout over one without."""
     quartiles = {
-        (row["framework"], row["preset"], row["dropout"]): row["to_minigpt_without_dropout"]
+        (row["framework"], row["model"], row["dropout"]): row["to_minigpt_without_dropout"]
         for row in benchmark["rows"]
+        if row["model"] in PRESETS
     }
     times = {}
     for (framework, preset, rate), (lower, median, upper) in quartiles.items():

@@ -213,7 +213,7 @@ def test_the_time_of_a_step_is_the_benchmarks():
     script, claim = load("step_time"), load("common.claim")
     rows = json.loads(script.BENCHMARK.read_text())["rows"]
     times = script.step_times({"rows": rows})
-    by = {(r["framework"], r["preset"], r["dropout"]): r for r in rows}
+    by = {(r["framework"], r["model"], r["dropout"]): r for r in rows}
     for name, ratio in times.items():
         with_it, without = (by[(*name.split(" on "), rate)] for rate in (0.2, 0.0))
         values = (row["to_minigpt_without_dropout"][1] for row in (with_it, without))
