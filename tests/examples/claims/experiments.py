@@ -11,7 +11,7 @@ import jax
 ROOT = Path(__file__).parents[3]
 CLAIMS = ROOT / "examples" / "claims"
 SCRIPTS = sorted(path for path in CLAIMS.glob("*/*.py") if path.parent.name != "common")
-sys.path[:0] = [*sorted({str(path.parent) for path in SCRIPTS}), str(CLAIMS)]
+sys.path[:0] = [*sorted({str(path.parent) for path in SCRIPTS}), str(CLAIMS), str(CLAIMS.parent)]
 
 
 def load(name: str) -> ModuleType:
