@@ -62,6 +62,7 @@ def test_new_dates_and_new_combinations_are_not_in_training(seq2seq):
 def make_model(seq2seq):
     model = seq2seq.Seq2Seq(1, 8, 0.5, nnx.Rngs(params=0))
     model.out.kernel[...] *= 3.0  # less uniform
+    model.out.bias[...] = model.out.bias[...].at[seq2seq.END].set(5.0)  # some targets end early
     return model
 
 
@@ -70,15 +71,22 @@ def log_probabilities(model, source, target):
     return jax.nn.log_softmax(model(source, target))
 
 
-def test_a_beam_of_one_is_greedy_and_its_score_is_the_models(seq2seq):
+def test_a_beam_of_one_is_greedy_and_scores_are_the_models(seq2seq):
+    """The search has caches that follow their beams; the model sees each target as a whole."""
     model, source = make_model(seq2seq), jnp.asarray(seq2seq.make_sets(1, 3, 0)["train"][0])
-    ids, scores = seq2seq.beam_search(model, source, 1)
-    log_p = log_probabilities(model, source, ids[:, 0])
-    is_end = np.asarray(ids[:, 0] == seq2seq.END)
-    before_end = np.cumsum(is_end, axis=1) == is_end  # and the end itself
-    np.testing.assert_array_equal(ids[:, 0], jnp.where(before_end, log_p.argmax(-1), seq2seq.END))
-    of_ids = jnp.take_along_axis(log_p, ids[:, 0, :, None], 2)[..., 0]
-    np.testing.assert_allclose(scores[:, 0], jnp.where(before_end, of_ids, 0.0).sum(1), rtol=1e-4)
+    for width in (1, 4):
+        ids, scores = seq2seq.beam_search(model, source, width)
+        flat = ids.reshape(-1, seq2seq.TARGET)
+        log_p = log_probabilities(model, jnp.repeat(source, width, 0), flat)
+        is_end = np.asarray(flat == seq2seq.END)
+        assert is_end[:, :-1].any()
+        before_end = np.cumsum(is_end, axis=1) == is_end  # and the end itself
+        of_ids = jnp.take_along_axis(log_p, flat[..., None], 2)[..., 0]
+        expected = jnp.where(before_end, of_ids, 0.0).sum(1)
+        np.testing.assert_allclose(scores.ravel(), expected, rtol=1e-4)
+        if width == 1:
+            greedy = jnp.where(before_end, log_p.argmax(-1), seq2seq.END)
+            np.testing.assert_array_equal(flat, greedy)
 
 
 def test_a_wider_beam_is_never_worse_on_two_characters_and_the_widest_finds_the_best(
