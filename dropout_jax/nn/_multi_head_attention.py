@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
 from dropout_jax import _validation
@@ -16,6 +17,8 @@ from dropout_jax.nn._layers import RateLayer, Rngs
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int32
+
+LECUN_NORMAL = nnx.initializers.lecun_normal()
 
 
 class KeyValueCache(NamedTuple):
@@ -31,12 +34,21 @@ class KeyValueCache(NamedTuple):
         keys: Float[Array, "batch time heads dim"],
         values: Float[Array, "batch time heads dim"],
     ) -> KeyValueCache:
-        """Return the cache with the keys and values of further positions."""
+        """Return the cache with the keys and values of further positions.
+
+        Where there is no room for them, a known length is an error, and a traced one gives NaN.
+        """
+        room, length = self.keys.shape[1], self.length + keys.shape[1]
+        if not isinstance(length, Tracer) and length > room:
+            allowed = f"at most {room} positions, the room of the cache, with those of this call"
+            remedy = "Pass a larger room to init_cache."
+            _validation.fail(ValueError, "cache.length", int(self.length), allowed, remedy)
+        values = jnp.where(length <= room, values, jnp.nan)
         start = (0, self.length, 0, 0)
         return KeyValueCache(
             lax.dynamic_update_slice(self.keys, keys.astype(self.keys.dtype), start),
             lax.dynamic_update_slice(self.values, values.astype(self.values.dtype), start),
-            self.length + keys.shape[1],
+            length,
         )
 
 
@@ -98,7 +110,7 @@ class MultiHeadAttention(RateLayer):
         use_bias: bool = True,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
-        kernel_init: Any = nnx.initializers.lecun_normal(),  # noqa: B008
+        kernel_init: Any = LECUN_NORMAL,
         deterministic: bool | None = False,
         rng_collection: str = "dropout",
         rngs: nnx.Rngs,
@@ -107,7 +119,7 @@ class MultiHeadAttention(RateLayer):
             dropout_rate,
             deterministic=deterministic,
             rng_collection=rng_collection,
-            rngs=rngs if has_stream(rngs, rng_collection) else None,
+            rngs=with_stream(rngs, rng_collection),
         )
         width = in_features if qkv_features is None else qkv_features
         kv_heads = num_heads if num_kv_heads is None else num_kv_heads
@@ -182,16 +194,19 @@ class MultiHeadAttention(RateLayer):
         return out if cache is None else (out, cache)
 
     def init_cache(self, batch: int, room: int, dtype: DTypeLike | None = None) -> KeyValueCache:
-        """Return an empty cache with room for so many positions of so many rows."""
+        """Return an empty cache with room for so many positions of so many rows.
+
+        `dtype` None is that of the layer, or else of its parameters.
+        """
         heads, dim = self.key.out_features
-        dtype = self.dtype or jnp.float32 if dtype is None else dtype
+        dtype = dtype or self.dtype or self.key.param_dtype
         empty = jnp.zeros((batch, room, heads, dim), dtype)
         return KeyValueCache(empty, empty, jnp.zeros((), jnp.int32))
 
 
-def has_stream(rngs: nnx.Rngs, collection: str) -> bool:
-    """Whether an `nnx.Rngs` gives keys of dropout; a layer without them takes them in the call."""
-    return collection in rngs or "default" in rngs
+def with_stream(rngs: nnx.Rngs, collection: str) -> nnx.Rngs | None:
+    """Return `rngs` if it has this stream, else None: then a layer takes its keys in the call."""
+    return rngs if collection in rngs or "default" in rngs else None
 
 
 def combine_masks(

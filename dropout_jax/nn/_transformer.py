@@ -13,7 +13,12 @@ from jax.typing import ArrayLike, DTypeLike
 
 from dropout_jax import _validation
 from dropout_jax.nn._layers import Dropout, DropPath, Rngs, Stochastic
-from dropout_jax.nn._multi_head_attention import KeyValueCache, MultiHeadAttention, has_stream
+from dropout_jax.nn._multi_head_attention import (
+    LECUN_NORMAL,
+    KeyValueCache,
+    MultiHeadAttention,
+    with_stream,
+)
 from dropout_jax.random import fold
 
 if TYPE_CHECKING:
@@ -96,7 +101,7 @@ class TransformerBlock(Stochastic):
         use_bias: bool = True,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
-        kernel_init: Any = nnx.initializers.lecun_normal(),  # noqa: B008
+        kernel_init: Any = LECUN_NORMAL,
         deterministic: bool | None = False,
         rng_collection: str = "dropout",
         rngs: nnx.Rngs,
@@ -104,7 +109,7 @@ class TransformerBlock(Stochastic):
         super().__init__(
             deterministic=deterministic,
             rng_collection=rng_collection,
-            rngs=rngs if has_stream(rngs, rng_collection) else None,
+            rngs=with_stream(rngs, rng_collection),
         )
         _validation.check_choice(norm, "norm", ("pre", "post"))
         _validation.check_choice(activation, "activation", tuple(ACTIVATIONS))
@@ -279,7 +284,7 @@ class Encoder(Stochastic):
         super().__init__(
             deterministic=deterministic,
             rng_collection=rng_collection,
-            rngs=rngs if has_stream(rngs, rng_collection) else None,
+            rngs=with_stream(rngs, rng_collection),
         )
         options = {"norm": norm, "has_cross_attention": self.has_cross_attention, "rngs": rngs}
         self.blocks = nnx.List(
@@ -412,10 +417,9 @@ def _split_rates(rates: Rates, num_layers: int) -> list[dict[str, Any]]:
 
 
 def _check_context(cross: MultiHeadAttention | None, context: jax.Array | None) -> None:
-    if (cross is None) != (context is None):
-        allowed = "an array" if context is None else "None: the block has no cross-attention"
-        remedy = "Pass the output of the encoder." if context is None else _NEEDS_CROSS
+    if cross is not None and context is None:
+        remedy = "Pass the output of the encoder."
+        _validation.fail(ValueError, "context", context, "an array", remedy)
+    if cross is None and context is not None:
+        allowed, remedy = "None without cross-attention", "Build it with has_cross_attention=True."
         _validation.fail(ValueError, "context", context, allowed, remedy)
-
-
-_NEEDS_CROSS = "Build the block with has_cross_attention=True."

@@ -274,6 +274,23 @@ def test_a_decoder_with_caches_gives_the_same_in_pieces(pieces):
     np.testing.assert_allclose(jnp.concatenate(parts, 1), expected, atol=1e-5)
 
 
+def test_a_cache_has_the_dtype_of_the_parameters():
+    with jax.enable_x64(True):
+        layer = MultiHeadAttention(2, 4, param_dtype="float64", rngs=nnx.Rngs(0))
+        assert layer.init_cache(1, 3).keys.dtype == "float64"
+
+
+def test_a_full_cache_is_an_error_and_nan_where_its_length_is_traced():
+    layer = MultiHeadAttention(2, 4, rngs=nnx.Rngs(0))
+    x, cache = jnp.ones((1, 2, 4)), layer.init_cache(1, 3)
+    out, cache = layer(x, cache=cache)
+    assert np.isfinite(out).all()
+    with pytest.raises(ValueError, match=r"cache.length=2 .* at most 3 positions"):
+        layer(x, cache=cache)
+    out, _ = jax.jit(lambda cache: layer(x, cache=cache))(cache)
+    assert np.isnan(out).all()
+
+
 def test_padding_has_no_effect():
     encoder = Encoder(2, FEATURES, HEADS, rngs=nnx.Rngs(0))
     x = normal((BATCH, TIME, FEATURES), "float32")
