@@ -58,8 +58,8 @@ MUTATIONS = [
     Mutation(
         "the borrowed bits",
         "dropout_jax/random/_masks.py",
-        "_rotate_right(even, BORROWED - bit)",
-        "_rotate_right(even, BORROWED - bit + 1)",
+        "_rotate_right(plane, BORROWED - bit)",
+        "_rotate_right(plane, BORROWED - bit + 1)",
         "tests/dropout_jax/random/test_masks.py",
     ),
     Mutation(
