@@ -6,7 +6,6 @@ frameworks are ours by implementation (blockwise, naive, kernel), flax with a ma
 """
 
 import dataclasses
-import os
 from collections.abc import Callable
 
 
@@ -82,16 +81,17 @@ def _flax(case):
 
 def _torch(case):
     import torch
+    import torch_device
     from torch.nn.functional import scaled_dot_product_attention
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    device = torch_device.choose_device()
     batch, time, heads, dim = case["shape"]
     dtype = getattr(torch, case["dtype"])
-    q, k, v, g = torch.randn(4, batch, heads, time, dim, dtype=dtype)
+    q, k, v, g = torch.randn(4, batch, heads, time, dim, dtype=dtype, device=device)
     arrays = [x.requires_grad_() for x in (q, k, v)]
 
     def run():
         y = scaled_dot_product_attention(*arrays, dropout_p=case["rate"], is_causal=True)
         torch.autograd.grad(y, arrays, g)
 
-    return run
+    return torch_device.waiting(run, device)

@@ -6,8 +6,6 @@ nnx.MultiHeadAttention and nnx.Dropout, a mask for each row and head) and torch
 (nn.TransformerEncoderLayer in training mode).
 """
 
-import os
-
 from attentions import CompiledCall
 
 
@@ -81,17 +79,14 @@ def _make_flax(features, heads, rate):
 
 def _torch(case):
     import torch
+    import torch_device
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    device = torch_device.choose_device()
     features, rate = case["shape"][-1], case["rate"]
     model = torch.nn.TransformerEncoderLayer(
-        features, case["heads"], 4 * features, rate, batch_first=True
+        features, case["heads"], 4 * features, rate, batch_first=True, device=device
     )
-    x, g = torch.randn(2, *case["shape"])
+    x, g = torch.randn(2, *case["shape"], device=device)
     x.requires_grad_()
     arrays = [x, *model.parameters()]
-
-    def run():
-        torch.autograd.grad(model(x), arrays, g)
-
-    return run
+    return torch_device.waiting(lambda: torch.autograd.grad(model(x), arrays, g), device)

@@ -43,9 +43,10 @@ def _minigpt(model, vocabulary, tokens, rows, window):
 
 def _torch(model, vocabulary, tokens, rows, window):
     import torch
+    import torch_device
     import torch_gpt
 
-    device = torch_gpt.choose_device()
+    device = torch_device.choose_device()
     gpt = torch_gpt.GPT(vocabulary, model, 0.0).eval().to(device)
     prompt = torch.zeros((rows, 1), dtype=torch.long, device=device)
     return lambda: torch_gpt.generate(gpt, prompt, tokens, model.block_size).cpu()
@@ -54,9 +55,9 @@ def _torch(model, vocabulary, tokens, rows, window):
 def _transformers(model, vocabulary, tokens, rows, window):
     """GPT-2 with Hugging Face's cache; its positions do not slide, so it gets enough of them."""
     import torch
-    import torch_gpt
+    import torch_device
 
-    device = torch_gpt.choose_device()
+    device = torch_device.choose_device()
     block = max(model.block_size, tokens + 1)
     gpt = shapes.transformers_model(dataclasses.replace(model, block_size=block), vocabulary)
     gpt.eval().to(device)

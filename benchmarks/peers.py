@@ -39,10 +39,11 @@ def build(framework, case):
 
 def _torch(case):
     import torch
+    import torch_device
     from torch.nn import functional as F
 
-    torch.set_num_threads(os.cpu_count() or 1)
-    x = torch.ones(case["shape"], dtype=getattr(torch, case["dtype"]))
+    device = torch_device.choose_device()
+    x = torch.ones(case["shape"], dtype=getattr(torch, case["dtype"]), device=device)
     g, rate = torch.ones_like(x), case["rate"]
     ops = {
         "dropout": lambda x: F.dropout(x, rate),
@@ -57,9 +58,9 @@ def _torch(case):
             with torch.no_grad():
                 op(x)
 
-        return forward
+        return torch_device.waiting(forward, device)
     x.requires_grad_()
-    return lambda: torch.autograd.grad(op(x), x, g)
+    return torch_device.waiting(lambda: torch.autograd.grad(op(x), x, g), device)
 
 
 def _jax(framework, case):

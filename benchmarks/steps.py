@@ -73,9 +73,10 @@ def _transformers(config, vocabulary, rows):
 
 def _torch_step(model, config, rows):
     import torch
+    import torch_device
     import torch_gpt
 
-    device = torch_gpt.choose_device()
+    device = torch_device.choose_device()
     model.to(device)
     optimizer = torch_gpt.make_optimizer(model, config.optim)
     batch = torch.from_numpy(rows).to(device)

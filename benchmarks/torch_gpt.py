@@ -9,7 +9,6 @@ the whole validation text and the median time of a step with its quartiles.
 import argparse
 import json
 import math
-import os
 import statistics
 import time
 
@@ -70,13 +69,6 @@ class GPT(nn.Module):
         x = self.blocks(F.dropout(x, self.rate, self.training))
         x = x[:, -1:] if last_only else x
         return F.linear(self.norm(x), self.tokens.weight)
-
-
-def choose_device():
-    """The GPU where there is one, with float32 products in TF32 as in JAX; else every core."""
-    torch.set_num_threads(os.cpu_count() or 1)
-    torch.set_float32_matmul_precision("high")
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def make_optimizer(model, config):

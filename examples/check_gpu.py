@@ -273,8 +273,8 @@ def import_torch():
     return torch if torch.cuda.is_available() else None
 
 
-ATTENTION = [(length, 64, "bfloat16") for length in (1024, 2048, 4096, 16384)]
-ATTENTION += [(2048, 128, "bfloat16"), (2048, 64, "float32")]
+ATTENTION = [(2048, 128, "bfloat16"), (2048, 64, "float32")]
+ATTENTION += [(length, 64, "bfloat16") for length in (1024, 2048, 4096, 16384)]
 MAX_SQUARE = 2048  # for the implementations that keep all weights
 
 
