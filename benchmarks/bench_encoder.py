@@ -8,6 +8,7 @@ pass. Writes results/encoder-DEVICE.json and prints the table.
 """
 
 import argparse
+from concurrent.futures import ThreadPoolExecutor
 
 import harness
 import numpy as np
@@ -26,13 +27,18 @@ RUNS = [
 BASE = ("dropout_jax", RATE, False)
 
 
+def build(worker, run):
+    """Compile a run in its worker."""
+    _, rate, remat = run
+    return worker.ask(build=CASE | {"rate": rate, "remat": remat})
+
+
 def measure(rounds):
     """A row for each framework, rate and form: its time as a multiple of ours, its temporaries."""
     workers = {run: harness.Worker(run[0]) for run in RUNS}
-    temporary, times = {}, {run: [] for run in RUNS}
-    for (framework, rate, remat), worker in workers.items():
-        built = worker.ask(build=CASE | {"rate": rate, "remat": remat})
-        temporary[framework, rate, remat] = built["temporary_bytes"]
+    times = {run: [] for run in RUNS}
+    with ThreadPoolExecutor() as pool:
+        built = dict(zip(workers, pool.map(build, workers.values(), workers), strict=True))
     for _ in track(range(rounds), "measuring"):
         for run, worker in workers.items():
             times[run].append(np.median(worker.ask(calls=3)["seconds"]))
@@ -42,7 +48,7 @@ def measure(rounds):
     rows = [
         {"framework": run[0], "dropout": run[1], "remat": run[2]}
         | {"to_dropout_jax": harness.quartiles(np.array(seconds) / np.array(times[BASE]))}
-        | {"temporary_bytes": temporary[run]}
+        | {"temporary_bytes": built[run]["temporary_bytes"]}
         for run, seconds in times.items()
     ]
     return {"environment": harness.describe_environment(versions), "case": CASE, "rows": rows}

@@ -152,7 +152,7 @@ def train(pairs, key, setting: tuple[float, float, float], sizes: tuple[int, ...
 def experiment(scale: Scale) -> Result:
     """Train with every setting and seed; exact matches of greedy search and of the beam."""
     runs = {f"{name}, {part}": [] for name in SETTINGS for part in PARTS}
-    sizes = scale.pick((1, 8, 3, 4), (1, 64, 1500, 64), (2, 64, 6000, 64))
+    sizes = scale.pick((1, 8, 3, 4), (1, 64, 2500, 64), (2, 64, 6000, 64))
     for seed in scale.track(range(scale.pick(2, 3, 5)), "seeds"):
         sets = make_sets(seed, *scale.pick((40, 8), (20_000, 1000), (20_000, 4000)))
         for name, setting in SETTINGS.items():

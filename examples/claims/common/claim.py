@@ -183,6 +183,7 @@ def main(experiment, doc: str | None, file: str, arguments=None) -> Path:
         "title": title.removesuffix("."),
         "scale": name,
         "versions": {"jax": jax.__version__},
+        "device": jax.devices()[0].device_kind,
         "findings": [dataclasses.asdict(finding) for finding in result.findings],
         "numbers": to_json(result.numbers),
     }
