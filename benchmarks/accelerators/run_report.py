@@ -27,7 +27,12 @@ DROPOUT_INPUTS = (
     "8x1024x768 bfloat16",
     "8x1024x768 float32",
 )
-ATTENTION_INPUTS = "T 1024, dim 64, bfloat16", "T 4096, dim 64, bfloat16"
+ATTENTION_INPUTS = (
+    "T 1024, dim 64, bfloat16",
+    "T 4096, dim 64, bfloat16",
+    "T 2048, dim 128, bfloat16",
+    "T 2048, dim 64, float32",
+)
 ATTENTION = {
     "ours, kernel": "dropout_jax, kernel",
     "ours, blockwise": "dropout_jax, blockwise",
@@ -77,7 +82,7 @@ def _tables(rows: list[Row]) -> Iterator[tuple[str, str, str, tuple[str, ...], C
     yield (
         "Masks.",
         f"{CHECK} masks dropped",
-        "What is dropped, against the NumPy oracle and `keep_mask`.",
+        "What is dropped, against the NumPy oracle and `keep_mask`; and the tests (see the note).",
         ("Check", "Figure"),
         _mask_cells(rows),
     )
@@ -152,7 +157,9 @@ def _attention_figures(by_what: dict[str, Row], prefix: str, inputs: str) -> Ite
 
 def _mask_cells(rows: list[Row]) -> Cells:
     cells = [
-        (row["unit"], f"{row['figure']} of {row['of']}") for row in rows if row["check"] == "masks"
+        (row.get("what", row["unit"]), f"{row['figure']} of {row['of']}")
+        for row in rows
+        if row["check"] in ("masks", "tests")
     ]
     dropped = [row for row in rows if row["check"] == "dropped"]
     total = sum(row["figure"] for row in dropped)
