@@ -2,21 +2,13 @@
 
 import ctypes
 import gc
-import importlib.metadata
 import os
 import pathlib
 import resource
 
-# Compiling is most of the suite's time; programs this small need no optimisation by LLVM.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    + " --xla_llvm_disable_expensive_passes=true"
-)
-# jaxlib 0.11 has one code generator, and ends the process for a flag that it does not know.
-JAXLIB = tuple(int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2])
-if os.environ.get("OLDER_CODE_GENERATOR") and JAXLIB < (0, 11):
-    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+from fast_compilation import xla_flags
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags()}"
 
 import jax
 import jaxtyping
