@@ -22,7 +22,7 @@ from minigpt.config import Config, ModelConfig
 from minigpt.model import split_trained
 from minigpt.training.context import TrainContext
 
-# Peak FLOP/s by the prefix of jax.Device.device_kind.
+# Peak FLOP/s by the prefix of jax.Device.device_kind; the first that fits counts.
 PEAKS = {
     "NVIDIA H100 80GB HBM3": 989e12,  # NVIDIA H100 datasheet, SXM5, without sparsity
     "NVIDIA H100 PCIe": 756e12,  # the same
@@ -30,7 +30,7 @@ PEAKS = {
     "NVIDIA A100": 312e12,  # NVIDIA A100 datasheet
     "TPU v4": 275e12,  # cloud.google.com/tpu/docs/v4
     "TPU v5 lite": 197e12,  # cloud.google.com/tpu/docs/v5e
-    "TPU v5p": 459e12,  # cloud.google.com/tpu/docs/v5p
+    "TPU v5": 459e12,  # cloud.google.com/tpu/docs/v5p, whose kind is "TPU v5"
     "TPU v6 lite": 918e12,  # cloud.google.com/tpu/docs/v6e
 }
 

@@ -10,6 +10,7 @@ from minigpt.model import GPT
 from minigpt.training.throughput import (
     count_multiplied_parameters,
     flops_per_token,
+    peak_flops_per_s,
     share_of_peak,
 )
 
@@ -34,6 +35,22 @@ def test_the_share_of_all_devices_peaks():
     assert share_of_peak(27.5e12, "TPU v4", 1) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("kind", ["cpu", "NVIDIA GeForce RTX 4090", "TPU v5"])
+# As XLA:TPU and a GPU name them.
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("TPU v4", 275e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5", 459e12),
+        ("TPU v5p", 459e12),
+        ("TPU v6 lite", 918e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+    ],
+)
+def test_the_peak_of_every_chip_that_plan_knows(kind, peak):
+    assert peak_flops_per_s(kind) == peak
+
+
+@pytest.mark.parametrize("kind", ["cpu", "NVIDIA GeForce RTX 4090", "TPU v3"])
 def test_an_unknown_peak_is_not_guessed(kind):
     assert share_of_peak(1e12, kind, 1) is None
