@@ -27,7 +27,8 @@ SOURCE = "https://github.com/dropout-jax/dropout-jax/blob/main/"
 
 def link_to_source(app, docname, source):
     """Let links to files outside docs/ go to the repository, where they can be read."""
-    source[0] = re.sub(r"\]\(\.\./", f"]({SOURCE}", source[0])
+    out_of_docs = re.escape("](" + "../" * (docname.count("/") + 1))
+    source[0] = re.sub(out_of_docs, f"]({SOURCE}", source[0])
 
 
 def link_root_to_source(app, path, docname, source):
