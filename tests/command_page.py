@@ -35,7 +35,7 @@ preset `{DEFAULT_PRESET}`.
 """
 PRESETS_TEXT = "The settings in which the values of `--preset` differ.\n"
 FINETUNE_TEXT = """\
-Every other of the [settings of a run](#settings-of-a-run) is by default that of RUN_DIR.
+Any other of the [settings of a run](#settings-of-a-run) is by default that of RUN_DIR.
 """
 SAMPLING_TEXT = """\
 [`minigpt sample`](#minigpt-sample) and [`minigpt chat`](#minigpt-chat) have these options.
@@ -52,11 +52,11 @@ TABLES = {
     "optim": "The optimizer",
 }
 SHARED = {  # the types whose options are listed once, and the section that lists them
-    "SamplingOptions": "[how a token is drawn](#how-a-token-is-drawn)",
-    "ConfigOptions": "[settings of a run](#settings-of-a-run)",
-    "TrainOptions": "[resuming and processes](#resuming-and-processes)",
+    "SamplingOptions": "[How a token is drawn](#how-a-token-is-drawn)",
+    "ConfigOptions": "[Settings of a run](#settings-of-a-run)",
+    "TrainOptions": "[Resuming and processes](#resuming-and-processes)",
 }
-HEADERS = ["option", "values", "default", "what it does"]
+HEADERS = ["option", "what it does", "default", "values"]
 
 
 class Option(NamedTuple):
@@ -99,8 +99,9 @@ def _command_section(name: str, command: type) -> str:
     own = [option for option in walk_options(command) if option not in inherited]
     parts = [f"## minigpt {name}\n", f"{_as_markdown(text.strip())}\n", block, _rows_table(own)]
     if shared:
-        links = " and of ".join(SHARED[each] for each in shared)
-        parts.append(f"It has the options of {links} too.\n")
+        parts.append(
+            f"It also has the options in {' and '.join(SHARED[each] for each in shared)}.\n"
+        )
     if name == "finetune":
         parts += [FINETUNE_TEXT, _finetune_defaults()]
     return "\n".join(parts)
@@ -179,7 +180,7 @@ def _options_table(kind: Any) -> str:
 def _rows_table(options: list[Option]) -> str:
     return _table(
         [
-            [f"`{each.name}`", each.values, _default_cell(each.default), _as_markdown(each.doc)]
+            [f"`{each.name}`", _as_markdown(each.doc), _default_cell(each.default), each.values]
             for each in options
         ],
         HEADERS,

@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TARGETS = set(re.findall(r"(?m)^([\w-]+):", (ROOT / "Makefile").read_text()))
 BLOCK = re.compile(r"(?ms)^```sh\n(.*?)^```")
-OTHER_PROGRAMS = {".", "cd", "echo", "gcloud", "git", "pip", "pre-commit"}
+OTHER_PROGRAMS = {".", "cd", "echo", "export", "gcloud", "git", "pip", "pre-commit"}
 
 
 def shell_lines(text):
