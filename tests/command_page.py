@@ -178,13 +178,11 @@ def _options_table(kind: Any) -> str:
 
 
 def _rows_table(options: list[Option]) -> str:
-    return _table(
-        [
-            [f"`{each.name}`", _as_markdown(each.doc), _default_cell(each.default), each.values]
-            for each in options
-        ],
-        HEADERS,
-    )
+    rows = [
+        [f"`{each.name}`", _as_markdown(each.doc), _default_cell(each.default), each.values]
+        for each in options
+    ]
+    return f'<div class="options">\n\n{_table(rows, HEADERS)}\n</div>\n'  # see tables.css
 
 
 def _default_cell(default: str) -> str:
@@ -229,8 +227,8 @@ def _finetune_defaults() -> str:
 
 
 def _as_markdown(text: str) -> str:
-    """Options and commands in code, names of pages as links, backslashes as they are."""
-    text = text.replace("\\", "\\\\")
+    """Options, commands and what has a backslash in code, names of pages as links."""
+    text = re.sub(r"\\[nt\\]", r"`\g<0>`", text)
     text = re.sub(r"(?<![`\w-])--[a-z][\w.-]*[a-z]", r"`\g<0>`", text)
     names = "|".join(COMMANDS)
     text = re.sub(rf"(?<!`)minigpt (?:{names})\b(?!`)", r"`\g<0>`", text)
