@@ -36,13 +36,18 @@ lint: .venv/dev
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo
 
-# Build the wheel and the sdist; the wheel must work with jax and NumPy only.
+# Build the wheel and the sdist. The wheel must work with jax and NumPy only, with the oldest jax that
+# pyproject.toml allows and with the newest; both are rows of docs/compatibility.md.
+SMOKE = cd dist && ../.venv-wheel/bin/python -W error ../tests/repository/wheel_smoke.py && \
+	../.venv-wheel/bin/python ../tests/compatibility_page.py "make wheel"
 wheel: .venv/dev
 	rm -rf dist .venv-wheel
 	$(BIN)/python -m build -q
 	$(PYTHON) -m venv .venv-wheel
-	.venv-wheel/bin/python -m pip install -qq dist/*.whl
-	cd dist && ../.venv-wheel/bin/python -W error ../tests/repository/wheel_smoke.py
+	.venv-wheel/bin/python -m pip install -qq dist/*.whl jax==0.10.0 jaxlib==0.10.0
+	$(SMOKE)
+	.venv-wheel/bin/python -m pip install -qq --upgrade jax jaxlib
+	$(SMOKE)
 	rm -rf .venv-wheel
 
 # The site, in build/site, offline; a warning is an error.

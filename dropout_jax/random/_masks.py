@@ -52,7 +52,7 @@ of two axes or more does not choose it. Larger sizes and offsets are refused whe
 
 Known answers. The first four u, in C order, of the shape (2, 40) and jax.random.key(0), whose words
 are (0, 0): a70f320a 89a86414 0c7ac829 1a1b9053, in hexadecimal. The words of a key, a shape, a
-rate, and the array of words of the mask in C order, with the unused bits set to 0:
+rate, and the array of words of the mask in C order, with the unused bits set to 0::
 
     (0, 0)  (2, 40)     0.1   f7ffff7b 000000ff fbbfffbf 000000fb
     (0, 0)  (2, 40)     0.3   177f5473 000000fb f39effae 000000d9
