@@ -28,6 +28,14 @@ RUNS = {
     "torch flash, no dropout": ("torch", 0.0),
 }
 BASE = "torch flash, no dropout"
+COLORS = {  # Okabe and Ito's
+    "ours": "#D55E00",
+    "kernel": "#000000",
+    "naive": "#0072B2",
+    "flax": "#CC79A7",
+    "torch SDPA": "#009E73",
+    "torch flash": "#009E73",
+}
 
 
 def measure(length, dtype, runs, base, rounds):
@@ -80,28 +88,30 @@ def print_table(rows, base):
 
 
 def plot(rows, base, path):
-    """Time and temporaries against the length."""
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    """Time and temporaries against the length, legible at a phone's width."""
+    figure = Figure(figsize=(8, 5.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     lengths = sorted({row["length"] for row in rows})
-    for i, run in enumerate(dict.fromkeys(row["run"] for row in rows)):
+    for run in dict.fromkeys(row["run"] for row in rows):
         mine = sorted((row for row in rows if row["run"] == run), key=lambda row: row["length"])
         measured = [row["length"] for row in mine]
-        style = {"color": "tab:red" if run.startswith("ours") else f"C{i + 3}"}
+        style = {"color": COLORS[run.partition(",")[0]], "ms": 7, "lw": 2.5}
         style["ls"] = "-" if "dropout 0.1" in run else "--"
-        left.plot(measured, [row["to_base"][1] for row in mine], "o", ms=4, label=run, **style)
+        left.plot(measured, [row["to_base"][1] for row in mine], "o", label=run, **style)
         if mine[0]["temporary_bytes"]:
             megabytes = [row["temporary_bytes"] / 1e6 for row in mine]
-            right.plot(measured, megabytes, "o", ms=4, **style)
-    left.set_ylabel(f"time, {base} = 1")
-    right.set_ylabel("XLA's temporaries, MB")
+            right.plot(measured, megabytes, "o", **style)
+    left.set_title("time, torch flash = 1", fontsize=16)
+    right.set_title("temporaries, MB", fontsize=16)
     for axes in (left, right):
-        axes.set(xscale="log", yscale="log", xlabel="length")
+        axes.set(xscale="log", yscale="log")
+        axes.set_xlabel("length", fontsize=17)
         axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
         axes.minorticks_off()
+        axes.tick_params(labelsize=15)
         axes.grid(alpha=0.3)
     left.set_yticks([1, 2, 4, 8], ["1", "2", "4", "8"])
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=16)
     figure.savefig(path, dpi=110)
     print(f"wrote {path}")
 
