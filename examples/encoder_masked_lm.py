@@ -145,7 +145,7 @@ def score(train, labels, test, truth) -> float:
 
 def experiment(scale: Scale) -> Result:
     """Train with every setting and seed; then the loss and the genres of the test's plays."""
-    sizes = scale.pick((1, 8, 3, 4), (2, 64, 3000, 32), (4, 128, 12_000, 64))
+    sizes = scale.pick((1, 8, 3, 4), (2, 64, 1000, 32), (4, 128, 6000, 64))
     passages, limit = load_passages(), scale.pick(4, None, None)
     unlabelled = jnp.concatenate([passages[name] for name in passages if name not in TEST])
     (ids, labels), (test, truth) = (label_passages(passages, each, limit) for each in (False, True))
