@@ -28,7 +28,8 @@ SOURCE = "https://github.com/dropout-jax/dropout-jax/blob/main/"
 
 def link_to_source(app, docname, source):
     """Let links to files outside docs/ go to the repository, where they can be read."""
-    source[0] = re.sub(r"\]\(\.\./", f"]({SOURCE}", source[0])
+    root = "../" * (docname.count("/") + 1)
+    source[0] = source[0].replace(f"]({root}", f"]({SOURCE}")
 
 
 def link_root_to_source(app, path, docname, source):

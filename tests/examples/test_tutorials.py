@@ -63,3 +63,11 @@ def test_it_is_committed_with_outputs_and_without_paths(path):
     assert counts == list(range(1, len(counts) + 1)), "run all cells, in order, and save"
     assert not any(output.output_type == "error" for output in outputs)
     assert not re.search(r"/(work|home|root|tmp|Users)/", path.read_text())
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_its_links_to_files_resolve(path):
+    notebook = nbformat.read(path, as_version=4)
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        assert link.startswith("https://") or (path.parent / link.partition("#")[0]).exists(), link
