@@ -14,6 +14,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_co
 exclude_patterns = ["**/.ipynb_checkpoints"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # tests/examples/test_tutorials.py runs the notebooks
+nb_merge_streams = True  # one block for what a cell prints
 autodoc_typehints = "none"  # the docstrings give shapes and units
 autodoc_member_order = "bysource"
 napoleon_google_docstring = True
