@@ -1,5 +1,6 @@
 """Settings of the site: `make docs` builds it with Sphinx, warnings as errors."""
 
+import posixpath
 import re
 
 import dropout_jax
@@ -20,6 +21,8 @@ napoleon_google_docstring = True
 html_theme = "sphinx_book_theme"
 html_title = "dropout_jax and minigpt"
 html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["pictures.css"]
 html_copy_source = False
 suppress_warnings = ["misc.highlighting_failure"]  # shell commands of several lines in notebooks
 SOURCE = "https://github.com/dropout-jax/dropout-jax/blob/main/"
@@ -27,7 +30,12 @@ SOURCE = "https://github.com/dropout-jax/dropout-jax/blob/main/"
 
 def link_to_source(app, docname, source):
     """Let links to files outside docs/ go to the repository, where they can be read."""
-    source[0] = re.sub(r"\]\(\.\./", f"]({SOURCE}", source[0])
+
+    def to_url(match):
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(docname), match[1]))
+        return f"]({SOURCE}{path[3:]}" if path.startswith("../") else match[0]
+
+    source[0] = re.sub(r"\]\((\.\./[^)\s]*)", to_url, source[0])
 
 
 def link_root_to_source(app, path, docname, source):
