@@ -22,9 +22,14 @@ def _seq2seq_levels(numbers: dict) -> dict[str, dict]:
 
 def _masked_lm_levels(numbers: dict) -> dict[str, dict]:
     trained = {name: value for name, value in numbers["loss"].items() if name != "untrained"}
+    levels = {
+        "loss of masked words, nats": trained,
+        "macro-F1 of the frozen features": numbers["macro-F1"],
+    }
+    order = sorted(numbers["macro-F1"], key=lambda name: (name == "untrained", name != "none"))
     return {
-        "loss of masked words, nats": _parse(trained),
-        "macro-F1 of the frozen features": _parse(numbers["macro-F1"]),
+        what: _parse({name: cells[name] for name in order if name in cells})
+        for what, cells in levels.items()
     }
 
 
@@ -53,6 +58,11 @@ LEVELS: dict[str, tuple[Callable[[dict], dict[str, dict]], str, str]] = {
     "encoder_masked_lm": (_masked_lm_levels, "dropout", ".3f"),
     "vision": (_vision_levels, "test accuracy, %", ".1f"),
     "recurrent_lm": (_recurrent_levels, "dropout", ".3f"),
+}
+
+
+NOTES = {
+    "encoder_masked_lm": "Counts of the words give a macro-F1 of {macro-F1 of word counts:.3f}."
 }
 
 
@@ -87,6 +97,7 @@ def render_results(name: str, record: dict, folder: str) -> str:
         f"{scale}`{measured}; [numbers](../{folder}/{name}.json)).",
         image(describe_charts(level_charts(name, record)), f"../{folder}/cells/{name}_levels.svg"),
         _levels_table(name, record),
+        NOTES.get(name, "").format_map(record["numbers"]),
         format_table(verdicts, ["claim", "verdict"]),
         f"The intervals behind the verdicts are in the chapter "
         f"[{APPLICATIONS}](../{folder}/{experiment_link(name, record)}).",

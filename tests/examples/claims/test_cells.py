@@ -61,6 +61,12 @@ def test_panels_begin_at_headings_and_at_words_before_the_labels(cells):
     assert panels[1].cells[1][1:4] == (0.001, 0, 0.002)
 
 
+def test_a_cell_without_a_heading_is_beside_the_one_before(cells):
+    [panel] = cells.parse_panels("one minus other: F1 +0.1 (+0.0 to +0.2); accuracy -2 (-3 to -1)")
+    assert panel.heading == "one minus other"
+    assert [cell.label for cell in panel.cells] == ["F1", "accuracy"]
+
+
 def test_a_text_without_intervals_has_no_cells(cells):
     assert cells.parse_panels("all bits equal at 11 of 11 rates (the claim: all)") == []
 
@@ -120,3 +126,16 @@ def test_the_table_of_panels_names_findings_and_panels_that_exist(cells, regions
         if name in chapters.CHAPTERS["applications"] and (name, number) not in texts:
             continue  # no result yet
         assert set(panels) <= set(range(len(cells.parse_panels(texts[name, number]))))
+
+
+def test_bounds_decide_the_verdict(claim):
+    """The whole interval must be inside; an end at a bound is not."""
+    values = {"low": claim.Interval(1.0, 0.5, 1.5), "high": claim.Interval(3.0, 2.0, 4.0)}
+
+    def verdict(*bounds):
+        return claim.by_bounds("It is", "them", "Gain", values, "it is", "+.1f", bounds).verdict
+
+    assert verdict(0, None) == verdict(None, 4.1) == verdict(0.4, 4.1) == claim.HOLDS
+    assert verdict(0.5, None) == verdict(1.9, None) == "holds only when it is high (not low)"
+    assert verdict(None, 4) == verdict(0, 2) == "holds only when it is low (not high)"
+    assert verdict(2, 4) == claim.FAILS
