@@ -46,8 +46,8 @@ def count_sentence(records: dict[str, dict]) -> str:
     counts = count_verdicts(records.values())
     holds, conditions, fails = (counts[kind] for kind in KINDS)
     return (
-        f"{sum(counts.values())} claims: {holds} hold, {conditions} hold in some of the settings "
-        f"that were measured, {fails} do not hold."
+        f"{sum(counts.values())} claims: {holds} hold (●), {conditions} hold in some of the "
+        f"settings that were measured (◐), {fails} do not hold (○)."
     )
 
 
@@ -113,8 +113,9 @@ def _render_finding(name: str, number: int, finding: dict) -> str:
     charts = charts_of(name, number, finding)
     drawn = sum(len(chart.rows) for chart in charts)
     is_drawn = drawn > 0 and drawn == sum(len(panel.cells) for panel in parse_panels(measured))
+    text = f". {measured[:1].upper()}{measured[1:]}."
     return join(
         f"**{finding['claim']}** (made in: {finding['source']})",
-        f"{describe_verdict(name, number, finding)}{'' if is_drawn else f'. {measured}.'}",
+        f"{describe_verdict(name, number, finding)}{'' if is_drawn else text}",
         image(describe_charts(charts), cells_path(name, number)) if charts else "",
     )

@@ -11,7 +11,6 @@ from pages.chapter_page import (
 from pages.chapters import CHAPTERS, TITLES
 from pages.highlights import HIGHLIGHTS, Highlight, highlight_charts, write_sentences
 from pages.markdown import (
-    CONDITIONS,
     KINDS,
     count_verdicts,
     describe_charts,
@@ -92,8 +91,7 @@ def _chapters_table(results: dict[str, dict], folder: str) -> str:
         numbers = [counts[kind] for kind in KINDS]
         rows.append([f"[{TITLES[chapter]}]({folder}/{chapter}.md)", sum(numbers), *numbers])
     totals = [sum(column) for column in list(zip(*rows, strict=True))[1:]]
-    headers = ["chapter", "claims", "● hold", f"◐ {CONDITIONS.replace('holds', 'hold')}"]
-    return format_table([*rows, ["all", *totals]], [*headers, "○ do not hold"])
+    return format_table([*rows, ["all", *totals]], ["chapter", "claims", "●", "◐", "○"])
 
 
 def _contents(results: dict[str, dict], folder: str) -> str:

@@ -68,8 +68,8 @@ def test_the_first_page_counts_the_claims(chapters):
     counts = [text.count(f'"verdict": "{begin}') for begin in ('holds"', "holds only", "does not")]
     holds, conditions, fails = counts
     page = (DOCS / "claims.md").read_text()
-    sentence = f"{sum(counts)} claims: {holds} hold, {conditions} hold in some of the settings"
-    assert f"{sentence} that were measured, {fails} do not hold." in page
+    sentence = f"{sum(counts)} claims: {holds} hold (●), {conditions} hold in some of the settings"
+    assert f"{sentence} that were measured (◐), {fails} do not hold (○)." in page
     assert f"| all | {sum(counts)} | {holds} | {conditions} | {fails} |" in page
     for chapter in chapters.CHAPTERS:
         assert f"](claims/{chapter}.md)" in page
