@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 
 from common import charts, claim, data, sweep
-from common.claim import Finding, Result, by_cell, interval, verdict_by
+from common.claim import Finding, Result, by_bounds, interval
 from minigpt.config import Config, ModelConfig, OptimConfig
 
 RATES = (1.5e-3, 5e-3)
@@ -83,27 +83,24 @@ def findings(
             n: interval(measured[n, *one][chosen_rates[n, *rate_of]] - theirs[n]) for n in depths
         }
 
-    def above(text: str, what: str, cells: dict):
-        return by_cell(text, XIONG, f"Loss in nats by layers, {what}", cells, "the layers are")
+    def judge(text: str, what: str, cells: dict, bounds=(0, None)):
+        what = f"Loss in nats by layers, {what}"
+        return by_bounds(text, XIONG, what, cells, "the layers are", "+.3f", bounds)
 
     pre, post, pre_cold, post_cold = ORDERS
     worse = "Without warm-up a post-norm stack trains worse than a pre-norm one"
     needs = "A post-norm stack needs warm-up"
     slower = "A post-norm stack trains worse at the learning rate that is best for pre-norm"
-    spared, cold = minus(pre_cold, pre, pre_cold), minus(post_cold, pre_cold, post_cold)
+    cold = minus(post_cold, pre_cold, post_cold)
     description = f"post-norm at pre-norm's rate minus pre-norm, both {WARM}"
-    without = above(
-        "A pre-norm stack does not need warm-up "
-        f"(the loss without it rises by less than {BOUND} nats)",
-        f"pre-norm {COLD} minus {WARM}",
-        spared,
-    )
-    outcome = verdict_by("the layers are", {n: cell.high < BOUND for n, cell in spared.items()})
+    bound = f"(the loss without it rises by less than {BOUND} nats)"
+    spares = f"A pre-norm stack does not need warm-up {bound}"
+    without = minus(pre_cold, pre, pre_cold)
     return [
-        above(worse, f"post-norm minus pre-norm, both {COLD}", cold),
-        above(needs, f"post-norm {COLD} minus {WARM}", minus(post_cold, post, post_cold)),
-        above(slower, description, minus(post, pre, pre)),
-        dataclasses.replace(without, verdict=outcome),
+        judge(worse, f"post-norm minus pre-norm, both {COLD}", cold),
+        judge(needs, f"post-norm {COLD} minus {WARM}", minus(post_cold, post, post_cold)),
+        judge(slower, description, minus(post, pre, pre)),
+        judge(spares, f"pre-norm {COLD} minus {WARM}", without, (None, BOUND)),
     ]
 
 

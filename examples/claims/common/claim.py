@@ -7,7 +7,7 @@ a Result: the findings, a figure, and the numbers behind both. Its last lines ar
         claim.main(experiment, __doc__, __file__)
 
 which adds `--full`, `--smallest` and `--out`, and writes NAME.json and NAME.png. page.py writes
-docs/claims.md from them.
+docs/claims.md and the pages of the chapters from them.
 """
 
 import argparse
@@ -72,6 +72,19 @@ def interval(values) -> Interval:
 
 
 @dataclass(frozen=True)
+class Cells:
+    """The intervals of a finding by setting, for its chart."""
+
+    what: str
+    """the quantity"""
+    values: dict[Any, Interval]
+    spec: str
+    """of the format of an interval"""
+    bounds: tuple[float | None, float | None] = (0, None)
+    """between which the claim wants each whole interval"""
+
+
+@dataclass(frozen=True)
 class Finding:
     """One claim, its measurement and its verdict."""
 
@@ -83,6 +96,8 @@ class Finding:
     """one sentence, with the intervals"""
     verdict: str
     """HOLDS, FAILS, or ONLY_WHEN and a condition; code decides it from the numbers"""
+    cells: Cells | None = None
+    """None if settings are not compared with one interval each"""
 
     def __post_init__(self):
         if self.verdict not in (HOLDS, FAILS) and not self.verdict.startswith(ONLY_WHEN):
@@ -142,6 +157,27 @@ def describe(cells: Mapping[Any, Any], spec: str) -> str:
     return ", ".join(f"{name}: {format(cell, spec)}" for name, cell in cells.items())
 
 
+def is_between(value: Interval, bounds: tuple[float | None, float | None]) -> bool:
+    """Whether the whole interval lies between the bounds; None is no bound."""
+    low, high = bounds
+    return (low is None or value.low > low) and (high is None or value.high < high)
+
+
+def by_bounds(
+    text: str,
+    source: str,
+    what: str,
+    cells: dict[Any, Interval],
+    condition: str,
+    spec: str,
+    bounds: tuple[float | None, float | None],
+) -> Finding:
+    """The finding for a claim that the interval of every cell lies between the bounds."""
+    outcome = verdict_by(condition, {name: is_between(x, bounds) for name, x in cells.items()})
+    measured = f"{what}: {describe(cells, spec)}"
+    return Finding(text, source, measured, outcome, Cells(what, cells, spec, bounds))
+
+
 def by_cell(
     text: str,
     source: str,
@@ -152,9 +188,8 @@ def by_cell(
     sign: int = 1,
 ) -> Finding:
     """The finding for a claim that a difference is above 0 in every cell (below for sign=-1)."""
-    differences = cells if sign > 0 else {name: -cell for name, cell in cells.items()}
-    outcome = verdict_by(condition, differences)
-    return Finding(text, source, f"{what}: {describe(cells, spec)}", outcome)
+    bounds = (0, None) if sign > 0 else (None, 0)
+    return by_bounds(text, source, what, cells, condition, spec, bounds)
 
 
 def compare(sentence, source, ours: dict, theirs: dict, what: str, condition: str) -> Finding:
@@ -184,7 +219,7 @@ def main(experiment, doc: str | None, file: str, arguments=None) -> Path:
         "scale": name,
         "versions": {"jax": jax.__version__},
         "device": jax.devices()[0].device_kind,
-        "findings": [dataclasses.asdict(finding) for finding in result.findings],
+        "findings": to_json([dataclasses.asdict(finding) for finding in result.findings]),
         "numbers": to_json(result.numbers),
     }
     path.write_text(json.dumps(record, indent=1) + "\n")

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 
 from common import charts, claim, data
-from common.claim import Finding, Result, by_cell, describe, interval, intervals, verdict_by
+from common.claim import Finding, Result, by_bounds, by_cell, interval, intervals
 from common.nets import accuracy, cross_entropy, fit_and_evaluate, mlp_init, normed_mlp, run_grid
 from dropout_jax import curriculum_dropout, early_dropout, fold, late_dropout, linear_over_depth
 
@@ -101,6 +101,8 @@ def findings(none, gains) -> list[Finding]:
     what, by = "test accuracy minus that of the tuned constant", "the rival is"
     better = "dropout does better than a constant rate"
     wins = "A tuned constant rate usually wins"
+    none_is_better = "No schedule does better than a tuned constant rate"
+    weaker, below = "the weaker form of the same advice", f"{what} (the claim: below half a point)"
     advice = "common advice; we know no paper that measures it"
     gained = f"it gains {none:+.2%} over no dropout; the others"
     return [
@@ -109,12 +111,7 @@ def findings(none, gains) -> list[Finding]:
             for name, source in BETTER.items()
         ),
         by_cell(wins, advice, gained, gains, by, "+.2%", -1),
-        Finding(
-            "No schedule does better than a tuned constant rate",
-            "the weaker form of the same advice",
-            f"{what} (the claim: below half a point): {describe(gains, '+.2%')}",
-            verdict_by(by, {name: gain.high < claim.NEGLIGIBLE for name, gain in gains.items()}),
-        ),
+        by_bounds(none_is_better, weaker, below, gains, by, "+.2%", (None, claim.NEGLIGIBLE)),
     ]
 
 

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 
 from batch_norm import AFTER, BEFORE, LI, make_training
 from common import charts, claim
-from common.claim import Finding, Result, describe, intervals, verdict_by
+from common.claim import Finding, Result, by_bounds, intervals, verdict_by
 from common.nets import run_grid
 from dropout_jax import dropout, fold
 
@@ -85,11 +85,14 @@ def findings(shift, draws: int, last) -> list[Finding]:
             f"{draws:,} draws, measured and closed-form ratio at rate {max(shift)}: {example}",
             verdict_by("the rate is", {rate: is_closed_form(rate) for rate in shift}),
         ),
-        Finding(
+        by_bounds(
             "So a batch norm after dropout gets a larger variance in training than at evaluation",
             LI,
-            f"the ratio at the last batch norm, by rate: {describe(last, '.2f')}",
-            verdict_by("the rate is", {rate: cell.low > 1 for rate, cell in last.items()}),
+            "the ratio at the last batch norm, by rate",
+            last,
+            "the rate is",
+            ".2f",
+            (1, None),
         ),
     ]
 

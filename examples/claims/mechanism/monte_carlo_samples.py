@@ -15,8 +15,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 
 from common import charts, claim
-from common.claim import Finding, Result, by_cell, describe, interval, verdict_by
-from sub_networks import SRIVASTAVA, WHERE, measure_by_depth, total_variation, within_one_point
+from common.claim import Finding, Result, by_cell, describe, interval, is_between, verdict_by
+from sub_networks import ONE_POINT, SRIVASTAVA, WHERE, measure_by_depth, total_variation
 
 FEW, ABOUT = 5, 50  # samples
 
@@ -56,7 +56,7 @@ def findings(results, counts) -> list[Finding]:
             f"layers: {FEW} samples {describe(few, '.2%')}; "
             f"{ABOUT} samples {describe(enough, '.2%')}",
             verdict_by(
-                WHERE, {d: few[d].positive and within_one_point(enough[d]) for d in results}
+                WHERE, {d: few[d].positive and is_between(enough[d], ONE_POINT) for d in results}
             ),
         ),
         by_cell(

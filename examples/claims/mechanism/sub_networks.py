@@ -17,13 +17,14 @@ import scipy.special
 sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 
 from common import charts, claim, data, nets
-from common.claim import Finding, Result, by_cell, describe, interval, verdict, verdict_by
+from common.claim import Finding, Result, by_bounds, by_cell, interval, verdict
 from dropout_jax import fold, mc_dropout
 
 DEPTHS = (1, 2, 4)
 HINTON = "Hinton et al., arXiv 1207.0580, 2012"
 GOODFELLOW = "Goodfellow et al., Deep Learning, 2016, section 7.12"
 SRIVASTAVA = "Srivastava et al., JMLR 2014, section 7.5"
+ONE_POINT = (-0.01, 0.01)  # of error: a smaller difference counts as none
 WHERE = "the number of hidden layers is"
 
 
@@ -83,12 +84,15 @@ def findings(results) -> list[Finding]:
     nearer = {d: interval(x["distance"] - x["to the geometric mean"]) for d, x in results.items()}
     grows = interval(results[DEPTHS[-1]]["distance"] - results[DEPTHS[0]]["distance"])
     return [
-        Finding(
+        by_bounds(
             "In deep networks weight scaling predicts about as well as the sub-networks' average",
             f"{SRIVASTAVA}; {GOODFELLOW}",
             "test error of weight scaling minus that of the average (the claim: within one point), "
-            f"by hidden layers: {describe(gap, '.2%')}",
-            verdict_by(WHERE, {depth: within_one_point(cell) for depth, cell in gap.items()}),
+            "by hidden layers",
+            gap,
+            WHERE,
+            ".2%",
+            ONE_POINT,
         ),
         by_cell(
             "Weight scaling is nearer to the sub-networks' geometric than to their arithmetic mean",
@@ -104,11 +108,6 @@ def findings(results) -> list[Finding]:
             verdict(grows.positive),
         ),
     ]
-
-
-def within_one_point(difference: claim.Interval) -> bool:
-    """Whether a whole interval of differences in error is within one point."""
-    return max(-difference.low, difference.high) < 0.01
 
 
 def picture(results):

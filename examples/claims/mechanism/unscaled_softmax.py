@@ -16,7 +16,7 @@ import jax.numpy as jnp
 sys.path.insert(0, str(Path(__file__).parents[1]))  # common
 
 from common import charts, claim, data, nets
-from common.claim import Finding, Result, by_cell, describe, interval, verdict_by
+from common.claim import Finding, Result, by_bounds, by_cell, interval
 from dropout_jax import dropout, dropout_unscaled, fold
 
 BIASES = {"without biases": 0.0, "with biases": 1.0}
@@ -70,11 +70,14 @@ def findings(results) -> list[Finding]:
             rises,
             "the network has",
         ),
-        Finding(
+        by_bounds(
             "Without the scale the softmax's argmax does not change",
             "follows from the formula where logits are only made smaller",
-            f"% of predictions that do not change (the claim: above 99.9): {describe(same, '.2f')}",
-            verdict_by("the network has", {name: cell.low > 99.9 for name, cell in same.items()}),
+            "% of predictions that do not change (the claim: above 99.9)",
+            same,
+            "the network has",
+            ".2f",
+            (99.9, None),
         ),
     ]
 

@@ -10,7 +10,8 @@ import jax
 
 ROOT = Path(__file__).parents[3]
 CLAIMS = ROOT / "examples" / "claims"
-SCRIPTS = sorted(path for path in CLAIMS.glob("*/*.py") if path.parent.name != "common")
+SHARED = ("common", "pages")  # folders without scripts
+SCRIPTS = sorted(path for path in CLAIMS.glob("*/*.py") if path.parent.name not in SHARED)
 sys.path[:0] = [*sorted({str(path.parent) for path in SCRIPTS}), str(CLAIMS), str(CLAIMS.parent)]
 
 
