@@ -1,5 +1,6 @@
 """Settings of the site: `make docs` builds it with Sphinx, warnings as errors."""
 
+import inspect
 import posixpath
 import re
 
@@ -44,7 +45,17 @@ def link_root_to_source(app, path, docname, source):
     source[0] = re.sub(r"\]\(([A-Z]+\.md)\)", rf"]({SOURCE}\1)", source[0])
 
 
+def show_constructor(app, what, name, obj, options, signature, return_annotation):
+    """Show the arguments of a Flax layer, whose metaclass hides them."""
+    if what == "class" and signature == "(*args, **kwargs)":
+        _self, *arguments = inspect.signature(obj.__init__).parameters.values()
+        plain = [each.replace(annotation=inspect.Parameter.empty) for each in arguments]
+        return str(inspect.Signature(plain)), None
+    return signature, return_annotation
+
+
 def setup(app):
     """Let Sphinx call the functions above."""
+    app.connect("autodoc-process-signature", show_constructor)
     app.connect("source-read", link_to_source)
     app.connect("include-read", link_root_to_source)

@@ -77,4 +77,4 @@ __all__ = [
     "zoneout",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

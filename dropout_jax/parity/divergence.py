@@ -62,15 +62,16 @@ def first_difference(
 
     Args:
       one: a run.
-      other: a run, which decides the order of the sites.
+      other: a run, which decides the order of the sites: pass that of `hooks.record` here, as the
+        names of what `jax.jit` and `jax.grad` return are sorted.
       rtol: relative tolerance of inputs and outputs, above their rounding.
       atol: absolute tolerance of inputs and outputs, in their units.
 
     Returns:
-      A Difference, or None if the steps that both runs have are equal.
+      A Difference, or None if the steps that both runs have are equal; a run may be shorter.
 
     Raises:
-      TypeError, ValueError: an argument, with what is allowed.
+      TypeError, ValueError: an argument, with what is allowed; a run without steps.
       KeyError: a site lacks one of the three parts.
 
     Source: none; it is a search.
@@ -86,6 +87,9 @@ def first_difference(
     """
     rtol, atol = _check_tolerance(rtol, "rtol"), _check_tolerance(atol, "atol")
     runs = _check_run(one, "one"), _check_run(other, "other")
+    for name, run in zip(("one", "other"), runs, strict=True):
+        if not run:
+            _validation.fail(ValueError, name, run, "at least one step", "Record a step first.")
     for number, (mine, theirs) in enumerate(zip(*runs, strict=False)):
         for site in [*theirs, *(name for name in mine if name not in theirs)]:
             difference = _compare_site(mine.get(site), theirs.get(site), rtol, atol)

@@ -150,7 +150,7 @@ def record(model: nn.Module, tape: MutableMapping[str, dict[str, Any]]) -> Hooks
         before or after.
       tape: the result, by the name of the site, in the order of the last forward pass: {"input",
         "mask", "output"} as NumPy arrays, and "where", the file and line that called the site. Each
-        pass removes the records of the pass before it.
+        pass removes the records of the pass before it: append dict(tape) to a list to keep one.
 
     Returns:
       The hooks; `remove()` removes them.

@@ -42,6 +42,12 @@ def test_equal_runs_do_not_differ():
     assert divergence.first_difference(one, one) is None
 
 
+@pytest.mark.parametrize(("one", "other"), [([], run()), (run(), [])], ids=["one", "other"])
+def test_a_run_without_steps_is_no_proof(one, other):
+    with pytest.raises(ValueError, match=r"at least one step. Record a step first"):
+        divergence.first_difference(one, other)
+
+
 @pytest.mark.parametrize("part", divergence.PARTS)
 def test_the_first_difference_is_named(part):
     one = run()
