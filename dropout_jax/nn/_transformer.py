@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 
-from dropout_jax import _validation, ops
+from dropout_jax import _validation
 from dropout_jax.nn._layers import Dropout, DropPath, Rngs, Stochastic
 from dropout_jax.nn._multi_head_attention import (
     LECUN_NORMAL,
@@ -20,7 +19,6 @@ from dropout_jax.nn._multi_head_attention import (
     MultiHeadAttention,
     with_stream,
 )
-from dropout_jax.nn._row_blocks import count_blocks, map_row_blocks
 from dropout_jax.random import fold
 
 if TYPE_CHECKING:
@@ -214,18 +212,12 @@ class TransformerBlock(Stochastic):
         return x if self.has_pre_norm else norm(x), more
 
     def _feed_forward(self, x: jax.Array, key: jax.Array | None) -> tuple[jax.Array, None]:
-        hidden_key, rate = fold(key, "mlp_hidden"), self.drop_mlp_hidden.rate
-
-        def apply(x: jax.Array, first_row: jax.Array | None) -> jax.Array:
-            hidden = self.mlp_in(x)
-            if self.mlp_gate is None:
-                hidden = self.activation(hidden)
-            else:
-                hidden = self.activation(self.mlp_gate(x)) * hidden
-            return self.mlp_out(ops.dropout(hidden, rate, key=hidden_key, row_offset=first_row))
-
-        hidden_bytes = math.prod(x.shape[:-1]) * self.mlp_in.out_features * x.dtype.itemsize
-        out = map_row_blocks(apply, x, count_blocks(len(x), hidden_bytes))
+        hidden = self.mlp_in(x)
+        if self.mlp_gate is None:
+            hidden = self.activation(hidden)
+        else:
+            hidden = self.activation(self.mlp_gate(x)) * hidden
+        out = self.mlp_out(self.drop_mlp_hidden(hidden, **_site(key, "mlp_hidden")))
         return self.drop_mlp_out(out, **_site(key, "mlp_out")), None
 
 

@@ -8,20 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch_transformer
-from compiled import temporary_bytes
 from flax import nnx
 from marks import slow
 
 from dropout_jax import fold, keep_mask, linear_over_depth
-from dropout_jax.nn import (
-    Decoder,
-    Dropout,
-    Encoder,
-    MultiHeadAttention,
-    TransformerBlock,
-    _row_blocks,
-)
-from dropout_jax.nn._row_blocks import count_blocks
+from dropout_jax.nn import Decoder, Dropout, Encoder, MultiHeadAttention, TransformerBlock
 
 BATCH, TIME, CONTEXT, FEATURES, HEADS, HIDDEN = 3, 10, 7, 16, 4, 24
 RATE = 0.375  # exact in float32: the scale is that of the rate in float32
@@ -375,34 +366,3 @@ def test_it_compiles_under_nnx_jit_and_grad():
 def test_errors(make, message):
     with pytest.raises(ValueError, match=f"(?s){message}"):
         make()
-
-
-@pytest.mark.parametrize(
-    ("rows", "nbytes", "blocks"),
-    [(16, 2**25, 4), (16, 2**23, 1), (6, 2**25, 6), (7, 2**25, 7), (1, 2**30, 1), (0, 0, 1)],
-)
-def test_a_block_of_rows_divides_them_and_fits(rows, nbytes, blocks):
-    assert count_blocks(rows, nbytes) == blocks
-
-
-@pytest.mark.parametrize("activation", ["gelu", slow("swiglu")])
-def test_feed_forward_in_blocks_of_rows_is_that_of_all_rows(activation, key, monkeypatch):
-    """The same mask, output and gradients, and less memory."""
-    sizes = {"hidden_features": 512, "rates": {"mlp_hidden": RATE}, "activation": activation}
-    block = TransformerBlock(FEATURES, HEADS, **sizes, rngs=nnx.Rngs(0))
-    graph, params, rest = nnx.split(block, nnx.Param, ...)
-    x = normal((4, 40, FEATURES), "float32")
-
-    def run():
-        def loss(params, x):
-            return (nnx.merge(graph, params, rest)(x, rngs=key) ** 2).sum()
-
-        compiled = jax.jit(jax.grad(loss, (0, 1))).lower(params, x).compile()
-        return compiled(params, x), temporary_bytes(compiled)
-
-    expected, whole = run()
-    monkeypatch.setattr(_row_blocks, "MAX_BYTES", 40 * 512 * 4)
-    actual, in_blocks = run()
-    for got, wanted in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert_close(got, np.asarray(wanted), "float32")
-    assert in_blocks < 0.7 * whole
