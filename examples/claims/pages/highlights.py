@@ -60,19 +60,19 @@ HIGHLIGHTS = [
     Highlight(
         *("co_adaptation", 0),
         "Half of the hidden units of trained networks are removed.",
-        "Dropout at rate 0.2 in training changes the remaining accuracy by {0[0.2]} points, at rate "
-        "0.5 by {0[0.5]} points.",
+        "Dropout at rate 0.2 in training changes the remaining accuracy by {0[0.2]} points, at "
+        "rate 0.5 by {0[0.5]} points.",
     ),
     Highlight(
         *("data_size", 1),
         "A wide network learns from small parts of the images, at several rates.",
         "The change of the test accuracy is between {least_mean} ({least}) and {most_mean} "
-        "({most}). The brackets give the number of examples and the rate.",
+        "({most}); the brackets give the number of examples and the rate.",
     ),
     Highlight(
         *("gpt_overfitting", 0),
         "A small GPT passes many times over a part of one play, with dropout and without.",
-        "With dropout the last validation loss changes by {0[last loss]} nats. The best validation "
+        "With dropout the last validation loss changes by {0[last loss]} nats; the best validation "
         "loss, which early stopping gives, changes by {0[best loss]} nats.",
         overfitting_charts,
     ),
