@@ -56,6 +56,7 @@ SHARED = {  # the types whose options are listed once, and the section that list
     "ConfigOptions": "[Settings of a run](#settings-of-a-run)",
     "TrainOptions": "[Resuming and processes](#resuming-and-processes)",
 }
+LINK_TEXTS = {"checkpoints.md": "Checkpoints", "huggingface.md": "GPT-2 and Llama"}
 HEADERS = ["option", "what it does", "default", "values"]
 
 
@@ -232,7 +233,7 @@ def _as_markdown(text: str) -> str:
     text = re.sub(r"(?<![`\w-])--[a-z][\w.-]*[a-z]", r"`\g<0>`", text)
     names = "|".join(COMMANDS)
     text = re.sub(rf"(?<!`)minigpt (?:{names})\b(?!`)", r"`\g<0>`", text)
-    return re.sub(r"docs/(\w+\.md)", r"[\1](\1)", text)
+    return re.sub(r"docs/(\w+\.md)", lambda page: f"[{LINK_TEXTS[page[1]]}]({page[1]})", text)
 
 
 def _table(rows: Any, headers: list[str]) -> str:

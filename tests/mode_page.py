@@ -7,16 +7,17 @@ from tabulate import tabulate
 INTRODUCTION = """\
 # Modes of JAX
 
-Every public function of `dropout_jax` that takes arrays, in every way that JAX can run a function.
-In each cell the result, or the derivative, is that of the function under `jit` on one device
-without the mode, or the call is refused with an error that names the reason and the remedy.
+Every public function of `dropout_jax` that takes arrays runs in every way that JAX can run a
+function. In each cell the result (or the derivative) equals that of the function under `jit` on one
+device without the mode. Otherwise the call is refused, with an error that names the reason and the
+remedy.
 
 `pytest -m "slow or not slow" tests/dropout_jax/test_modes.py` runs all cells, and
 tests/mode_page.py writes this page from the same table. Nothing here ran on a GPU or a
-TPU: programs for cuda and tpu are exported, that is traced and lowered.
+TPU: programs for cuda and tpu are exported, which means traced and lowered.
 
-Under a transfer guard an eager call is checked, with arrays on the device, and not its eager
-derivative, for which JAX moves constants of its own.
+Under a transfer guard only the eager call is checked, with arrays on the device. Its eager
+derivative is not: JAX moves constants of its own for it.
 """
 
 

@@ -19,8 +19,8 @@ Three words on this page have one meaning each.
 - **Simulated**: an interpreter ran the program as the device would, on a CPU.
 - **Run**: a device ran it. Only these figures are measurements.
 
-`make accelerators` compiles everything and writes this page and its JSON,
-[accelerators.json](../benchmarks/results/accelerators.json). The versions are those of
+`make accelerators` compiles everything and writes this page and
+[its JSON](../benchmarks/results/accelerators.json). The versions are those of
 `benchmarks/accelerators/pins.txt`. `make accelerators FULL=--full` compiles the large programs.
 
 It fails if

@@ -67,8 +67,8 @@ def _device_section(path: Path) -> Iterator[str]:
     commits = ", ".join(f"`{commit}`" for commit in sorted({row["commit"] for row in rows}))
     yield (
         f"### {content['device']}\n\nWith {versions}; commits {commits}.\n"
-        f"This is a selection. All {len(rows)} figures, with quartiles and commits, are in\n"
-        f"[{path.name}](../benchmarks/results/{path.name}).\n"
+        f"This is a selection. All {len(rows)} figures, with quartiles and commits, are in the\n"
+        f"[JSON](../benchmarks/results/{path.name}).\n"
     )
     if note := content.get("note"):
         yield textwrap.fill(f"Note: {note.removesuffix('.')}.", 100) + "\n"

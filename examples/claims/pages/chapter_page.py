@@ -18,8 +18,8 @@ from pages.regions import charts_of
 LEGEND = """\
 Each chart has a row for each setting: a dot for the mean over independent seeds, and a line for
 its 95 % interval. The claim holds in a setting if the whole interval is in the shaded part. Then
-the dot is blue and full; otherwise it is an orange ring. No part is shaded where a claim has
-several conditions.
+the dot is blue and full; otherwise it is an orange ring. The chart of a claim with several
+conditions has no shaded part.
 """
 CLAIMS_PAGE = "../claims.md"
 

@@ -54,31 +54,31 @@ def partner_charts(numbers: dict) -> list[Chart]:
 HIGHLIGHTS = [
     Highlight(
         *("forgotten_evaluation", 0),
-        "A network is evaluated with the dropout of its training left on, and again without it.",
+        "A network is evaluated twice: with the dropout of its training left on, and without it.",
         "Its accuracy falls by {0[0.1]} points at rate 0.1 and by {0[0.8]} points at rate 0.8.",
     ),
     Highlight(
         *("co_adaptation", 0),
         "Half of the hidden units of trained networks are removed.",
-        "A rate of 0.2 in training changes the accuracy that is left by {0[0.2]} points, a rate of "
-        "0.5 by {0[0.5]} points.",
+        "Dropout at rate 0.2 in training changes the remaining accuracy by {0[0.2]} points, at "
+        "rate 0.5 by {0[0.5]} points.",
     ),
     Highlight(
         *("data_size", 1),
         "A wide network learns from small parts of the images, at several rates.",
         "The change of the test accuracy is between {least_mean} ({least}) and {most_mean} "
-        "({most}); the brackets have the number of examples and the rate.",
+        "({most}); the brackets give the number of examples and the rate.",
     ),
     Highlight(
         *("gpt_overfitting", 0),
         "A small GPT passes many times over a part of one play, with dropout and without.",
-        "With dropout the last validation loss changes by {0[last loss]} nats; the best one, which "
-        "early stopping gives, changes by {0[best loss]} nats.",
+        "With dropout the last validation loss changes by {0[last loss]} nats; the best validation "
+        "loss, which early stopping gives, changes by {0[best loss]} nats.",
         overfitting_charts,
     ),
     Highlight(
         *("gpt_rates", 0),
-        "A small GPT sees its text less than once, at several rates.",
+        "A small GPT trains on less than one pass of its text, at several rates.",
         "Its loss on unseen text changes by {0[0.02]} nats at rate 0.02, by {0[0.2]} at 0.2 and by "
         "{0[0.5]} at 0.5.",
     ),
@@ -108,7 +108,7 @@ HIGHLIGHTS = [
     ),
     Highlight(
         *("r_drop", 0),
-        "R-Drop passes twice and penalises the difference; its rival passes twice without that.",
+        "R-Drop makes two passes and penalises their difference; plain dropout makes two passes.",
         "The change of the test accuracy is between {least_mean} points ({least} examples) and "
         "{most_mean} points ({most} examples).",
     ),
@@ -121,7 +121,7 @@ HIGHLIGHTS = [
     ),
     Highlight(
         *("seq2seq", 0),
-        "An encoder and a decoder translate dates in many ways of writing to one.",
+        "An encoder and a decoder translate dates from many ways of writing to one.",
         "The share of exact dates changes by {0[rate 0.1, new dates]} points at rate 0.1 on dates "
         "that are not trained on, and by {0[rate 0.3, new dates]} points at rate 0.3.",
     ),
