@@ -49,7 +49,8 @@ class Chat:
     seed: int = 0
     """the same seed and messages give the same answers"""
     checkpoint: Checkpoint | None = None
-    """last, best (lowest validation loss) or a step; None: best if the run overfitted, else last"""
+    """last, best (lowest validation loss) or a step; None: best if the run
+    overfitted or stopped early, else last"""
 
 
 def run_chat(command: Chat) -> None:

@@ -50,7 +50,7 @@ class Finetune(TrainOptions):
     For example:
 
       $ minigpt finetune runs/shakespeare-char-cpu --data play:the-tempest
-      $ minigpt finetune runs/mine --data my.txt --dropout 0.3 --run-dir runs/tuned
+      $ minigpt finetune runs/mine --data my.txt --dropout 0 --run-dir runs/tuned
       $ minigpt finetune gpt2-folder --data my.txt
       $ minigpt finetune gpt2-folder --data my.txt --lora-rank 8 --lora-dropout 0.05
       $ minigpt finetune gpt2-folder --data examples.jsonl --run-dir runs/tuned

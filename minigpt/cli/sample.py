@@ -53,7 +53,8 @@ class Sample:
     seed: int = 0
     """the same seed gives the same text"""
     checkpoint: Checkpoint | None = None
-    """last, best (lowest validation loss) or a step; None: best if the run overfitted, else last"""
+    """last, best (lowest validation loss) or a step; None: best if the run
+    overfitted or stopped early, else last"""
 
 
 def run_sample(command: Sample) -> None:
@@ -115,7 +116,7 @@ def _describe_checkpoint(model: LoadedModel, command: Sample) -> str:
     loss = "" if model.val_loss is None else f", validation loss {model.val_loss:.4f}"
     last = checkpoint.list_steps(command.run_dir)[-1]
     is_choice = command.checkpoint is None and model.step != last
-    reason = f" (the best: the run overfitted; --checkpoint last takes step {last})"
+    reason = f" (the best: later validations are worse; --checkpoint last takes step {last})"
     return f"minigpt: checkpoint of step {model.step}{loss}{reason if is_choice else ''}"
 
 

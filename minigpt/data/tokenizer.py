@@ -53,8 +53,8 @@ class Tokenizer:
             first = unknown[0]
             raise ValueError(
                 f"text has {text[first]!r} at position {offset + first}, a character that the "
-                f"tokenizer does not know. Use only {self.alphabet!r}, or a run of minigpt train "
-                "--tokenizer byte, which knows every character."
+                f"tokenizer does not know; in all these: {_list_characters(text, unknown)}. Remove "
+                "them, or train the run again with --tokenizer byte, which knows every character."
             )
         return ids.astype(np.uint16)
 
@@ -90,6 +90,13 @@ class Tokenizer:
 
 
 AnyTokenizer = Tokenizer | SubwordTokenizer
+
+
+def _list_characters(text: str, positions: np.ndarray, most: int = 20) -> str:
+    """The characters at some positions, each once, and how many more there are."""
+    characters = sorted({text[i] for i in positions})
+    more = f" and {len(characters) - most} more" if len(characters) > most else ""
+    return f"{''.join(characters[:most])!r}{more}"
 
 
 def code_points(text: str) -> np.ndarray:

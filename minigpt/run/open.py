@@ -65,8 +65,14 @@ def open_run(
     config, writes = spec.config, is_main_process()
     with lock_run_dir(run_dir) if writes else contextlib.nullcontext():
         if writes:
+            was_begun = (run_dir / CONFIG).exists()
             with copy_parent_checkpoint(config, run_dir, like, warn):
                 create_or_resume(spec, run_dir, fresh=fresh, extend=extend)
+            if was_begun and not checkpoint.list_steps(run_dir):
+                warn(
+                    "the run stopped before its first checkpoint and starts again at step 1; "
+                    f"checkpoints are written every {config.eval_every} steps (--eval-every)"
+                )
         barrier("opened")
         yield _restore(spec, run_dir, like, warn)
 

@@ -24,7 +24,7 @@ from minigpt.training import (
     Evaluation,
     build_abstract_train_functions,
     evaluate_text,
-    has_overfitted,
+    is_past_its_best,
 )
 
 ROWS = 16  # samples that are drawn at the same time
@@ -280,7 +280,7 @@ def load(run_dir: str | Path, checkpoint: Checkpoint | None = None) -> LoadedMod
     Args:
       run_dir: directory of a run of `minigpt train` or `minigpt finetune`.
       checkpoint: "last", "best" (the lowest validation loss), or a step. None: the best if the run
-        reported overfitting, otherwise the last.
+        reported overfitting or stopped early, otherwise the last.
 
     Raises:
       ValueError: there is no run, or no such checkpoint, or it is damaged.
@@ -340,6 +340,7 @@ def choose_step(run_dir: Path, config: Config, checkpoint: Checkpoint | None) ->
         raise ValueError(
             f"checkpoint={checkpoint!r} is not allowed: it must be 'best', 'last' or a step."
         )
-    if checkpoint == "last" or not (checkpoint or has_overfitted(read_metrics(run_dir), config)):
-        return None
-    return checkpoints.best_step(run_dir)
+    takes_best = checkpoint == "best"
+    if checkpoint is None:
+        takes_best = is_past_its_best(read_metrics(run_dir), config)
+    return checkpoints.best_step(run_dir) if takes_best else None

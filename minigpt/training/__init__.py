@@ -4,7 +4,7 @@ from minigpt.training.dropout_schedule import scheduled_rates
 from minigpt.training.evaluate import Evaluation, estimate_loss, evaluate_answers, evaluate_text
 from minigpt.training.finetune import finetune_defaults
 from minigpt.training.optimizer import build_optimizer, learning_rate_schedule
-from minigpt.training.overfitting import has_overfitted
+from minigpt.training.overfitting import is_past_its_best
 from minigpt.training.plan import TrainPlan, plan_training
 from minigpt.training.run_choice import claim_run_dir
 from minigpt.training.start import TrainedRun, start_training

@@ -135,7 +135,8 @@ def print_early_stop(context: TrainContext, records: list[dict[str, Any]]) -> No
     context.console.print(
         f"early stopping at step {records[-1]['step']} of {context.config.steps}: the last "
         f"{context.config.patience} validations (--patience) have not lowered the validation loss. "
-        f"The best checkpoint is that of step {best['step']}, with {best['val_loss']:.4f}"
+        f"The best checkpoint is that of step {best['step']}, with {best['val_loss']:.4f}; "
+        "minigpt sample takes it"
     )
 
 

@@ -65,7 +65,7 @@ def describe_dropout(config: Config) -> str:
     dropout = config.model.dropout
     sites = {name: rate for name, rate in dropout.rates.items() if rate}
     if not sites:
-        return "none (set it with --dropout 0.2)"
+        return "none (--dropout sets a rate)"
     parts = [str(sites)]
     if dropout.over_depth == "linear":
         parts.append("growing from 0 over the blocks")

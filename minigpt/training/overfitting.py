@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from minigpt.config import Config
-from minigpt.training.early_stopping import is_finished
+from minigpt.training.early_stopping import is_finished, is_out_of_patience
 
 # Remedies for overfitting, the best first, as measured in docs/claims.md: data_size for the first,
 # gpt_overfitting and gpt_rates for the next two, interactions for the others.
@@ -35,7 +35,7 @@ REMEDIES = (
     "label smoothing (--label-smoothing 0.1)",
     "more weight decay (--optim.weight-decay)",
 )
-ADVICE = f" Remedies, the most effective first (docs/claims.md): {'; '.join(REMEDIES)}."
+ADVICE = f" Remedies, the most effective first: {'; '.join(REMEDIES)}."
 IN_A_ROW = 3
 STANDARD_ERRORS = 3
 
@@ -64,10 +64,11 @@ def noise(loss: float, config: Config, tokens: int | None = None) -> float:
     return STANDARD_ERRORS * loss * math.sqrt(2 / tokens)
 
 
-def has_overfitted(records: list[dict[str, Any]], config: Config) -> bool:
-    """Whether a run with these records has reported overfitting."""
+def is_past_its_best(records: list[dict[str, Any]], config: Config) -> bool:
+    """Whether a run has reported overfitting, or stopped as its validations no longer improved."""
     validations = [record for record in records if "val_loss" in record]
-    return any(_overfitting_messages(validations, config))
+    has_overfitted = any(_overfitting_messages(validations, config))
+    return has_overfitted or is_out_of_patience(config, records)
 
 
 def _overfitting_messages(

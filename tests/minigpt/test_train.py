@@ -1,6 +1,7 @@
 """`minigpt.train`: the command, from Python."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 
@@ -38,3 +39,17 @@ def test_a_stopped_call_is_resumed_by_the_same_call(tmp_path, monkeypatch, capsy
     assert whole.is_finished
     with pytest.raises(ValueError, match="resume='always' is not allowed"):
         minigpt.train(config, resume="always")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_before_its_first_checkpoint_says_that_it_starts_again(
+    tmp_path, capsys
+):
+    (tmp_path / "text.txt").write_text(TEXT)
+    config = dataclasses.replace(CONFIG, data=tmp_path / "text.txt", run_dir=tmp_path / "out")  # pyright: ignore[reportArgumentType]
+    minigpt.train(config)
+    assert "starts again" not in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "out" / "checkpoints")
+    minigpt.train(config)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "starts again at step 1; checkpoints are written every 2 steps (--eval-every)" in text

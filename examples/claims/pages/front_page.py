@@ -25,7 +25,7 @@ INTRODUCTION = """\
 Papers, courses and documentation make claims about dropout. Here an experiment tests each claim: a
 script trains with several independent seeds and computes means with 95 % intervals of Student's t.
 Code decides the verdict from the intervals. A claim *holds* if the whole interval of its difference
-has the claimed sign. It *does not hold* if the interval contains 0. A claim that two methods are
+has the claimed sign. It *does not hold* otherwise. A claim that two methods are
 equally good holds if the whole interval is within a margin that the claim names. All verdicts are
 about the data used here, which are small. `make claims` runs every experiment and writes these
 pages; it downloads nothing.

@@ -156,7 +156,7 @@ def test_the_checkpoint_is_named_and_the_best_one_is_taken_after_overfitting(
     monkeypatch.setattr(checkpoint, "best_step", lambda run_dir: 1)
     for words, part in (
         ((), "step 1, "),
-        ((), "the run overfitted; --checkpoint last takes step 4"),
+        ((), "later validations are worse; --checkpoint last takes step 4"),
         (("--checkpoint", "last"), "step 4, "),
         (("--checkpoint", "best"), "step 1, "),
         (("--checkpoint", "2"), "step 2, "),

@@ -29,6 +29,14 @@ def test_an_unknown_character_is_named_with_its_place(unknown):
         build_tokenizer("char", "hello").encode("he" + unknown)
 
 
+def test_all_unknown_characters_are_listed_up_to_twenty():
+    tokenizer = build_tokenizer("char", "hello")
+    with pytest.raises(ValueError, match=r"in all these: '!12'\. Remove"):
+        tokenizer.encode("2 1!2".replace(" ", "e"))
+    with pytest.raises(ValueError, match=r"'ABCDEFGHIJKLMNOPQRST' and 6 more"):
+        tokenizer.encode("ZYXWVUTSRQPONMLKJIHGFEDCBA")
+
+
 def test_more_characters_than_ids_are_refused():
     most = [chr(code) for code in range(0x10000 + 0x800) if not 0xD800 <= code < 0xE000]
     text = "".join(most)

@@ -15,7 +15,7 @@ from tiny import CONFIG
 from minigpt.config import Config, DropoutConfig, ModelConfig, OptimConfig
 from minigpt.run import metrics
 from minigpt.training import trainer
-from minigpt.training.overfitting import REMEDIES, diagnose, noise
+from minigpt.training.overfitting import REMEDIES, diagnose, is_past_its_best, noise
 
 DEFAULT = Config()  # of 15,360 tokens a validation: noise is 0.034 of the loss
 DROPPING = dataclasses.replace(DEFAULT, model=ModelConfig(dropout=DropoutConfig.uniform(0.1)))
@@ -57,7 +57,7 @@ def test_turning_is_named_at_the_third_validation_above_the_best():
         "by 0.400",
     ):
         assert part in text
-    assert "docs/claims.md" in text
+    assert "Remedies, the most effective first: more text" in text
     positions = [text.index(remedy) for remedy in REMEDIES]
     assert positions == sorted(positions)
 
@@ -159,6 +159,17 @@ def test_the_end_may_be_by_patience():
     patient = dataclasses.replace(DROPPING, patience=2)
     assert reported_at(messages_after(losses, patient)) == [3]
     assert reported_at(messages_after(losses, DROPPING)) == []
+
+
+@pytest.mark.parametrize(("patience", "is_past"), [(None, False), (2, True), (3, False)])
+def test_a_run_that_stopped_early_is_past_its_best(patience, is_past):
+    """Two validations in a row above the best one, too little for a message on overfitting."""
+    losses = [(2.0, 2.2), (1.9, 2.1), (1.8, 2.12), (1.7, 2.13)]
+    records = [
+        {"step": at, "train_eval_loss": train, "val_loss": validation}
+        for at, (train, validation) in enumerate(losses, 1)
+    ]
+    assert is_past_its_best(records, dataclasses.replace(DEFAULT, patience=patience)) == is_past
 
 
 # A real run.
