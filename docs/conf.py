@@ -1,6 +1,7 @@
 """Settings of the site: `make docs` builds it with Sphinx, warnings as errors."""
 
 import inspect
+import pathlib
 import posixpath
 import re
 
@@ -24,7 +25,7 @@ html_theme = "sphinx_book_theme"
 html_title = "dropout_jax and minigpt"
 html_show_sourcelink = False
 html_static_path = ["_static"]
-html_css_files = ["narrow.css"]
+html_css_files = ["narrow.css", "icons.css"]
 html_copy_source = False
 suppress_warnings = ["misc.highlighting_failure"]  # shell commands of several lines in notebooks
 SOURCE = "https://github.com/dropout-jax/dropout-jax/blob/main/"
@@ -54,8 +55,16 @@ def show_constructor(app, what, name, obj, options, signature, return_annotation
     return signature, return_annotation
 
 
+def empty_icon_script(app, exception):
+    """Spare each page 1.5 MB: icons.css has the icons."""
+    script = pathlib.Path(app.outdir, "_static", "scripts", "fontawesome.js")
+    if script.exists():
+        script.write_text("")
+
+
 def setup(app):
     """Let Sphinx call the functions above."""
     app.connect("autodoc-process-signature", show_constructor)
+    app.connect("build-finished", empty_icon_script)
     app.connect("source-read", link_to_source)
     app.connect("include-read", link_root_to_source)
