@@ -54,7 +54,8 @@ class Tokenizer:
             raise ValueError(
                 f"text has {text[first]!r} at position {offset + first}, a character that the "
                 f"tokenizer does not know; in all these: {_list_characters(text, unknown)}. Remove "
-                "them, or train the run again with --tokenizer byte, which knows every character."
+                "them, or train again with minigpt train --tokenizer byte, which knows every "
+                "character."
             )
         return ids.astype(np.uint16)
 
