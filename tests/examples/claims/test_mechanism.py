@@ -260,5 +260,6 @@ def test_the_mask_removes_units():
 @pytest.mark.parametrize(("low", "high", "near"), [(-0.009, 0.009, True), (-0.003, 0.027, False)])
 def test_as_good_asks_for_a_whole_interval_within_a_point(low, high, near):
     """A wide interval that contains 0 is not enough for "as good"."""
-    interval = load("common.claim").Interval((low + high) / 2, low, high)
-    assert load("sub_networks").within_one_point(interval) == near
+    claim = load("common.claim")
+    interval = claim.Interval((low + high) / 2, low, high)
+    assert claim.is_between(interval, load("sub_networks").ONE_POINT) == near
