@@ -12,7 +12,7 @@ train: .venv/train
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/minigpt train --dropout 0.1
 
 # For every change: minutes, and no promise without a test. XLA's older code generator compiles in
-# two thirds of the time, where jaxlib still has it (tests/conftest.py); what `make test-all` adds
+# two thirds of the time, where jaxlib still has it (tests/fast_compilation.py); what `make test-all` adds
 # runs with the one that users have.
 test: export OLDER_CODE_GENERATOR := 1
 test: .venv/dev

@@ -101,7 +101,7 @@ def plot(rows, base, path):
         if mine[0]["temporary_bytes"]:
             megabytes = [row["temporary_bytes"] / 1e6 for row in mine]
             right.plot(measured, megabytes, "o", **style)
-    left.set_title("time, torch flash = 1", fontsize=16)
+    left.set_title(f"time, {base.partition(',')[0]} = 1", fontsize=16)
     right.set_title("temporaries, MB", fontsize=16)
     for axes in (left, right):
         axes.set(xscale="log", yscale="log")
