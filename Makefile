@@ -72,8 +72,8 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/bench_audit.py $(FULL)
 
 # Compiles for TPUs and an H100 that are not there; writes docs/accelerators.md. FULL=--full compiles
-# the large programs, for hours, and goes on where it was stopped. Both environments have the
-# versions of pins.txt.
+# every program, for hours, and goes on where it was stopped. Both environments have the versions of
+# pins.txt.
 ACCELERATORS := benchmarks/accelerators
 accelerators: .venv-tpu/ready .venv-cuda/ready
 	$(PYTHON) $(ACCELERATORS)/run.py $(FULL)

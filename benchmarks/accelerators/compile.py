@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("chips", nargs="+")
     parser.add_argument("--only", default="", help="programs whose kind and name start so")
-    parser.add_argument("--full", action="store_true", help="the large programs too")
+    parser.add_argument("--full", action="store_true", help="every program")
     parser.add_argument("--first", type=int, default=0, help="how many programs to pass over")
     parser.add_argument("--count", type=int, help="how many programs to compile then")
     parser.add_argument("--list", action="store_true", help="print the programs, compile nothing")

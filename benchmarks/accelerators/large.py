@@ -1,4 +1,4 @@
-"""Compile the large programs, one process each, and save each row at once: it takes hours.
+"""Compile what --full adds, one process each, and save each row at once: it takes hours.
 
 A row that is there already is kept, so the same command goes on where it was stopped.
 """

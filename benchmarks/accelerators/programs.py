@@ -31,23 +31,27 @@ MESH_BATCH = 16
 
 def programs(chip: Chip, *, full: bool) -> Iterator[Program]:
     """All programs for a chip; the short form is a part of them."""
-    every = full or chip.compiles_everything
-    yield from _ops(chip, every=every, dtypes=("bfloat16", "float32") if full else ("bfloat16",))
-    if chip.compiles_everything:
+    yield from _ops(chip, full=full)
+    if chip.in_depth:
         yield from dropout_programs(chip, full=full)
     yield from attention_programs(chip, full=full)
     yield from _small_steps(chip, full=full)
     yield from _preset_steps(chip, full=full)
-    yield from _generation(chip, large=full or not chip.is_tpu)
+    yield from _generation(chip, full=full)
 
 
-def _ops(chip: Chip, *, every: bool, dtypes: tuple[str, ...]) -> Iterator[Program]:
+def _ops(chip: Chip, *, full: bool) -> Iterator[Program]:
+    """Every op; the short form takes one of each family, and every op for a v5e only.
+
+    XLA:GPU compiles an op in three times the seconds of XLA:TPU.
+    """
     device = chip.topology(1).devices[0]
+    every = full or (chip.in_depth and chip.is_tpu)
     for op in OPS:
         if not every and str(op) not in FAMILIES:
             continue
         dims = min(3, max(len(shape) for shape in op.shapes))
-        for dtype in dtypes:
+        for dtype in ("bfloat16", "float32") if full else ("bfloat16",):
             x = abstract_array(device, {2: (1024, 768), 3: (8, 128, 768)}[dims], dtype)
 
             def lower(op: Any = op, x: Any = x) -> jax.stages.Lowered:
@@ -65,25 +69,28 @@ def _ops(chip: Chip, *, every: bool, dtypes: tuple[str, ...]) -> Iterator[Progra
 def _small_steps(chip: Chip, *, full: bool) -> Iterator[Program]:
     """The small preset on one device and on meshes, with dropout and without.
 
-    The short form takes meshes on a v5e only: XLA's partitioner is the same for all kinds.
+    The short form takes a layer or two, and a mesh on a v5e only: XLA's partitioner is the same for
+    all kinds.
     """
-    settings: dict[str, Any] = {} if full else {"n_layer": 2}
-    bound = 64 if full else 32
-    if full or not chip.compiles_everything:
-        yield _step(chip, SMALL, "data=1", RATE, batch_size=12, bound_mib=bound, **settings)
-    for mesh in MESHES if full else MESHES[2:] if chip.name == "v5e" else ():
+    if not full and chip.in_depth:
+        for rate in (0.0, RATE) if chip.is_tpu else ():
+            group = f"{SMALL} {MESHES[-1]}"
+            yield _step(chip, SMALL, MESHES[-1], rate, bound_mib=32, group=group, n_layer=2)
+        return
+    settings: dict[str, Any] = {"bound_mib": 64} if full else {"bound_mib": 32, "n_layer": 1}
+    yield _step(chip, SMALL, "data=1", RATE, batch_size=12, **settings)
+    for mesh in MESHES if full else ():
         for rate in (0.0, RATE):
-            group = f"{SMALL} {mesh}"
-            yield _step(chip, SMALL, mesh, rate, bound_mib=bound, group=group, **settings)
+            yield _step(chip, SMALL, mesh, rate, bound_mib=64, group=f"{SMALL} {mesh}")
 
 
 def _preset_steps(chip: Chip, *, full: bool) -> Iterator[Program]:
     """The other presets in bfloat16, the layers in a scan.
 
-    The short form takes two layers of gpt2, with the attention kernel.
+    The short form takes two layers of gpt2 with the attention kernel, on an H100.
     """
     settings: dict[str, Any] = {"dtype": "bfloat16", "scan_layers": True}
-    if full or chip.compiles_everything:
+    if full or not chip.is_tpu:
         yield from _kernel_steps(chip, full=full, **settings, n_layer=2)
     if not full:
         return
@@ -96,12 +103,9 @@ def _preset_steps(chip: Chip, *, full: bool) -> Iterator[Program]:
 
 
 def _kernel_steps(chip: Chip, *, full: bool, **settings: Any) -> Iterator[Program]:
-    """The step with the attention kernel, on one device and on all axes of a mesh.
-
-    One v5e takes 35 s to compile, and is left to the full form.
-    """
+    """The step with the attention kernel, on all axes of a mesh and, with --full, on one device."""
     settings |= {"attention": "kernel", "bound_mib": 7000}
-    if full or not chip.is_tpu:
+    if full:
         yield _step(chip, "gpt2", "data=1", RATE, batch_size=12, **settings)
     for rate in (0.0, RATE):
         group = f"gpt2, kernel, {MESHES[-1]}"
@@ -147,7 +151,8 @@ def _step(
 
     if mesh not in ("data=1", "tensor=4"):  # these do not shard the rows
         bound_mib *= 0.45
-    layers = f"{model.n_layer} layers{' in a scan' if model.scan_layers else ''}, {model.dtype}"
+    layers = f"{model.n_layer} layer{'s' * (model.n_layer > 1)}"
+    layers += f"{' in a scan' if model.scan_layers else ''}, {model.dtype}"
     name = f"{preset}, {layers}, batch {batch_size}, {mesh}, rate {rate}"
     name += f", {attention} attention" if attention else ""
     kernels = 3 if attention == "kernel" else 0
@@ -162,9 +167,9 @@ def _choose_attention(implementation: str | None) -> Iterator[None]:
     os.environ.pop(ENVIRONMENT, None)
 
 
-def _generation(chip: Chip, *, large: bool) -> Iterator[Program]:
+def _generation(chip: Chip, *, full: bool) -> Iterator[Program]:
     """One token of generation: the logits of a window; and some tokens for 16 rows at a time."""
-    for preset in ("shakespeare-char-cpu", "gpt2") if large else ("shakespeare-char-cpu",):
+    for preset in (SMALL, "gpt2") if full else (SMALL,):
         config = PRESETS[preset]
         model = dataclasses.replace(config.model, scan_layers=True)
         config = dataclasses.replace(config, model=model, mesh="data=1")

@@ -19,9 +19,9 @@ Three words on this page have one meaning each.
 - **Simulated**: an interpreter ran the program as the device would, on a CPU.
 - **Run**: a device ran it. Only these figures are measurements.
 
-`make accelerators` compiles everything and writes this page and
-[its JSON](../benchmarks/results/accelerators.json). The versions are those of
-`benchmarks/accelerators/pins.txt`. `make accelerators FULL=--full` compiles the large programs.
+`make accelerators` compiles a selection in less than five minutes of CPU, and writes this page and
+[its JSON](../benchmarks/results/accelerators.json). `make accelerators FULL=--full` compiles
+everything. The versions are those of `benchmarks/accelerators/pins.txt`.
 
 It fails if
 
@@ -53,8 +53,8 @@ causal. A step is one of training. To compile one row of a table alone, give its
 """
 
 LARGE = """\
-`make accelerators FULL=--full` compiles these for hours and goes on where it was stopped; the rows
-so far are of commits {commits}. Add `--full` to the command of a row.
+`make accelerators FULL=--full` compiles these in some hours and goes on where it was stopped; the
+rows so far are of commits {commits}. Add `--full` to the command of a row.
 """
 
 SIMULATED = """\
@@ -100,7 +100,7 @@ def render(rows: list[Row], large: list[Row], results: Path) -> str:
         *_device_sections(rows),
     ]
     if large:
-        parts += [f"## Compiled, large programs\n\n{LARGE.format(commits=commits)}"]
+        parts += [f"## Compiled with --full\n\n{LARGE.format(commits=commits)}"]
         parts += _device_sections(large)
     return "\n".join(parts)
 

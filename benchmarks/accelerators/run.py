@@ -23,7 +23,7 @@ CHIPS = {".venv-tpu": ("v4", "v5e", "v5p", "v6e"), ".venv-cuda": ("h100",)}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--full", action="store_true", help="the large programs, for hours")
+    parser.add_argument("--full", action="store_true", help="every program, for hours")
     parser.add_argument("--only", default="", help="programs that start so")
     settings = parser.parse_args()
     if settings.full:

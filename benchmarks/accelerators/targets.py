@@ -19,8 +19,8 @@ class Chip:
     name: str
     venv: str
     topologies: dict[int, str]
-    compiles_everything: bool = False
-    """whether the short form compiles every op for it, and not one of each family"""
+    in_depth: bool = False
+    """whether the short form compiles more for it than a few programs of each kind"""
 
     @property
     def is_tpu(self) -> bool:
