@@ -116,7 +116,7 @@ def check_mask(
     """Return a bool array that broadcasts to `shape`, the shape of `of`, without changing it."""
     allowed = f"a bool array that broadcasts to {of}"
     if not isinstance(value, np.ndarray | np.generic | jax.Array) or value.dtype != bool:
-        fail(TypeError, name, value, allowed, f"Convert it: {name} != 0.")
+        fail(TypeError, name, value, allowed, f"Convert it: jnp.asarray({name}) != 0.")
     if not _broadcasts(value.shape, shape):
         fail(
             ValueError,

@@ -179,15 +179,14 @@ def auroc(scores: ArrayLike, positive: ArrayLike) -> Float[Array, ""]:
       0.75
     """
     scores = _validation.check_real_array(scores, "scores")
-    positive = _validation.check_mask(positive, scores.shape, "positive")
-    if positive.shape != scores.shape or scores.ndim != 1:
-        _validation.fail(
-            ValueError,
-            "positive.shape",
-            tuple(positive.shape),
-            f"one axis, that of scores, {tuple(scores.shape)}",
-            "Flatten both: scores.ravel(), positive.ravel().",
-        )
+    if scores.ndim != 1:
+        remedy = "Flatten both: scores.ravel(), positive.ravel()."
+        _validation.fail(ValueError, "scores.shape", tuple(scores.shape), "one axis", remedy)
+    positive = _validation.check_mask(positive, scores.shape, "positive", of="the shape of scores")
+    if positive.shape != scores.shape:
+        allowed = f"that of scores, {tuple(scores.shape)}"
+        remedy = "Pass one bool for each score."
+        _validation.fail(ValueError, "positive.shape", tuple(positive.shape), allowed, remedy)
     scores = ops.widen(scores)  # the narrowest dtypes have no infinity
     if jax.export.is_symbolic_dim(scores.shape[0]):  # JAX has no cumulative sum of such a size
         remedy = "Export for a fixed number of examples."

@@ -423,10 +423,10 @@ def _measure_training(attention, rate, batch_size=16, steps=8):
 
 def run_benches():
     """The scripts of `make bench` that compare libraries; they write their own results."""
-    for name in ("bench_dropout", "bench_catalogue", "bench_attention", "bench_train_step"):
-        script = RESULTS.parent / f"{name}.py"
+    for name in ("dropout", "catalogue", "attention", "encoder", "train_step", "generate"):
+        script = RESULTS.parent / f"bench_{name}.py"
         code = subprocess.run([sys.executable, script], check=False).returncode
-        yield {"what": name, "figure": code, "unit": "exit code"}
+        yield {"what": script.stem, "figure": code, "unit": "exit code"}
 
 
 CHECKS = {

@@ -410,7 +410,8 @@ class Config:
     eval_batches: int = 20
     """batches per validation, spread evenly over the text"""
     patience: int | None = None
-    """stop after this many validations without a lower loss; None: train to the last step"""
+    """stop after this many validations without a lower loss, counted anew after --extend; None:
+    train to the last step"""
     tensorboard: bool = False
     """also write the metrics for TensorBoard, to the run directory"""
     wandb: bool = False

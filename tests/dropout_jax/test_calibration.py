@@ -147,6 +147,22 @@ def test_scores_run_under_jit():
         )
 
 
+SCORES, POSITIVE = np.ones(3, np.float32), np.ones(3, bool)
+WRONG_GROUPS = {
+    "scores of two axes": (SCORES[:, None], POSITIVE, r"scores\.shape=\(3, 1\).*one axis.*ravel"),
+    "too many": (SCORES, np.ones(4, bool), r"positive\.shape=\(4,\).*the shape of scores, \(3,\)"),
+    "one for all": (SCORES, POSITIVE[:1], r"positive\.shape=\(1,\).*that of scores, \(3,\)"),
+    "not bool": (SCORES, SCORES, r"positive=.*the shape of scores.*jnp\.asarray\(positive\) != 0"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_GROUPS)
+def test_an_error_of_auroc_names_the_argument(case, without_type_checker):
+    scores, positive, message = WRONG_GROUPS[case]
+    with pytest.raises((ValueError, TypeError), match=f"(?s){message}"):
+        calibration.auroc(scores, positive)
+
+
 def test_nan_and_excluded_classes_are_not_quiet():
     scores = np.array([np.nan, 0.1, 0.2], np.float32)
     assert jnp.isnan(calibration.auroc(scores, np.array([True, False, False])))
