@@ -395,13 +395,11 @@ ATTENTION = {
     "no length": {"key_value_seq_lengths": np.array([0, 5], np.uint8)},
     "no query": {"query_seq_lengths": np.array([9, 0], np.int8)},
 }
-FAST_ATTENTION = ("window of 1", "a row excluded by the bias", "no length")
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in FAST_ATTENTION else slow(name) for name in ATTENTION]
-)
-@pytest.mark.parametrize("implementation", [slow("naive"), "blockwise"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ATTENTION)
+@pytest.mark.parametrize("implementation", ["naive", "blockwise"])
 def test_attention_at_the_edges_is_the_oracles(name, implementation):
     options = ATTENTION[name]
     q, k, v = sample((3, 2, 9, 2, 4))

@@ -18,7 +18,7 @@ CELLS = [
     for mode, (_, has_mode) in modes.MODES.items()
     if has_mode(case)
 ]
-EVERY_NTH = 120
+EVERY_NTH = 240
 
 
 @pytest.mark.parametrize(

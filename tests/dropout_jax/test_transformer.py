@@ -259,7 +259,8 @@ def test_the_feed_forward_network(activation):
     np.testing.assert_allclose(out, hidden @ block.mlp_out.kernel[...], atol=1e-5)
 
 
-@pytest.mark.parametrize("pieces", [slow((1,) * 6), (4, 2)], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("pieces", [(1,) * 6, (4, 2)], ids=str)
 def test_a_decoder_with_caches_gives_the_same_in_pieces(pieces):
     decoder = Decoder(2, FEATURES, HEADS, num_kv_heads=2, rates=0.5, rngs=nnx.Rngs(0))
     decoder.eval()
@@ -315,6 +316,7 @@ def test_a_model_without_a_stream_takes_keys(key):
         encoder(x)
 
 
+@pytest.mark.slow
 def test_it_compiles_under_nnx_jit_and_grad():
     encoder = Encoder(2, FEATURES, HEADS, rates=0.5, rngs=nnx.Rngs(0))
     x = jnp.asarray(normal((1, 4, FEATURES), "float32"))

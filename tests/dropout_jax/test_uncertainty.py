@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from compiled import temporary_bytes
 from op_registry import sample
 from scipy import special, stats
@@ -28,6 +29,7 @@ def test_samples_are_passes_with_folded_keys_and_one_compilation(key):
         assert got["n"].shape == (10,)
 
 
+@pytest.mark.slow
 def test_chunks_bound_the_memory(key):
     x = jnp.ones((64, 1024))
 

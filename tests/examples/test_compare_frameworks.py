@@ -135,6 +135,7 @@ def test_a_wrong_scale_and_a_wrong_share_are_detected():
     assert "**!**" in "".join(shares.rows[0])
 
 
+@pytest.mark.slow
 def test_rounding_alone_is_distinguished_from_a_deviation():
     """bfloat16 lacks alpha's dropped value: 2^22 elements show it, and one rounding explains it."""
     import framework_tables

@@ -49,6 +49,7 @@ def make_model(recurrent, kind, rate=0.5):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "layer"), [("naive", Dropout), ("locked", LockedDropout)])
 def test_the_masks_of_a_site(kind, layer, recurrent, ids, key, monkeypatch):
     """Locked: one mask for all steps, another for each row and site; naive: one for each step."""

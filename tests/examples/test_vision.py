@@ -35,6 +35,7 @@ def images(vision):
     return vision.data.load_all_mnist()[0][::800]
 
 
+@pytest.mark.slow
 def test_strength_zero_changes_nothing(vision, images, key):
     np.testing.assert_array_equal(vision.rand_augment(images, 0.0, key=key), images)
 
@@ -88,6 +89,7 @@ def test_patches_are_squares_row_by_row(vision, images):
     np.testing.assert_array_equal(patches[2, 1, 3], images[2, 7:14, 21:28])
 
 
+@pytest.mark.slow
 def test_the_rate_is_dropouts_and_drop_paths_grows_over_depth(vision, images, key):
     model = vision.ViT(2, 0.5, rngs=nnx.Rngs(params=key))
     blocks = model.encoder.blocks

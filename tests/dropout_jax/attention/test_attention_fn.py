@@ -49,6 +49,7 @@ def test_layers_drop_what_the_function_drops(broadcast, key):
     np.testing.assert_allclose(by_weights, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradient_is_that_with_all_weights(key):
     def total(query, **options):
         return (attention_fn(query, KEY, VALUE, None, None, False, key, 0.3, **options) ** 2).sum()

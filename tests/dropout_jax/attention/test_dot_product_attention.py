@@ -469,10 +469,11 @@ def test_same_under_jit_scan_and_remat(implementation, key):
         np.testing.assert_allclose(y, truth, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @LONG_ON_THE_KERNEL
-@pytest.mark.parametrize("kind", [AxisType.Auto, slow(AxisType.Explicit)], ids=str)
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize(
-    "spec", [slow(("data", None, None)), slow((None, None, "data")), ("data", None, "tensor")]
+    "spec", [("data", None, None), (None, None, "data"), ("data", None, "tensor")]
 )
 def test_sharded_batch_and_heads(spec, kind, implementation, key):
     case = Case("sharded", batch=8, heads=8, key_heads=8, options=CAUSAL)

@@ -206,6 +206,7 @@ def test_every_kernel_drops_the_weights_of_keep_mask(shape, key):
     np.testing.assert_array_equal(d_weights.transpose(0, 2, 1, 3) > 0.5, mask)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_at_most_twice_as_far_from_float32_as_the_naive_form(key):
     case = Case("bfloat16", heads=1, key_heads=1)
     arrays = case.arrays(jnp.bfloat16)

@@ -25,6 +25,7 @@ def test_noise_is_the_oracles(shape, key):
     np.testing.assert_allclose(noise.draw_normal(key, shape), expected, rtol=0, atol=5e-5)
 
 
+@pytest.mark.slow
 def test_noise_has_its_distribution(key):
     """Kolmogorov and Smirnov over 1e6 draws, p above that of |z| = 4.9."""
     limit = 2 * stats.norm.sf(4.9)

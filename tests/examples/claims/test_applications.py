@@ -71,6 +71,7 @@ def log_probabilities(model, source, target):
     return jax.nn.log_softmax(model(source, target))
 
 
+@pytest.mark.slow
 def test_a_beam_of_one_is_greedy_and_scores_are_the_models(seq2seq):
     """The search has caches that follow their beams; the model sees each target as a whole."""
     model, source = make_model(seq2seq), jnp.asarray(seq2seq.make_sets(1, 3, 0)["train"][0])
@@ -89,6 +90,7 @@ def test_a_beam_of_one_is_greedy_and_scores_are_the_models(seq2seq):
             np.testing.assert_array_equal(flat, greedy)
 
 
+@pytest.mark.slow
 def test_a_wider_beam_is_never_worse_on_two_characters_and_the_widest_finds_the_best(
     seq2seq, monkeypatch
 ):
@@ -114,6 +116,7 @@ def test_seq2seq(tmp_path):
         assert len(cells) == 2 * len(load("seq2seq").SETTINGS)
 
 
+@pytest.mark.slow
 def test_bert_masks_15_percent_80_10_10(masked_lm, key):
     """4,000 words: standard deviations of 25 and 19, bounds at 4.9 of them."""
     ids = jnp.asarray(np.random.default_rng(0).integers(2, masked_lm.WORDS, (400, 64)))
@@ -130,6 +133,7 @@ def test_bert_masks_15_percent_80_10_10(masked_lm, key):
     assert len(set(others.tolist())) > 300
 
 
+@pytest.mark.slow
 def test_the_loss_is_of_the_chosen_words_only(masked_lm, key):
     """Another word at a position that is not chosen is another input, but not another label."""
     model = masked_lm.MaskedLM(1, 8, 0.0, 0.0, nnx.Rngs(params=0))

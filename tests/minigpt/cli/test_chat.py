@@ -157,6 +157,7 @@ def test_in_a_terminal(runs, asked, capsys, monkeypatch):
     assert "> " in err  # standard output is no terminal
 
 
+@pytest.mark.slow
 def test_the_answers_are_those_of_the_model(runs, capsys, monkeypatch):
     """Also of a folder of Hugging Face, and each line alone after /reset."""
     words = ("--temperature", 0, "--tokens", 6)

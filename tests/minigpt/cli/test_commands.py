@@ -477,6 +477,7 @@ command.run_as_process()
 """
 
 
+@pytest.mark.slow
 def test_an_interrupt_that_a_callback_swallows_still_ends_the_process():
     command = [sys.executable, "-c", SWALLOWED]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -79,8 +80,14 @@ def generate_uncached(name, prompt, seed, **options):
     return uncached.generate(compiled.logits, params, prompt, seed=seed, **sizes, **options)
 
 
-@pytest.mark.parametrize("name", [name if name in ALWAYS else slow(name) for name in MODELS])
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        case if case[0] == "plain" or case in [(name, {}) for name in ALWAYS] else slow(*case)
+        for case in itertools.product(MODELS, OPTIONS)
+    ],
+    ids=str,
+)
 def test_the_cache_changes_no_token(name, options):
     """Within the block and past it, for rows of different lengths at the same time."""
     rows = generate(name, PROMPTS, SEEDS, **options)
@@ -180,6 +187,7 @@ def test_low_temperature_sharpens():
     assert draw(temperature=0.2).count(0) > draw().count(0) + 50
 
 
+@pytest.mark.slow
 def test_the_seed_decides():
     one, same, other = generate("plain", [PROMPTS[1]] * 3, [1, 1, 2]).tolist()
     assert one == same != other

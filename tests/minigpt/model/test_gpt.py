@@ -43,6 +43,7 @@ def test_modules_hold_parameters_and_no_random_state():
     assert not jax.tree.leaves(rest)
 
 
+@pytest.mark.slow
 def test_initial_weights_are_gpt2s():
     config = dataclasses.replace(MODEL, n_embd=64, n_layer=8)
     model = gpt(config, 500)

@@ -110,6 +110,7 @@ def test_each_rate_changes_training_and_not_evaluation(site, key):
     np.testing.assert_array_equal(dropped(TOKENS, key=None), plain(TOKENS, key=None))
 
 
+@pytest.mark.slow
 def test_no_parameter_is_without_effect():
     """Every array of the model has a gradient; and there is no table of positions, nor a bias."""
     graph, params = nnx.split(gpt())
@@ -171,6 +172,7 @@ def test_another_mask_would_be_noticed():
     assert abs(without[0] / run()[0] - 1) > 1e-4
 
 
+@pytest.mark.slow
 def test_bfloat16(key):
     half = gpt(dataclasses.replace(ALL, dtype="bfloat16"))
     logits = half(TOKENS, key=key)

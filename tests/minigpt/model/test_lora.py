@@ -41,6 +41,7 @@ def split_gpt(config=ADAPTED):
     return nnx.split(GPT(config, 11, rngs=nnx.Rngs(0)))
 
 
+@pytest.mark.slow
 def test_it_begins_as_the_function_of_the_parent_with_the_numbers_of_peft(key):
     wide = dataclasses.replace(ADAPTED, n_embd=64, lora=LoraConfig(16))
     graph, params = split_gpt(wide)
@@ -302,7 +303,8 @@ def assert_close(ours, theirs, tolerance, name=""):
     np.testing.assert_allclose(ours, theirs, 0, tolerance * scale, err_msg=name)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), slow("float64", 1e-12)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-12)])
 def test_forward_and_gradients_equal_those_of_peft(tmp_path, key, dtype, tolerance):
     theirs = make_model(attn_pdrop=0.0, embd_pdrop=0.125, resid_pdrop=0.125)
     run, base = read_huggingface(save_model(tmp_path / "model", theirs))

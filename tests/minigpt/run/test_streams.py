@@ -112,6 +112,7 @@ def test_a_stopped_run_resumes_only_with_the_same_text(folder, capsys, monkeypat
     assert Path(runs, "stream-1.txt").read_text() == TEXT
 
 
+@pytest.mark.slow
 def test_a_run_of_a_file_may_go_on_with_a_stream_of_the_same_text(folder, from_file, capsys):
     Path("text.txt").write_text(TEXT)
     assert run_command(capsys, "train", "--data", "text.txt", "--run-dir", "out", *OPTIONS)[0] == 0

@@ -104,6 +104,7 @@ def test_rates_that_are_set_are_those_of_the_config(key):
 # Training.
 
 
+@pytest.mark.slow
 def test_it_learns_what_can_be_learned_and_keeps_the_best(trained):
     losses = [look["val_loss"] for look in trained.evaluations]
     scores = [look["val_macro_f1"] for look in trained.evaluations]

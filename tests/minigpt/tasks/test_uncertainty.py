@@ -85,6 +85,7 @@ def test_the_numbers_are_those_of_mc_dropout_by_hand(numbers):
             assert uncertainty.surprise[target] == pytest.approx(-float(jnp.log(right)), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_only_the_first_token_has_no_number(numbers):
     _, measure = numbers
     for each in measure():

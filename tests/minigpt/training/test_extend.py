@@ -49,6 +49,7 @@ def folder(extended, tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_it_has_the_new_schedules_from_there_and_says_so(extended):
     config = RunSpec.load(extended / "out").config
     assert (config.steps, config.extended_from) == (18, ((10, 10),))

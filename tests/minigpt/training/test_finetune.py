@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from marks import slow
 from run_helpers import (
     KILL_AND_RESTART,
     assert_one_line_error,
@@ -335,7 +334,8 @@ def stopped_at(step, monkeypatch, capsys):
         assert run_command(capsys, *COMMAND)[0] == 0
 
 
-@pytest.mark.parametrize("what", ["gone", slow("changed")])
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["gone", "changed"])
 def test_a_begun_run_needs_no_parent(folder, capsys, whole, monkeypatch, what):
     stopped_at(2, monkeypatch, capsys)
     shutil.rmtree(folder / "out" / "checkpoints")  # so that it begins again at the parent's weights

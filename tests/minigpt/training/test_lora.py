@@ -128,6 +128,7 @@ def test_the_loss_goes_down_and_the_checkpoints_are_small(made):
     assert len(moments) == 2 * len(of_model)
 
 
+@pytest.mark.slow
 def test_the_frozen_weights_are_stored_once_and_are_the_parents(made):
     copy = arrays_of(made / "out" / "parent")
     assert not any(name.startswith("opt_state") for name in copy)
@@ -189,6 +190,7 @@ def test_monte_carlo_passes_drop_the_input_of_lora_too(made):
 # Exports are merged.
 
 
+@pytest.mark.slow
 def test_the_exported_gpt2_computes_the_same(made, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["export", made / "out", "--format", "huggingface", "--out", "merged"]

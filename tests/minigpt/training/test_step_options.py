@@ -134,6 +134,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
     assert all("bf16" in line for line in products)
 
 
+@pytest.mark.slow
 def test_label_smoothing_by_hand():
     training = build_train_functions(config(), 11)
     logits = np.asarray(training.logits(training.state.params, BATCH.inputs), np.float64)
@@ -151,6 +152,7 @@ def test_label_smoothing_by_hand():
     assert float(np.mean(evaluated)) == pytest.approx(-right.mean(), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_norms_are_measured():
     training = build_train_functions(config(), 11)
     state, measured = training.train_step(training.state, training.put_batch(BATCH), KEY)

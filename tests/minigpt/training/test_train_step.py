@@ -34,6 +34,7 @@ def losses(config, steps, key, data=BATCH):
     return step_losses
 
 
+@pytest.mark.slow
 def test_it_learns_a_batch_by_heart(key):
     config = dataclasses.replace(CONFIG, steps=200, optim=OptimConfig(1e-2, 1e-3, 10))
     step_losses = losses(config, 200, key)

@@ -27,6 +27,7 @@ def train(config, folder):
     return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
 
+@pytest.mark.slow
 def test_it_has_the_records_and_a_resumed_run_goes_on_there(config, tmp_path, monkeypatch):
     wandb = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
