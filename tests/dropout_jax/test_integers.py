@@ -18,8 +18,8 @@ pytestmark = pytest.mark.usefixtures("without_type_checker")
 KEY = jax.random.key(0)
 DTYPES = ["int4", "uint4", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32))]
 WIDE = ["int64", "uint64"]
-# A narrow, a common and a wide one for every change; the others are slow.
-FAST = ("int4", "uint8", "int64")
+# A narrow and a wide one for every change; the others are slow.
+FAST = ("int4", "int64")
 all_dtypes = pytest.mark.parametrize(
     "dtype", [name if name in FAST else slow(name) for name in (*DTYPES, *WIDE)]
 )

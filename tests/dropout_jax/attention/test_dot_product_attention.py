@@ -137,7 +137,7 @@ FAST = {
 }
 FAST_GRADIENTS = {
     "blockwise": ("grouped", "all at once"),
-    "kernel": ("all at once",),
+    "kernel": (),
     TPU_KERNEL: (),
 }
 KERNELS = "kernel", TPU_KERNEL
@@ -530,6 +530,7 @@ def test_rows_and_heads_may_share_their_masks(dims, implementation, key):
     )
 
 
+@pytest.mark.slow
 @FAST_ON_ONE
 def test_shared_masks_of_a_part_of_a_batch(implementation, key):
     arrays = operands(Case("part", batch=4, queries=70))
@@ -617,6 +618,7 @@ def test_lengths_and_windows_may_be_lists_or_arrays():
         np.testing.assert_array_equal(attend(lengths, window), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["naive", "blockwise"])
 def test_every_option_without_rank_promotion(implementation, key):
     arrays = operands(Case("ranks", batch=2, queries=70, keys=70))

@@ -148,7 +148,7 @@ def assert_near(results, expected, bound=1e-5):
 @pytest.mark.parametrize(
     "case",
     [
-        Case("causal, grouped", is_causal=True, heads=4, key_heads=2, keys=140),
+        slow(Case("causal, grouped", is_causal=True, heads=4, key_heads=2, keys=140)),
         slow(Case("plain")),
         slow(Case("more queries than keys, causal", is_causal=True, queries=270, keys=40)),
         slow(Case("window", window=(20, 5), queries=270, keys=270, heads=1, key_heads=1)),

@@ -378,6 +378,7 @@ def test_names_cover_every_parameter(folder):
     assert set(llama_names(run.config.model)) == set(plain_parameters(params))
 
 
+@pytest.mark.slow
 def test_a_shorter_context(folder, tmp_path, capsys):
     """No weight has the size of the context, and the first positions compute the same."""
     words = "import", folder, "--run-dir", tmp_path / "short", "--block-size", 8

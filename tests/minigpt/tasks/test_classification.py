@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from marks import slow
 from tiny import DATA, MODEL, TEXT, with_dropout
 
 from dropout_jax import fold
@@ -46,8 +45,9 @@ def same(one, other):
 # The model.
 
 
-@pytest.mark.parametrize("pool", ["mean", slow("last"), slow("first")])
-@pytest.mark.parametrize("training", [True, slow(False)])
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["mean", "last", "first"])
+@pytest.mark.parametrize("training", [True, False])
 def test_what_padding_holds_changes_nothing_bit_for_bit(pool, training, key):
     config = with_dropout(embed=0.25, attn_weights=0.25, attn_out=0.25, mlp_out=0.25)
     graph, params = nnx.split(Classifier(config, 4, 2, pool, key=key))

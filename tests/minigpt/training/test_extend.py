@@ -6,7 +6,6 @@ import shutil
 
 import jax
 import pytest
-from marks import slow
 from run_helpers import assert_one_line_error, flip_bit, read_files, run_command, stop_after_step
 from tiny import TEXT, outcome
 
@@ -66,6 +65,7 @@ def test_it_has_the_new_schedules_from_there_and_says_so(extended):
         assert record.get("extended_from") == (10 if record["step"] > 10 else None)
 
 
+@pytest.mark.slow
 def test_the_same_command_again_goes_on_and_does_not_extend_again(extended, folder, capsys):
     code, out, error = run_command(capsys, *EXTEND)
     assert (code, error) == (0, "")
@@ -97,7 +97,8 @@ def test_a_damaged_checkpoint_is_made_again_with_the_old_schedules(extended, fol
     assert outcome(folder) == outcome(extended)
 
 
-@pytest.mark.parametrize("step", [slow(4), slow(10), 12])
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [4, 10, 12])
 def test_steps_before_and_after_are_replayed_bit_for_bit(extended, step, monkeypatch):
     monkeypatch.chdir(extended)
     result = replay(extended / "out", step, pytest.fail)

@@ -140,7 +140,8 @@ def test_no_room_for_a_file(runs, folder, capsys, name):
     ends_the_same(capsys, folder, runs[0])
 
 
-@pytest.mark.parametrize("name", ["config.toml", slow("arrays.safetensors")])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["config.toml", "arrays.safetensors"])
 def test_no_room_for_a_run_that_goes_on(stopped, folder, capsys, whole, name):
     before = read_files(stopped)
     del before[stopped / "metrics.jsonl"], before[stopped / "loss.png"]
@@ -168,6 +169,7 @@ def test_no_room_for_a_record(stopped, folder, capsys, whole, monkeypatch):
     ends_the_same(capsys, folder, whole)
 
 
+@pytest.mark.slow
 def test_a_stop_whose_checkpoint_has_no_room_is_no_success(runs, folder, capsys, monkeypatch):
     with limit_file_size(largest_file(runs[1], ARRAYS) - 1), monkeypatch.context() as patch:
         patch.setattr(metrics.MetricsLog, "add", stop_after_step(2, metrics.MetricsLog.add))
@@ -308,6 +310,7 @@ def test_a_folder_in_use(stopped, folder, capsys, whole):
 # The text is missing or another one.
 
 
+@pytest.mark.slow
 def test_a_missing_text(stopped, folder, capsys, whole):
     before = read_files(stopped)
     (folder / "text.txt").rename(folder / "elsewhere.txt")
@@ -400,6 +403,7 @@ def test_what_may_change_changes_no_parameter(stopped, folder, capsys, whole, mo
     assert (config.data, config.log_every, config.patience) == ((folder / "moved.txt",), 3, 9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
@@ -430,7 +434,7 @@ def test_a_damaged_description(stopped, folder, capsys, name, damage, command):
 # Checkpoints are damaged.
 
 
-@pytest.mark.parametrize("name", [ARRAYS, MANIFEST])
+@pytest.mark.parametrize("name", [slow(ARRAYS), MANIFEST])
 def test_a_damaged_newest_checkpoint(stopped, folder, capsys, whole, name):
     flip_bit(stopped / "checkpoints" / "00000006" / name)
     code, printed, err = train(capsys)

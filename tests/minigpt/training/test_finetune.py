@@ -291,6 +291,7 @@ def test_a_parent_without_a_checkpoint(folder, capsys):
     assert not (folder / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_parent(folder, capsys):
     """The newest valid checkpoint is taken, and it is said; there must be one."""
     flip_bit(folder / "parent" / "checkpoints" / "00000012" / ARRAYS)

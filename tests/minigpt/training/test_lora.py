@@ -178,6 +178,7 @@ def test_a_run_is_self_contained(folder, capsys):
         assert max(information[1:]) > 0
 
 
+@pytest.mark.slow
 def test_monte_carlo_passes_drop_the_input_of_lora_too(made):
     model = minigpt.load(made / "out", "last")
     rates = DropoutConfig(lora=0.5)
