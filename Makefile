@@ -27,6 +27,7 @@ torture: .venv/dev
 	$(PYTEST) -m torture
 
 # Breaks each guard on purpose and requires `make test` to notice.
+mutants: export OLDER_CODE_GENERATOR := 1
 mutants: .venv/dev
 	$(BIN)/python tests/repository/mutations.py
 

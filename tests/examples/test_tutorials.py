@@ -22,7 +22,7 @@ NAMES = {
 SMALLER = {
     "finetune_gpt2.ipynb": {
         "STEPS, PRETRAINING_STEPS, CLASSIFIER_STEPS = 1000, 1000, 200": (
-            "STEPS, PRETRAINING_STEPS, CLASSIFIER_STEPS = 20, 20, 2"
+            "STEPS, PRETRAINING_STEPS, CLASSIFIER_STEPS = 2, 2, 2"
         ),
         "RATES = (0.0, 0.2, 0.4)": "RATES = (0.2,)",
         'RATES, ("#D55E00", "#0072B2", "black"), strict=True': 'RATES, ("#D55E00",), strict=True',

@@ -92,7 +92,7 @@ def write_several(folder):
     (folder / "text.txt.gz").write_bytes(gzip.compress(TEXT.encode()))
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_kills_change_nothing_with_several_texts(tmp_path_factory, tmp_path, cache):
     folder = tmp_path_factory.mktemp("undisturbed_several")
     for path in (folder, tmp_path):
@@ -106,7 +106,7 @@ def test_kills_change_nothing_with_several_texts(tmp_path_factory, tmp_path, cac
 CONVERSATIONS = ("--data", "x.jsonl", "--tokenizer", "byte", "--model.block-size", "64")
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_kills_change_nothing_with_conversations(tmp_path_factory, tmp_path, cache):
     folder = tmp_path_factory.mktemp("undisturbed_conversations")
     for path in (folder, tmp_path):
@@ -195,10 +195,13 @@ def test_kills_change_nothing_of_scheduled_rates(tmp_path, cache):
 EXTENDED = ("--dropout-schedule", "late", "--steps", "90", "--extend")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "steps", ["20", "22"]
-)  # the last step is a multiple of --eval-every, or not
+@pytest.mark.parametrize(  # the last step is a multiple of --eval-every, or not
+    "steps",
+    [
+        pytest.param("20", marks=pytest.mark.torture),
+        pytest.param("22", marks=pytest.mark.slow),
+    ],
+)
 def test_kills_change_nothing_of_an_extension(tmp_path, cache, steps):
     """Whatever the instant: before the extension is written, as it is written, and after."""
     undisturbed, killed = (tmp_path / name for name in ("undisturbed", "killed"))

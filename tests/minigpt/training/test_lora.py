@@ -307,8 +307,13 @@ PLANS = [
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("options", [LORA, [*FREEZE, "--dropout-schedule", "curriculum"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(LORA, marks=pytest.mark.slow),
+        pytest.param([*FREEZE, "--dropout-schedule", "curriculum"], marks=pytest.mark.torture),
+    ],
+)
 def test_kills_change_nothing(start, tmp_path_factory, options):
     cache = tmp_path_factory.mktemp("compiled")
     undisturbed = shutil.copytree(start, tmp_path_factory.mktemp("undisturbed") / "x")
