@@ -21,13 +21,14 @@ CELLS = [
 EVERY_NTH = 240
 
 
+def _is_quick(i, case, mode):
+    """For every change: dropout in the modes that compile, and a few cells of the others."""
+    return (case.name == "dropout" and "disable_jit" not in mode) or i % EVERY_NTH == 0
+
+
 @pytest.mark.parametrize(
     ("case", "mode"),
-    [
-        # For every change: dropout in every mode, and a few of the others.
-        cell if cell[0].name == "dropout" or i % EVERY_NTH == 0 else slow(*cell)
-        for i, cell in enumerate(CELLS)
-    ],
+    [cell if _is_quick(i, *cell) else slow(*cell) for i, cell in enumerate(CELLS)],
     ids=str,
 )
 def test_a_cell(case, mode, request):

@@ -72,6 +72,7 @@ def test_the_masks_of_a_site(kind, layer, recurrent, ids, key, monkeypatch):
     assert (calls[1][1] != calls[2][1]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["naive", "zoneout", "embedding", "locked, embedding"])
 def test_without_a_key_nothing_drops_and_a_key_decides_all(kind, recurrent, ids, key):
     """Zoneout evaluates to its expectation, so it differs from none there; the others do not."""

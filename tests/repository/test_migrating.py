@@ -65,6 +65,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("framework", "theirs", "ours", "names"), CASES, ids=[f"{case[0]}: {case[1]}" for case in CASES]
 )

@@ -202,6 +202,7 @@ def test_balanced_weights_weigh_every_class_the_same():
 # Its folder.
 
 
+@pytest.mark.slow
 def test_a_saved_classifier_is_the_same_classifier(trained, tmp_path):
     trained.save(tmp_path)
     loaded = load(tmp_path)

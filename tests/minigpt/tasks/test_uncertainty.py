@@ -330,6 +330,28 @@ def test_the_command_shows_the_text_and_writes_the_page(trained, capsys, tmp_pat
     assert command(capsys, trained / "out", *words, "--seed", "1") != one
 
 
+def assert_mistake(capsys, message, run, *words):
+    with pytest.raises(SystemExit) as stopped:
+        command(capsys, run, *words)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--text", "To be", "--top", "0"), "top=0"),
+        (("--text", "To be", "--html", "."), "html='.' is not allowed: it must be a file"),
+        (("--text", "To be", "--html", "no/u.html"), "mkdir -p no."),
+    ],
+)
+def test_a_mistake_is_one_line_before_a_run_is_read(tmp_path, capsys, words, message):
+    assert_mistake(capsys, message, tmp_path / "nowhere", *words)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -338,25 +360,14 @@ def test_the_command_shows_the_text_and_writes_the_page(trained, capsys, tmp_pat
         (("out", "--text", "To be", "--dropout", "1.5"), "dropout=1.5"),
         (("out", "--text", ""), "text=''"),
         (("out", "--text", "Zürich"), "does not know"),
-        (("nowhere", "--text", "To be", "--top", "0"), "top=0"),
-        (
-            ("nowhere", "--text", "To be", "--html", "."),
-            "html='.' is not allowed: it must be a file",
-        ),
-        (("nowhere", "--text", "To be", "--html", "no/u.html"), "mkdir -p no."),
         (("out", "--text", "To be", "--top", "-1"), "top=-1"),
         (("out",), "--text or --file"),
         (("out", "--text", "To be", "--file", "text.txt"), "--text or --file"),
         (("out", "--file", "missing.txt"), "No such file"),
     ],
 )
-def test_mistakes_are_one_line(trained, capsys, words, message):
-    with pytest.raises(SystemExit) as stopped:
-        command(capsys, trained / words[0], *words[1:])
-    assert stopped.value.code == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert len(error.splitlines()) == 1
+def test_a_mistake_with_a_run_is_one_line(trained, capsys, words, message):
+    assert_mistake(capsys, message, trained / words[0], *words[1:])
 
 
 @pytest.mark.slow
