@@ -300,6 +300,7 @@ def test_padding_has_no_effect():
     np.testing.assert_array_equal(outs[0][IS_TOKEN], outs[1][IS_TOKEN])
 
 
+@pytest.mark.slow
 def test_the_stream_of_a_stack_gives_new_masks_at_each_call():
     encoder = Encoder(1, FEATURES, HEADS, rates=0.5, rngs=nnx.Rngs(0))
     x = jnp.asarray(normal((1, 4, FEATURES), "float32"))

@@ -13,6 +13,7 @@ import dropout_jax as dj
 STACK = special.softmax(sample((20, 30, 5)), axis=-1).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_samples_are_passes_with_folded_keys_and_one_compilation(key):
     x, traces = jnp.ones((3, 4)), []
 

@@ -96,6 +96,7 @@ def test_a_dropped_character_is_out_in_every_row(recurrent, key):
     np.testing.assert_allclose(np.asarray(table)[~dropped], 2 * kept, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_zoneout_draws_for_each_step_and_state(recurrent, ids, key, monkeypatch):
     """A scan of three steps: two keys a step, all different."""
     keys, call = [], Zoneout.__call__

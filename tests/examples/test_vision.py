@@ -68,6 +68,7 @@ def test_each_operation_is_what_its_limit_says(vision, images):
     assert (sharp[image < image.mean()] <= image[image < image.mean()]).all()
 
 
+@pytest.mark.slow
 def test_mixups_labels_sum_to_one(vision, images, key):
     targets = jnp.eye(len(images))
     mixed, labels = vision.mixup(images, targets, 0.2, key=key)

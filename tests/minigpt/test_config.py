@@ -183,6 +183,7 @@ def test_every_field_is_tried():
     assert set(OTHER_VALUES) | elsewhere == {name for name, _ in flatten_config(Config())}
 
 
+@pytest.mark.slow
 def test_the_same_config_gives_the_same_run(base, tmp_path):
     assert outcome(CONFIG, tmp_path / "x") == base
 

@@ -35,6 +35,7 @@ def test_linen_layer_evaluates_as_with_its_own_function():
     np.testing.assert_allclose(y, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broadcast", [False, True])
 def test_layers_drop_what_the_function_drops(broadcast, key):
     y = attention_fn(QUERY, KEY, VALUE, None, None, broadcast, key, 0.3)

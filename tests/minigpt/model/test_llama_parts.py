@@ -85,6 +85,7 @@ def test_rotated_products_depend_on_the_distance_only():
     assert product([5, 5]) == pytest.approx(float(x[0, 0, 0] @ x[1, 0, 0]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_every_site_has_its_shape_and_its_mask(key):
     """Masks that are given, and drawn from the key, with one mask of attention for each head."""
     model, captures = gpt(ALL), {}

@@ -71,6 +71,7 @@ def assert_same_run(folder, from_file):
     assert names == from_file[-1] | {"stream-1.txt"}
 
 
+@pytest.mark.slow
 def test_a_stream_is_read_once_and_kept(folder, from_file, capsys):
     with writing(TEXT):
         code, printed, _ = run_command(capsys, *RUN, "--run-dir", "out")

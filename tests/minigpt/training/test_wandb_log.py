@@ -6,7 +6,6 @@ import sys
 
 import pytest
 from fake_wandb import FakeWandb
-from marks import slow
 from rich.console import Console
 from run_helpers import stop_after_step
 from tiny import CONFIG, TEXT, outcome
@@ -54,7 +53,8 @@ def test_it_has_the_records_and_a_resumed_run_goes_on_there(config, tmp_path, mo
         assert options["dir"] == str(tmp_path / "out")
 
 
-@pytest.mark.parametrize("fail", [slow("init"), "log", slow("finish")])
+@pytest.mark.slow
+@pytest.mark.parametrize("fail", ["init", "log", "finish"])
 def test_what_fails_there_is_a_warning(config, tmp_path, monkeypatch, fail):
     monkeypatch.setitem(sys.modules, "wandb", FakeWandb(fail))
     printed = train(config, tmp_path)
