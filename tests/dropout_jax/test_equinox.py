@@ -53,6 +53,7 @@ def test_arguments_of_dropout_are_equinoxs():
         assert [name for name in ours if name != "broadcast_dims"] == list(theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 def test_each_layer_is_its_function(name, key):
     options, op = LAYERS[name]

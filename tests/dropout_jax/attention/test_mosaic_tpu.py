@@ -228,6 +228,7 @@ def test_a_row_that_sees_no_key_is_zero(key):
     assert np.isfinite(log_sum[1, :, :3]).all()
 
 
+@pytest.mark.slow
 def test_gradients_are_the_differences_of_the_output(key):
     case = Case("causal", queries=40, keys=40, bias=(1, 2, 40, 40), is_causal=True)
     plan = plan_of(case)

@@ -57,6 +57,7 @@ BLOCK = {
 }
 
 
+@pytest.mark.slow
 def test_names_shapes_values_and_metadata(trained, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, _ = export(capsys, trained, "--format", "safetensors")

@@ -126,6 +126,7 @@ def run_dir(tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_writes_files(run_dir, tmp_path, capsys):
     page, numbers = tmp_path / "audit.html", tmp_path / "audit.json"
     code, out, error = run_command(capsys, "audit", run_dir, "--html", page, "--json", numbers)

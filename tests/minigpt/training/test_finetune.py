@@ -121,6 +121,7 @@ def assert_equal(arrays, expected):
         np.testing.assert_array_equal(array, expected[name], name)
 
 
+@pytest.mark.slow
 def test_the_steps_are_those_from_the_parents_weights_and_a_fresh_optimizer(family):
     arrays, _ = checkpoint.read(family / "out", LAST)
     assert_equal(arrays, by_definition(family / "parent", LAST))
