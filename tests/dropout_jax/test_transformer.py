@@ -123,8 +123,9 @@ def test_a_block_is_torchs_encoder_layer(norm, activation, is_masked, dtype, key
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, indirect=True)
-@pytest.mark.parametrize("norm", ["pre", slow("post")])
+@pytest.mark.parametrize("norm", ["pre", "post"])
 def test_a_block_with_a_context_is_torchs_decoder_layer(norm, dtype, key, monkeypatch):
     theirs = torch.nn.TransformerDecoderLayer(
         *(FEATURES, HEADS, HIDDEN, RATE),

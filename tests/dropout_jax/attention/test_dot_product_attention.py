@@ -549,7 +549,8 @@ def test_shared_masks_of_a_part_of_a_batch(implementation, key):
     np.testing.assert_allclose(part, attend(arrays, None)[2:], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("implementation", [slow("naive"), "blockwise"])
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", ["naive", "blockwise"])
 def test_residual_is_the_log_sum_of_the_logits(implementation, key):
     query, k, value = operands(Case("residual", queries=70, keys=70))
     mask = jnp.tril(jnp.ones((70, 70), bool), -1)  # the first query sees no key
@@ -588,6 +589,7 @@ def test_kernel_has_no_residual():
         dot_product_attention(*arrays, implementation="kernel", return_residual=True)
 
 
+@pytest.mark.slow
 @FAST_ON_ONE
 def test_scale_may_be_traced_and_learned(implementation, key):
     arrays = operands(Case("scale", queries=70))

@@ -46,6 +46,7 @@ def run(capsys):
     return functools.partial(run_command, capsys, "sample")
 
 
+@pytest.mark.slow
 def test_sample_i_is_the_only_one_of_its_seed(runs, run):
     words = (runs[0], "--tokens", 40, "--prompt", "To be")
     code, out, _ = run(*words, "--num-samples", 3, "--seed", 2**32 - 1)

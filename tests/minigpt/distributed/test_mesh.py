@@ -84,7 +84,6 @@ def collectives(settings):
         slow("fsdp=8"),
     ],
 )
-@pytest.mark.slow
 def test_no_collective_comes_from_dropout(mesh):
     without, with_dropout = (collectives(config(mesh, rate)) for rate in (0.0, 0.2))
     assert with_dropout == without

@@ -40,7 +40,6 @@ MESHES = ("data=8", "fsdp=8", "tensor=4", ALL_AXES)
         slow("llama", MESHES),
     ],
 )
-@pytest.mark.slow
 def test_no_mesh_makes_xla_replicate_an_activation(name, meshes):
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     result = subprocess.run(

@@ -66,7 +66,6 @@ def labelled(batch):
 
 
 @pytest.mark.parametrize("accumulate", [1, slow(2)])
-@pytest.mark.slow
 def test_loss_and_gradient_are_those_of_labels_of_minus_100(models, tmp_path, accumulate):
     parent = minigpt.load(models / "hf-run")
     model = dataclasses.replace(parent.config.model, dropout=parent.config.model.dropout.uniform(0))

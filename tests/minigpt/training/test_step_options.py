@@ -49,7 +49,6 @@ def params_of(state):
 
 
 @pytest.mark.parametrize("parts", [slow(2), 4, slow(8)])
-@pytest.mark.slow
 def test_accumulation_is_the_large_batch_with_its_masks(parts):
     losses, state, temporaries = run(config())
     in_parts, state_in_parts, less = run(config(accumulate=parts))

@@ -49,7 +49,6 @@ def test_same_key_same_run_and_another_key_another(key):
     assert losses(CONFIG, 3, key) == losses(CONFIG, 3, fold(key, "other"))
 
 
-@pytest.mark.slow
 def test_the_step_is_folded_into_the_key(key):
     """With a learning rate of almost nothing, only the masks can change the loss."""
     still = OptimConfig(learning_rate=1e-30, min_learning_rate=0.0)
