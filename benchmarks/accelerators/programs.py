@@ -168,7 +168,10 @@ def _choose_attention(implementation: str | None) -> Iterator[None]:
 
 
 def _generation(chip: Chip, *, full: bool) -> Iterator[Program]:
-    """One token of generation: the logits of a window; and some tokens for 16 rows at a time."""
+    """One token of generation: the logits of a window; and some tokens for 16 rows at a time.
+
+    The short form takes the small preset.
+    """
     for preset in (SMALL, "gpt2") if full else (SMALL,):
         config = PRESETS[preset]
         model = dataclasses.replace(config.model, scan_layers=True)

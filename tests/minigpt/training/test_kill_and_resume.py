@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from chat_models import write_examples
+from marks import slow
 from run_helpers import KILL_AND_RESTART, child_environment, count_kills
 from tiny import TEXT, outcome
 
@@ -197,10 +198,7 @@ EXTENDED = ("--dropout-schedule", "late", "--steps", "90", "--extend")
 
 @pytest.mark.parametrize(  # the last step is a multiple of --eval-every, or not
     "steps",
-    [
-        pytest.param("20", marks=pytest.mark.torture),
-        pytest.param("22", marks=pytest.mark.slow),
-    ],
+    [pytest.param("20", marks=pytest.mark.torture), slow("22")],
 )
 def test_kills_change_nothing_of_an_extension(tmp_path, cache, steps):
     """Whatever the instant: before the extension is written, as it is written, and after."""

@@ -310,7 +310,7 @@ PLANS = [
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param(LORA, marks=pytest.mark.slow),
+        slow(LORA),
         pytest.param([*FREEZE, "--dropout-schedule", "curriculum"], marks=pytest.mark.torture),
     ],
 )
